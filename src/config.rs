@@ -1,0 +1,126 @@
+//! The shape of a model: what the config of a checkpoint and the metadata of a container both say.
+
+use serde::{Deserialize, Serialize};
+
+/// The two architectures of the Yuan 2.0 family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// Yuan2.0-M32: mixture of experts, GGUF architecture `yuan2_moe`.
+    Moe,
+    /// Yuan2.0-2B: one dense MLP a layer, GGUF architecture `yuan2`.
+    Dense,
+}
+
+/// How the rotary embedding rounds (MODEL.md, "Rotary embedding"). Logits differ by up to 7 between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopePrecision {
+    /// Inverse frequencies rounded to bf16, all else f32: how the authors trained and evaluated.
+    #[default]
+    Mixed,
+    /// Everything in f32: vLLM and the authors' llama.cpp fork.
+    F32,
+    /// Frequencies, positions, angles and tables in bf16: the Hugging Face reference file.
+    HfBf16,
+}
+
+impl RopePrecision {
+    /// The spelling of the command line and of `yuan.rope.precision`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mixed => "mixed",
+            Self::F32 => "f32",
+            Self::HfBf16 => "hfbf16",
+        }
+    }
+
+    /// The inverse of [`RopePrecision::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Mixed, Self::F32, Self::HfBf16].into_iter().find(|p| p.name() == name)
+    }
+}
+
+/// Everything that the forward pass needs to know beside the weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelConfig {
+    /// Which of the two architectures.
+    pub architecture: Architecture,
+    /// Rows of the embedding and of the head (V).
+    pub vocab: usize,
+    /// Width of the residual stream (H).
+    pub hidden: usize,
+    /// Decoder layers (L).
+    pub layers: usize,
+    /// Attention heads (n).
+    pub heads: usize,
+    /// Rows of q, k and v: heads x head dim (P).
+    pub projection: usize,
+    /// Neurons of one expert, or of the dense MLP (F).
+    pub ffn: usize,
+    /// Experts a layer (E); 0 in a dense model.
+    pub experts: usize,
+    /// Experts that a token uses (k); 0 in a dense model.
+    pub experts_used: usize,
+    /// Whether the weights of the chosen experts are divided by their sum.
+    pub norm_topk: bool,
+    /// Epsilon of the RMS norms (the filter's own norm always uses 1e-6).
+    pub rms_eps: f32,
+    /// Base of the rotary frequencies.
+    pub rope_base: f32,
+    /// Leading dims of each head that rotate.
+    pub rope_dims: usize,
+    /// Rounding convention of the rotary embedding.
+    pub rope_precision: RopePrecision,
+    /// Positions that the model was made for.
+    pub context: usize,
+    /// Whether the head is the embedding.
+    pub tied_embeddings: bool,
+}
+
+impl ModelConfig {
+    /// Width of one attention head.
+    pub const fn head_dim(&self) -> usize {
+        self.projection / self.heads
+    }
+
+    /// Checks every size against its limits and against the others, so that code behind it may divide and
+    /// multiply them freely. The error names the first field that is wrong.
+    pub fn validate(&self) -> Result<(), String> {
+        let within = |name: &str, value: usize, max: usize| match value {
+            0 => Err(format!("{name} is 0")),
+            v if v > max => Err(format!("{name} is {v}, more than {max}")),
+            _ => Ok(()),
+        };
+        within("vocab_size", self.vocab, 1 << 22)?;
+        within("hidden_size", self.hidden, 1 << 16)?;
+        within("num_hidden_layers", self.layers, 1 << 10)?;
+        within("num_attention_heads", self.heads, 1 << 10)?;
+        within("attention_projection_size", self.projection, 1 << 17)?;
+        within("ffn_hidden_size", self.ffn, 1 << 18)?;
+        within("max_position_embeddings", self.context, 1 << 24)?;
+        within("rotary dims", self.rope_dims, 1 << 16)?;
+        if self.architecture == Architecture::Moe {
+            within("moe_num_experts", self.experts, 1 << 10)?;
+            within("moe_top_k", self.experts_used, self.experts)?;
+        } else if self.experts != 0 || self.experts_used != 0 {
+            return Err("a dense model has no experts".into());
+        }
+        if self.projection % self.heads != 0 {
+            return Err(format!("{} heads do not divide the projection of {}", self.heads, self.projection));
+        }
+        if self.rope_dims % 2 != 0 || self.rope_dims > self.head_dim() {
+            return Err(format!("{} rotary dims do not fit heads of {}", self.rope_dims, self.head_dim()));
+        }
+        if self.hidden % 2 != 0 {
+            return Err(format!("hidden_size {} is odd: the filter halves it", self.hidden));
+        }
+        if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {
+            return Err(format!("rms_norm_eps is {}", self.rms_eps));
+        }
+        if !(self.rope_base >= 1.0 && self.rope_base.is_finite()) {
+            return Err(format!("rotary_base is {}", self.rope_base));
+        }
+        Ok(())
+    }
+}

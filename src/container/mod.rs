@@ -1,0 +1,1 @@
+//! GGUF containers: reading, writing, the tile layout.

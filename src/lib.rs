@@ -1,0 +1,25 @@
+//! A runtime for Yuan2.0-M32 on the machine you own.
+//!
+//! Data flows one way through the rooms, in the order in which they are declared here;
+//! `ARCHITECTURE.md` is the map, and `tests/rooms.rs` enforces it.
+
+pub mod config;
+pub mod error;
+pub mod vocab;
+
+pub mod checkpoint;
+pub mod quantize;
+
+pub mod container;
+
+pub mod tokenizer;
+
+pub mod pager;
+
+pub mod model;
+
+pub mod sampler;
+
+pub mod session;
+
+pub use error::{Error, Result};

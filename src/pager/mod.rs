@@ -1,0 +1,1 @@
+//! Bringing experts into memory.

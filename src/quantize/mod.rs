@@ -1,0 +1,1 @@
+//! Encoding weights: the plan and the block encoders.

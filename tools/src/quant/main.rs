@@ -1,0 +1,2 @@
+//! `yuan-quant`: convert checkpoints to containers.
+fn main() {}

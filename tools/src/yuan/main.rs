@@ -1,0 +1,2 @@
+//! `yuan`: run a Yuan 2.0 model.
+fn main() {}
