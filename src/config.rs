@@ -103,6 +103,7 @@ impl ModelConfig {
         if self.architecture == Architecture::Moe {
             within("moe_num_experts", self.experts, 1 << 10)?;
             within("moe_top_k", self.experts_used, self.experts)?;
+            within("experts in all layers", self.layers * self.experts, 1 << 16)?;
         } else if self.experts != 0 || self.experts_used != 0 {
             return Err("a dense model has no experts".into());
         }

@@ -1,1 +1,3 @@
 //! Reading Hugging Face checkpoints.
+
+pub mod names;
