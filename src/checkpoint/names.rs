@@ -1,0 +1,107 @@
+//! The table of tensors: for every weight its Hugging Face name, its GGUF name, its shape and its role.
+//!
+//! The GGUF names are those of the authors' converter. Order is the order of use: embedding, layers, final norm,
+//! head; a container is laid out in it.
+
+use crate::config::{Architecture, ModelConfig};
+
+/// What a tensor is for; decides the type that it is stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Token embedding [V, H].
+    Embedding,
+    /// Output head [V, H].
+    Head,
+    /// Weight of an RMS norm [H].
+    Norm,
+    /// q, k, v [P, H] or output [H, P] projection of the attention.
+    Attention,
+    /// Two-tap convolution of the localized filter [out, in, 2, 1].
+    Conv,
+    /// Its bias [out].
+    ConvBias,
+    /// Query, key or value projection of the attention router [E, H].
+    Router,
+    /// gate, up [F, H] or down [H, F] of a dense MLP.
+    Mlp,
+    /// An expert's gate rows over its up rows [2F, H].
+    ExpertIn {
+        /// Decoder layer.
+        layer: usize,
+        /// Expert within the layer.
+        expert: usize,
+    },
+    /// An expert's down projection [H, F].
+    ExpertOut {
+        /// Decoder layer.
+        layer: usize,
+        /// Expert within the layer.
+        expert: usize,
+    },
+}
+
+/// One tensor that a model of some config must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Name in a Hugging Face checkpoint.
+    pub hf: String,
+    /// Name in a GGUF file as the authors' converter writes it.
+    pub gguf: String,
+    /// Shape in row-major order, outermost first, as PyTorch prints it.
+    pub shape: Vec<usize>,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// Every tensor that `config` asks for, in the order in which the forward pass uses them.
+/// A model with tied embeddings has no head.
+pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    let (h, p, f, v) = (config.hidden, config.projection, config.ffn, config.vocab);
+    let mut all = Vec::new();
+    let mut add = |hf: String, gguf: String, shape: &[usize], role| {
+        all.push(TensorSpec { hf, gguf, shape: shape.to_vec(), role });
+    };
+
+    add("model.embed_tokens.weight".into(), "token_embd.weight".into(), &[v, h], Role::Embedding);
+    for layer in 0..config.layers {
+        let hf = |name: &str| format!("model.layers.{layer}.{name}");
+        let gguf = |name: &str| format!("blk.{layer}.{name}");
+        let mut local = |from: &str, to: &str, shape: &[usize], role| add(hf(from), gguf(to), shape, role);
+
+        local("input_layernorm.weight", "attn_norm.weight", &[h], Role::Norm);
+        local("self_attn.lf_gate.conv1.weight", "conv1.weight", &[h / 2, h, 2, 1], Role::Conv);
+        local("self_attn.lf_gate.conv1.bias", "conv1.bias", &[h / 2], Role::ConvBias);
+        local("self_attn.lf_gate.conv2.weight", "conv2.weight", &[h, h / 2, 2, 1], Role::Conv);
+        local("self_attn.lf_gate.conv2.bias", "conv2.bias", &[h], Role::ConvBias);
+        local("self_attn.lf_gate.output_layernorm.weight", "lf_output_norm.weight", &[h], Role::Norm);
+        local("self_attn.q_proj.weight", "attn_q.weight", &[p, h], Role::Attention);
+        local("self_attn.k_proj.weight", "attn_k.weight", &[p, h], Role::Attention);
+        local("self_attn.v_proj.weight", "attn_v.weight", &[p, h], Role::Attention);
+        local("self_attn.o_proj.weight", "attn_output.weight", &[h, p], Role::Attention);
+        local("post_attention_layernorm.weight", "ffn_norm.weight", &[h], Role::Norm);
+        match config.architecture {
+            Architecture::Dense => {
+                local("mlp.gate_proj.weight", "ffn_gate.weight", &[f, h], Role::Mlp);
+                local("mlp.up_proj.weight", "ffn_up.weight", &[f, h], Role::Mlp);
+                local("mlp.down_proj.weight", "ffn_down.weight", &[h, f], Role::Mlp);
+            }
+            Architecture::Moe => {
+                let e = config.experts;
+                local("mlp.gate.query.weight", "mlp_attn_q.weight", &[e, h], Role::Router);
+                local("mlp.gate.key.weight", "mlp_attn_k.weight", &[e, h], Role::Router);
+                local("mlp.gate.value.weight", "mlp_attn_v.weight", &[e, h], Role::Router);
+                for expert in 0..e {
+                    let (w1, w2) = (Role::ExpertIn { layer, expert }, Role::ExpertOut { layer, expert });
+                    let from = |w: &str| format!("mlp.experts.{expert}.{w}.weight");
+                    local(&from("w1"), &format!("ffn_gate.{expert}.weight"), &[2 * f, h], w1);
+                    local(&from("w2"), &format!("ffn_down.{expert}.weight"), &[h, f], w2);
+                }
+            }
+        }
+    }
+    add("model.norm.weight".into(), "output_norm.weight".into(), &[h], Role::Norm);
+    if !config.tied_embeddings {
+        add("lm_head.weight".into(), "output.weight".into(), &[v, h], Role::Head);
+    }
+    all
+}
