@@ -78,7 +78,9 @@ pub enum Error {
     },
 
     /// A prompt and its answer do not fit the context.
-    #[error("the context holds {capacity} tokens and {wanted} are asked for; shorten the prompt or raise --context")]
+    #[error(
+        "the context holds {capacity} tokens and {wanted} are asked for; shorten the prompt or raise --context"
+    )]
     ContextFull {
         /// Tokens that the state can hold.
         capacity: usize,
