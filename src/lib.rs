@@ -23,3 +23,10 @@ pub mod sampler;
 pub mod session;
 
 pub use error::{Error, Result};
+
+/// Names of the kernels that this machine runs, the best first.
+pub fn kernel_names() -> Vec<&'static str> {
+    let best = yuan_kernels::best().name;
+    let others = yuan_kernels::available().map(|k| k.name).filter(|name| *name != best);
+    std::iter::once(best).chain(others).collect()
+}

@@ -105,3 +105,8 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     }
     all
 }
+
+/// Name in our containers of an expert that is stored as neuron tiles.
+pub fn tiled_expert(layer: usize, expert: usize) -> String {
+    format!("blk.{layer}.ffn_expert.{expert}")
+}

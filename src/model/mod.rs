@@ -1,1 +1,82 @@
-//! The forward pass.
+//! The forward pass of the Yuan 2.0 family. MODEL.md is the math; [`forward`] reads like it.
+
+mod activations;
+mod compute;
+mod feed_forward;
+mod filter;
+pub mod forward;
+mod kv;
+mod load;
+mod matrix;
+mod norm;
+pub mod rope;
+mod router;
+mod state;
+
+pub use compute::Arithmetic;
+pub use forward::{Stage, Want};
+pub use kv::KvType;
+pub use load::Options;
+pub use state::State;
+
+use crate::{config::ModelConfig, pager::Pager};
+use compute::Compute;
+use feed_forward::FeedForward;
+use filter::Filter;
+use matrix::Matrix;
+use rope::Rope;
+
+/// A model that is ready to run. Shared by any number of sessions, each with a [`State`] of its own.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    compute: Compute,
+    pager: Pager,
+    rope: Rope,
+    /// [V, H].
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    /// [H].
+    final_norm: Vec<f32>,
+    /// [V, H].
+    head: Matrix,
+}
+
+/// The weights of one layer.
+#[derive(Debug)]
+struct Layer {
+    /// [H].
+    input_norm: Vec<f32>,
+    filter: Filter,
+    /// [P, H] each; q and k are joined and cut per head (MODEL.md, "Attention").
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    /// [H, P].
+    o: Matrix,
+    /// [H].
+    post_norm: Vec<f32>,
+    feed_forward: FeedForward,
+}
+
+impl Model {
+    /// The shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.compute.threads()
+    }
+
+    /// Name of the kernels in use.
+    pub fn kernels(&self) -> &'static str {
+        self.compute.kernels.name
+    }
+
+    /// The pager, for its counters.
+    pub fn pager(&self) -> &Pager {
+        &self.pager
+    }
+}

@@ -1,2 +1,145 @@
-//! `yuan-quant`: convert checkpoints to containers.
-fn main() {}
+//! `yuan-quant`: convert checkpoints of the Yuan 2.0 family to containers.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use yuan::{
+    config::RopePrecision,
+    container::Container,
+    quantize::{DType, Options},
+};
+use yuan_tools::{
+    console::{self, byte_bar, size, stopped},
+    convert::{self, Input},
+    inspect::{self, Show},
+    open::rope,
+};
+
+mod synth;
+
+/// Convert checkpoints of the Yuan 2.0 family to containers
+#[derive(Parser)]
+#[command(name = "yuan-quant", version, max_term_width = 110, args_conflicts_with_subcommands = true, after_help = "\
+Examples:
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --experts q4_0 --dry-run
+  yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
+  yuan-quant verify yuan2-m32.q4_k.gguf
+A run that was killed goes on where it stopped when it is started again with the same arguments.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    convert: Option<Convert>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check every byte of a container against its recorded BLAKE3 digests
+    Verify {
+        /// The container
+        model: PathBuf,
+    },
+    /// Show what a container holds
+    Inspect(Show),
+    /// Write a standard GGUF file with the same weights
+    Export {
+        /// The container
+        model: PathBuf,
+        /// The file to write
+        #[arg(long, short, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Write a model with random weights, for benchmarks and tests
+    Synth(synth::Synth),
+}
+
+/// A conversion.
+#[derive(Args)]
+struct Convert {
+    /// A Hugging Face folder (safetensors or .bin), or a GGUF file as published
+    input: PathBuf,
+    /// The container to write
+    #[arg(long, short, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    types: Types,
+    /// Print the plan (every tensor, its type and size, totals, peak memory) and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Types and conventions of the output.
+#[derive(Args, Clone)]
+pub struct Types {
+    /// Type of the experts: q4_k or q4_0 (neuron tiles), f16, bf16 or f32; q4_k by default, a GGUF input keeps its own
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    experts: Option<DType>,
+    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; q8_0 by default, a GGUF input keeps its own
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    dense: Option<DType>,
+    /// Rotary convention to record: mixed (as trained), f32 or hfbf16
+    #[arg(long, value_name = "KIND", value_parser = rope)]
+    rope: Option<RopePrecision>,
+    /// Base of the rotary frequencies in place of the config's
+    #[arg(long, value_name = "BASE")]
+    rope_base: Option<f32>,
+}
+
+impl Types {
+    fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            experts: self.experts.unwrap_or(default.experts),
+            dense: self.dense.unwrap_or(default.dense),
+            rope: self.rope,
+            rope_base: self.rope_base,
+        }
+    }
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    DType::from_name(name).ok_or_else(|| "choose q4_k, q4_0, q8_0, q6_k, f16, bf16 or f32".into())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    console::run(|| match (cli.command, cli.convert) {
+        (Some(Command::Verify { model }), _) => verify(&model),
+        (Some(Command::Inspect(show)), _) => inspect::run(&show),
+        (Some(Command::Export { model, output }), _) => export(&model, &output),
+        (Some(Command::Synth(synth)), _) => synth.run(),
+        (None, Some(args)) => convert(&args),
+        (None, None) => anyhow::bail!("give a checkpoint folder or a GGUF file, or a command; see yuan-quant --help"),
+    })
+}
+
+fn convert(args: &Convert) -> anyhow::Result<()> {
+    let input = Input::open(&args.input)?;
+    let requested = args.types.experts.is_some() || args.types.dense.is_some();
+    let job = convert::Job::new(&input, &args.types.options(), requested)?;
+    for warning in job.warnings() {
+        eprintln!("warning: {warning}");
+    }
+    if args.dry_run {
+        return job.print_plan();
+    }
+    let Some(output) = &args.output else { anyhow::bail!("give the container to write with -o FILE") };
+    job.run(output)
+}
+
+fn verify(model: &PathBuf) -> anyhow::Result<()> {
+    let container = Container::open(model)?;
+    let bar = byte_bar(container.data_bytes(), "verify");
+    container.verify(&|bytes| {
+        bar.inc(bytes);
+        !stopped()
+    })?;
+    bar.finish_and_clear();
+    println!("{}: {} tensors, {}, all as written", model.display(), container.tensors().len(), size(container.data_bytes()));
+    Ok(())
+}
+
+fn export(model: &PathBuf, output: &PathBuf) -> anyhow::Result<()> {
+    convert::export(model, output)
+}

@@ -1,2 +1,57 @@
 //! `yuan`: run a Yuan 2.0 model.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod demo;
+mod generate;
+mod inspect;
+mod logits;
+mod perplexity;
+mod tokenize;
+
+/// Run Yuan2.0-M32 on the machine you own
+#[derive(Parser)]
+#[command(name = "yuan", version, max_term_width = 110, after_help = "\
+Examples:
+  yuan demo
+  yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
+  yuan bench model.gguf -p 512 -n 128
+Containers are made by yuan-quant.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Convert the demo model and stream an English and a Chinese text from it
+    Demo(demo::Demo),
+    /// Continue a prompt
+    Generate(generate::Generate),
+    /// Show the tokens of a text
+    Tokenize(tokenize::Tokenize),
+    /// Write the logits of given tokens to a NumPy file
+    Logits(logits::Logits),
+    /// Measure how well a model predicts a text, and how far it is from another
+    Perplexity(perplexity::Perplexity),
+    /// Show what a container holds
+    Inspect(inspect::Inspect),
+    /// Measure the speed of prefill and decode
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    yuan_tools::console::run(|| match cli.command {
+        Command::Demo(c) => c.run(),
+        Command::Generate(c) => c.run(),
+        Command::Tokenize(c) => c.run(),
+        Command::Logits(c) => c.run(),
+        Command::Perplexity(c) => c.run(),
+        Command::Inspect(c) => c.run(),
+        Command::Bench(c) => c.run(),
+    })
+}

@@ -1,0 +1,124 @@
+//! Matrix products on the thread pool: the one place that knows kernels and threads.
+
+use rayon::prelude::*;
+use yuan_kernels::{Columns, DType, Kernels};
+
+use super::{activations::Activations, matrix::Matrix};
+use crate::error::{Error, Result};
+
+/// How quantized weights meet activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Activations in 8 bits, integer sums: fast.
+    #[default]
+    Integer,
+    /// Weights widened to f32 row by row: slow, for comparison with other implementations.
+    Float,
+}
+
+/// The kernel table, the threads and the arithmetic of a model.
+#[derive(Debug)]
+pub struct Compute {
+    /// The functions of this machine's instruction set.
+    pub kernels: &'static Kernels,
+    /// Integer or float products.
+    pub arithmetic: Arithmetic,
+    pool: rayon::ThreadPool,
+}
+
+/// Weights that are worth a task of their own, in bytes.
+const TASK_BYTES: usize = 128 << 10;
+
+impl Compute {
+    /// `threads` of 0 means all that the process may use. The kernels are the best of this machine, unless the
+    /// environment variable `YUAN_KERNELS` names others.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for kernels that do not exist or do not run here, or threads that cannot be started.
+    pub fn new(threads: usize, arithmetic: Arithmetic) -> Result<Self> {
+        let kernels = match std::env::var("YUAN_KERNELS") {
+            Err(_) => yuan_kernels::best(),
+            Ok(name) => yuan_kernels::by_name(&name).ok_or_else(|| {
+                let names: Vec<_> = yuan_kernels::available().map(|k| k.name).collect();
+                let names = names.join(", ");
+                Error::Argument(format!("YUAN_KERNELS={name} does not run on this machine; choose from {names}"))
+            })?,
+        };
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("yuan-compute-{i}"))
+            .build()
+            .map_err(|e| Error::Argument(format!("cannot start {threads} threads: {e}; ask for fewer")))?;
+        Ok(Self { kernels, arithmetic, pool })
+    }
+
+    /// Threads that share the work.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Runs `work` with this pool behind rayon's parallel iterators.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
+    /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so
+    /// the result does not depend on the number of threads or of rows of `x`.
+    pub fn product(&self, w: &Matrix, x: &Activations) -> Vec<f32> {
+        debug_assert_eq!(w.cols, x.cols());
+        let mut out = vec![0.0; x.rows() * w.rows];
+        if self.quantizes(w.dtype) {
+            x.q8(self.kernels);
+        }
+        let row_work = (w.len_bytes() / w.rows).saturating_mul(x.rows()).max(1);
+        let chunk = (TASK_BYTES / row_work).max(1);
+        if chunk >= w.rows {
+            Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
+        } else {
+            self.run(|| {
+                Columns::split(&mut out, w.rows, chunk)
+                    .par_iter_mut()
+                    .for_each(|columns| self.product_rows(w, x, columns));
+            });
+        }
+        out
+    }
+
+    fn quantizes(&self, dtype: DType) -> bool {
+        dtype.is_quantized() && self.arithmetic == Arithmetic::Integer
+    }
+
+    /// The rows of `w` that `out` has columns for.
+    fn product_rows(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
+        let mut widened = Vec::new();
+        let range = out.range();
+        for r in range.clone() {
+            let weights = w.row(r);
+            if w.dtype.is_quantized() && !self.quantizes(w.dtype) {
+                widened.clear();
+                w.dequantize_row(r, &mut widened);
+            }
+            for t in 0..x.rows() {
+                out.row(t)[r - range.start] = match widened.as_slice() {
+                    [] => self.dot(w.dtype, weights, x, t),
+                    widened => (self.kernels.dot_f32)(widened, x.row(t)),
+                };
+            }
+        }
+    }
+
+    fn dot(&self, dtype: DType, weights: &[u8], x: &Activations, t: usize) -> f32 {
+        use bytemuck::cast_slice;
+        let k = self.kernels;
+        let q8 = || &x.q8(k)[t * x.blocks()..][..x.blocks()];
+        match dtype {
+            DType::F32 => (k.dot_f32)(cast_slice(weights), x.row(t)),
+            DType::F16 => (k.dot_f16)(cast_slice(weights), x.row(t)),
+            DType::Bf16 => (k.dot_bf16)(cast_slice(weights), x.row(t)),
+            DType::Q8_0 => (k.dot_q8_0)(cast_slice(weights), q8()),
+            DType::Q4_0 => (k.dot_q4_0)(cast_slice(weights), q8()),
+            DType::Q4_K => (k.dot_q4_k)(cast_slice(weights), q8()),
+            DType::Q6_K => (k.dot_q6_k)(cast_slice(weights), q8()),
+        }
+    }
+}

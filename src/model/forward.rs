@@ -1,0 +1,173 @@
+//! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
+//! experts; then norm and head.
+
+use super::{
+    Model,
+    activations::Activations,
+    feed_forward::FeedForward,
+    norm::rms_norm,
+    rope::rotate,
+    state::State,
+};
+use crate::error::{Error, Result};
+
+/// Which rows of logits a call wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// None: fill the state only.
+    Nothing,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// Places in the forward pass that a [`Probe`] sees. Rows are tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Stage {
+    Embedding,
+    InputNorm,
+    Filter,
+    Query,
+    Key,
+    Value,
+    Attention,
+    RouterLogits,
+    FeedForward,
+    Hidden,
+    FinalNorm,
+}
+
+/// Sees intermediate results as `(stage, layer, rows)`.
+pub type Probe<'p> = &'p mut dyn FnMut(Stage, usize, &[f32]);
+
+impl Model {
+    /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V].
+    ///
+    /// The same tokens give the same bits however they are cut into calls and on any number of threads.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
+    /// has no room; the state is then as before.
+    pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
+        self.forward_probed(tokens, state, want, &mut |_, _, _| {})
+    }
+
+    /// [`Model::forward`] that shows its intermediate results to `probe`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_probed(
+        &self,
+        tokens: &[u32],
+        state: &mut State,
+        want: Want,
+        probe: Probe<'_>,
+    ) -> Result<Vec<f32>> {
+        self.check(tokens, state)?;
+        let (config, compute, start) = (&self.config, &self.compute, state.position());
+        let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
+
+        let mut x = self.embed(tokens);
+        probe(Stage::Embedding, 0, &x);
+        for (l, (layer, memory)) in self.layers.iter().zip(&mut state.layers).enumerate() {
+            // Attention: v sees the normed input, q and k see its filtered form.
+            let a = rms_norm(&x, &layer.input_norm, config.rms_eps);
+            let v = compute.product(&layer.v, &a);
+            let g = layer.filter.apply(compute, &a, &mut memory.filter);
+            let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
+            join_and_split(&mut q, &mut k, config.projection, config.head_dim());
+            for x in [&mut q, &mut k] {
+                let heads = x.chunks_exact_mut(config.head_dim());
+                heads.enumerate().for_each(|(i, head)| rotate(head, &angles[i / config.heads]));
+            }
+            memory.kv.push(&k, &v);
+            let attended = memory.kv.attend(compute, &q);
+            let o = compute.product(&layer.o, &attended);
+            add(&mut x, &o);
+            probe(Stage::InputNorm, l, a.data());
+            probe(Stage::Filter, l, g.data());
+            probe(Stage::Query, l, &q);
+            probe(Stage::Key, l, &k);
+            probe(Stage::Value, l, &v);
+            probe(Stage::Attention, l, &o);
+
+            // Feed forward: the experts that the router picks, or the one MLP of a dense model.
+            let m = rms_norm(&x, &layer.post_norm, config.rms_eps);
+            let y = match &layer.feed_forward {
+                FeedForward::Dense(mlp) => mlp.apply(compute, &m),
+                FeedForward::Moe { router, experts } => {
+                    let routing = router.route(compute, &m);
+                    probe(Stage::RouterLogits, l, &routing.logits);
+                    experts.apply(compute, &self.pager, &m, &routing)?
+                }
+            };
+            add(&mut x, &y);
+            probe(Stage::FeedForward, l, &y);
+            probe(Stage::Hidden, l, &x);
+        }
+        state.advance(tokens.len());
+
+        let rows = match want {
+            Want::Nothing => return Ok(Vec::new()),
+            Want::Last => &x[(tokens.len() - 1) * config.hidden..],
+            Want::All => &x,
+        };
+        let last = rms_norm(rows, &self.final_norm, config.rms_eps);
+        probe(Stage::FinalNorm, 0, last.data());
+        Ok(compute.product(&self.head, &last))
+    }
+
+    fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::Argument("there are no tokens to run; give a prompt".into()));
+        }
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
+            let last = self.config.vocab - 1;
+            return Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")));
+        }
+        let wanted = state.position() + tokens.len();
+        if wanted > state.capacity() {
+            return Err(Error::ContextFull { capacity: state.capacity(), wanted });
+        }
+        Ok(())
+    }
+
+    fn embed(&self, tokens: &[u32]) -> Vec<f32> {
+        let mut x = Vec::with_capacity(tokens.len() * self.config.hidden);
+        tokens.iter().for_each(|&id| self.embedding.dequantize_row(id as usize, &mut x));
+        x
+    }
+}
+
+/// Turns the rows of the q and k projections into queries and keys: the joined row `q | k` is cut into slices of
+/// `head_dim`; head i's query is slice 2i, its key slice 2i + 1.
+fn join_and_split(q: &mut [f32], k: &mut [f32], width: usize, head_dim: usize) {
+    let mut joined = vec![0.0; 2 * width];
+    for (q, k) in q.chunks_exact_mut(width).zip(k.chunks_exact_mut(width)) {
+        joined[..width].copy_from_slice(q);
+        joined[width..].copy_from_slice(k);
+        let heads = q.chunks_exact_mut(head_dim).zip(k.chunks_exact_mut(head_dim));
+        for ((q, k), slices) in heads.zip(joined.chunks_exact(2 * head_dim)) {
+            q.copy_from_slice(&slices[..head_dim]);
+            k.copy_from_slice(&slices[head_dim..]);
+        }
+    }
+}
+
+fn add(x: &mut [f32], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_take_alternate_slices_of_the_joined_rows() {
+        let (mut q, mut k) = (vec![0., 1., 2., 3.], vec![4., 5., 6., 7.]);
+        join_and_split(&mut q, &mut k, 4, 1);
+        assert_eq!((q, k), (vec![0., 2., 4., 6.], vec![1., 3., 5., 7.]));
+    }
+}

@@ -1,0 +1,93 @@
+//! The attention router: which experts a token goes to, and with what weights (MODEL.md, "Router").
+
+use super::{activations::Activations, compute::Compute, matrix::Matrix};
+
+/// Weights of the router of one layer, each [E, H].
+#[derive(Clone, Debug)]
+pub struct Router {
+    /// Query projection.
+    pub query: Matrix,
+    /// Key projection.
+    pub key: Matrix,
+    /// Value projection.
+    pub value: Matrix,
+    /// Experts that a token uses.
+    pub used: usize,
+    /// Whether the weights of the chosen are divided by their sum.
+    pub normalize: bool,
+}
+
+/// The routing of T tokens.
+#[derive(Clone, Debug, Default)]
+pub struct Routing {
+    /// Logits [T, E], before the softmax over the experts.
+    pub logits: Vec<f32>,
+    /// For each token its chosen experts with their weights, best first.
+    pub chosen: Vec<Vec<(usize, f32)>>,
+}
+
+impl Router {
+    /// Routes the T rows of `m`.
+    pub fn route(&self, compute: &Compute, m: &Activations) -> Routing {
+        let experts = self.query.rows;
+        let [q, k, v] = [&self.query, &self.key, &self.value].map(|w| compute.product(w, m));
+        let mut routing = Routing::default();
+        for t in 0..m.rows() {
+            let row = |x: &'_ [f32]| x[t * experts..][..experts].to_vec();
+            let (q, k, v) = (row(&q), row(&k), row(&v));
+            let logits: Vec<f32> = q.iter().map(|&q| attend(q, &k, &v)).collect();
+            routing.chosen.push(choose(&logits, self.used, self.normalize));
+            routing.logits.extend(logits);
+        }
+        routing
+    }
+}
+
+/// `sum_j softmax_j(q k_j) v_j`: no scale, no mask.
+fn attend(q: f32, k: &[f32], v: &[f32]) -> f32 {
+    let scores: Vec<f32> = k.iter().map(|k| q * k).collect();
+    let p = softmax(&scores);
+    p.iter().zip(v).map(|(p, v)| p * v).sum()
+}
+
+/// The `used` best of a softmax over the logits, best first, equals by number.
+fn choose(logits: &[f32], used: usize, normalize: bool) -> Vec<(usize, f32)> {
+    let mut order: Vec<(usize, f32)> = softmax(logits).into_iter().enumerate().collect();
+    order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
+    order.truncate(used);
+    if normalize {
+        let sum: f32 = order.iter().map(|(_, p)| p).sum();
+        order.iter_mut().for_each(|(_, p)| *p /= sum);
+    }
+    order
+}
+
+fn softmax(x: &[f32]) -> Vec<f32> {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exp: Vec<f32> = x.iter().map(|x| (x - max).exp()).collect();
+    let sum: f32 = exp.iter().sum();
+    exp.into_iter().map(|e| e / sum).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_two_best_share_the_weight() {
+        let chosen = choose(&[0.0, 3.0, 1.0, 2.0], 2, true);
+        assert_eq!(chosen.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3]);
+        let first = 1.0 / (1.0 + (-1f32).exp());
+        assert!((chosen[0].1 - first).abs() < 1e-6 && (chosen[1].1 - (1.0 - first)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn equals_go_by_number() {
+        assert_eq!(choose(&[1.0; 4], 2, true), [(0, 0.5), (1, 0.5)]);
+    }
+
+    #[test]
+    fn uniform_attention_gives_the_mean_value() {
+        assert!((attend(0.0, &[1.0, -5.0], &[2.0, 4.0]) - 3.0).abs() < 1e-6);
+    }
+}

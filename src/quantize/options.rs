@@ -1,0 +1,82 @@
+//! What the user may choose about the types of a container.
+
+use yuan_kernels::DType;
+
+use crate::{
+    config::RopePrecision,
+    error::{Error, Result},
+};
+
+/// Types of the weights and overrides of the config.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Experts: `q4_k` or `q4_0` as neuron tiles; `f16`, `bf16` or `f32` as rows, for checking.
+    pub experts: DType,
+    /// Embedding, head, attention, filter and dense MLP.
+    pub dense: DType,
+    /// Rotary convention to record in place of the config's.
+    pub rope: Option<RopePrecision>,
+    /// Rotary base to record in place of the config's.
+    pub rope_base: Option<f32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { experts: DType::Q4_K, dense: DType::Q8_0, rope: None, rope_base: None }
+    }
+}
+
+impl Options {
+    /// # Errors
+    /// [`Error::Argument`] that names a type which is not built for its place, or a base that is no base.
+    pub fn validate(&self) -> Result<()> {
+        use DType::{Bf16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
+        if !matches!(self.experts, Q4_K | Q4_0 | F16 | Bf16 | F32) {
+            let name = self.experts.name();
+            return Err(Error::Argument(format!("experts in {name} are not built; choose q4_k, q4_0, f16, bf16 or f32")));
+        }
+        if !matches!(self.dense, Q8_0 | Q6_K | Q4_K | F16 | Bf16 | F32) {
+            let name = self.dense.name();
+            return Err(Error::Argument(format!(
+                "dense matrices in {name} are not built; choose q8_0, q6_k, q4_k, f16, bf16 or f32"
+            )));
+        }
+        match self.rope_base {
+            Some(base) if !(base >= 1.0 && base.is_finite()) => {
+                Err(Error::Argument(format!("a rotary base of {base} makes no sense; published ones are 10000 and 40890")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The type that a row of `cols` takes when `dtype` is wanted: K types need a multiple of 256 and give way to `q8_0`, small
+/// blocks need a multiple of 32 and give way to `f16`.
+pub fn fit(dtype: DType, cols: usize) -> DType {
+    match dtype.row_bytes(cols) {
+        Some(_) => dtype,
+        None if dtype.block_len() > DType::Q8_0.block_len() => fit(DType::Q8_0, cols),
+        None => DType::F16,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_do_not_fit_fall_back() {
+        assert_eq!(fit(DType::Q4_K, 2048), DType::Q4_K);
+        assert_eq!(fit(DType::Q4_K, 128), DType::Q8_0);
+        assert_eq!(fit(DType::Q8_0, 40), DType::F16);
+        assert_eq!(fit(DType::F32, 7), DType::F32);
+    }
+
+    #[test]
+    fn unbuilt_types_are_refused_by_name() {
+        let error = Options { experts: DType::Q6_K, ..Options::default() }.validate().unwrap_err();
+        assert!(error.to_string().contains("q6_k"));
+        assert!(Options { dense: DType::Q4_0, ..Options::default() }.validate().is_err());
+        assert!(Options { rope_base: Some(0.0), ..Options::default() }.validate().is_err());
+    }
+}

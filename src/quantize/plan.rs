@@ -1,0 +1,130 @@
+//! The plan of a conversion: every tensor of the container with its type and size. A dry run prints it.
+
+use yuan_kernels::DType;
+
+use super::Options;
+use crate::{
+    checkpoint::names::{self, Role},
+    config::ModelConfig,
+    error::{Error, Result},
+};
+
+/// Neurons of a tile; an FFN is filled up to a multiple of them.
+const TILE_NEURONS: usize = 256;
+
+/// One tensor of the container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// Name in the container.
+    pub name: String,
+    /// Where its weights come from.
+    pub source: SourceOf,
+    /// Type of the weights; of a tiled expert, the type of the rows that the tiles permute.
+    pub dtype: DType,
+    /// Rows of the stored matrix; 1 for a vector.
+    pub rows: usize,
+    /// Columns of the stored matrix.
+    pub cols: usize,
+}
+
+/// The tensors of the checkpoint that an item is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceOf {
+    /// One tensor, as it is.
+    Matrix(String),
+    /// A convolution [out, in, 2, 1], stored with its taps split: [out, 2 in].
+    Conv(String),
+    /// An expert's `w1` [2F, H] and `w2` [H, F], stored as neuron tiles.
+    Tiles {
+        /// Gate over up.
+        w1: String,
+        /// Down.
+        w2: String,
+    },
+}
+
+/// Every tensor of a container, in the order in which they lie in it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The model.
+    pub config: ModelConfig,
+    /// The tensors.
+    pub items: Vec<Item>,
+    /// The type of tiled experts, or none where experts are row-major matrices.
+    pub tiles: Option<DType>,
+}
+
+impl Plan {
+    /// Plans a container of `config`'s model. A row that a type's blocks do not divide takes the next type that fits
+    /// ([`super::fit`]); norms, biases and the router are f32.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for 4-bit experts of a model whose hidden size is no multiple of 256.
+    pub fn new(mut config: ModelConfig, options: &Options) -> Result<Self> {
+        options.validate()?;
+        config.rope_precision = options.rope.unwrap_or(config.rope_precision);
+        config.rope_base = options.rope_base.unwrap_or(config.rope_base);
+        let tiles = matches!(options.experts, DType::Q4_K | DType::Q4_0).then_some(options.experts);
+        let tiles = tiles.filter(|_| config.experts > 0);
+        if tiles.is_some() && config.hidden % TILE_NEURONS != 0 {
+            return Err(Error::Argument(format!(
+                "neuron tiles need a hidden size that is a multiple of 256, this model's is {}; give --experts f16",
+                config.hidden
+            )));
+        }
+        let specs = names::tensors(&config);
+        let mut items = Vec::with_capacity(specs.len());
+        for (i, spec) in specs.iter().enumerate() {
+            let cols = spec.shape.get(1..).map_or(1, |inner| inner.iter().product::<usize>());
+            let (rows, cols) = if spec.shape.len() == 1 { (1, spec.shape[0]) } else { (spec.shape[0], cols) };
+            let dense = super::fit(options.dense, cols);
+            let (source, dtype) = match spec.role {
+                Role::Norm | Role::ConvBias | Role::Router => (SourceOf::Matrix(spec.hf.clone()), DType::F32),
+                Role::Embedding | Role::Head | Role::Attention | Role::Mlp => {
+                    (SourceOf::Matrix(spec.hf.clone()), dense)
+                }
+                Role::Conv => (SourceOf::Conv(spec.hf.clone()), dense),
+                Role::ExpertIn { layer, expert } if let Some(dtype) = tiles => {
+                    let w2 = specs[i + 1].hf.clone();
+                    items.push(Item {
+                        name: names::tiled_expert(layer, expert),
+                        source: SourceOf::Tiles { w1: spec.hf.clone(), w2 },
+                        dtype,
+                        rows: 3 * config.ffn.next_multiple_of(TILE_NEURONS),
+                        cols: config.hidden,
+                    });
+                    continue;
+                }
+                Role::ExpertOut { .. } if tiles.is_some() => continue,
+                Role::ExpertIn { .. } | Role::ExpertOut { .. } => {
+                    (SourceOf::Matrix(spec.hf.clone()), options.experts)
+                }
+            };
+            items.push(Item { name: spec.gguf.clone(), source, dtype, rows, cols });
+        }
+        Ok(Self { config, items, tiles })
+    }
+
+    /// Bytes of all tensors, without header and alignment.
+    pub fn data_bytes(&self) -> u64 {
+        self.items.iter().map(Item::bytes).sum()
+    }
+
+    /// Bytes of memory that a conversion takes: two finished tensors (one is written while the next is encoded) and what
+    /// the workers hold of their sources.
+    pub fn peak_bytes(&self, threads: usize) -> u64 {
+        let mut sizes: Vec<u64> = self.items.iter().map(Item::bytes).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        let tiles = self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
+        sizes.iter().take(2).sum::<u64>()
+            + tiles.unwrap_or(0)
+            + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
+    }
+}
+
+impl Item {
+    /// Bytes of the stored tensor.
+    pub fn bytes(&self) -> u64 {
+        self.rows as u64 * (self.cols / self.dtype.block_len() * self.dtype.block_bytes()) as u64
+    }
+}

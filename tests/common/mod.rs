@@ -1,0 +1,119 @@
+//! What the integration tests share: where fixtures are, and how to convert and open a model.
+#![allow(dead_code)]
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use safetensors::SafeTensors;
+use yuan::{
+    checkpoint::{Checkpoint, vocab::read_vocab},
+    container::{Container, Conversion},
+    model::{Arithmetic, Model, Options as RunOptions},
+    quantize::{DType, Options, Plan},
+};
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A path of the full fixtures (`YUAN_FIXTURES`, or `../shared/fixtures`), or of the repository's own subset; a test whose
+/// fixture is in neither says that it is skipped.
+pub fn fixture(path: &str) -> Option<PathBuf> {
+    let full = std::env::var_os("YUAN_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
+    let found = [full.join(path), root().join("tests/fixtures").join(path)].into_iter().find(|p| p.exists());
+    if found.is_none() {
+        eprintln!("skipped: no fixture {path} in {} or tests/fixtures", full.display());
+    }
+    found
+}
+
+/// The demo model's folder.
+pub fn demo() -> PathBuf {
+    root().join("assets/demo-model")
+}
+
+/// A temporary folder for one test.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// Types for checking: everything in f32.
+pub fn exact() -> Options {
+    Options { experts: DType::F32, dense: DType::F32, rope: None, rope_base: None }
+}
+
+/// Converts a checkpoint folder and opens the container.
+pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container {
+    let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
+    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary");
+    let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
+    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
+    conversion.write(output, &|_| true).expect("the conversion runs");
+    Container::open(output).expect("the container opens")
+}
+
+/// A model of a container.
+pub fn load(container: &Container, options: RunOptions) -> Arc<Model> {
+    Arc::new(Model::load(container, &options).expect("the model loads"))
+}
+
+/// Two threads, float products.
+pub fn float() -> RunOptions {
+    RunOptions { threads: 2, arithmetic: Arithmetic::Float, rope: None }
+}
+
+/// Golden numbers of one file.
+pub struct Goldens {
+    f32s: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    i32s: HashMap<String, (Vec<usize>, Vec<i32>)>,
+}
+
+impl Goldens {
+    pub fn read(path: &Path) -> Self {
+        let bytes = fs::read(path).expect("the goldens");
+        let tensors = SafeTensors::deserialize(&bytes).expect("the goldens are safetensors");
+        let (mut f32s, mut i32s) = (HashMap::new(), HashMap::new());
+        for (name, view) in tensors.tensors() {
+            let words = || view.data().chunks_exact(4).map(|w| <[u8; 4]>::try_from(w).unwrap());
+            let shape = view.shape().to_vec();
+            match view.dtype() {
+                safetensors::Dtype::F32 => {
+                    f32s.insert(name, (shape, words().map(f32::from_le_bytes).collect()));
+                }
+                safetensors::Dtype::I32 => {
+                    i32s.insert(name, (shape, words().map(i32::from_le_bytes).collect()));
+                }
+                _ => {}
+            }
+        }
+        Self { f32s, i32s }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&[f32]> {
+        self.f32s.get(name).map(|(_, v)| v.as_slice())
+    }
+
+    pub fn f32(&self, name: &str) -> &[f32] {
+        self.get(name).unwrap_or_else(|| panic!("the goldens have no {name}"))
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        let (_, v) = self.i32s.get(name).unwrap_or_else(|| panic!("the goldens have no {name}"));
+        v.iter().map(|&id| u32::try_from(id).unwrap()).collect()
+    }
+
+    pub fn has_ids(&self, name: &str) -> bool {
+        self.i32s.contains_key(name)
+    }
+}
+
+/// The largest difference between `found` and `golden`, which must have the same length.
+pub fn error(found: &[f32], golden: &[f32]) -> f32 {
+    assert_eq!(found.len(), golden.len());
+    found.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max })
+}

@@ -1,0 +1,96 @@
+//! The terminal: logs on stderr, progress bars, Ctrl-C, sizes.
+
+use std::{
+    process::ExitCode,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+/// Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether Ctrl-C was pressed. The first press asks to stop, the second kills.
+pub fn stopped() -> bool {
+    STOP.load(Relaxed)
+}
+
+/// Runs a tool's `main`: logs to stderr (`RUST_LOG` chooses), catches Ctrl-C, prints an error with its causes.
+pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).with_env_filter(filter).init();
+    static ONCE: OnceLock<()> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let handler = || {
+            if STOP.swap(true, Relaxed) {
+                std::process::exit(INTERRUPTED.into());
+            }
+        };
+        if let Err(e) = ctrlc::set_handler(handler) {
+            tracing::warn!("Ctrl-C will kill at once: {e}");
+        }
+    });
+    match main() {
+        Ok(()) if stopped() => ExitCode::from(INTERRUPTED),
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            if stopped() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Whoever read our output has had enough (`yuan … | head`): no error.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |e: &(dyn std::error::Error + 'static)| e.downcast_ref::<std::io::Error>().map(|e| e.kind());
+    error.chain().any(|e| kind(e) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+/// A bar over `total` bytes with rate and time left, on stderr; nothing when that is no terminal.
+pub fn byte_bar(total: u64, what: &'static str) -> ProgressBar {
+    bar(total, what, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left")
+}
+
+/// A bar over `total` tokens.
+pub fn token_bar(total: u64, what: &'static str) -> ProgressBar {
+    bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {per_sec}, {eta} left")
+}
+
+fn bar(total: u64, what: &'static str, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).expect("the templates above are sound");
+    let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// `1234567` as `1.23 MB`.
+pub fn size(bytes: u64) -> String {
+    let units = ["B", "kB", "MB", "GB", "TB", "PB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.2} {}", units[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(1000), "1.00 kB");
+        assert_eq!(size(28_311_552), "28.31 MB");
+        assert_eq!(size(u64::MAX), "18446.74 PB");
+    }
+}

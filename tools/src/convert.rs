@@ -1,0 +1,133 @@
+//! Running a conversion for a person: the plan, the warnings, the progress bar.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use yuan::{
+    checkpoint::{Checkpoint, vocab::read_vocab},
+    container::{Container, Conversion},
+    quantize::{Options, Plan},
+    vocab::Vocab,
+};
+
+use crate::console::{byte_bar, size, stopped};
+
+/// What a conversion reads.
+pub enum Input {
+    /// A Hugging Face folder with its tokenizer.
+    Checkpoint(Box<Checkpoint>, Vocab),
+    /// A GGUF file.
+    Gguf(PathBuf, Box<Container>),
+}
+
+impl Input {
+    /// Opens a folder as a checkpoint, anything else as a GGUF file.
+    ///
+    /// # Errors
+    /// When it is neither.
+    pub fn open(path: &Path) -> anyhow::Result<Self> {
+        if path.is_dir() {
+            let checkpoint = Checkpoint::open(path)?;
+            let vocab = read_vocab(path, Some(checkpoint.config().vocab))?;
+            return Ok(Self::Checkpoint(Box::new(checkpoint), vocab));
+        }
+        Ok(Self::Gguf(path.into(), Box::new(Container::open(path)?)))
+    }
+
+    /// Bytes of all its tensors.
+    pub fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Checkpoint(checkpoint, _) => checkpoint.data_bytes(),
+            Self::Gguf(_, container) => container.data_bytes(),
+        }
+    }
+}
+
+/// A conversion that is ready to run.
+pub struct Job<'a> {
+    conversion: Conversion<'a>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Job<'a> {
+    /// Plans the conversion. A GGUF file keeps its own types (a repack without loss) unless `requested` says that the
+    /// types in `options` were asked for.
+    ///
+    /// # Errors
+    /// When the input does not allow it.
+    pub fn new(input: &'a Input, options: &Options, requested: bool) -> anyhow::Result<Self> {
+        let (conversion, warnings) = match input {
+            Input::Checkpoint(checkpoint, vocab) => {
+                let plan = Plan::new(checkpoint.config().clone(), options)?;
+                let mut warnings = checkpoint.warnings().to_vec();
+                if options.rope_base.is_some() {
+                    warnings.retain(|w| !w.contains("rotary_base"));
+                }
+                let identity = checkpoint.folder().display().to_string();
+                (Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, identity.as_bytes())?, warnings)
+            }
+            Input::Gguf(_, container) if requested => {
+                let plan = Plan::new(container.config().clone(), options)?;
+                (Conversion::of_checkpoint(plan, container.as_ref(), &container.vocab()?, b"gguf")?, vec![])
+            }
+            Input::Gguf(_, container) => (Conversion::repack(container, options)?, vec![]),
+        };
+        Ok(Self { conversion, warnings })
+    }
+
+    /// A conversion that was planned elsewhere.
+    pub fn of(conversion: Conversion<'a>) -> Self {
+        Self { conversion, warnings: Vec::new() }
+    }
+
+    /// What the user should know before it runs.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Prints every tensor with its type and size, the totals, and the memory that a run takes.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub fn print_plan(&self) -> anyhow::Result<()> {
+        use std::io::Write;
+        let mut out = std::io::stdout().lock();
+        for tensor in self.conversion.tensors() {
+            writeln!(out, "{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.kind, tensor.bytes, tensor.dims)?;
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        writeln!(out, "{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
+        writeln!(out, "about {} of memory on {threads} threads", size(self.conversion.peak_bytes(threads)))?;
+        Ok(())
+    }
+
+    /// Writes `output` behind a progress bar.
+    ///
+    /// # Errors
+    /// Those of the conversion; a stopped or failed run leaves `output` alone.
+    pub fn run(&self, output: &Path) -> anyhow::Result<()> {
+        let bar = byte_bar(self.conversion.data_bytes(), "convert");
+        let written = self
+            .conversion
+            .write(output, &|bytes| {
+                bar.inc(bytes);
+                !stopped()
+            })
+            .with_context(|| format!("converting to {}", output.display()))?;
+        bar.finish_and_clear();
+        if written.resumed > 0 {
+            eprintln!("went on behind {} tensors of an earlier run", written.resumed);
+        }
+        eprintln!("{}: {}", output.display(), size(written.bytes));
+        Ok(())
+    }
+}
+
+/// Writes a standard GGUF file with the weights of the container `model`.
+///
+/// # Errors
+/// Those of the container and of writing.
+pub fn export(model: &Path, output: &Path) -> anyhow::Result<()> {
+    let container = Container::open(model)?;
+    Job::of(Conversion::export(&container)?).run(output)
+}

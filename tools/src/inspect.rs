@@ -1,0 +1,80 @@
+//! What a container holds, for people and for programs.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use yuan::{config::Architecture, container::Container};
+
+use crate::console::size;
+
+/// Show what a container holds
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan inspect model.gguf
+  yuan inspect model.gguf --tensors
+  yuan inspect model.gguf --json")]
+pub struct Show {
+    /// The container, or a GGUF file as published
+    model: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the description of a container.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn run(show: &Show) -> anyhow::Result<()> {
+    let container = Container::open(&show.model)?;
+    let config = container.config();
+    let mut types = BTreeMap::<&str, (usize, u64)>::new();
+    for tensor in container.tensors() {
+        let total = types.entry(tensor.type_name()).or_default();
+        *total = (total.0 + 1, total.1 + tensor.bytes);
+    }
+    if show.json {
+        let tensors: Vec<_> = container
+            .tensors()
+            .iter()
+            .map(|t| json!({ "name": t.name, "type": t.type_name(), "dims": t.dims, "offset": t.offset, "bytes": t.bytes }))
+            .collect();
+        let object = json!({
+            "file": show.model, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
+            "data_bytes": container.data_bytes(), "tensors": tensors,
+        });
+        println!("{object}");
+        return Ok(());
+    }
+    let kind = match config.architecture {
+        Architecture::Moe => format!(
+            "mixture of experts: {} a layer, {} used, {} neurons each",
+            config.experts, config.experts_used, config.ffn
+        ),
+        Architecture::Dense => format!("dense, {} neurons a layer", config.ffn),
+    };
+    println!("file        {}", show.model.display());
+    println!("model       {kind}");
+    println!("shape       {} layers, hidden {}, vocabulary {}", config.layers, config.hidden, config.vocab);
+    println!("attention   {} heads of {}, {} dims rotate", config.heads, config.head_dim(), config.rope_dims);
+    println!("rotary      base {}, {} precision", config.rope_base, config.rope_precision.name());
+    println!("context     {} tokens", config.context);
+    println!("layout      {}", container.layout_name());
+    println!("data        {}", size(container.data_bytes()));
+    for (name, (count, bytes)) in types {
+        println!("  {name:<9} {count:>5} tensors, {}", size(bytes));
+    }
+    println!("kernels     {} (this machine has: {})", yuan::kernel_names()[0], yuan::kernel_names().join(", "));
+    if show.tensors {
+        println!();
+        for t in container.tensors() {
+            println!("{:<36} {:<6} {:>12} {:?}", t.name, t.type_name(), t.bytes, t.dims);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! `yuan demo`: the whole path once, on the small model that comes with the source.
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use yuan::{
+    model::KvType,
+    quantize::{DType, Options},
+    sampler::{Sampler, Settings},
+    session::Session,
+    tokenizer::Special,
+};
+use yuan_tools::{
+    console::{size, stopped},
+    convert::{Input, Job},
+    open::{Opened, RunArgs},
+};
+
+use crate::generate::{Answer, answer};
+
+/// Headers as the demo model knows them: what follows is made up.
+const PROMPTS: [(&str, u64); 2] = [("Psalms 151:1-4<sep>", 4), ("春日山中 李白<sep>", 4)];
+
+/// Convert the demo model and stream an English and a Chinese text from it
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan demo
+  yuan demo --experts q4_0 --seed 7
+The demo model has 16 million weights. It was trained for this project on the King James Bible and on Tang poems; it knows form
+and diction, hardly any meaning.")]
+pub struct Demo {
+    /// The demo model's folder; by default the one in the source tree
+    #[arg(long, value_name = "DIR")]
+    assets: Option<PathBuf>,
+    /// Where the converted model is kept; by default the user's cache folder
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Type of the experts: q4_k or q4_0
+    #[arg(long, value_name = "TYPE", default_value = "q4_k", value_parser = tile_type)]
+    experts: DType,
+    /// Tokens to generate at most, for each prompt
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 160)]
+    most: usize,
+    /// Seed of the random choices
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Threads; all by default
+    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
+    threads: usize,
+}
+
+fn tile_type(name: &str) -> Result<DType, String> {
+    DType::from_name(name)
+        .filter(|t| matches!(t, DType::Q4_K | DType::Q4_0))
+        .ok_or_else(|| "choose q4_k or q4_0".into())
+}
+
+impl Demo {
+    pub fn run(self) -> anyhow::Result<()> {
+        let model = self.convert()?;
+        let run = RunArgs { model, threads: self.threads, kv: KvType::F16, rope: None, float: false };
+        let opened = run.open()?;
+        let config = opened.model.config();
+        println!(
+            "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
+            opened.model.kernels(),
+            opened.model.threads(),
+            config.experts_used,
+            config.experts,
+            config.layers
+        );
+        for (prompt, seed) in PROMPTS {
+            if stopped() {
+                return Ok(());
+            }
+            self.tell(&opened, prompt, self.seed.unwrap_or(seed))?;
+        }
+        println!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", run.model.display(), PROMPTS[1].0);
+        Ok(())
+    }
+
+    /// Converts the demo model, says what became of it, and returns the container.
+    fn convert(&self) -> anyhow::Result<PathBuf> {
+        let assets = match &self.assets {
+            Some(folder) => folder.clone(),
+            None => find_assets().context(
+                "the demo model is not here: run in a checkout of the source, or give its folder with --assets",
+            )?,
+        };
+        let cache = self.cache.clone().map_or_else(cache_folder, Ok)?;
+        fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
+        let output = cache.join(format!("demo-model.{}.gguf", self.experts.name()));
+        let input = Input::open(&assets)?;
+        // The demo model was trained with f32 rotary tables; published models are not.
+        let options = Options {
+            experts: self.experts,
+            rope: Some(yuan::config::RopePrecision::F32),
+            ..Options::default()
+        };
+        Job::new(&input, &options, true)?.run(&output)?;
+        let (before, after) = (input.data_bytes(), fs::metadata(&output)?.len());
+        println!(
+            "Converted {} ({}) to {} ({}).",
+            assets.display(),
+            size(before),
+            output.display(),
+            size(after)
+        );
+        Ok(output)
+    }
+
+    fn tell(&self, opened: &Opened, prompt: &str, seed: u64) -> anyhow::Result<()> {
+        let ids = opened.tokenizer.encode(prompt, Special::Parse);
+        ensure!(!ids.is_empty(), "the demo model's tokenizer makes nothing of {prompt:?}");
+        let mut session = Session::new(opened.model.clone(), ids.len() + self.most, KvType::F16)?;
+        let settings = Settings { temperature: 0.7, top_k: 0, top_p: 0.9, seed };
+        let before = opened.model.pager().usage();
+        println!("\n> {prompt}");
+        let answer = answer(opened, &mut session, ids, self.most, false, Sampler::new(settings)?, |text| {
+            print!("{text}");
+            Ok(std::io::stdout().flush()?)
+        })?;
+        println!();
+        report(opened, &answer, &before);
+        Ok(())
+    }
+}
+
+fn report(opened: &Opened, answer: &Answer, before: &yuan::pager::Usage) {
+    let usage = opened.model.pager().usage();
+    let config = opened.model.config();
+    let tokens = (answer.prompt.len() + answer.tokens.len().saturating_sub(1)).max(1);
+    let touched = usage.reads.iter().zip(&before.reads).filter(|(now, then)| now > then).count();
+    let (_, decode) = answer.rates();
+    println!(
+        "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
+        answer.prompt.len(),
+        answer.tokens.len(),
+        config.layers * config.experts_used,
+        config.layers * config.experts,
+        size((usage.bytes - before.bytes) / tokens as u64),
+    );
+}
+
+/// The demo model beside the source that this program was built from, or beside where it runs.
+fn find_assets() -> Option<PathBuf> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf);
+    let near = env::current_exe().ok().into_iter().flat_map(|exe| {
+        exe.ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>()
+    });
+    source
+        .into_iter()
+        .chain(env::current_dir())
+        .chain(near)
+        .map(|folder| folder.join("assets/demo-model"))
+        .find(|folder| folder.join("config.json").is_file())
+}
+
+fn cache_folder() -> anyhow::Result<PathBuf> {
+    let named = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    named("XDG_CACHE_HOME")
+        .or_else(|| named("HOME").map(|home| home.join(".cache")))
+        .or_else(|| named("LOCALAPPDATA"))
+        .map(|folder| folder.join("yuan"))
+        .context("there is no home folder to keep the converted model in; give one with --cache")
+}

@@ -1,0 +1,69 @@
+//! `yuan logits`: the logits of given tokens, for checking against other implementations.
+
+use std::{fs, io::Write, path::PathBuf};
+
+use anyhow::Context;
+use clap::Args;
+use yuan::{
+    model::{State, Want},
+    session::BATCH,
+};
+use yuan_tools::open::RunArgs;
+
+/// Write the logits of given tokens to a NumPy file: float32, one row a position
+#[derive(Args)]
+#[command(after_help = "\
+Example:
+  yuan logits model.gguf --tokens 1910,2060,804 --output logits.npy
+  python3 -c \"import numpy; print(numpy.load('logits.npy').shape)\"")]
+pub struct Logits {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Token ids, separated by commas
+    #[arg(long, value_delimiter = ',', required = true, value_name = "IDS")]
+    tokens: Vec<u32>,
+    /// The .npy file to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+}
+
+impl Logits {
+    pub fn run(self) -> anyhow::Result<()> {
+        let model = self.run.open()?.model;
+        let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
+        let mut rows = Vec::new();
+        for batch in self.tokens.chunks(BATCH) {
+            rows.extend(model.forward(batch, &mut state, Want::All)?);
+        }
+        let partial = self.output.with_added_extension("partial");
+        let write = || -> std::io::Result<()> {
+            let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
+            file.write_all(&npy_header(self.tokens.len(), model.config().vocab))?;
+            rows.iter().try_for_each(|v| file.write_all(&v.to_le_bytes()))?;
+            file.into_inner()?.sync_all()?;
+            fs::rename(&partial, &self.output)
+        };
+        write().with_context(|| format!("cannot write {}", self.output.display()))
+    }
+}
+
+/// Header of a float32 matrix, NumPy format version 1.0: a Python dict, padded to a multiple of 64 bytes.
+fn npy_header(rows: usize, cols: usize) -> Vec<u8> {
+    let dict = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
+    let length = (10 + dict.len() + 1).next_multiple_of(64) - 10;
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend((length as u16).to_le_bytes());
+    header.extend(format!("{dict:<width$}\n", width = length - 1).bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn npy_header_is_a_multiple_of_64() {
+        let header = super::npy_header(3, 4096);
+        assert_eq!(header.len() % 64, 0);
+        assert_eq!(header.last(), Some(&b'\n'));
+        assert!(String::from_utf8_lossy(&header).contains("'shape': (3, 4096)"));
+    }
+}

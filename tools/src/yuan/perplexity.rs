@@ -1,0 +1,184 @@
+//! `yuan perplexity`: how well a model predicts a text, and how far it is from another.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde_json::json;
+use yuan::{
+    model::{Model, State, Want},
+    session::BATCH,
+    tokenizer::{Special, Tokenizer},
+};
+use yuan_tools::{
+    console::{stopped, token_bar},
+    open::RunArgs,
+};
+
+/// Measure how well a model predicts a text, and how far it is from another model
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan perplexity model.gguf --file text.txt
+  yuan perplexity q4.gguf --file heldout.txt --documents 1-58 --against bf16.gguf
+Documents are divided by lines that say <eod>. Each is run by itself from an empty state; every token but its first
+is predicted, special tokens and the closing <eod> included.")]
+pub struct Perplexity {
+    #[command(flatten)]
+    run: RunArgs,
+    /// The text
+    #[arg(long, short, value_name = "TEXT")]
+    file: PathBuf,
+    /// Take only these documents, counted from 1
+    #[arg(long, value_name = "FIRST-LAST", value_parser = range)]
+    documents: Option<(usize, usize)>,
+    /// Also report the mean Kullback-Leibler divergence from this model's predictions
+    #[arg(long, value_name = "MODEL")]
+    against: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Sums over predicted tokens.
+#[derive(Default)]
+struct Score {
+    tokens: usize,
+    loss: f64,
+    hits: usize,
+    divergence: f64,
+    agreed: usize,
+}
+
+impl Perplexity {
+    pub fn run(self) -> anyhow::Result<()> {
+        let opened = self.run.open()?;
+        let other = match &self.against {
+            None => None,
+            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open()?.model),
+        };
+        if let Some(other) = &other {
+            let (a, b) = (opened.model.config().vocab, other.config().vocab);
+            ensure!(a == b, "the models have vocabularies of {a} and {b}: their predictions cannot be compared");
+        }
+        let text = fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let documents = split(&text, &opened.tokenizer);
+        let (first, last) = self.documents.unwrap_or((1, documents.len()));
+        ensure!(
+            first <= last && last <= documents.len(),
+            "{} has {} documents: --documents {first}-{last} asks for others",
+            self.file.display(),
+            documents.len()
+        );
+        let documents = &documents[first - 1..last];
+
+        let bar = token_bar(documents.iter().map(|d| d.len() as u64).sum(), "perplexity");
+        let mut score = Score::default();
+        for document in documents {
+            for window in document.chunks(opened.model.config().context) {
+                ensure!(!stopped(), "stopped on request");
+                self.score(window, &opened.model, other.as_ref(), &mut score)?;
+                bar.inc(window.len() as u64);
+            }
+        }
+        bar.finish_and_clear();
+        ensure!(score.tokens > 0, "{} has no token to predict: give a longer text", self.file.display());
+        self.print(documents.len(), &score, other.is_some());
+        Ok(())
+    }
+
+    fn score(
+        &self,
+        tokens: &[u32],
+        model: &Model,
+        other: Option<&Arc<Model>>,
+        score: &mut Score,
+    ) -> anyhow::Result<()> {
+        let states = |model: &Model| State::new(model.config(), tokens.len(), self.run.kv);
+        let mut state = states(model)?;
+        let mut other = other.map(|m| Ok::<_, yuan::Error>((m, states(m)?))).transpose()?;
+        let vocab = model.config().vocab;
+        let mut at = 0;
+        for batch in tokens.chunks(BATCH) {
+            let logits = model.forward(batch, &mut state, Want::All)?;
+            let reference = match &mut other {
+                None => Vec::new(),
+                Some((m, state)) => m.forward(batch, state, Want::All)?,
+            };
+            for (i, row) in logits.chunks_exact(vocab).enumerate() {
+                let Some(&next) = tokens.get(at + i + 1) else { break };
+                score.add(row, next, reference.chunks_exact(vocab).nth(i));
+            }
+            at += batch.len();
+        }
+        Ok(())
+    }
+
+    fn print(&self, documents: usize, score: &Score, compared: bool) {
+        let n = score.tokens as f64;
+        let loss = score.loss / n;
+        let (divergence, agreed) = (score.divergence / n, score.agreed as f64 / n);
+        if self.json {
+            let mut object = json!({
+                "documents": documents, "tokens": score.tokens, "loss": loss, "perplexity": loss.exp(),
+                "top1": score.hits as f64 / n,
+            });
+            if compared {
+                object["kl_divergence"] = divergence.into();
+                object["top1_agreement"] = agreed.into();
+            }
+            println!("{object}");
+            return;
+        }
+        println!("documents   {documents}\ntokens      {}", score.tokens);
+        println!("loss        {loss:.4}\nperplexity  {:.3}", loss.exp());
+        println!("top-1       {:.2} %", 100.0 * score.hits as f64 / n);
+        if compared {
+            println!("KL          {divergence:.6} (mean, from the predictions of --against)");
+            println!("same top-1  {:.2} %", 100.0 * agreed);
+        }
+    }
+}
+
+impl Score {
+    fn add(&mut self, logits: &[f32], next: u32, reference: Option<&[f32]>) {
+        let p = log_softmax(logits);
+        let best = yuan::sampler::greedy(logits);
+        self.tokens += 1;
+        self.loss -= p[next as usize];
+        self.hits += usize::from(best == next);
+        if let Some(reference) = reference {
+            let q = log_softmax(reference);
+            self.divergence += q.iter().zip(&p).map(|(q, p)| q.exp() * (q - p)).sum::<f64>();
+            self.agreed += usize::from(best == yuan::sampler::greedy(reference));
+        }
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    let sum: f64 = logits.iter().map(|&l| (l as f64 - max).exp()).sum();
+    logits.iter().map(|&l| l as f64 - max - sum.ln()).collect()
+}
+
+/// The documents of a text as tokens, each with the `<eod>` that ends it.
+fn split(text: &str, tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
+    let mut documents = Vec::new();
+    let mut rest = text;
+    while let Some((document, tail)) = rest.split_once("\n<eod>\n") {
+        let mut ids = tokenizer.encode(document, Special::Parse);
+        ids.extend(tokenizer.eod());
+        documents.push(ids);
+        rest = tail;
+    }
+    if !rest.trim().is_empty() {
+        documents.push(tokenizer.encode(rest, Special::Parse));
+    }
+    documents
+}
+
+fn range(text: &str) -> Result<(usize, usize), String> {
+    let parse = |s: &str| s.parse::<usize>().ok().filter(|&n| n > 0);
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    parse(first).zip(parse(last)).ok_or_else(|| "give FIRST-LAST, counted from 1".into())
+}

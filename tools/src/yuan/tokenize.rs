@@ -1,0 +1,45 @@
+//! `yuan tokenize`: show the tokens of a text.
+
+use std::{io::Write, path::PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use yuan::{checkpoint::vocab::read_vocab, container::Container, tokenizer::{Special, Tokenizer}};
+
+/// Show the tokens of a text: ids and pieces
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan tokenize model.gguf 'Hello, world'
+  yuan tokenize path/to/checkpoint --special --json '你好<sep>'")]
+pub struct Tokenize {
+    /// A container, or a folder with tokenizer.model
+    model: PathBuf,
+    /// The text
+    text: String,
+    /// Let special strings become special tokens, as LlamaTokenizer does
+    #[arg(long)]
+    special: bool,
+    /// Print JSON: {"ids": […], "pieces": […]}
+    #[arg(long)]
+    json: bool,
+}
+
+impl Tokenize {
+    pub fn run(self) -> anyhow::Result<()> {
+        let vocab =
+            if self.model.is_dir() { read_vocab(&self.model, None)? } else { Container::open(&self.model)?.vocab()? };
+        let tokenizer = Tokenizer::new(vocab)?;
+        let ids = tokenizer.encode(&self.text, if self.special { Special::Parse } else { Special::AsText });
+        let pieces: Vec<&str> = ids.iter().map(|&id| tokenizer.piece(id)).collect();
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", json!({ "ids": ids, "pieces": pieces }))?;
+        } else {
+            for (id, piece) in ids.iter().zip(pieces) {
+                writeln!(out, "{id:>6}  {piece}")?;
+            }
+        }
+        Ok(())
+    }
+}
