@@ -126,6 +126,35 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
+impl BlockQ4K {
+    /// The eight scales and the eight mins, each of 6 bits.
+    ///
+    /// Bytes 0..4 hold scales 0..4 in their low 6 bits, bytes 4..8 mins 0..4; bytes 8..12 hold the low 4 bits of
+    /// scales 4..8 (low nibble) and mins 4..8 (high nibble), whose upper 2 bits lie above those first eight.
+    pub fn unpack_scales(&self) -> ([u8; 8], [u8; 8]) {
+        let q = &self.scales;
+        let (mut scales, mut mins) = ([0; 8], [0; 8]);
+        for j in 0..4 {
+            scales[j] = q[j] & 63;
+            mins[j] = q[j + 4] & 63;
+            scales[j + 4] = (q[j + 8] & 15) | ((q[j] >> 6) << 4);
+            mins[j + 4] = (q[j + 8] >> 4) | ((q[j + 4] >> 6) << 4);
+        }
+        (scales, mins)
+    }
+
+    /// The inverse of [`BlockQ4K::unpack_scales`]. Values above 63 lose their upper bits.
+    pub fn pack_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+        let mut q = [0; 12];
+        for j in 0..4 {
+            q[j] = (scales[j] & 63) | ((scales[j + 4] & 0x30) << 2);
+            q[j + 4] = (mins[j] & 63) | ((mins[j + 4] & 0x30) << 2);
+            q[j + 8] = (scales[j + 4] & 15) | ((mins[j + 4] & 15) << 4);
+        }
+        q
+    }
+}
+
 /// 256 weights in 16 sub-blocks of 16: `w = d * scales[s] * (q - 32)`, `q` of 6 bits.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C)]
