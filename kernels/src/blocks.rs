@@ -6,6 +6,9 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+const _: () =
+    assert!(cfg!(target_endian = "little"), "the blocks are read as they lie, in little-endian order");
+
 /// Weights in one superblock, and columns in one [`BlockQ8`].
 pub const QK: usize = 256;
 /// Weights in one small block (`Q4_0`, `Q8_0`), and columns in one sub-block of a superblock.
@@ -53,7 +56,7 @@ impl DType {
 
     /// Bytes of a row of `cols` weights, or `None` where `cols` is no multiple of the block or the product overflows.
     pub const fn row_bytes(self, cols: usize) -> Option<usize> {
-        if cols % self.block_len() != 0 {
+        if !cols.is_multiple_of(self.block_len()) {
             return None;
         }
         (cols / self.block_len()).checked_mul(self.block_bytes())
@@ -99,6 +102,18 @@ pub struct BlockQ4_0 {
 }
 const _: () = assert!(size_of::<BlockQ4_0>() == 18);
 
+impl BlockQ4_0 {
+    /// The nibbles less 8, by column: -8..=7.
+    pub fn quants(&self) -> [i8; QK_SMALL] {
+        let mut q = [0; QK_SMALL];
+        for (k, pair) in self.qs.into_iter().enumerate() {
+            q[k] = (pair & 15) as i8 - 8;
+            q[k + 16] = (pair >> 4) as i8 - 8;
+        }
+        q
+    }
+}
+
 /// 32 weights: `w[j] = d * qs[j]`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C)]
@@ -126,6 +141,44 @@ pub struct BlockQ4K {
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);
 
+impl BlockQ4K {
+    /// The nibbles, by column: 0..=15.
+    pub fn quants(&self) -> [i8; QK] {
+        let mut q = [0; QK];
+        for (pair, shared) in q.chunks_exact_mut(64).zip(self.qs.chunks_exact(32)) {
+            for (k, byte) in shared.iter().enumerate() {
+                pair[k] = (byte & 15) as i8;
+                pair[k + 32] = (byte >> 4) as i8;
+            }
+        }
+        q
+    }
+
+    /// The eight scales and the eight mins, each of 6 bits.
+    ///
+    /// Bytes 0..4 hold scales 0..4 in their low 6 bits, bytes 4..8 mins 0..4; bytes 8..12 hold the low 4 bits of
+    /// scales 4..8 (low nibble) and mins 4..8 (high nibble), whose upper 2 bits lie above those first eight.
+    pub fn unpack_scales(&self) -> ([u8; 8], [u8; 8]) {
+        // Four bytes at a time.
+        let [a, b, c]: [u32; 3] = bytemuck::cast(self.scales);
+        let upper = |word: u32| (word >> 2) & 0x3030_3030;
+        let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | upper(a)];
+        let mins = [b & 0x3f3f_3f3f, ((c >> 4) & 0x0f0f_0f0f) | upper(b)];
+        (bytemuck::cast(scales), bytemuck::cast(mins))
+    }
+
+    /// The inverse of [`BlockQ4K::unpack_scales`]. Values above 63 lose their upper bits.
+    pub fn pack_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
+        let mut q = [0; 12];
+        for j in 0..4 {
+            q[j] = (scales[j] & 63) | ((scales[j + 4] & 0x30) << 2);
+            q[j + 4] = (mins[j] & 63) | ((mins[j + 4] & 0x30) << 2);
+            q[j + 8] = (scales[j + 4] & 15) | ((mins[j + 4] & 15) << 4);
+        }
+        q
+    }
+}
+
 /// 256 weights in 16 sub-blocks of 16: `w = d * scales[s] * (q - 32)`, `q` of 6 bits.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C)]
@@ -141,7 +194,26 @@ pub struct BlockQ6K {
 }
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
-/// 256 activations: `x[j] = d * qs[j]`, `qs` within ±127, with the sum of each 32 of them.
+impl BlockQ6K {
+    /// The 6-bit numbers less 32, by column: -32..=31. Column `k` has the scale `scales[k / 16]`.
+    pub fn quants(&self) -> [i8; QK] {
+        let mut q = [0; QK];
+        // Each half of 128 columns has 64 bytes of low and 32 bytes of high bits, each byte shared by columns 32 apart.
+        for (half, out) in q.chunks_exact_mut(128).enumerate() {
+            let (ql, qh) = (&self.ql[64 * half..][..64], &self.qh[32 * half..][..32]);
+            for k in 0..32 {
+                let join = |low: u8, high: u8| (low | ((high & 3) << 4)) as i8 - 32;
+                out[k] = join(ql[k] & 15, qh[k]);
+                out[k + 32] = join(ql[k + 32] & 15, qh[k] >> 2);
+                out[k + 64] = join(ql[k] >> 4, qh[k] >> 4);
+                out[k + 96] = join(ql[k + 32] >> 4, qh[k] >> 6);
+            }
+        }
+        q
+    }
+}
+
+/// 256 activations: `x[j] = d * qs[j]`, `qs` within ±127 (the kernels rely on it), with the sum of each 32 of them.
 /// A row of activations that is no multiple of 256 long is filled up with zeros.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C, align(16))]

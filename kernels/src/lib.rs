@@ -1,29 +1,41 @@
 //! Block formats and multiply kernels: slices in, slices out.
 //!
-//! A leaf: no files, threads, allocation or names of the model. `scalar` defines every operation; the modules
-//! named for instruction sets have the same functions in the same order. [`Kernels`] is the table of functions,
-//! chosen once at run time.
+//! A leaf: no files, threads or names of the model, and the kernels allocate nothing. `scalar` defines every
+//! operation; the modules named for instruction sets have the same functions in the same order. [`Kernels`] is the
+//! table of functions, chosen once at run time: [`best`] for this machine, [`by_name`] for the user's choice.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 pub mod blocks;
+pub mod columns;
+mod dequant;
 pub mod panel;
+mod scalar;
+
+use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
 pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
+pub use columns::Columns;
+pub use dequant::dequantize;
 pub use panel::{PanelQ4_0, PanelQ4K};
 
 /// One function for every operation, all of one instruction set.
 ///
 /// `dot_*` multiply one row of weights with one row of activations. `panels_*` multiply a panel row (16 rows x
 /// `256 * panels.len()` columns) with one row of activations and *add* each panel's contribution to `acc`, panel after panel.
-/// Quantized products round in the same places on every instruction set: the floats are equal bit for bit, not
-/// only the integer sums.
+/// All floats round in the same places on every instruction set: results are equal bit for bit (but for the payload
+/// of a NaN), and a panel row's product equals sixteen products of rows.
+///
+/// Slices of weights and activations must cover the same columns; the functions panic where they do not.
 #[derive(Debug)]
 #[allow(missing_docs)]
 pub struct Kernels {
     /// `scalar`, `avx2`, …
     pub name: &'static str,
     /// Activations to blocks of 256; the last one is filled up with zeros. `out.len() == x.len().div_ceil(256)`.
+    /// A block with a NaN or an infinity in it becomes zeros with the scale NaN, so that its products are NaN.
     pub quantize: fn(x: &[f32], out: &mut [BlockQ8]),
     pub dot_f32: fn(w: &[f32], x: &[f32]) -> f32,
     pub dot_f16: fn(w: &[f16], x: &[f32]) -> f32,
@@ -37,4 +49,25 @@ pub struct Kernels {
     /// `y += a * x`, as the attention adds up values.
     pub axpy_f32: fn(a: f32, x: &[f32], y: &mut [f32]),
     pub axpy_f16: fn(a: f32, x: &[f16], y: &mut [f32]),
+}
+
+/// The tables that this CPU runs, fastest first; `scalar` is always the last.
+pub fn available() -> impl Iterator<Item = &'static Kernels> {
+    let tables = [
+        #[cfg(target_arch = "x86_64")]
+        avx2::table(),
+        Some(&scalar::TABLE),
+    ];
+    tables.into_iter().flatten()
+}
+
+/// The fastest table that this CPU runs.
+pub fn best() -> &'static Kernels {
+    static BEST: LazyLock<&Kernels> = LazyLock::new(|| available().next().unwrap_or(&scalar::TABLE));
+    *BEST
+}
+
+/// The table of this name, or `None` where there is none or this CPU cannot run it.
+pub fn by_name(name: &str) -> Option<&'static Kernels> {
+    available().find(|kernels| kernels.name == name)
 }

@@ -8,6 +8,8 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use crate::blocks::{BlockQ4_0, BlockQ4K};
+
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 /// Bytes of a panel.
@@ -33,6 +35,67 @@ pub struct PanelQ4K {
 }
 const _: () = assert!(size_of::<PanelQ4K>() == PANEL_BYTES);
 
+impl PanelQ4K {
+    /// Sixteen rows' blocks of the same 256 columns as one panel. Loses nothing.
+    pub fn pack(rows: &[BlockQ4K; PANEL_ROWS]) -> Self {
+        let mut panel = Self::zeroed();
+        for (r, row) in rows.iter().enumerate() {
+            panel.d[r] = row.d;
+            panel.dmin[r] = row.dmin;
+            let (scale, min) = row.unpack_scales();
+            for s in 0..4 {
+                panel.scales_lo[16 * s + r] = (scale[s] & 15) | (scale[s + 4] << 4);
+                panel.mins_lo[16 * s + r] = (min[s] & 15) | (min[s + 4] << 4);
+                panel.hi[16 * s + r] = (scale[s] >> 4)
+                    | ((scale[s + 4] >> 4) << 2)
+                    | ((min[s] >> 4) << 4)
+                    | ((min[s + 4] >> 4) << 6);
+            }
+            for s in 0..8 {
+                // Sub-blocks 2p and 2p + 1 share 32 bytes of the row: the even one has the low nibbles.
+                let shared = &row.qs[32 * (s / 2)..][..32];
+                let nibble = |column: usize| (shared[column] >> (4 * (s % 2))) & 15;
+                for k in 0..16 {
+                    panel.qs[nibbles_at(s, r, k)] = nibble(k) | (nibble(k + 16) << 4);
+                }
+            }
+        }
+        panel
+    }
+
+    /// The inverse of [`PanelQ4K::pack`].
+    pub fn unpack(&self) -> [BlockQ4K; PANEL_ROWS] {
+        std::array::from_fn(|r| {
+            let (scales, mins) = self.scales_of(r);
+            let mut qs = [0; 128];
+            for s in 0..8 {
+                let shared = &mut qs[32 * (s / 2)..][..32];
+                let shift = 4 * (s % 2);
+                for k in 0..16 {
+                    let pair = self.qs[nibbles_at(s, r, k)];
+                    shared[k] |= (pair & 15) << shift;
+                    shared[k + 16] |= (pair >> 4) << shift;
+                }
+            }
+            BlockQ4K { d: self.d[r], dmin: self.dmin[r], scales: BlockQ4K::pack_scales(&scales, &mins), qs }
+        })
+    }
+
+    /// The eight scales and the eight mins of row `r < 16`, each of 6 bits.
+    pub fn scales_of(&self, r: usize) -> ([u8; 8], [u8; 8]) {
+        let (mut scales, mut mins) = ([0; 8], [0; 8]);
+        for s in 0..4 {
+            let (scale, min, hi) =
+                (self.scales_lo[16 * s + r], self.mins_lo[16 * s + r], self.hi[16 * s + r]);
+            scales[s] = (scale & 15) | ((hi & 3) << 4);
+            scales[s + 4] = (scale >> 4) | (((hi >> 2) & 3) << 4);
+            mins[s] = (min & 15) | (((hi >> 4) & 3) << 4);
+            mins[s + 4] = (min >> 4) | ((hi >> 6) << 4);
+        }
+        (scales, mins)
+    }
+}
+
 /// Sixteen rows of `Q4_0`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C)]
@@ -43,3 +106,82 @@ pub struct PanelQ4_0 {
     pub qs: [u8; 2048],
 }
 const _: () = assert!(size_of::<PanelQ4_0>() == PANEL_BYTES);
+
+impl PanelQ4_0 {
+    /// Sixteen rows' eight blocks of the same 256 columns as one panel. Loses nothing.
+    pub fn pack(rows: &[[BlockQ4_0; 8]; PANEL_ROWS]) -> Self {
+        let mut panel = Self::zeroed();
+        for (r, row) in rows.iter().enumerate() {
+            for (s, block) in row.iter().enumerate() {
+                panel.d[s][r] = block.d;
+                // A byte of Q4_0 pairs columns k and k + 16, as a byte of the panel does.
+                for k in 0..16 {
+                    panel.qs[nibbles_at(s, r, k)] = block.qs[k];
+                }
+            }
+        }
+        panel
+    }
+
+    /// The inverse of [`PanelQ4_0::pack`].
+    pub fn unpack(&self) -> [[BlockQ4_0; 8]; PANEL_ROWS] {
+        std::array::from_fn(|r| {
+            std::array::from_fn(|s| BlockQ4_0 {
+                d: self.d[s][r],
+                qs: std::array::from_fn(|k| self.qs[nibbles_at(s, r, k)]),
+            })
+        })
+    }
+}
+
+/// Where the nibbles of columns `k` and `k + 16` (`k < 16`) of sub-block `s` of row `r` lie in a panel's `qs`.
+const fn nibbles_at(s: usize, r: usize, k: usize) -> usize {
+    256 * s + 64 * (k / 4) + 4 * r + k % 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytemuck::pod_read_unaligned;
+    use proptest::prelude::*;
+
+    fn bytes_of<T: Pod>(value: T) -> Vec<u8> {
+        bytemuck::bytes_of(&value).to_vec()
+    }
+
+    proptest! {
+        #[test]
+        fn q4_k_panels_lose_nothing(bytes in prop::collection::vec(any::<u8>(), PANEL_BYTES)) {
+            let panel: PanelQ4K = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ4K::pack(&panel.unpack())), &bytes[..]);
+            let rows: [BlockQ4K; 16] = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ4K::pack(&rows).unpack()), &bytes[..]);
+        }
+
+        #[test]
+        fn q4_0_panels_lose_nothing(bytes in prop::collection::vec(any::<u8>(), PANEL_BYTES)) {
+            let panel: PanelQ4_0 = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ4_0::pack(&panel.unpack())), &bytes[..]);
+            let rows: [[BlockQ4_0; 8]; 16] = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ4_0::pack(&rows).unpack()), &bytes[..]);
+        }
+
+        #[test]
+        fn scales_pack_to_what_they_were(bytes: [u8; 16]) {
+            let [scales, mins]: [[u8; 8]; 2] = bytemuck::cast(bytes.map(|b| b & 63));
+            let block = BlockQ4K { scales: BlockQ4K::pack_scales(&scales, &mins), ..BlockQ4K::zeroed() };
+            prop_assert_eq!(block.unpack_scales(), (scales, mins));
+        }
+    }
+
+    /// The layout, spelled out for one weight: row 5, column 3 * 32 + 16 + 6 has the nibble 9, all others 0.
+    #[test]
+    fn a_weight_lies_where_the_format_says() {
+        let mut rows = [BlockQ4K::zeroed(); 16];
+        rows[5].qs[32 + 16 + 6] = 9 << 4;
+        let panel = PanelQ4K::pack(&rows);
+        for (at, &byte) in panel.qs.iter().enumerate() {
+            assert_eq!(byte, if at == 256 * 3 + 64 + 4 * 5 + 2 { 9 << 4 } else { 0 }, "byte {at}");
+        }
+    }
+}

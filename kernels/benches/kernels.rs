@@ -1,0 +1,52 @@
+//! Speed of every operation on weights in cache, for each instruction set of this machine, in bytes of weights a second.
+//!
+//! `cargo bench -p yuan-kernels -- --quick`
+
+use std::hint::black_box;
+
+use bytemuck::{Pod, Zeroable, cast_slice_mut};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use half::{bf16, f16};
+use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, available};
+
+const COLUMNS: usize = 2048;
+
+/// `n` of anything with all bytes 0x2d: scales and floats are then ordinary numbers.
+fn filled<T: Pod>(n: usize) -> Vec<T> {
+    let mut items = vec![T::zeroed(); n];
+    cast_slice_mut::<T, u8>(&mut items).fill(0x2d);
+    items
+}
+
+fn bench(c: &mut Criterion) {
+    let floats = vec![0.5_f32; COLUMNS];
+    let mut blocks = vec![BlockQ8::zeroed(); COLUMNS / 256];
+    for k in available() {
+        macro_rules! op {
+            ($name:ident, $weights:ty, $n:expr, |$w:ident| $call:expr) => {{
+                let $w = filled::<$weights>($n);
+                let mut group = c.benchmark_group(stringify!($name));
+                group.throughput(Throughput::Bytes(size_of_val(&$w[..]) as u64));
+                group.bench_function(k.name, |b| b.iter(|| $call));
+                group.finish();
+            }};
+        }
+        op!(quantize, f32, COLUMNS, |x| (k.quantize)(black_box(&x), &mut blocks));
+        op!(dot_f32, f32, COLUMNS, |w| (k.dot_f32)(black_box(&w), &floats));
+        op!(dot_f16, f16, COLUMNS, |w| (k.dot_f16)(black_box(&w), &floats));
+        op!(dot_bf16, bf16, COLUMNS, |w| (k.dot_bf16)(black_box(&w), &floats));
+        op!(dot_q8_0, BlockQ8_0, COLUMNS / 32, |w| (k.dot_q8_0)(black_box(&w), &blocks));
+        op!(dot_q4_0, BlockQ4_0, COLUMNS / 32, |w| (k.dot_q4_0)(black_box(&w), &blocks));
+        op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
+        op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
+        let mut acc = [0.0; 16];
+        op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
+        op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
+        let mut y = vec![0.0; COLUMNS];
+        op!(axpy_f32, f32, COLUMNS, |x| (k.axpy_f32)(1e-9, black_box(&x), &mut y));
+        op!(axpy_f16, f16, COLUMNS, |x| (k.axpy_f16)(1e-9, black_box(&x), &mut y));
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,421 @@
+//! The operations of `scalar` on 256-bit vectors (AVX2 and F16C), same functions in the same order, same bits.
+//!
+//! Registers:
+//! - Floats: four vectors hold the 32 lanes of a product, vector `v` the lanes `8 v..8 v + 8`.
+//! - Rows: a vector holds one sub-block, 32 weights beside 32 activations; `maddubs` and `madd` leave 8 `i32` that are
+//!   partial sums of one row. Eight such vectors become one with the sums of eight sub-blocks.
+//! - Panels: half a line is a vector, 8 rows x 4 columns, beside one word of 4 activations broadcast to all
+//!   rows. `maddubs` leaves two `i16` for each row, `madd` one `i32`; sums, scales and results stay in the row's lane.
+//!
+//! Where it departs from the scalar text:
+//! 1. `maddubs` multiplies unsigned with signed bytes. Nibbles are unsigned; their -8 is taken from the sum, by
+//!    `8 * sums[s]`. For `Q8_0` the weight's sign moves to the activation, which can take it: it is within ±127.
+//! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
+//!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`) and 2 * 63 * 127 = 16002 (`Q6_K`).
+//! 3. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
+
+use std::arch::x86_64::*;
+
+use bytemuck::cast;
+use half::{bf16, f16};
+
+use crate::Kernels;
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
+use crate::panel::{PanelQ4_0, PanelQ4K};
+use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
+
+/// The table, where this CPU has the instructions.
+pub(crate) fn table() -> Option<&'static Kernels> {
+    /// A plain function of one that needs the instructions.
+    macro_rules! enter {
+        ($function:ident($($argument:ident),*)) => {
+            // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2 and F16C.
+            |$($argument),*| unsafe { $function($($argument),*) }
+        };
+    }
+    static TABLE: Kernels = Kernels {
+        name: "avx2",
+        quantize: enter!(quantize(x, out)),
+        dot_f32: enter!(dot_f32(w, x)),
+        dot_f16: enter!(dot_f16(w, x)),
+        dot_bf16: enter!(dot_bf16(w, x)),
+        dot_q8_0: enter!(dot_q8_0(w, x)),
+        dot_q4_0: enter!(dot_q4_0(w, x)),
+        dot_q4_k: enter!(dot_q4_k(w, x)),
+        dot_q6_k: enter!(dot_q6_k(w, x)),
+        panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
+        panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+        axpy_f32: enter!(axpy_f32(a, x, y)),
+        axpy_f16: enter!(axpy_f16(a, x, y)),
+    };
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(&TABLE)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn quantize(x: &[f32], out: &mut [BlockQ8]) {
+    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
+    let (whole, tail) = x.as_chunks::<QK>();
+    for (x, out) in whole.iter().zip(&mut *out) {
+        quantize_block(x, out);
+    }
+    if let (false, Some(out)) = (tail.is_empty(), out.last_mut()) {
+        let mut filled = [0.0; QK];
+        filled[..tail.len()].copy_from_slice(tail);
+        quantize_block(&filled, out);
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
+    let x: &[[[f32; 8]; 4]; 8] = bytemuck::cast_ref(x);
+    let no_sign = _mm256_set1_epi32(i32::MAX);
+    let mut amax = _mm256_setzero_si256();
+    for &x in x.as_flattened() {
+        amax = _mm256_max_epi32(amax, _mm256_and_si256(cast(x), no_sign));
+    }
+    let (d, inverse) = scale_of(cast::<_, [u32; 8]>(amax).into_iter().fold(0, u32::max));
+    *out = BlockQ8 { d, ..bytemuck::Zeroable::zeroed() };
+    if inverse == 0.0 {
+        return;
+    }
+    let inverse = _mm256_set1_ps(inverse);
+    let qs: &mut [[i8; 32]; 8] = bytemuck::cast_mut(&mut out.qs);
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for s in 0..8 {
+        let [a, b, c, d] = x[s].map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(cast(x), inverse)));
+        sums[s] = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+        // The packs work within 128 bits, so the words come out in the order 0 2 4 6 1 3 5 7.
+        let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+        qs[s] = cast(_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    }
+    out.sums = cast::<_, [i32; 8]>(sum_each(sums)).map(|sum| sum as i16);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
+    dot(w, x, |w: [f32; 8]| cast(w), |w| w)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+    dot(w, x, |w: [f16; 8]| _mm256_cvtph_ps(cast(w)), f16::to_f32)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
+    let eight = |w: [bf16; 8]| {
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(cast::<_, __m128i>(w))))
+    };
+    dot(w, x, eight, bf16::to_f32)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn dot<W: Copy>(w: &[W], x: &[f32], eight: impl Fn([W; 8]) -> __m256, one: impl Fn(W) -> f32) -> f32 {
+    assert_eq!(w.len(), x.len(), "columns");
+    let ((w, w_tail), (x, x_tail)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
+    let mut lanes = [_mm256_setzero_ps(); 4];
+    for (w, x) in w.iter().zip(x) {
+        let (w, x) = (w.as_chunks().0, x.as_chunks::<8>().0);
+        for v in 0..4 {
+            lanes[v] = _mm256_add_ps(lanes[v], _mm256_mul_ps(eight(w[v]), cast(x[v])));
+        }
+    }
+    let mut lanes = cast(lanes);
+    add_to_lanes(&mut lanes, w_tail, x_tail, one);
+    sum_lanes(lanes)
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
+    let (whole, tail) = w.as_chunks::<8>();
+    let mut acc = 0.0;
+    for (w, x) in whole.iter().zip(x) {
+        let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for s in 0..8 {
+            prefetch(&w[s]);
+            let (w, x): (__m256i, __m256i) = (cast(w[s].qs), cast(xs[s]));
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            sums[s] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        }
+        let d = [w[0].d, w[1].d, w[2].d, w[3].d, w[4].d, w[5].d, w[6].d, w[7].d];
+        acc += scaled_sum(d, sum_each(sums)) * x.d;
+    }
+    if !tail.is_empty() {
+        acc += part_q8_0(tail, &x[whole.len()]);
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_q4_0(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
+    let (whole, tail) = w.as_chunks::<8>();
+    let mut acc = 0.0;
+    for (w, x) in whole.iter().zip(x) {
+        let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for s in 0..8 {
+            prefetch(&w[s]);
+            let bytes: __m128i = cast(w[s].qs);
+            let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+            let nibbles = _mm256_and_si256(both, _mm256_set1_epi8(15));
+            let pairs = _mm256_maddubs_epi16(nibbles, cast(xs[s]));
+            sums[s] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        }
+        let eights = _mm256_slli_epi32::<3>(_mm256_cvtepi16_epi32(cast(x.sums)));
+        let d = [w[0].d, w[1].d, w[2].d, w[3].d, w[4].d, w[5].d, w[6].d, w[7].d];
+        acc += scaled_sum(d, _mm256_sub_epi32(sum_each(sums), eights)) * x.d;
+    }
+    if !tail.is_empty() {
+        acc += part_q4_0(tail, &x[whole.len()]);
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_q4_k(w: &[BlockQ4K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let low = _mm256_set1_epi8(15);
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let qs: &[[u8; 32]; 4] = bytemuck::cast_ref(&w.qs);
+        let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+        let (scales, mins) = w.unpack_scales();
+        let [scales, mins] = [scales, mins].map(u64::from_le_bytes).map(u64::cast_signed);
+        let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
+        let mut sum = _mm256_setzero_si256();
+        for (p, bytes) in qs.iter().enumerate() {
+            prefetch(bytes);
+            let bytes = cast(*bytes);
+            let even = _mm256_and_si256(bytes, low);
+            let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+            for (s, nibbles) in [(2 * p, even), (2 * p + 1, odd)] {
+                let scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16(WORD[s]));
+                let pairs = _mm256_maddubs_epi16(nibbles, cast(xs[s]));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
+            }
+        }
+        let min_sum = sum_4(_mm_madd_epi16(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(mins)), cast(x.sums)));
+        acc += (w.d.to_f32() * sum_8(sum) as f32 - w.dmin.to_f32() * min_sum as f32) * x.d;
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let ql: &[[[u8; 32]; 2]; 2] = bytemuck::cast_ref(&w.ql);
+        let qh: &[[u8; 32]; 2] = bytemuck::cast_ref(&w.qh);
+        let xs: &[[[i8; 32]; 4]; 2] = bytemuck::cast_ref(&x.qs);
+        let scales: [__m128i; 2] = cast(_mm256_cvtepi8_epi16(cast(w.scales)));
+        let mut sum = _mm256_setzero_si256();
+        for half in 0..2 {
+            prefetch(&ql[half]);
+            prefetch(&qh[half]);
+            let (a, b, h): (__m256i, __m256i, __m256i) =
+                (cast(ql[half][0]), cast(ql[half][1]), cast(qh[half]));
+            let lows = [a, b, _mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
+            let highs = [_mm256_slli_epi16::<4>(h), _mm256_slli_epi16::<2>(h), h, _mm256_srli_epi16::<2>(h)];
+            let scales = _mm256_broadcastsi128_si256(scales[half]);
+            for part in 0..4 {
+                let q =
+                    _mm256_or_si256(_mm256_and_si256(lows[part], low), _mm256_and_si256(highs[part], high));
+                let x = cast(xs[half][part]);
+                let offset = _mm256_maddubs_epi16(_mm256_set1_epi8(32), x);
+                let pairs = _mm256_sub_epi16(_mm256_maddubs_epi16(q, x), offset);
+                // The lower 16 columns have one scale, the upper 16 the next.
+                let two =
+                    _mm256_set_m128i(_mm_set1_epi16(WORD[2 * part + 1]), _mm_set1_epi16(WORD[2 * part]));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_shuffle_epi8(scales, two)));
+            }
+        }
+        acc += w.d.to_f32() * sum_8(sum) as f32 * x.d;
+    }
+    acc
+}
+
+/// For byte shuffles: the two bytes of the `s`-th `i16`.
+const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 0x0f0e];
+
+#[target_feature(enable = "avx2,f16c")]
+fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [f32; 16]) {
+    assert_eq!(panels.len(), x.len(), "blocks of activations");
+    let mut sums: [__m256; 2] = cast(*acc);
+    for (panel, x) in panels.iter().zip(x) {
+        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
+        let mut part = [_mm256_setzero_ps(); 2];
+        for (s, d) in d.iter().enumerate() {
+            let dots = nibble_dots(&panel.qs, x, s);
+            let eight = _mm256_set1_epi32(8 * i32::from(x.sums[s]));
+            for h in 0..2 {
+                let dot = _mm256_sub_epi32(_mm256_madd_epi16(dots[h], _mm256_set1_epi16(1)), eight);
+                let scaled = _mm256_mul_ps(_mm256_cvtph_ps(cast(d[h])), _mm256_cvtepi32_ps(dot));
+                part[h] = _mm256_add_ps(part[h], scaled);
+            }
+        }
+        for h in 0..2 {
+            sums[h] = _mm256_add_ps(sums[h], _mm256_mul_ps(part[h], _mm256_set1_ps(x.d)));
+        }
+    }
+    *acc = cast(sums);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [f32; 16]) {
+    assert_eq!(panels.len(), x.len(), "blocks of activations");
+    let mut sums: [__m256; 2] = cast(*acc);
+    for (panel, x) in panels.iter().zip(x) {
+        let (scales, mins) = unpack_scales(panel);
+        let (mut sum, mut min_sum) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
+        for (s, scale) in scales.into_iter().enumerate() {
+            let dots = nibble_dots(&panel.qs, x, s);
+            let scale = _mm256_broadcastsi128_si256(cast(scale));
+            for h in 0..2 {
+                let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
+                sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(dots[h], scale));
+            }
+        }
+        for s in 0..4 {
+            let two = _mm256_set1_epi32(cast([x.sums[s], x.sums[s + 4]]));
+            let (min, min_4) = (cast(mins[s]), cast(mins[s + 4]));
+            let pairs = [_mm_unpacklo_epi8(min, min_4), _mm_unpackhi_epi8(min, min_4)];
+            for h in 0..2 {
+                let dot = _mm256_madd_epi16(_mm256_cvtepu8_epi16(pairs[h]), two);
+                min_sum[h] = _mm256_add_epi32(min_sum[h], dot);
+            }
+        }
+        let (d, dmin): ([__m128i; 2], [__m128i; 2]) = (cast(panel.d), cast(panel.dmin));
+        for h in 0..2 {
+            let dot = _mm256_mul_ps(_mm256_cvtph_ps(d[h]), _mm256_cvtepi32_ps(sum[h]));
+            let min_dot = _mm256_mul_ps(_mm256_cvtph_ps(dmin[h]), _mm256_cvtepi32_ps(min_sum[h]));
+            let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x.d));
+            sums[h] = _mm256_add_ps(sums[h], part);
+        }
+    }
+    *acc = cast(sums);
+}
+
+/// The integer products of sub-block `s`: two `i16` for each row, of rows 0..8 and rows 8..16.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn nibble_dots(qs: &[u8; 2048], x: &BlockQ8, s: usize) -> [__m256i; 2] {
+    let lines: &[[[[u8; 32]; 2]; 4]; 8] = bytemuck::cast_ref(qs);
+    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let low = _mm256_set1_epi8(15);
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for g in 0..4 {
+        prefetch(&lines[s][g]);
+        let (x_low, x_high) = (_mm256_set1_epi32(cast(xs[s][0][g])), _mm256_set1_epi32(cast(xs[s][1][g])));
+        for h in 0..2 {
+            let bytes = cast(lines[s][g][h]);
+            let pairs_low = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), x_low);
+            let nibbles_high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+            let pairs_high = _mm256_maddubs_epi16(nibbles_high, x_high);
+            sums[h] = _mm256_add_epi16(sums[h], _mm256_add_epi16(pairs_low, pairs_high));
+        }
+    }
+    sums
+}
+
+/// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
+    let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
+    let (scales_lo, mins_lo): ([__m256i; 2], [__m256i; 2]) = (cast(panel.scales_lo), cast(panel.mins_lo));
+    let hi: [__m256i; 2] = cast(panel.hi);
+    let (mut scales, mut mins) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
+    for i in 0..2 {
+        let join = |lo, hi| _mm256_or_si256(_mm256_and_si256(lo, low), _mm256_and_si256(hi, high));
+        scales[i] = join(scales_lo[i], _mm256_slli_epi16::<4>(hi[i]));
+        scales[i + 2] = join(_mm256_srli_epi16::<4>(scales_lo[i]), _mm256_slli_epi16::<2>(hi[i]));
+        mins[i] = join(mins_lo[i], hi[i]);
+        mins[i + 2] = join(_mm256_srli_epi16::<4>(mins_lo[i]), _mm256_srli_epi16::<2>(hi[i]));
+    }
+    (cast(scales), cast(mins))
+}
+
+/// For byte shuffles: bytes 0..8 or 8..16, each as two `i16`.
+const ROWS_TWICE: [[i8; 32]; 2] = {
+    let mut rows = [[-1; 32]; 2];
+    let mut r = 0;
+    while r < 16 {
+        rows[r / 8][4 * (r % 8)] = r as i8;
+        rows[r / 8][4 * (r % 8) + 2] = r as i8;
+        r += 1;
+    }
+    rows
+};
+
+#[target_feature(enable = "avx2,f16c")]
+fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
+    axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
+    axpy(a, x, y, |x: [f16; 8]| _mm256_cvtph_ps(cast(x)), f16::to_f32);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn axpy<X: Copy>(a: f32, x: &[X], y: &mut [f32], eight: impl Fn([X; 8]) -> __m256, one: impl Fn(X) -> f32) {
+    assert_eq!(x.len(), y.len(), "columns");
+    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<8>(), y.as_chunks_mut::<8>());
+    for (&x, y) in x.iter().zip(y) {
+        *y = cast(_mm256_add_ps(cast(*y), _mm256_mul_ps(_mm256_set1_ps(a), eight(x))));
+    }
+    for (&x, y) in x_tail.iter().zip(y_tail) {
+        *y += a * one(x);
+    }
+}
+
+/// The products of eight sums with their scales, added up from the first to the last.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn scaled_sum(d: [f16; 8], sums: __m256i) -> f32 {
+    let products = _mm256_mul_ps(_mm256_cvtph_ps(cast(d)), _mm256_cvtepi32_ps(sums));
+    cast::<_, [f32; 8]>(products).into_iter().fold(0.0, |acc, product| acc + product)
+}
+
+/// Lane `i` of the result is the sum of the lanes of vector `i`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn sum_each(v: [__m256i; 8]) -> __m256i {
+    // Within 128 bits: a0+a2 b0+b2 a1+a3 b1+b3, then a b c d.
+    let pair = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let four = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let first = four(pair(v[0], v[1]), pair(v[2], v[3]));
+    let last = four(pair(v[4], v[5]), pair(v[6], v[7]));
+    let lower = _mm256_permute2x128_si256::<0x20>(first, last);
+    _mm256_add_epi32(lower, _mm256_permute2x128_si256::<0x31>(first, last))
+}
+
+/// The sum of eight lanes.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn sum_8(v: __m256i) -> i32 {
+    sum_4(_mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v)))
+}
+
+/// The sum of four lanes.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn sum_4(v: __m128i) -> i32 {
+    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b11_10>(v));
+    _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b01>(v)))
+}
+
+/// Asks for the weights 4 KiB further on: a file mapping of small pages is read at full speed only so.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn prefetch<T>(weights: &T) {
+    let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
+    _mm_prefetch::<_MM_HINT_T0>(ahead);
+}

@@ -1,0 +1,219 @@
+//! The definition of every operation: short, obvious, slow.
+//!
+//! Each float operation below is rounded once, in the order in which it is written; nothing is fused. The other
+//! modules must give the same bits.
+
+use half::{bf16, f16};
+
+use crate::Kernels;
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
+use crate::panel::{PanelQ4_0, PanelQ4K};
+
+pub(crate) static TABLE: Kernels = Kernels {
+    name: "scalar",
+    quantize,
+    dot_f32,
+    dot_f16,
+    dot_bf16,
+    dot_q8_0,
+    dot_q4_0,
+    dot_q4_k,
+    dot_q6_k,
+    panels_q4_0,
+    panels_q4_k,
+    axpy_f32,
+    axpy_f16,
+};
+
+/// See [`Kernels::quantize`]. `q = x * (127 / amax)`, rounded half to even, and `d = amax / 127`.
+fn quantize(x: &[f32], out: &mut [BlockQ8]) {
+    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
+    for (x, out) in x.chunks(QK).zip(out) {
+        let (d, inverse) = scale_of(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0));
+        *out = BlockQ8 { d, ..bytemuck::Zeroable::zeroed() };
+        if inverse == 0.0 {
+            continue;
+        }
+        for (q, x) in out.qs.iter_mut().zip(x) {
+            *q = (x * inverse).round_ties_even() as i8;
+        }
+        for (sum, q) in out.sums.iter_mut().zip(out.qs.chunks_exact(32)) {
+            *sum = q.iter().map(|&q| i16::from(q)).sum();
+        }
+    }
+}
+
+/// The scale of a block and its inverse, from the bits of its largest absolute value. (As integers the bits of absolute
+/// values have the order of the values, with infinity and then NaN above all numbers.)
+///
+/// The inverse is 0 where all `q` are 0: a block of zeros, one so small (below 4e-37) that its inverse would
+/// overflow, or one that is not finite, whose scale is NaN.
+pub(crate) fn scale_of(amax_bits: u32) -> (f32, f32) {
+    let amax = f32::from_bits(amax_bits);
+    if !amax.is_finite() {
+        return (f32::NAN, 0.0);
+    }
+    let inverse = 127.0 / amax;
+    if inverse.is_finite() { (amax / 127.0, inverse) } else { (0.0, 0.0) }
+}
+
+fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
+    dot(w, x, |w| w)
+}
+
+fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+    dot(w, x, f16::to_f32)
+}
+
+fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
+    dot(w, x, bf16::to_f32)
+}
+
+fn dot<W: Copy>(w: &[W], x: &[f32], to_f32: impl Fn(W) -> f32) -> f32 {
+    assert_eq!(w.len(), x.len(), "columns");
+    let mut lanes = [0.0; 32];
+    add_to_lanes(&mut lanes, w, x, to_f32);
+    sum_lanes(lanes)
+}
+
+/// The products of column `k` go to lane `k % 32`.
+pub(crate) fn add_to_lanes<W: Copy>(lanes: &mut [f32; 32], w: &[W], x: &[f32], to_f32: impl Fn(W) -> f32) {
+    for (w, x) in w.chunks(32).zip(x.chunks(32)) {
+        for ((lane, &w), &x) in lanes.iter_mut().zip(w).zip(x) {
+            *lane += to_f32(w) * x;
+        }
+    }
+}
+
+/// The upper half onto the lower half, until one lane is left.
+pub(crate) fn sum_lanes(mut lanes: [f32; 32]) -> f32 {
+    for half in [16, 8, 4, 2, 1] {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
+    }
+    lanes[0]
+}
+
+fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
+    w.chunks(8).zip(x).fold(0.0, |acc, (w, x)| acc + part_q8_0(w, x))
+}
+
+fn dot_q4_0(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
+    w.chunks(8).zip(x).fold(0.0, |acc, (w, x)| acc + part_q4_0(w, x))
+}
+
+/// What up to eight blocks of `Q8_0` add to a product.
+pub(crate) fn part_q8_0(w: &[BlockQ8_0], x: &BlockQ8) -> f32 {
+    let mut part = 0.0;
+    for (w, x) in w.iter().zip(x.qs.chunks_exact(32)) {
+        part += w.d.to_f32() * int_dot(&w.qs, x) as f32;
+    }
+    part * x.d
+}
+
+/// What up to eight blocks of `Q4_0` add to a product.
+pub(crate) fn part_q4_0(w: &[BlockQ4_0], x: &BlockQ8) -> f32 {
+    let mut part = 0.0;
+    for (w, x) in w.iter().zip(x.qs.chunks_exact(32)) {
+        part += w.d.to_f32() * int_dot(&w.quants(), x) as f32;
+    }
+    part * x.d
+}
+
+fn dot_q4_k(w: &[BlockQ4K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let (scales, mins) = w.unpack_scales();
+        let q = w.quants();
+        let (mut sum, mut min_sum) = (0, 0);
+        for s in 0..8 {
+            sum += i32::from(scales[s]) * int_dot(&q[32 * s..][..32], &x.qs[32 * s..][..32]);
+            min_sum += i32::from(mins[s]) * i32::from(x.sums[s]);
+        }
+        acc += (w.d.to_f32() * sum as f32 - w.dmin.to_f32() * min_sum as f32) * x.d;
+    }
+    acc
+}
+
+fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let q = w.quants();
+        let mut sum = 0;
+        for s in 0..16 {
+            sum += i32::from(w.scales[s]) * int_dot(&q[16 * s..][..16], &x.qs[16 * s..][..16]);
+        }
+        acc += w.d.to_f32() * sum as f32 * x.d;
+    }
+    acc
+}
+
+fn int_dot(w: &[i8], x: &[i8]) -> i32 {
+    w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
+}
+
+fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [f32; 16]) {
+    assert_eq!(panels.len(), x.len(), "blocks of activations");
+    for (panel, x) in panels.iter().zip(x) {
+        let mut part = [0.0; 16];
+        for s in 0..8 {
+            let sums = nibble_dots(&panel.qs, x, s);
+            for r in 0..16 {
+                part[r] += panel.d[s][r].to_f32() * (sums[r] - 8 * i32::from(x.sums[s])) as f32;
+            }
+        }
+        for r in 0..16 {
+            acc[r] += part[r] * x.d;
+        }
+    }
+}
+
+fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [f32; 16]) {
+    assert_eq!(panels.len(), x.len(), "blocks of activations");
+    for (panel, x) in panels.iter().zip(x) {
+        let sub_blocks: [_; 8] = std::array::from_fn(|s| nibble_dots(&panel.qs, x, s));
+        for r in 0..16 {
+            let (scales, mins) = panel.scales_of(r);
+            let (mut sum, mut min_sum) = (0, 0);
+            for s in 0..8 {
+                sum += i32::from(scales[s]) * sub_blocks[s][r];
+                min_sum += i32::from(mins[s]) * i32::from(x.sums[s]);
+            }
+            acc[r] += (panel.d[r].to_f32() * sum as f32 - panel.dmin[r].to_f32() * min_sum as f32) * x.d;
+        }
+    }
+}
+
+/// The sixteen rows' integer products of sub-block `s`.
+fn nibble_dots(qs: &[u8; 2048], x: &BlockQ8, s: usize) -> [i32; 16] {
+    let mut sums = [0; 16];
+    for (g, line) in qs[256 * s..][..256].chunks_exact(64).enumerate() {
+        for (r, word) in line.chunks_exact(4).enumerate() {
+            for (i, byte) in word.iter().enumerate() {
+                let k = 32 * s + 4 * g + i;
+                sums[r] += i32::from(byte & 15) * i32::from(x.qs[k]);
+                sums[r] += i32::from(byte >> 4) * i32::from(x.qs[k + 16]);
+            }
+        }
+    }
+    sums
+}
+
+fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "columns");
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "columns");
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x.to_f32();
+    }
+}
