@@ -1,5 +1,7 @@
 //! A vocabulary as data: what `tokenizer.model`, a container's metadata and the tokenizer have in common.
 
+use std::collections::HashMap;
+
 /// What a piece is for, with SentencePiece's numbers (also those of `tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -29,6 +31,17 @@ pub struct Piece {
     pub kind: PieceKind,
 }
 
+/// Pieces that the authors' scripts make special: `LlamaTokenizer` cuts them out of text before it encodes. Not `<n>`.
+pub const SPECIAL: [&str; 18] = [
+    "<s>", "<unk>", "<eod>", "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>",
+    "<commit_before>", "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>",
+    "<jupyter_output>", "<empty_output>",
+];
+
+/// Chat as the authors' scripts have it: turns joined by `<n>`, the prompt closed by `<sep>`; the answer ends with `<eod>`.
+pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}\
+    {% if not loop.last %}<n>{% endif %}{% endfor %}{% if add_generation_prompt %}<sep>{% endif %}";
+
 /// All that a tokenizer needs to know about a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vocab {
@@ -44,4 +57,17 @@ pub struct Vocab {
     pub pad: Option<u32>,
     /// The chat template (Jinja), if there is one.
     pub chat_template: Option<String>,
+}
+
+impl Vocab {
+    /// A vocabulary of these pieces, in which special strings are found by their text and conversations have the
+    /// authors' form.
+    pub fn from_pieces(pieces: Vec<Piece>) -> Self {
+        let ids: HashMap<&str, u32> = pieces.iter().map(|p| p.text.as_str()).zip(0..).collect();
+        let id = |text: &str| ids.get(text).copied();
+        let special = SPECIAL.iter().filter_map(|text| Some(((*text).to_owned(), id(text)?))).collect();
+        let (eod, sep, pad) = (id("<eod>"), id("<sep>"), id("<pad>"));
+        drop(ids);
+        Self { pieces, special, eod, sep, pad, chat_template: Some(CHAT_TEMPLATE.to_owned()) }
+    }
 }

@@ -10,6 +10,7 @@ pub mod blocks;
 pub mod columns;
 mod dequant;
 pub mod panel;
+pub mod tile;
 mod scalar;
 
 use std::sync::LazyLock;

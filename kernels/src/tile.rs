@@ -6,7 +6,7 @@
 use crate::{
     BlockQ8, DType, Kernels,
     blocks::QK,
-    dequant::dequantize,
+    dequantize,
     panel::{PANEL_BYTES, PANEL_ROWS, PanelQ4_0, PanelQ4K},
 };
 

@@ -48,7 +48,7 @@ impl KvCache {
     /// An empty cache.
     pub fn new(heads: usize, head_dim: usize, capacity: usize, kv: KvType) -> Self {
         let store = || match kv {
-            KvType::F16 => Store::F16(bytemuck::zeroed_vec(heads * head_dim * capacity)),
+            KvType::F16 => Store::F16(bytemuck::allocation::zeroed_vec(heads * head_dim * capacity)),
             KvType::F32 => Store::F32(vec![0.0; heads * head_dim * capacity]),
         };
         Self { heads, head_dim, capacity, len: 0, keys: store(), values: store() }

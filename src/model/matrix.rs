@@ -54,6 +54,6 @@ impl Matrix {
     pub fn dequantize_row(&self, r: usize, out: &mut Vec<f32>) {
         let start = out.len();
         out.resize(start + self.cols, 0.0);
-        yuan_kernels::dequant::dequantize(self.dtype, self.row(r), &mut out[start..]);
+        yuan_kernels::dequantize(self.dtype, self.row(r), &mut out[start..]);
     }
 }

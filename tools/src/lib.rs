@@ -1,5 +1,6 @@
-//! What the two binaries share: logging, progress, Ctrl-C, sizes, and running a model.
+//! What the two binaries share: the terminal, opening models, conversions, descriptions.
 
-pub mod convert;
 pub mod console;
+pub mod convert;
+pub mod inspect;
 pub mod open;

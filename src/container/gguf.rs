@@ -1,0 +1,187 @@
+//! The header of a GGUF file: metadata and the list of tensors (specification: ggml `docs/gguf.md`, version 3).
+
+use std::{collections::HashSet, path::Path};
+
+use yuan_kernels::DType;
+
+use super::value::{Metadata, Reader, Value, damaged};
+use crate::error::{Error, Result};
+
+/// ggml's number of the type that tiles are stored in: signed bytes, whose size every reader knows.
+pub const TYPE_I8: u32 = 24;
+/// Alignment where a file does not say.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+/// Bytes of the smallest tensor entry: an empty name, no dims, a type and an offset.
+const LEAST_TENSOR: usize = 8 + 4 + 4 + 8;
+/// Bytes of the smallest key with its value.
+const LEAST_KEY: usize = 8 + 4 + 1;
+
+/// One tensor of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorDesc {
+    /// Its name.
+    pub name: String,
+    /// Its dims, innermost first, as GGUF has them.
+    pub dims: Vec<u64>,
+    /// ggml's number of its type.
+    pub ggml_type: u32,
+    /// Offset of its data from the beginning of the file.
+    pub offset: u64,
+    /// Bytes of its data.
+    pub bytes: u64,
+}
+
+impl TensorDesc {
+    /// Name of its type.
+    pub fn type_name(&self) -> &'static str {
+        match DType::from_ggml(self.ggml_type) {
+            Some(dtype) => dtype.name(),
+            None if self.ggml_type == TYPE_I8 => "tiles",
+            None => "other",
+        }
+    }
+}
+
+/// A parsed header.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// Keys and values.
+    pub metadata: Metadata,
+    /// Tensors in the order of the file.
+    pub tensors: Vec<TensorDesc>,
+    /// Bytes of the header, without the padding behind it.
+    pub bytes: u64,
+    /// `general.alignment`.
+    pub alignment: u64,
+}
+
+impl Header {
+    /// Parses the header at the beginning of `file`, and checks that every tensor lies within it, aligned, and apart
+    /// from the others.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] with the offset or the name of what is wrong; [`Error::Unsupported`] for other versions.
+    pub fn parse(file: &[u8], path: &Path) -> Result<Self> {
+        let mut r = Reader::new(file);
+        let start = damaged(path, "byte 0");
+        if r.take(4).map_err(start)? != b"GGUF" {
+            return Err(Error::BadFile {
+                path: path.into(),
+                place: "byte 0".into(),
+                problem: "it does not begin with GGUF".into(),
+                remedy: "give a .gguf file, or convert a checkpoint with yuan-quant",
+            });
+        }
+        let version = r.u32().map_err(damaged(path, "byte 4"))?;
+        if !(2..=3).contains(&version) {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: format!("GGUF version {version}"),
+                remedy: "versions 2 and 3, little-endian, are read: convert the file again".into(),
+            });
+        }
+        let tensor_count = r.u64().map_err(damaged(path, "byte 8"))?;
+        let key_count = r.count(LEAST_KEY).map_err(damaged(path, "byte 16: the number of keys"))?;
+        if tensor_count > (r.left() / LEAST_TENSOR) as u64 {
+            return Err(damaged(path, "byte 8")(format!("{tensor_count} tensors do not fit the file")));
+        }
+
+        let metadata = read_metadata(&mut r, key_count, path)?;
+        let alignment =
+            metadata.number("general.alignment").map_err(damaged(path, "metadata"))?.unwrap_or(DEFAULT_ALIGNMENT);
+        if !alignment.is_power_of_two() || !(8..=1 << 30).contains(&alignment) {
+            return Err(damaged(path, "general.alignment")(format!("it is {alignment}")));
+        }
+
+        let mut tensors = Vec::with_capacity(tensor_count as usize);
+        for i in 0..tensor_count {
+            let place = format!("tensor {i} at byte {}", r.at());
+            tensors.push(read_tensor(&mut r).map_err(damaged(path, place))?);
+        }
+        let bytes = r.at() as u64;
+        let data = bytes.next_multiple_of(alignment);
+        for tensor in &mut tensors {
+            let place = format!("tensor {}", tensor.name);
+            locate(tensor, data, alignment, file.len() as u64).map_err(damaged(path, place))?;
+        }
+        apart(&tensors).map_err(damaged(path, "the list of tensors"))?;
+        Ok(Self { metadata, tensors, bytes, alignment })
+    }
+}
+
+fn read_metadata(r: &mut Reader<'_>, count: usize, path: &Path) -> Result<Metadata> {
+    let (mut metadata, mut seen) = (Metadata::default(), HashSet::new());
+    for i in 0..count {
+        let place = format!("key {i} at byte {}", r.at());
+        let key = r.string().map_err(damaged(path, place))?;
+        let value = r.u32().and_then(|kind| Value::read(kind, r)).map_err(damaged(path, key.as_str()))?;
+        if !seen.insert(key.clone()) {
+            return Err(damaged(path, key)("the key stands there twice".into()));
+        }
+        metadata.push(key, value);
+    }
+    Ok(metadata)
+}
+
+/// A tensor entry; its offset is still relative to the data, and its size unknown.
+fn read_tensor(r: &mut Reader<'_>) -> Result<TensorDesc, String> {
+    let name = r.string()?;
+    let count = r.u32()?;
+    if count > 4 {
+        return Err(format!("{name} has {count} dims, more than 4"));
+    }
+    let dims = (0..count).map(|_| r.u64()).collect::<Result<Vec<_>, _>>()?;
+    Ok(TensorDesc { name, dims, ggml_type: r.u32()?, offset: r.u64()?, bytes: 0 })
+}
+
+/// Computes where the tensor's data is, and checks that it is in the file.
+fn locate(tensor: &mut TensorDesc, data: u64, alignment: u64, file: u64) -> Result<(), String> {
+    tensor.bytes = data_bytes(&tensor.dims, tensor.ggml_type)?;
+    if !tensor.offset.is_multiple_of(alignment) {
+        return Err(format!("its offset {} is no multiple of {alignment}", tensor.offset));
+    }
+    let start = data.checked_add(tensor.offset);
+    let end = start.and_then(|s| s.checked_add(tensor.bytes));
+    match (start, end) {
+        (Some(start), Some(end)) if end <= file => {
+            tensor.offset = start;
+            Ok(())
+        }
+        _ => Err(format!(
+            "its {} bytes from {} of the data on end behind the file of {file} bytes",
+            tensor.bytes, tensor.offset
+        )),
+    }
+}
+
+/// Bytes of a tensor of these dims and type.
+fn data_bytes(dims: &[u64], ggml_type: u32) -> Result<u64, String> {
+    let (block, bytes) = match DType::from_ggml(ggml_type) {
+        Some(dtype) => (dtype.block_len() as u64, dtype.block_bytes() as u64),
+        None if ggml_type == TYPE_I8 => (1, 1),
+        None => return Err(format!("the ggml type {ggml_type} is not read")),
+    };
+    let row = *dims.first().ok_or("it has no dims")?;
+    if dims.contains(&0) {
+        return Err(format!("its dims {dims:?} are empty"));
+    }
+    if !row.is_multiple_of(block) {
+        return Err(format!("rows of {row} are no whole number of blocks of {block}"));
+    }
+    let blocks = dims[1..].iter().try_fold(row / block, |n, d| n.checked_mul(*d));
+    blocks.and_then(|n| n.checked_mul(bytes)).ok_or_else(|| format!("its dims {dims:?} are too large"))
+}
+
+/// Names are unique, and no two tensors share bytes.
+fn apart(tensors: &[TensorDesc]) -> Result<(), String> {
+    let mut names = HashSet::new();
+    if let Some(twice) = tensors.iter().find(|t| !names.insert(&t.name)) {
+        return Err(format!("{} stands there twice", twice.name));
+    }
+    let mut order: Vec<&TensorDesc> = tensors.iter().collect();
+    order.sort_by_key(|t| t.offset);
+    match order.windows(2).find(|pair| pair[0].offset + pair[0].bytes > pair[1].offset) {
+        Some(pair) => Err(format!("{} and {} overlap", pair[0].name, pair[1].name)),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,314 @@
+//! The values of GGUF metadata, and their bytes.
+
+use crate::error::{Error, Result};
+
+/// One value. Numbers of all widths are held in three forms with their GGUF type beside them, so that a file can be
+/// written again as it was.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(String),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+    Strings(Vec<String>),
+    F32s(Vec<f32>),
+    I32s(Vec<i32>),
+    U32s(Vec<u32>),
+    /// An array of a type that no key of ours uses: element type, count and bytes as they lie in the file.
+    Other { element: u32, count: u64, bytes: Vec<u8> },
+}
+
+/// GGUF's numbers of the types.
+mod kind {
+    pub const U8: u32 = 0;
+    pub const I8: u32 = 1;
+    pub const U16: u32 = 2;
+    pub const I16: u32 = 3;
+    pub const U32: u32 = 4;
+    pub const I32: u32 = 5;
+    pub const F32: u32 = 6;
+    pub const BOOL: u32 = 7;
+    pub const STRING: u32 = 8;
+    pub const ARRAY: u32 = 9;
+    pub const U64: u32 = 10;
+    pub const I64: u32 = 11;
+    pub const F64: u32 = 12;
+}
+
+/// Bytes of a value of fixed size.
+fn width(kind: u32) -> Option<usize> {
+    Some(match kind {
+        kind::U8 | kind::I8 | kind::BOOL => 1,
+        kind::U16 | kind::I16 => 2,
+        kind::U32 | kind::I32 | kind::F32 => 4,
+        kind::U64 | kind::I64 | kind::F64 => 8,
+        _ => return None,
+    })
+}
+
+/// Reads little-endian numbers and strings, never behind the end.
+pub(super) struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    /// Byte offset of what is read next.
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Bytes that are left.
+    pub(super) fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    pub(super) fn take(&mut self, n: u64) -> Result<&'a [u8], String> {
+        match usize::try_from(n).ok().filter(|n| *n <= self.left()) {
+            None => Err(format!("{n} bytes are announced and {} are left", self.left())),
+            Some(n) => {
+                let taken = &self.bytes[self.at..][..n];
+                self.at += n;
+                Ok(taken)
+            }
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
+        let bytes = self.take(N as u64)?;
+        Ok(bytes.try_into().expect("take gives as many bytes as it was asked for"))
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32, String> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Result<u64, String> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn string(&mut self) -> Result<String, String> {
+        let length = self.u64()?;
+        let bytes = self.take(length)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| "a string is no UTF-8".into())
+    }
+
+    /// A count of things that take at least `least` bytes each; more than are left is an error, so that no allocation is
+    /// larger than the file.
+    pub(super) fn count(&mut self, least: usize) -> Result<usize, String> {
+        let count = self.u64()?;
+        match usize::try_from(count).ok().filter(|n| n.checked_mul(least).is_some_and(|b| b <= self.left())) {
+            Some(n) => Ok(n),
+            None => Err(format!("{count} entries are announced and {} bytes are left", self.left())),
+        }
+    }
+}
+
+impl Value {
+    /// Reads a value of the type `kind`.
+    pub(super) fn read(kind: u32, r: &mut Reader<'_>) -> Result<Self, String> {
+        Ok(match kind {
+            kind::U8 => Self::U8(r.array::<1>()?[0]),
+            kind::I8 => Self::I8(i8::from_le_bytes(r.array()?)),
+            kind::U16 => Self::U16(u16::from_le_bytes(r.array()?)),
+            kind::I16 => Self::I16(i16::from_le_bytes(r.array()?)),
+            kind::U32 => Self::U32(r.u32()?),
+            kind::I32 => Self::I32(i32::from_le_bytes(r.array()?)),
+            kind::F32 => Self::F32(f32::from_le_bytes(r.array()?)),
+            kind::BOOL => match r.array::<1>()? {
+                [0] => Self::Bool(false),
+                [1] => Self::Bool(true),
+                [b] => return Err(format!("a truth value is {b}")),
+            },
+            kind::STRING => Self::String(r.string()?),
+            kind::ARRAY => Self::read_array(r)?,
+            kind::U64 => Self::U64(r.u64()?),
+            kind::I64 => Self::I64(i64::from_le_bytes(r.array()?)),
+            kind::F64 => Self::F64(f64::from_le_bytes(r.array()?)),
+            other => return Err(format!("there is no value type {other}")),
+        })
+    }
+
+    fn read_array(r: &mut Reader<'_>) -> Result<Self, String> {
+        let element = r.u32()?;
+        if element == kind::STRING {
+            let count = r.count(8)?;
+            return (0..count).map(|_| r.string()).collect::<Result<_, _>>().map(Self::Strings);
+        }
+        let Some(width) = width(element) else {
+            return Err(format!("arrays of the type {element} are not read"));
+        };
+        let count = r.count(width)?;
+        let bytes = r.take((count * width) as u64)?;
+        let words = || bytes.chunks_exact(4).map(|w| <[u8; 4]>::try_from(w).expect("chunks of 4"));
+        Ok(match element {
+            kind::F32 => Self::F32s(words().map(f32::from_le_bytes).collect()),
+            kind::I32 => Self::I32s(words().map(i32::from_le_bytes).collect()),
+            kind::U32 => Self::U32s(words().map(u32::from_le_bytes).collect()),
+            _ => Self::Other { element, count: count as u64, bytes: bytes.to_vec() },
+        })
+    }
+
+    /// Writes the type and the value.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let mut scalar = |kind: u32, bytes: &[u8]| {
+            out.extend(kind.to_le_bytes());
+            out.extend(bytes);
+        };
+        match self {
+            Self::U8(v) => scalar(kind::U8, &v.to_le_bytes()),
+            Self::I8(v) => scalar(kind::I8, &v.to_le_bytes()),
+            Self::U16(v) => scalar(kind::U16, &v.to_le_bytes()),
+            Self::I16(v) => scalar(kind::I16, &v.to_le_bytes()),
+            Self::U32(v) => scalar(kind::U32, &v.to_le_bytes()),
+            Self::I32(v) => scalar(kind::I32, &v.to_le_bytes()),
+            Self::F32(v) => scalar(kind::F32, &v.to_le_bytes()),
+            Self::Bool(v) => scalar(kind::BOOL, &[u8::from(*v)]),
+            Self::U64(v) => scalar(kind::U64, &v.to_le_bytes()),
+            Self::I64(v) => scalar(kind::I64, &v.to_le_bytes()),
+            Self::F64(v) => scalar(kind::F64, &v.to_le_bytes()),
+            Self::String(v) => {
+                out.extend(kind::STRING.to_le_bytes());
+                write_string(v, out);
+            }
+            Self::Strings(v) => {
+                array(kind::STRING, v.len() as u64, out);
+                v.iter().for_each(|s| write_string(s, out));
+            }
+            Self::F32s(v) => {
+                array(kind::F32, v.len() as u64, out);
+                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+            }
+            Self::I32s(v) => {
+                array(kind::I32, v.len() as u64, out);
+                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+            }
+            Self::U32s(v) => {
+                array(kind::U32, v.len() as u64, out);
+                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+            }
+            Self::Other { element, count, bytes } => {
+                array(*element, *count, out);
+                out.extend(bytes);
+            }
+        }
+    }
+}
+
+fn array(element: u32, count: u64, out: &mut Vec<u8>) {
+    out.extend(kind::ARRAY.to_le_bytes());
+    out.extend(element.to_le_bytes());
+    out.extend(count.to_le_bytes());
+}
+
+pub(super) fn write_string(s: &str, out: &mut Vec<u8>) {
+    out.extend((s.len() as u64).to_le_bytes());
+    out.extend(s.as_bytes());
+}
+
+/// The keys of a file with their values, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata {
+    entries: Vec<(String, Value)>,
+}
+
+impl Metadata {
+    /// Adds a key, or replaces its value.
+    pub fn set(&mut self, key: &str, value: Value) {
+        match self.entries.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => *old = value,
+            None => self.entries.push((key.into(), value)),
+        }
+    }
+
+    /// Adds a key that is not there yet.
+    pub(super) fn push(&mut self, key: String, value: Value) {
+        self.entries.push((key, value));
+    }
+
+    /// Removes the keys that `gone` names.
+    pub fn remove(&mut self, gone: impl Fn(&str) -> bool) {
+        self.entries.retain(|(k, _)| !gone(k));
+    }
+
+    /// All keys with their values.
+    pub fn entries(&self) -> &[(String, Value)] {
+        &self.entries
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.entries.iter().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// A whole number of any width that is not negative.
+    pub fn number(&self, key: &str) -> Result<Option<u64>, String> {
+        let number = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::U8(v)) => Some(u64::from(*v)),
+            Some(Value::U16(v)) => Some(u64::from(*v)),
+            Some(Value::U32(v)) => Some(u64::from(*v)),
+            Some(Value::U64(v)) => Some(*v),
+            Some(Value::I32(v)) => u64::try_from(*v).ok(),
+            Some(Value::I64(v)) => u64::try_from(*v).ok(),
+            Some(_) => None,
+        };
+        number.map(Some).ok_or_else(|| format!("{key} is no whole number"))
+    }
+
+    /// A number in f32.
+    pub fn float(&self, key: &str) -> Result<Option<f32>, String> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::F32(v)) => Ok(Some(*v)),
+            Some(Value::F64(v)) => Ok(Some(*v as f32)),
+            Some(_) => Err(format!("{key} is no number")),
+        }
+    }
+
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(v)) => Ok(Some(*v)),
+            Some(_) => Err(format!("{key} is no truth value")),
+        }
+    }
+
+    /// A string.
+    pub fn text(&self, key: &str) -> Result<Option<&str>, String> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(v)) => Ok(Some(v)),
+            Some(_) => Err(format!("{key} is no string")),
+        }
+    }
+
+    /// An array of strings.
+    pub fn texts(&self, key: &str) -> Result<Option<&[String]>, String> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Strings(v)) => Ok(Some(v)),
+            Some(_) => Err(format!("{key} is no array of strings")),
+        }
+    }
+}
+
+/// What a reader of a damaged file can do, for errors of this room.
+pub(super) fn damaged(path: &std::path::Path, place: impl Into<String>) -> impl FnOnce(String) -> Error {
+    let place = place.into();
+    move |problem| Error::bad_file(path, place, problem)
+}
