@@ -33,9 +33,24 @@ pub struct Piece {
 
 /// Pieces that the authors' scripts make special: `LlamaTokenizer` cuts them out of text before it encodes. Not `<n>`.
 pub const SPECIAL: [&str; 18] = [
-    "<s>", "<unk>", "<eod>", "<sep>", "<pad>", "<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>",
-    "<commit_before>", "<commit_msg>", "<commit_after>", "<jupyter_start>", "<jupyter_text>", "<jupyter_code>",
-    "<jupyter_output>", "<empty_output>",
+    "<s>",
+    "<unk>",
+    "<eod>",
+    "<sep>",
+    "<pad>",
+    "<mask>",
+    "<predict>",
+    "<FIM_SUFFIX>",
+    "<FIM_PREFIX>",
+    "<FIM_MIDDLE>",
+    "<commit_before>",
+    "<commit_msg>",
+    "<commit_after>",
+    "<jupyter_start>",
+    "<jupyter_text>",
+    "<jupyter_code>",
+    "<jupyter_output>",
+    "<empty_output>",
 ];
 
 /// Chat as the authors' scripts have it: turns joined by `<n>`, the prompt closed by `<sep>`; the answer ends with `<eod>`.

@@ -54,7 +54,8 @@ fn code(text: &str) -> String {
 
 /// The first segments of the paths behind every `crate::`, groups in braces included.
 fn imports(code: &str) -> Vec<String> {
-    let name = |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let name =
+        |s: &str| s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     let mut found = Vec::new();
     for rest in code.split("crate::").skip(1) {
         let Some(group) = rest.strip_prefix('{') else {
@@ -112,7 +113,10 @@ fn imports_are_found_in_groups() {
 fn the_table_flows_one_way() {
     for (i, (room, allowed)) in ROOMS.iter().enumerate() {
         for import in *allowed {
-            assert!(ROOMS[..i].iter().any(|(name, _)| name == import), "{room} imports {import}, which stands behind it");
+            assert!(
+                ROOMS[..i].iter().any(|(name, _)| name == import),
+                "{room} imports {import}, which stands behind it"
+            );
         }
     }
 }
@@ -131,7 +135,8 @@ fn kernels_know_no_files_threads_or_environment() {
 fn unsafe_stays_in_its_rooms() {
     for folder in ["src", "kernels/src", "tools/src"] {
         for (path, text) in sources(folder) {
-            let said = code(&text).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
+            let said =
+                code(&text).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
             assert!(!said || UNSAFE.iter().any(|room| path.starts_with(room)), "{path} says unsafe");
         }
     }
@@ -148,7 +153,10 @@ fn tools_reach_weights_and_kernels_only_through_the_library() {
 fn the_library_prints_nothing() {
     for (path, text) in sources("src") {
         let code = code(&text);
-        assert!(!code.contains("println!") && !code.contains("print!("), "{path} prints: the library returns and logs");
+        assert!(
+            !code.contains("println!") && !code.contains("print!("),
+            "{path} prints: the library returns and logs"
+        );
     }
 }
 
@@ -156,7 +164,10 @@ fn the_library_prints_nothing() {
 fn files_have_one_idea() {
     for folder in ["src", "kernels", "tools/src", "tests"] {
         for (path, text) in sources(folder) {
-            assert!(text.lines().count() <= LONGEST, "{path} has more than {LONGEST} lines: is there more than one idea in it?");
+            assert!(
+                text.lines().count() <= LONGEST,
+                "{path} has more than {LONGEST} lines: is there more than one idea in it?"
+            );
         }
     }
 }

@@ -39,7 +39,7 @@ fn bench(c: &mut Criterion) {
         op!(dot_q4_0, BlockQ4_0, COLUMNS / 32, |w| (k.dot_q4_0)(black_box(&w), &blocks));
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
-        let mut acc = [0.0; 16];
+        let mut acc = [[0.0; 16]];
         op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
         let mut y = vec![0.0; COLUMNS];

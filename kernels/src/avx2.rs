@@ -244,83 +244,144 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
 const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 0x0f0e];
 
 #[target_feature(enable = "avx2,f16c")]
-fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [f32; 16]) {
-    assert_eq!(panels.len(), x.len(), "blocks of activations");
-    let mut sums: [__m256; 2] = cast(*acc);
-    for (panel, x) in panels.iter().zip(x) {
-        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
-        let mut part = [_mm256_setzero_ps(); 2];
-        for (s, d) in d.iter().enumerate() {
-            let dots = nibble_dots(&panel.qs, x, s);
-            let eight = _mm256_set1_epi32(8 * i32::from(x.sums[s]));
-            for h in 0..2 {
-                let dot = _mm256_sub_epi32(_mm256_madd_epi16(dots[h], _mm256_set1_epi16(1)), eight);
-                let scaled = _mm256_mul_ps(_mm256_cvtph_ps(cast(d[h])), _mm256_cvtepi32_ps(dot));
-                part[h] = _mm256_add_ps(part[h], scaled);
-            }
-        }
-        for h in 0..2 {
-            sums[h] = _mm256_add_ps(sums[h], _mm256_mul_ps(part[h], _mm256_set1_ps(x.d)));
-        }
-    }
-    *acc = cast(sums);
+fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [f32; 16]) {
-    assert_eq!(panels.len(), x.len(), "blocks of activations");
-    let mut sums: [__m256; 2] = cast(*acc);
-    for (panel, x) in panels.iter().zip(x) {
+fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks(x, panels.len(), acc, |x, acc| block_q4_k(panels, x, acc), |x, acc| block_q4_k(panels, x, acc));
+}
+
+/// Rows of activations that pass through a panel together.
+const ROWS: usize = 4;
+
+/// Cuts `acc.len()` rows of activations into blocks of [`ROWS`] and single ones.
+#[inline]
+fn in_blocks(
+    x: &[BlockQ8],
+    width: usize,
+    acc: &mut [[f32; 16]],
+    block: impl Fn([&[BlockQ8]; ROWS], &mut [[f32; 16]; ROWS]),
+    single: impl Fn([&[BlockQ8]; 1], &mut [[f32; 16]; 1]),
+) {
+    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
+    let row = |t: usize| &x[t * width..][..width];
+    let (blocks, rest) = acc.as_chunks_mut::<ROWS>();
+    let done = blocks.len() * ROWS;
+    for (i, acc) in blocks.iter_mut().enumerate() {
+        block(std::array::from_fn(|t| row(i * ROWS + t)), acc);
+    }
+    for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+        single([row(done + i)], acc);
+    }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+    let mut sums: [[__m256; 2]; T] = acc.map(|acc| cast(acc));
+    for (i, panel) in panels.iter().enumerate() {
+        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
+        let mut part = [[_mm256_setzero_ps(); 2]; T];
+        for (s, d) in d.iter().enumerate() {
+            for h in 0..2 {
+                let d = _mm256_cvtph_ps(cast(d[h]));
+                let nibbles = nibbles::<T>(&panel.qs, s, h);
+                for t in 0..T {
+                    let eight = _mm256_set1_epi32(8 * i32::from(x[t][i].sums[s]));
+                    let dots = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), _mm256_set1_epi16(1));
+                    let dots = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, eight));
+                    part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
+                }
+            }
+        }
+        for t in 0..T {
+            for h in 0..2 {
+                let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
+                sums[t][h] = _mm256_add_ps(sums[t][h], part);
+            }
+        }
+    }
+    *acc = sums.map(|sums| cast(sums));
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+    let mut sums: [[__m256; 2]; T] = acc.map(|acc| cast(acc));
+    for (i, panel) in panels.iter().enumerate() {
         let (scales, mins) = unpack_scales(panel);
-        let (mut sum, mut min_sum) = ([_mm256_setzero_si256(); 2], [_mm256_setzero_si256(); 2]);
+        let mut sum = [[_mm256_setzero_si256(); 2]; T];
         for (s, scale) in scales.into_iter().enumerate() {
-            let dots = nibble_dots(&panel.qs, x, s);
             let scale = _mm256_broadcastsi128_si256(cast(scale));
             for h in 0..2 {
                 let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
-                sum[h] = _mm256_add_epi32(sum[h], _mm256_madd_epi16(dots[h], scale));
+                let nibbles = nibbles::<T>(&panel.qs, s, h);
+                for t in 0..T {
+                    let scaled = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), scale);
+                    sum[t][h] = _mm256_add_epi32(sum[t][h], scaled);
+                }
             }
         }
+        let mut min_sum = [[_mm256_setzero_si256(); 2]; T];
         for s in 0..4 {
-            let two = _mm256_set1_epi32(cast([x.sums[s], x.sums[s + 4]]));
             let (min, min_4) = (cast(mins[s]), cast(mins[s + 4]));
             let pairs = [_mm_unpacklo_epi8(min, min_4), _mm_unpackhi_epi8(min, min_4)];
             for h in 0..2 {
-                let dot = _mm256_madd_epi16(_mm256_cvtepu8_epi16(pairs[h]), two);
-                min_sum[h] = _mm256_add_epi32(min_sum[h], dot);
+                let pairs = _mm256_cvtepu8_epi16(pairs[h]);
+                for t in 0..T {
+                    let two = _mm256_set1_epi32(cast([x[t][i].sums[s], x[t][i].sums[s + 4]]));
+                    min_sum[t][h] = _mm256_add_epi32(min_sum[t][h], _mm256_madd_epi16(pairs, two));
+                }
             }
         }
         let (d, dmin): ([__m128i; 2], [__m128i; 2]) = (cast(panel.d), cast(panel.dmin));
         for h in 0..2 {
-            let dot = _mm256_mul_ps(_mm256_cvtph_ps(d[h]), _mm256_cvtepi32_ps(sum[h]));
-            let min_dot = _mm256_mul_ps(_mm256_cvtph_ps(dmin[h]), _mm256_cvtepi32_ps(min_sum[h]));
-            let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x.d));
-            sums[h] = _mm256_add_ps(sums[h], part);
+            let (d, dmin) = (_mm256_cvtph_ps(d[h]), _mm256_cvtph_ps(dmin[h]));
+            for t in 0..T {
+                let dot = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum[t][h]));
+                let min_dot = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(min_sum[t][h]));
+                let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x[t][i].d));
+                sums[t][h] = _mm256_add_ps(sums[t][h], part);
+            }
         }
     }
-    *acc = cast(sums);
+    *acc = sums.map(|sums| cast(sums));
 }
 
-/// The integer products of sub-block `s`: two `i16` for each row, of rows 0..8 and rows 8..16.
+/// The nibbles of half `h` (8 rows) of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn nibble_dots(qs: &[u8; 2048], x: &BlockQ8, s: usize) -> [__m256i; 2] {
+fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, h: usize) -> [[__m256i; 2]; 4] {
     let lines: &[[[[u8; 32]; 2]; 4]; 8] = bytemuck::cast_ref(qs);
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     let low = _mm256_set1_epi8(15);
-    let mut sums = [_mm256_setzero_si256(); 2];
+    let mut out = [[_mm256_setzero_si256(); 2]; 4];
     for g in 0..4 {
-        prefetch(&lines[s][g]);
-        let (x_low, x_high) = (_mm256_set1_epi32(cast(xs[s][0][g])), _mm256_set1_epi32(cast(xs[s][1][g])));
-        for h in 0..2 {
-            let bytes = cast(lines[s][g][h]);
-            let pairs_low = _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), x_low);
-            let nibbles_high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
-            let pairs_high = _mm256_maddubs_epi16(nibbles_high, x_high);
-            sums[h] = _mm256_add_epi16(sums[h], _mm256_add_epi16(pairs_low, pairs_high));
+        let line = &lines[s][g][h];
+        // A single row of activations is bound by memory; a block of them finds its panels in cache.
+        if T == 1 && h == 0 {
+            prefetch(line);
         }
+        let bytes = cast(*line);
+        out[g] = [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)];
     }
-    sums
+    out
+}
+
+/// The integer products of sub-block `s` with one row of activations: two `i16` for each of 8 rows.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn dots(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
+    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let pairs = |g: usize, part: usize| {
+        _mm256_maddubs_epi16(nibbles[g][part], _mm256_set1_epi32(cast(xs[s][part][g])))
+    };
+    let mut sum = _mm256_add_epi16(pairs(0, 0), pairs(0, 1));
+    for g in 1..4 {
+        sum = _mm256_add_epi16(sum, _mm256_add_epi16(pairs(g, 0), pairs(g, 1)));
+    }
+    sum
 }
 
 /// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.

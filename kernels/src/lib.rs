@@ -6,12 +6,14 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod blocks;
 pub mod columns;
 mod dequant;
 pub mod panel;
-pub mod tile;
 mod scalar;
+pub mod tile;
 
 use std::sync::LazyLock;
 
@@ -25,9 +27,10 @@ pub use panel::{PanelQ4_0, PanelQ4K};
 /// One function for every operation, all of one instruction set.
 ///
 /// `dot_*` multiply one row of weights with one row of activations. `panels_*` multiply a panel row (16 rows x
-/// `256 * panels.len()` columns) with one row of activations and *add* each panel's contribution to `acc`, panel after panel.
-/// All floats round in the same places on every instruction set: results are equal bit for bit (but for the payload
-/// of a NaN), and a panel row's product equals sixteen products of rows.
+/// `256 * panels.len()` columns) with `acc.len()` rows of activations (`panels.len()` blocks each) and *add* each panel's
+/// contribution to `acc`, panel after panel. All floats round in the same places on every instruction set and for any
+/// number of rows: results are equal bit for bit (but for the payload of a NaN), and a panel row's product equals
+/// sixteen products of rows.
 ///
 /// Slices of weights and activations must cover the same columns; the functions panic where they do not.
 #[derive(Debug)]
@@ -45,8 +48,8 @@ pub struct Kernels {
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
-    pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [f32; 16]),
-    pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [f32; 16]),
+    pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
+    pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     /// `y += a * x`, as the attention adds up values.
     pub axpy_f32: fn(a: f32, x: &[f32], y: &mut [f32]),
     pub axpy_f16: fn(a: f32, x: &[f16], y: &mut [f32]),
@@ -55,6 +58,8 @@ pub struct Kernels {
 /// The tables that this CPU runs, fastest first; `scalar` is always the last.
 pub fn available() -> impl Iterator<Item = &'static Kernels> {
     let tables = [
+        #[cfg(target_arch = "x86_64")]
+        avx512::table(),
         #[cfg(target_arch = "x86_64")]
         avx2::table(),
         Some(&scalar::TABLE),

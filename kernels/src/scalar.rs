@@ -157,36 +157,48 @@ fn int_dot(w: &[i8], x: &[i8]) -> i32 {
     w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
 }
 
-fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [f32; 16]) {
-    assert_eq!(panels.len(), x.len(), "blocks of activations");
-    for (panel, x) in panels.iter().zip(x) {
-        let mut part = [0.0; 16];
-        for s in 0..8 {
-            let sums = nibble_dots(&panel.qs, x, s);
-            for r in 0..16 {
-                part[r] += panel.d[s][r].to_f32() * (sums[r] - 8 * i32::from(x.sums[s])) as f32;
+fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            let mut part = [0.0; 16];
+            for s in 0..8 {
+                let sums = nibble_dots(&panel.qs, x, s);
+                for r in 0..16 {
+                    part[r] += panel.d[s][r].to_f32() * (sums[r] - 8 * i32::from(x.sums[s])) as f32;
+                }
             }
-        }
-        for r in 0..16 {
-            acc[r] += part[r] * x.d;
+            for r in 0..16 {
+                acc[r] += part[r] * x.d;
+            }
         }
     }
 }
 
-fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [f32; 16]) {
-    assert_eq!(panels.len(), x.len(), "blocks of activations");
-    for (panel, x) in panels.iter().zip(x) {
-        let sub_blocks: [_; 8] = std::array::from_fn(|s| nibble_dots(&panel.qs, x, s));
-        for r in 0..16 {
-            let (scales, mins) = panel.scales_of(r);
-            let (mut sum, mut min_sum) = (0, 0);
-            for s in 0..8 {
-                sum += i32::from(scales[s]) * sub_blocks[s][r];
-                min_sum += i32::from(mins[s]) * i32::from(x.sums[s]);
+fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            let sub_blocks: [_; 8] = std::array::from_fn(|s| nibble_dots(&panel.qs, x, s));
+            for r in 0..16 {
+                let (scales, mins) = panel.scales_of(r);
+                let (mut sum, mut min_sum) = (0, 0);
+                for s in 0..8 {
+                    sum += i32::from(scales[s]) * sub_blocks[s][r];
+                    min_sum += i32::from(mins[s]) * i32::from(x.sums[s]);
+                }
+                acc[r] += (panel.d[r].to_f32() * sum as f32 - panel.dmin[r].to_f32() * min_sum as f32) * x.d;
             }
-            acc[r] += (panel.d[r].to_f32() * sum as f32 - panel.dmin[r].to_f32() * min_sum as f32) * x.d;
         }
     }
+}
+
+/// Rows of `width` blocks of activations, each with its sums.
+fn rows<'a>(
+    x: &'a [BlockQ8],
+    width: usize,
+    acc: &'a mut [[f32; 16]],
+) -> impl Iterator<Item = (&'a [BlockQ8], &'a mut [f32; 16])> {
+    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
+    x.chunks_exact(width.max(1)).zip(acc)
 }
 
 /// The sixteen rows' integer products of sub-block `s`.

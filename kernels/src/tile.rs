@@ -27,14 +27,14 @@ pub const fn tile_bytes(hidden: usize) -> usize {
 
 /// One of the panel formats.
 pub trait Panel: bytemuck::Pod {
-    /// Adds the products of a row of panels with one row of activations to `acc`.
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [f32; PANEL_ROWS]);
+    /// Adds the products of a row of panels with `acc.len()` rows of activations to `acc`.
+    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]);
     /// The 16 x 256 weights in f32.
     fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]);
 }
 
 impl Panel for PanelQ4K {
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [f32; PANEL_ROWS]) {
+    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
         (kernels.panels_q4_k)(panels, x, acc);
     }
 
@@ -46,7 +46,7 @@ impl Panel for PanelQ4K {
 }
 
 impl Panel for PanelQ4_0 {
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [f32; PANEL_ROWS]) {
+    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
         (kernels.panels_q4_0)(panels, x, acc);
     }
 
@@ -67,26 +67,31 @@ pub fn tile_pass<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[Bl
     assert_eq!(x.len() * QK, y.len());
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
     for (x, y) in x.chunks(TOKEN_BLOCK * width).zip(y.chunks_mut(TOKEN_BLOCK * hidden)) {
+        let tokens = x.len() / width;
         let mut h = [[0f32; TILE_NEURONS]; TOKEN_BLOCK];
         for (group, panels) in gate_up.chunks_exact(2 * width).enumerate() {
             let (gate, up) = panels.split_at(width);
-            for (x, h) in x.chunks_exact(width).zip(&mut h) {
-                let (mut g, mut u) = ([0f32; PANEL_ROWS], [0f32; PANEL_ROWS]);
-                P::product(kernels, gate, x, &mut g);
-                P::product(kernels, up, x, &mut u);
+            let (mut g, mut u) = ([[0f32; PANEL_ROWS]; TOKEN_BLOCK], [[0f32; PANEL_ROWS]; TOKEN_BLOCK]);
+            P::product(kernels, gate, x, &mut g[..tokens]);
+            P::product(kernels, up, x, &mut u[..tokens]);
+            for ((h, g), u) in h.iter_mut().zip(&g).zip(&u).take(tokens) {
                 for ((h, g), u) in h[group * PANEL_ROWS..].iter_mut().zip(g).zip(u) {
-                    *h = silu(g) * u;
+                    *h = silu(*g) * u;
                 }
             }
         }
         let mut quantized = [bytemuck::Zeroable::zeroed(); TOKEN_BLOCK];
-        for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(x.len() / width) {
+        for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(tokens) {
             (kernels.quantize)(h, q);
         }
         for (panel, out) in down.chunks_exact(1).zip((0..hidden).step_by(PANEL_ROWS)) {
-            for (h, y) in quantized.chunks_exact(1).zip(y.chunks_exact_mut(hidden)) {
-                let acc = y[out..].first_chunk_mut().expect("hidden is a multiple of 16");
-                P::product(kernels, panel, h, acc);
+            let mut acc = [[0f32; PANEL_ROWS]; TOKEN_BLOCK];
+            for (acc, y) in acc.iter_mut().zip(y.chunks_exact(hidden)) {
+                acc.copy_from_slice(&y[out..out + PANEL_ROWS]);
+            }
+            P::product(kernels, panel, &quantized[..tokens], &mut acc[..tokens]);
+            for (acc, y) in acc.iter().zip(y.chunks_exact_mut(hidden)) {
+                y[out..out + PANEL_ROWS].copy_from_slice(acc);
             }
         }
     }

@@ -162,13 +162,44 @@ fn a_panel_row_is_sixteen_rows_bit_for_bit() {
                 let rows_q4_0: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_0)(&q4_0[r], &x)));
                 let rows_q4_k: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_k)(&q4_k[r], &x)));
                 for kernels in available() {
-                    let mut acc = [0.0; 16];
+                    let mut acc = [[0.0; 16]];
                     (kernels.panels_q4_0)(&panels_q4_0, &x, &mut acc);
-                    assert_eq!(acc.map(bits), rows_q4_0, "{} q4_0, {columns} of {fill:?}", kernels.name);
-                    let mut acc = [0.0; 16];
+                    assert_eq!(acc[0].map(bits), rows_q4_0, "{} q4_0, {columns} of {fill:?}", kernels.name);
+                    let mut acc = [[0.0; 16]];
                     (kernels.panels_q4_k)(&panels_q4_k, &x, &mut acc);
-                    assert_eq!(acc.map(bits), rows_q4_k, "{} q4_k, {columns} of {fill:?}", kernels.name);
+                    assert_eq!(acc[0].map(bits), rows_q4_k, "{} q4_k, {columns} of {fill:?}", kernels.name);
                 }
+            }
+        }
+    }
+}
+
+/// Any number of rows of activations gives each row what it gets alone.
+#[test]
+fn a_block_of_rows_is_each_row_bit_for_bit() {
+    let random = &mut Random(8);
+    for width in [1, 3] {
+        let q4_0: Vec<PanelQ4_0> = (0..width)
+            .map(|_| PanelQ4_0::pack(&std::array::from_fn(|_| BlockQ4_0::row(QK, Fill::Random, random).as_chunks().0[0])))
+            .collect();
+        let q4_k: Vec<PanelQ4K> = (0..width)
+            .map(|_| PanelQ4K::pack(&std::array::from_fn(|_| BlockQ4K::row(QK, Fill::Random, random)[0])))
+            .collect();
+        for rows in 0..=35 {
+            let x: Vec<BlockQ8> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
+            let start: Vec<[f32; 16]> = (0..rows).map(|_| std::array::from_fn(|_| random.float())).collect();
+            let (mut alone_0, mut alone_k) = (start.clone(), start.clone());
+            for (t, x) in x.chunks_exact(width).enumerate() {
+                (scalar().panels_q4_0)(&q4_0, x, &mut alone_0[t..=t]);
+                (scalar().panels_q4_k)(&q4_k, x, &mut alone_k[t..=t]);
+            }
+            for kernels in available() {
+                let (mut acc_0, mut acc_k) = (start.clone(), start.clone());
+                (kernels.panels_q4_0)(&q4_0, &x, &mut acc_0);
+                (kernels.panels_q4_k)(&q4_k, &x, &mut acc_k);
+                let all = |acc: &[[f32; 16]]| acc.as_flattened().iter().map(|&a| bits(a)).collect::<Vec<_>>();
+                assert_eq!(all(&acc_0), all(&alone_0), "{} q4_0, {rows} rows", kernels.name);
+                assert_eq!(all(&acc_k), all(&alone_k), "{} q4_k, {rows} rows", kernels.name);
             }
         }
     }
@@ -182,11 +213,11 @@ fn panels_add_to_what_is_there() {
     let panels = [panel(random), panel(random), panel(random)];
     let x = quantized(&random.floats(3 * QK));
     for kernels in available() {
-        let (mut whole, mut parts) = ([0.5; 16], [0.5; 16]);
+        let (mut whole, mut parts) = ([[0.5; 16]], [[0.5; 16]]);
         (kernels.panels_q4_k)(&panels, &x, &mut whole);
         (kernels.panels_q4_k)(&panels[..1], &x[..1], &mut parts);
         (kernels.panels_q4_k)(&panels[1..], &x[1..], &mut parts);
-        assert_eq!(whole.map(bits), parts.map(bits), "{}", kernels.name);
+        assert_eq!(whole[0].map(bits), parts[0].map(bits), "{}", kernels.name);
     }
 }
 

@@ -87,8 +87,10 @@ impl Header {
         }
 
         let metadata = read_metadata(&mut r, key_count, path)?;
-        let alignment =
-            metadata.number("general.alignment").map_err(damaged(path, "metadata"))?.unwrap_or(DEFAULT_ALIGNMENT);
+        let alignment = metadata
+            .number("general.alignment")
+            .map_err(damaged(path, "metadata"))?
+            .unwrap_or(DEFAULT_ALIGNMENT);
         if !alignment.is_power_of_two() || !(8..=1 << 30).contains(&alignment) {
             return Err(damaged(path, "general.alignment")(format!("it is {alignment}")));
         }

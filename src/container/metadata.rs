@@ -75,7 +75,10 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
     };
     let need = |name: &str| size(&key(name))?.ok_or_else(|| format!("the key {} is missing", key(name)));
     let dim = |tensor: &str, i: usize| -> Result<usize, String> {
-        let desc = tensors.iter().find(|t| t.name == tensor).ok_or_else(|| format!("there is no tensor {tensor}"))?;
+        let desc = tensors
+            .iter()
+            .find(|t| t.name == tensor)
+            .ok_or_else(|| format!("there is no tensor {tensor}"))?;
         let dim = desc.dims.get(i).ok_or_else(|| format!("tensor {tensor} has no dim {i}"))?;
         usize::try_from(*dim).map_err(|_| format!("tensor {tensor} is too large"))
     };
@@ -91,13 +94,14 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
         return Err("there are no attention heads".into());
     }
     if size(&key("attention.head_count_kv"))?.is_some_and(|kv| kv != heads) {
-        return Err("grouped queries are not built: attention.head_count_kv differs from attention.head_count".into());
+        return Err(
+            "grouped queries are not built: attention.head_count_kv differs from attention.head_count".into(),
+        );
     }
     let precision = match metadata.text("yuan.rope.precision")? {
         None => RopePrecision::F32,
-        Some(name) => {
-            RopePrecision::from_name(name).ok_or_else(|| format!("yuan.rope.precision {name} is not known"))?
-        }
+        Some(name) => RopePrecision::from_name(name)
+            .ok_or_else(|| format!("yuan.rope.precision {name} is not known"))?,
     };
     let config = ModelConfig {
         architecture,
@@ -162,7 +166,8 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
 
 /// The vocabulary. Files of the authors' converter type `<eod>` and `<sep>` as ordinary pieces; they are found by their text.
 pub fn read_vocab(metadata: &Metadata) -> Result<Vocab, String> {
-    let tokens = metadata.texts("tokenizer.ggml.tokens")?.ok_or("the key tokenizer.ggml.tokens is missing")?;
+    let tokens =
+        metadata.texts("tokenizer.ggml.tokens")?.ok_or("the key tokenizer.ggml.tokens is missing")?;
     let scores = match metadata.get("tokenizer.ggml.scores") {
         Some(Value::F32s(scores)) if scores.len() == tokens.len() => scores,
         _ => return Err("tokenizer.ggml.scores does not fit the tokens".into()),

@@ -60,7 +60,9 @@ pub fn write(
     let mut journal = Journal::open(&journal_path, &fingerprint, &digests)?;
     // Reserves the length, so that padding is zero whatever stood there before.
     let keep = digests.len().checked_sub(1).map_or(0, |last| writer.offset(last) + writer.size(last));
-    file.set_len(keep).and_then(|()| file.set_len(writer.file_bytes())).map_err(Error::io("extend", &partial))?;
+    file.set_len(keep)
+        .and_then(|()| file.set_len(writer.file_bytes()))
+        .map_err(Error::io("extend", &partial))?;
     (0..resumed).for_each(|i| {
         progress(writer.size(i));
     });

@@ -24,7 +24,11 @@ pub enum Value {
     I32s(Vec<i32>),
     U32s(Vec<u32>),
     /// An array of a type that no key of ours uses: element type, count and bytes as they lie in the file.
-    Other { element: u32, count: u64, bytes: Vec<u8> },
+    Other {
+        element: u32,
+        count: u64,
+        bytes: Vec<u8>,
+    },
 }
 
 /// GGUF's numbers of the types.

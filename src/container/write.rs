@@ -68,11 +68,6 @@ impl Writer {
         self.tensors.len()
     }
 
-    /// Whether there are no tensors.
-    pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
-    }
-
     /// Where tensor `i` begins in the file.
     pub fn offset(&self, i: usize) -> u64 {
         self.tensors[i].offset

@@ -41,7 +41,9 @@ impl Compute {
             Ok(name) => yuan_kernels::by_name(&name).ok_or_else(|| {
                 let names: Vec<_> = yuan_kernels::available().map(|k| k.name).collect();
                 let names = names.join(", ");
-                Error::Argument(format!("YUAN_KERNELS={name} does not run on this machine; choose from {names}"))
+                Error::Argument(format!(
+                    "YUAN_KERNELS={name} does not run on this machine; choose from {names}"
+                ))
             })?,
         };
         let pool = rayon::ThreadPoolBuilder::new()

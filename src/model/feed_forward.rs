@@ -84,19 +84,28 @@ struct Group {
 
 impl Experts {
     /// `sum of weight * expert(m)` [T, H], added up in the order of the experts' numbers.
-    pub fn apply(&self, compute: &Compute, pager: &Pager, m: &Activations, routing: &Routing) -> Result<Vec<f32>> {
+    pub fn apply(
+        &self,
+        compute: &Compute,
+        pager: &Pager,
+        m: &Activations,
+        routing: &Routing,
+    ) -> Result<Vec<f32>> {
         let groups = group(routing);
         let outputs = match self {
-            Self::Rows(experts) => {
-                groups.iter().map(|g| experts[g.expert].apply(compute, &m.gather(g.tokens.iter().copied()))).collect()
-            }
+            Self::Rows(experts) => groups
+                .iter()
+                .map(|g| experts[g.expert].apply(compute, &m.gather(g.tokens.iter().copied())))
+                .collect(),
             Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, pager, *layer, m, &groups)?,
             Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, pager, *layer, m, &groups)?,
         };
         let hidden = m.cols();
         let mut y = vec![0.0; m.data().len()];
         for (group, output) in groups.iter().zip(outputs) {
-            for ((&t, weight), output) in group.tokens.iter().zip(&group.weights).zip(output.chunks_exact(hidden)) {
+            for ((&t, weight), output) in
+                group.tokens.iter().zip(&group.weights).zip(output.chunks_exact(hidden))
+            {
                 y[t * hidden..][..hidden].iter_mut().zip(output).for_each(|(y, o)| *y += weight * o);
             }
         }

@@ -1,11 +1,6 @@
 //! Localized filtering: two causal two-tap convolutions, a residual and a norm (MODEL.md, "Localized filter").
 
-use super::{
-    activations::Activations,
-    compute::Compute,
-    matrix::Matrix,
-    norm::rms_norm,
-};
+use super::{activations::Activations, compute::Compute, matrix::Matrix, norm::rms_norm};
 
 /// How a convolution's weights lie in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

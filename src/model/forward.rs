@@ -2,12 +2,7 @@
 //! experts; then norm and head.
 
 use super::{
-    Model,
-    activations::Activations,
-    feed_forward::FeedForward,
-    norm::rms_norm,
-    rope::rotate,
-    state::State,
+    Model, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State,
 };
 use crate::error::{Error, Result};
 

@@ -100,8 +100,7 @@ impl KvCache {
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let position = |i: usize| start + i * self.head_dim;
 
-        let mut p: Vec<f32> =
-            (0..visible).map(|i| scale * self.keys.dot(kernels, position(i), q)).collect();
+        let mut p: Vec<f32> = (0..visible).map(|i| scale * self.keys.dot(kernels, position(i), q)).collect();
         let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         p.iter_mut().for_each(|p| *p = (*p - max).exp());
         let sum: f32 = p.iter().sum();

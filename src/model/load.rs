@@ -1,4 +1,5 @@
-//! From a container to a model: every weight found, checked and named. No weight is copied but norms and biases.
+//! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases and
+//! the router.
 
 use yuan_kernels::DType;
 
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     config::{Architecture, RopePrecision},
-    container::{Container, ConvLayout, ExpertView, TensorView},
+    container::{Bytes, Container, ConvLayout, ExpertView, TensorView},
     error::{Error, Result},
     pager::Pager,
 };
@@ -69,6 +70,13 @@ impl Weights<'_> {
         matrix(self.view(name)?)
     }
 
+    /// A projection of the router, in f32 whatever it is stored in: the choice of experts is not left to rounded activations.
+    fn router(&self, name: &str) -> Result<Matrix> {
+        let weights = self.vector(name)?;
+        let TensorView { rows, cols, .. } = self.view(name)?;
+        Matrix::new(name, DType::F32, rows, cols, Bytes::copy(bytemuck::cast_slice(&weights)))
+    }
+
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let matrix = self.matrix(name)?;
         let mut out = Vec::new();
@@ -80,6 +88,7 @@ impl Weights<'_> {
         let name = |name: &str| format!("blk.{l}.{name}");
         let matrix = |of: &str| self.matrix(&name(of));
         let vector = |of: &str| self.vector(&name(of));
+        let router = |of: &str| self.router(&name(of));
         let filter = Filter {
             conv1: self.conv(&name("conv1"))?,
             conv2: self.conv(&name("conv2"))?,
@@ -94,9 +103,9 @@ impl Weights<'_> {
             }),
             Architecture::Moe => FeedForward::Moe {
                 router: Router {
-                    query: matrix("mlp_attn_q.weight")?,
-                    key: matrix("mlp_attn_k.weight")?,
-                    value: matrix("mlp_attn_v.weight")?,
+                    query: router("mlp_attn_q.weight")?,
+                    key: router("mlp_attn_k.weight")?,
+                    value: router("mlp_attn_v.weight")?,
                     used: config.experts_used,
                     normalize: config.norm_topk,
                 },

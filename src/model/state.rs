@@ -35,7 +35,9 @@ impl State {
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
         let bytes = Self::kv_bytes(config, kv).checked_mul(capacity);
         if bytes.is_none_or(|b| b > 1 << 46) {
-            return Err(Error::Argument(format!("a context of {capacity} tokens is too large; ask for less")));
+            return Err(Error::Argument(format!(
+                "a context of {capacity} tokens is too large; ask for less"
+            )));
         }
         let layer = |_| LayerState {
             kv: KvCache::new(config.heads, config.head_dim(), capacity, kv),

@@ -110,15 +110,12 @@ impl Plan {
         self.items.iter().map(Item::bytes).sum()
     }
 
-    /// Bytes of memory that a conversion takes: two finished tensors (one is written while the next is encoded) and what
-    /// the workers hold of their sources.
-    pub fn peak_bytes(&self, threads: usize) -> u64 {
-        let mut sizes: Vec<u64> = self.items.iter().map(Item::bytes).collect();
-        sizes.sort_unstable_by(|a, b| b.cmp(a));
-        let tiles = self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
-        sizes.iter().take(2).sum::<u64>()
-            + tiles.unwrap_or(0)
-            + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
+    /// Bytes that `threads` workers hold of the sources of a tensor beside its finished form: pieces of rows, and the rows of
+    /// an expert that becomes tiles.
+    pub fn scratch_bytes(&self, threads: usize) -> u64 {
+        let tiles =
+            self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
+        tiles.unwrap_or(0) + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
     }
 }
 

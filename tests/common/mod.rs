@@ -1,6 +1,8 @@
 //! What the integration tests share: where fixtures are, and how to convert and open a model.
 #![allow(dead_code)]
 
+pub mod mutate;
+
 use std::{
     collections::HashMap,
     fs,
@@ -14,6 +16,7 @@ use yuan::{
     container::{Container, Conversion},
     model::{Arithmetic, Model, Options as RunOptions},
     quantize::{DType, Options, Plan},
+    vocab::{Piece, PieceKind, Vocab},
 };
 
 /// The repository.
@@ -24,7 +27,8 @@ pub fn root() -> PathBuf {
 /// A path of the full fixtures (`YUAN_FIXTURES`, or `../shared/fixtures`), or of the repository's own subset; a test whose
 /// fixture is in neither says that it is skipped.
 pub fn fixture(path: &str) -> Option<PathBuf> {
-    let full = std::env::var_os("YUAN_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
+    let full =
+        std::env::var_os("YUAN_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
     let found = [full.join(path), root().join("tests/fixtures").join(path)].into_iter().find(|p| p.exists());
     if found.is_none() {
         eprintln!("skipped: no fixture {path} in {} or tests/fixtures", full.display());
@@ -40,6 +44,15 @@ pub fn demo() -> PathBuf {
 /// A temporary folder for one test.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary folder")
+}
+
+/// A vocabulary of `size` pieces: bytes, special strings and made-up words.
+pub fn letters(size: usize) -> Vocab {
+    let bytes = (0..=255).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
+    let fixed = ["<unk>", "<eod>", "<n>", "<sep>", "\u{2581}", "a", "b"].map(|t| (t.to_owned(), PieceKind::Normal));
+    let words = (0..).map(|i| (format!("\u{2581}w{i}"), PieceKind::Normal));
+    let all = fixed.into_iter().chain(bytes).chain(words).take(size).enumerate();
+    Vocab::from_pieces(all.map(|(i, (text, kind))| Piece { text, score: -(i as f32), kind }).collect())
 }
 
 /// Types for checking: everything in f32.
@@ -115,5 +128,9 @@ impl Goldens {
 /// The largest difference between `found` and `golden`, which must have the same length.
 pub fn error(found: &[f32], golden: &[f32]) -> f32 {
     assert_eq!(found.len(), golden.len());
-    found.iter().zip(golden).map(|(a, b)| (a - b).abs()).fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max })
+    found
+        .iter()
+        .zip(golden)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |max, d| if d > max || d.is_nan() { d } else { max })
 }

@@ -1,6 +1,6 @@
 //! Running a conversion for a person: the plan, the warnings, the progress bar.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use yuan::{
@@ -17,7 +17,7 @@ pub enum Input {
     /// A Hugging Face folder with its tokenizer.
     Checkpoint(Box<Checkpoint>, Vocab),
     /// A GGUF file.
-    Gguf(PathBuf, Box<Container>),
+    Gguf(Box<Container>),
 }
 
 impl Input {
@@ -31,14 +31,14 @@ impl Input {
             let vocab = read_vocab(path, Some(checkpoint.config().vocab))?;
             return Ok(Self::Checkpoint(Box::new(checkpoint), vocab));
         }
-        Ok(Self::Gguf(path.into(), Box::new(Container::open(path)?)))
+        Ok(Self::Gguf(Box::new(Container::open(path)?)))
     }
 
     /// Bytes of all its tensors.
     pub fn data_bytes(&self) -> u64 {
         match self {
             Self::Checkpoint(checkpoint, _) => checkpoint.data_bytes(),
-            Self::Gguf(_, container) => container.data_bytes(),
+            Self::Gguf(container) => container.data_bytes(),
         }
     }
 }
@@ -63,14 +63,11 @@ impl<'a> Job<'a> {
                 if options.rope_base.is_some() {
                     warnings.retain(|w| !w.contains("rotary_base"));
                 }
-                let identity = checkpoint.folder().display().to_string();
-                (Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, identity.as_bytes())?, warnings)
+                let identity = checkpoint.identity();
+                (Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?, warnings)
             }
-            Input::Gguf(_, container) if requested => {
-                let plan = Plan::new(container.config().clone(), options)?;
-                (Conversion::of_checkpoint(plan, container.as_ref(), &container.vocab()?, b"gguf")?, vec![])
-            }
-            Input::Gguf(_, container) => (Conversion::repack(container, options)?, vec![]),
+            Input::Gguf(container) if requested => (Conversion::requantize(container, options)?, vec![]),
+            Input::Gguf(container) => (Conversion::repack(container, options)?, vec![]),
         };
         Ok(Self { conversion, warnings })
     }
@@ -95,9 +92,8 @@ impl<'a> Job<'a> {
         for tensor in self.conversion.tensors() {
             writeln!(out, "{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.kind, tensor.bytes, tensor.dims)?;
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         writeln!(out, "{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
-        writeln!(out, "about {} of memory on {threads} threads", size(self.conversion.peak_bytes(threads)))?;
+        writeln!(out, "about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
         Ok(())
     }
 

@@ -1,0 +1,294 @@
+//! An open container: every name, shape, size and type checked before anything is used.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use yuan_kernels::DType;
+
+use super::{
+    gguf::{Header, TYPE_I8, TensorDesc},
+    map::Bytes,
+    metadata::{Layout, read_architecture, read_config, read_layout, read_vocab},
+    tiles::TileLayout,
+    value::damaged,
+    verify,
+};
+use crate::{
+    checkpoint::names::{self, Role, TensorSpec},
+    config::ModelConfig,
+    error::{Error, Result, TensorProblems},
+    vocab::Vocab,
+};
+
+/// A container of ours, or a GGUF file as the authors' llama.cpp fork writes them, mapped into memory.
+#[derive(Debug)]
+pub struct Container {
+    path: PathBuf,
+    bytes: Bytes,
+    header: Header,
+    config: ModelConfig,
+    layout: Layout,
+    /// By name, the place in `header.tensors`.
+    index: HashMap<String, usize>,
+}
+
+/// A tensor of rows.
+#[derive(Clone, Debug)]
+pub struct TensorView {
+    /// Its name in the file.
+    pub name: String,
+    /// Type of its weights.
+    pub dtype: DType,
+    /// All dims but the innermost, multiplied; of a convolution, its outputs.
+    pub rows: usize,
+    /// Weights of a row; of a convolution, two for each input.
+    pub cols: usize,
+    /// The rows, one after another.
+    pub bytes: Bytes,
+}
+
+/// How the taps of a convolution lie in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvLayout {
+    /// All inputs' weights for the previous step, then all for the current one.
+    Split,
+    /// `previous, current` input by input.
+    Interleaved,
+}
+
+/// An expert, in either of its forms.
+#[derive(Clone, Debug)]
+pub enum ExpertView {
+    /// Neuron tiles.
+    Tiles {
+        /// Their shape.
+        layout: TileLayout,
+        /// All tiles of the expert.
+        bytes: Bytes,
+    },
+    /// Two row-major matrices.
+    Rows {
+        /// Gate rows over up rows, [2F, H].
+        w1: TensorView,
+        /// [H, F].
+        w2: TensorView,
+    },
+}
+
+impl Container {
+    /// Maps a file and checks its header, its config and its list of tensors against each other. No tensor is read:
+    /// `yuan-quant verify` does that.
+    ///
+    /// The file must not be changed while it is open; our own tools write beside a file and rename.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::BadFile`] with what is wrong and where; [`Error::Unsupported`] for other architectures, types
+    /// and versions; [`Error::Tensors`] with every tensor that is missing, unexpected or misshapen.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::parse(Bytes::map(path)?, path)
+    }
+
+    /// [`Container::open`] on the bytes of a file; `path` names it in errors.
+    ///
+    /// # Errors
+    /// As [`Container::open`].
+    pub fn parse(bytes: Bytes, path: &Path) -> Result<Self> {
+        let header = Header::parse(&bytes, path)?;
+        verify::header(&header, &bytes, path)?;
+        let unsupported = |what: String| Error::Unsupported {
+            path: path.into(),
+            what,
+            remedy: "convert the checkpoint again with this version of yuan-quant".into(),
+        };
+        read_architecture(&header.metadata).map_err(unsupported)?;
+        let layout = read_layout(&header.metadata).map_err(unsupported)?;
+        let config = read_config(&header.metadata, &header.tensors)
+            .map_err(damaged(path, "the config in the metadata"))?;
+        if let Layout::Tiles(Some(dtype)) = layout
+            && TileLayout::new(config.hidden, config.ffn, dtype).is_none()
+        {
+            let problem = format!("a hidden size of {} has no neuron tiles", config.hidden);
+            return Err(damaged(path, "the config in the metadata")(problem));
+        }
+        let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let container = Self { path: path.into(), bytes, header, config, layout, index };
+        container.check_tensors()?;
+        Ok(container)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The shape of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// All tensors, in the order of the file.
+    pub fn tensors(&self) -> &[TensorDesc] {
+        &self.header.tensors
+    }
+
+    /// Bytes of all tensors.
+    pub fn data_bytes(&self) -> u64 {
+        self.header.tensors.iter().map(|t| t.bytes).sum()
+    }
+
+    /// The layout, for people.
+    pub fn layout_name(&self) -> String {
+        match self.layout {
+            Layout::Standard => "standard GGUF, rows".into(),
+            Layout::Tiles(None) => "rows".into(),
+            Layout::Tiles(Some(dtype)) => format!("neuron tiles of {}", dtype.name()),
+        }
+    }
+
+    /// The vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when the metadata holds none, or one that is broken or larger than the model's.
+    pub fn vocab(&self) -> Result<Vocab> {
+        let vocab = read_vocab(&self.header.metadata)
+            .map_err(damaged(&self.path, "the tokenizer in the metadata"))?;
+        let (pieces, rows) = (vocab.pieces.len(), self.config.vocab);
+        if pieces > rows {
+            let problem = format!("{pieces} tokens are more than the {rows} rows of the embedding");
+            return Err(damaged(&self.path, "tokenizer.ggml.tokens")(problem));
+        }
+        Ok(vocab)
+    }
+
+    /// A tensor of rows by its name; `None` where there is none, or it holds tiles.
+    pub fn tensor(&self, name: &str) -> Option<TensorView> {
+        let desc = self.desc(name)?;
+        let dtype = DType::from_ggml(desc.ggml_type)?;
+        let cols = usize::try_from(desc.dims[0]).ok()?;
+        let rows = desc.dims[1..].iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
+        Some(TensorView { name: name.into(), dtype, rows, cols, bytes: self.data(desc) })
+    }
+
+    /// The weight of the convolution `name` (`blk.0.conv1`) as [out, 2 in], and how its rows lie.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it is not there.
+    pub fn conv(&self, name: &str) -> Result<(TensorView, ConvLayout)> {
+        let weight = format!("{name}.weight");
+        let view = self.tensor(&weight).ok_or_else(|| self.missing(&weight))?;
+        if self.layout != Layout::Standard {
+            return Ok((view, ConvLayout::Split));
+        }
+        // A standard file has the dims [1, 2, in, out].
+        let rows = self.desc(&weight).and_then(|d| d.dims.get(3)).copied().unwrap_or(1) as usize;
+        let cols = view.rows * view.cols / rows;
+        Ok((TensorView { rows, cols, ..view }, ConvLayout::Interleaved))
+    }
+
+    /// An expert.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it is not there.
+    pub fn expert(&self, layer: usize, expert: usize) -> Result<ExpertView> {
+        if let Some(layout) = self.tile_layout() {
+            let name = names::tiled_expert(layer, expert);
+            let desc = self.desc(&name).ok_or_else(|| self.missing(&name))?;
+            return Ok(ExpertView::Tiles { layout, bytes: self.data(desc) });
+        }
+        let rows = |which: &str| {
+            let name = format!("blk.{layer}.{which}.{expert}.weight");
+            self.tensor(&name).ok_or_else(|| self.missing(&name))
+        };
+        Ok(ExpertView::Rows { w1: rows("ffn_gate")?, w2: rows("ffn_down")? })
+    }
+
+    /// The shape of tiled experts, where the file has such.
+    pub fn tile_layout(&self) -> Option<TileLayout> {
+        match self.layout {
+            Layout::Tiles(Some(dtype)) => TileLayout::new(self.config.hidden, self.config.ffn, dtype),
+            _ => None,
+        }
+    }
+
+    /// Reads every tensor and compares it with the BLAKE3 digest that was recorded when it was written. `progress` hears
+    /// the bytes that are done and says whether to go on.
+    ///
+    /// # Errors
+    /// [`Error::Checksum`] that names the first damaged tensor; [`Error::Unsupported`] for files without digests;
+    /// [`Error::Cancelled`].
+    pub fn verify(&self, progress: &dyn Fn(u64) -> bool) -> Result<()> {
+        verify::tensors(&self.header, &self.bytes, &self.path, progress)
+    }
+
+    /// A digest of all that tells this file from another without reading its tensors.
+    pub(super) fn identity(&self) -> Vec<u8> {
+        let header = &self.bytes[..self.header.bytes as usize];
+        blake3::Hasher::new()
+            .update(header)
+            .update(&(self.bytes.len() as u64).to_le_bytes())
+            .finalize()
+            .as_bytes()
+            .to_vec()
+    }
+
+    fn desc(&self, name: &str) -> Option<&TensorDesc> {
+        self.index.get(name).map(|&i| &self.header.tensors[i])
+    }
+
+    fn data(&self, desc: &TensorDesc) -> Bytes {
+        let range = desc.offset as usize..(desc.offset + desc.bytes) as usize;
+        self.bytes.slice(range).expect("the header was checked against the file")
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::bad_file(&self.path, format!("tensor {name}"), "it is missing")
+    }
+
+    /// The tensors are those that the config asks for, in the shapes that it asks for.
+    fn check_tensors(&self) -> Result<()> {
+        let mut problems = TensorProblems::default();
+        let expected = self.expected();
+        let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+        let unexpected = self.header.tensors.iter().filter(|t| !known.contains(t.name.as_str()));
+        problems.unexpected.extend(unexpected.map(|t| t.name.clone()));
+        for (name, dims) in &expected {
+            let Some(desc) = self.desc(name) else {
+                problems.missing.push(name.clone());
+                continue;
+            };
+            let tiled = self.tile_layout().is_some() && desc.ggml_type == TYPE_I8;
+            if significant(&desc.dims) != significant(dims) {
+                problems.misshapen.push(format!("{name}: found {:?}, expected {dims:?}", desc.dims));
+            } else if DType::from_ggml(desc.ggml_type).is_none() && !tiled {
+                problems.misshapen.push(format!("{name}: it holds bytes, not weights"));
+            }
+        }
+        if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { path: self.path.clone(), problems }) }
+    }
+
+    /// Names and dims (innermost first) of all tensors that the config asks for.
+    fn expected(&self) -> Vec<(String, Vec<u64>)> {
+        let tiles = self.tile_layout();
+        let one = |spec: TensorSpec| -> Option<(String, Vec<u64>)> {
+            let dims = match (spec.role, tiles) {
+                (Role::ExpertIn { layer, expert }, Some(tiles)) => {
+                    let dims = vec![tiles.tile_bytes() as u64, tiles.tiles() as u64];
+                    return Some((names::tiled_expert(layer, expert), dims));
+                }
+                (Role::ExpertOut { .. }, Some(_)) => return None,
+                (Role::Conv, _) if self.layout != Layout::Standard => vec![2 * spec.shape[1], spec.shape[0]],
+                _ => spec.shape.iter().rev().copied().collect(),
+            };
+            Some((spec.gguf, dims.into_iter().map(|d| d as u64).collect()))
+        };
+        names::tensors(&self.config).into_iter().filter_map(one).collect()
+    }
+}
+
+/// Dims without the ones behind the last that counts: GGUF leaves them out at will.
+fn significant(dims: &[u64]) -> &[u64] {
+    let last = dims.iter().rposition(|&d| d != 1).map_or(0, |i| i + 1);
+    &dims[..last]
+}

@@ -1,0 +1,117 @@
+//! The same bits: whatever the number of threads, however the tokens are cut into calls.
+
+mod common;
+
+use yuan::{
+    config::ModelConfig,
+    container::{Container, Conversion},
+    model::{Arithmetic, KvType, Model, Options as RunOptions, State, Want},
+    quantize::{DType, Options, Plan, synth},
+};
+
+fn container(config: ModelConfig, options: &Options, folder: &tempfile::TempDir) -> Container {
+    let path = folder.path().join("m.gguf");
+    let plan = Plan::new(config.clone(), options).unwrap();
+    let vocab = common::letters(config.vocab);
+    Conversion::synth(plan, 5, &vocab).unwrap().write(&path, &|_| true).unwrap();
+    Container::open(&path).unwrap()
+}
+
+fn load(container: &Container, threads: usize, arithmetic: Arithmetic) -> Model {
+    Model::load(container, &RunOptions { threads, arithmetic, rope: None }).unwrap()
+}
+
+fn tokens(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| i * 37 % 512).collect()
+}
+
+/// All logits of `tokens`, given to the model in pieces of these lengths (the last one again and again).
+fn logits(model: &Model, tokens: &[u32], pieces: &[usize], kv: KvType) -> Vec<u32> {
+    let mut state = State::new(model.config(), tokens.len(), kv).unwrap();
+    let (mut out, mut at, mut i) = (Vec::new(), 0, 0);
+    while at < tokens.len() {
+        let n = pieces[i.min(pieces.len() - 1)].min(tokens.len() - at);
+        out.extend(model.forward(&tokens[at..at + n], &mut state, Want::All).unwrap());
+        (at, i) = (at + n, i + 1);
+    }
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+fn geometries() -> [(ModelConfig, Options); 4] {
+    let q4_0 = Options { experts: DType::Q4_0, dense: DType::Q6_K, ..Options::default() };
+    let rows = Options { experts: DType::F16, dense: DType::Bf16, ..Options::default() };
+    let wide = ModelConfig { ffn: 1280, experts: 3, ..synth::tiny() };
+    let dense = ModelConfig {
+        architecture: yuan::config::Architecture::Dense,
+        experts: 0,
+        experts_used: 0,
+        ffn: 768,
+        ..synth::tiny()
+    };
+    [(synth::tiny(), Options::default()), (wide, q4_0), (synth::tiny(), rows), (dense, Options::default())]
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    for (config, options) in geometries() {
+        let folder = common::folder();
+        let container = container(config, &options, &folder);
+        let tokens = tokens(45);
+        for pieces in [&[45][..], &[1]] {
+            let one = logits(&load(&container, 1, Arithmetic::Integer), &tokens, pieces, KvType::F16);
+            for threads in [2, 3, 8] {
+                let model = load(&container, threads, Arithmetic::Integer);
+                assert!(logits(&model, &tokens, pieces, KvType::F16) == one, "{threads} threads, {options:?}");
+            }
+        }
+    }
+}
+
+/// Token by token, whole prompt, and every cut in two: the filter's state and the cache cross the borders.
+#[test]
+fn cached_equals_uncached_at_every_cut() {
+    for (config, options) in geometries() {
+        let folder = common::folder();
+        let container = container(config, &options, &folder);
+        let tokens = tokens(40);
+        for arithmetic in [Arithmetic::Integer, Arithmetic::Float] {
+            let model = load(&container, 2, arithmetic);
+            let whole = logits(&model, &tokens, &[40], KvType::F32);
+            let cuts: Vec<Vec<usize>> = match arithmetic {
+                Arithmetic::Integer => (1..40).map(|cut| vec![cut, 40]).chain([vec![1], vec![3], vec![17]]).collect(),
+                Arithmetic::Float => vec![vec![1, 40], vec![1], vec![20]],
+            };
+            for pieces in cuts {
+                assert!(
+                    logits(&model, &tokens, &pieces, KvType::F32) == whole,
+                    "in pieces of {pieces:?}, {arithmetic:?}, {options:?}"
+                );
+            }
+        }
+    }
+}
+
+/// Every length of prompt alone gives the row that the longer prompt has there.
+#[test]
+fn a_shorter_prompt_is_a_prefix() {
+    let folder = common::folder();
+    let model = load(&container(synth::tiny(), &Options::default(), &folder), 2, Arithmetic::Integer);
+    let tokens = tokens(33);
+    let whole = logits(&model, &tokens, &[33], KvType::F16);
+    for n in 1..33 {
+        assert!(logits(&model, &tokens[..n], &[n], KvType::F16) == whole[..n * 512], "{n} tokens");
+    }
+}
+
+#[test]
+fn a_refused_call_leaves_the_state_alone() {
+    let folder = common::folder();
+    let model = load(&container(synth::tiny(), &Options::default(), &folder), 1, Arithmetic::Integer);
+    let mut state = State::new(model.config(), 4, KvType::F16).unwrap();
+    assert!(model.forward(&[1, 512], &mut state, Want::Last).is_err(), "a token outside the vocabulary");
+    assert!(model.forward(&[], &mut state, Want::Last).is_err());
+    assert!(model.forward(&tokens(5), &mut state, Want::Last).is_err(), "more than the context holds");
+    assert_eq!(state.position(), 0);
+    let after = model.forward(&tokens(4), &mut state, Want::All).unwrap();
+    assert_eq!(after.into_iter().map(f32::to_bits).collect::<Vec<_>>(), logits(&model, &tokens(4), &[4], KvType::F16));
+}

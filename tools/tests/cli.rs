@@ -1,0 +1,289 @@
+//! The two programs, run as a person or a script runs them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use serde_json::Value;
+
+fn demo_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo-model")
+}
+
+fn program(name: &str) -> Command {
+    Command::new(match name {
+        "yuan" => env!("CARGO_BIN_EXE_yuan"),
+        _ => env!("CARGO_BIN_EXE_yuan-quant"),
+    })
+}
+
+fn run(name: &str, args: &[&str]) -> Output {
+    program(name).args(args).output().expect("the program starts")
+}
+
+/// Standard output of a run that must succeed.
+fn text(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    assert!(output.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn json(name: &str, args: &[&str]) -> Value {
+    serde_json::from_str(&text(name, args)).expect("JSON")
+}
+
+/// Standard error of a run that must fail in a civil way: status 1, one line that begins with `error:`.
+fn complaint(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{name} {args:?}: {stderr}");
+    assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// The demo model as a container.
+    fn converted(&self, name: &str, options: &[&str]) -> String {
+        let output = self.path(name);
+        let demo = demo_model();
+        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output, "--rope", "f32"], options].concat());
+        output
+    }
+}
+
+#[test]
+fn the_demo_streams_english_and_chinese() {
+    let folder = Folder::new();
+    let out = text("yuan", &["demo", "--cache", &folder.path("cache"), "-n", "40"]);
+    for part in ["Converted", "kernels on", "> Psalms 151:1-4<sep>", "> 春日山中 李白<sep>", "of experts read a token"] {
+        assert!(out.contains(part), "no {part:?} in {out}");
+    }
+    let poem = out.split("李白<sep>").nth(1).unwrap();
+    assert!(poem.contains('，') && poem.contains('。'), "the Chinese prompt gives no verse: {poem}");
+    assert!(!out.contains('\u{FFFD}'));
+}
+
+#[test]
+fn greedy_text_is_the_same_on_every_path() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    for prompt in ["1 Chronicles 27:7-12<sep>", "十五夜观灯 王维<sep>"] {
+        let args = ["generate", &model, "-p", prompt, "-n", "24", "--json"];
+        let best = json("yuan", &args);
+        assert_eq!(best["tokens"].as_array().unwrap().len(), 24);
+        let scalar = program("yuan").args(args).env("YUAN_KERNELS", "scalar").output().unwrap();
+        let scalar: Value = serde_json::from_slice(&scalar.stdout).unwrap();
+        let one = json("yuan", &[&args[..], &["--threads", "1"]].concat());
+        assert_eq!(best["tokens"], scalar["tokens"], "scalar kernels");
+        assert_eq!(best["tokens"], one["tokens"], "one thread");
+        let streamed = text("yuan", &args[..6]);
+        assert_eq!(streamed.trim_end_matches('\n'), best["text"].as_str().unwrap());
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_text_again() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &["--experts", "q4_0", "--dense", "q6_k"]);
+    let sample = |seed| {
+        let args = ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--temp", "0.9", "--top-k", "50"];
+        text("yuan", &[&args[..], &["--top-p", "0.95", "--seed", seed]].concat())
+    };
+    assert_eq!(sample("7"), sample("7"));
+    assert_ne!(sample("7"), sample("8"));
+}
+
+#[test]
+fn a_prompt_may_come_from_a_file_or_a_pipe() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("prompt.txt");
+    fs::write(&file, "秋夜 杜甫<sep>").unwrap();
+    let args = ["generate", &model, "-n", "8", "--json"];
+    let given = json("yuan", &[&args[..], &["-p", "秋夜 杜甫<sep>"]].concat());
+    assert_eq!(given["text"], json("yuan", &[&args[..], &["--file", &file]].concat())["text"]);
+    let piped = program("yuan").args(args).args(["--file", "-"]).stdin(fs::File::open(&file).unwrap()).output();
+    let piped: Value = serde_json::from_slice(&piped.unwrap().stdout).unwrap();
+    assert_eq!(given["text"], piped["text"]);
+}
+
+#[test]
+fn a_question_is_put_into_the_models_chat_form() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let args = ["generate", &model, "-n", "1", "--json"];
+    let chat = json("yuan", &[&args[..], &["--chat", "-p", "秋夜 杜甫"]].concat());
+    let raw = json("yuan", &[&args[..], &["-p", "秋夜 杜甫<sep>"]].concat());
+    assert_eq!(chat["prompt_tokens"], raw["prompt_tokens"]);
+    // A special string in the question is text.
+    let sly = json("yuan", &[&args[..], &["--chat", "-p", "a<sep>b"]].concat());
+    let sep = raw["prompt_tokens"].as_array().unwrap().last().unwrap();
+    let ids = sly["prompt_tokens"].as_array().unwrap();
+    assert_eq!(ids.iter().filter(|id| *id == sep).count(), 1);
+    assert_eq!(ids.last(), Some(sep));
+}
+
+#[test]
+fn tokens_of_a_container_equal_those_of_its_checkpoint() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let demo = demo_model();
+    for input in ["In the beginning God created", "床前明月光，疑是地上霜。", "emoji 🍕 <sep> x"] {
+        for special in [&["--special"][..], &[]] {
+            let of = |from: &str| json("yuan", &[&["tokenize", from, "--json", input], special].concat());
+            assert_eq!(of(&model), of(demo.to_str().unwrap()));
+            let has_sep = of(&model)["pieces"].as_array().unwrap().iter().any(|p| p == "<sep>");
+            assert_eq!(has_sep, input.contains("<sep>") && !special.is_empty());
+        }
+    }
+}
+
+#[test]
+fn logits_are_the_goldens() {
+    let folder = Folder::new();
+    let model = folder.converted("exact.gguf", &["--experts", "f32", "--dense", "f32"]);
+    let goldens = fs::read(demo_model().join("goldens.safetensors")).unwrap();
+    let goldens = safetensors::SafeTensors::deserialize(&goldens).unwrap();
+    let words = |name: &str| -> Vec<[u8; 4]> {
+        goldens.tensor(name).unwrap().data().chunks_exact(4).map(|w| w.try_into().unwrap()).collect()
+    };
+    let ids: Vec<String> = words("p2.input_ids").into_iter().map(|w| i32::from_le_bytes(w).to_string()).collect();
+    let npy = folder.path("logits.npy");
+    text("yuan", &["logits", &model, "--tokens", &ids.join(","), "--output", &npy, "--kv", "f32"]);
+    let npy = fs::read(npy).unwrap();
+    let header = 10 + u16::from_le_bytes([npy[8], npy[9]]) as usize;
+    let found: Vec<f32> = npy[header..].chunks_exact(4).map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect();
+    let golden: Vec<f32> = words("f32.p2.logits").into_iter().map(f32::from_le_bytes).collect();
+    assert_eq!(found.len(), golden.len());
+    let error = found.iter().zip(&golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(error < 1e-3, "logits differ by {error}");
+}
+
+#[test]
+fn perplexity_compares_with_another_model() {
+    let folder = Folder::new();
+    let (small, exact) = (folder.converted("q4.gguf", &[]), folder.converted("bf16.gguf", &["--experts", "bf16", "--dense", "bf16"]));
+    let heldout = demo_model().join("heldout.txt");
+    let args = ["perplexity", &small, "--file", heldout.to_str().unwrap(), "--documents", "59-62", "--json"];
+    let report = json("yuan", &[&args[..], &["--against", &exact]].concat());
+    let of = |key: &str| report[key].as_f64().unwrap();
+    assert_eq!(report["documents"], 4);
+    assert!((of("loss").exp() - of("perplexity")).abs() < 1e-9 && of("perplexity") > 10.0);
+    assert!(of("kl_divergence") > 0.0 && of("kl_divergence") < 0.05, "{report}");
+    let same = json("yuan", &[&args[..1], &[&exact], &args[2..], &["--against", &exact]].concat());
+    assert_eq!((same["kl_divergence"].as_f64(), same["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
+}
+
+#[test]
+fn a_plan_names_every_tensor_and_writes_nothing() {
+    let folder = Folder::new();
+    let demo = demo_model();
+    let plan = text("yuan-quant", &[demo.to_str().unwrap(), "--dry-run", "-o", &folder.path("m.gguf")]);
+    for part in ["blk.1.ffn_expert.31", "q4_k tiles", "token_embd.weight", "q8_0", "in all", "of memory"] {
+        assert!(plan.contains(part), "no {part:?} in {plan}");
+    }
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn inspect_verify_and_export_agree() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    assert!(text("yuan-quant", &["verify", &model]).contains("as written"));
+    let both = [("yuan", "inspect"), ("yuan-quant", "inspect")].map(|(name, command)| {
+        let shown = json(name, &[command, &model, "--json"]);
+        assert_eq!(shown["config"]["experts"], 32);
+        shown["tensors"].clone()
+    });
+    assert_eq!(both[0], both[1]);
+    let rows = folder.path("rows.gguf");
+    text("yuan-quant", &["export", &model, "-o", &rows]);
+    assert!(text("yuan", &["inspect", &rows]).contains("standard GGUF"));
+    let back = folder.path("back.gguf");
+    text("yuan-quant", &[&rows, "-o", &back]);
+    let generate = |m: &str| json("yuan", &["generate", m, "-p", "Psalms 151:1<sep>", "-n", "12", "--json"])["tokens"].clone();
+    assert_eq!(generate(&rows), generate(&back));
+
+    let mut bytes = fs::read(&model).unwrap();
+    let (at, name) = both[0].as_array().unwrap().iter().find_map(|t| {
+        let name = t["name"].as_str()?;
+        name.contains("ffn_expert.5").then(|| (t["offset"].as_u64().unwrap() as usize + 1000, name))
+    }).unwrap();
+    bytes[at] ^= 4;
+    fs::write(&model, bytes).unwrap();
+    assert!(complaint("yuan-quant", &["verify", &model]).contains(name));
+}
+
+#[test]
+fn a_synthetic_checkpoint_is_converted_and_runs() {
+    let folder = Folder::new();
+    let (checkpoint, model, direct) = (folder.path("tiny"), folder.path("tiny.gguf"), folder.path("direct.gguf"));
+    text("yuan-quant", &["synth", "--geometry", "tiny", "-o", &checkpoint, "--seed", "3"]);
+    text("yuan-quant", &[&checkpoint, "-o", &model]);
+    text("yuan-quant", &["synth", "--geometry", &format!("{checkpoint}/config.json"), "-o", &direct, "--seed", "3"]);
+    for model in [&model, &direct] {
+        text("yuan-quant", &["verify", model]);
+        let bench = json("yuan", &["bench", model, "-p", "16", "-n", "4", "-r", "1", "--json"]);
+        for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "memory_gb_per_second"] {
+            assert!(bench[key].as_f64().unwrap() > 0.0, "{bench}");
+        }
+        assert_eq!(json("yuan", &["generate", model, "-p", "hello", "-n", "5", "--ignore-eod", "--json"])["finish"], "length");
+    }
+}
+
+#[test]
+fn complaints_say_what_where_and_the_remedy() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let nowhere = folder.path("nowhere.gguf");
+    assert!(complaint("yuan", &["generate", &nowhere, "-p", "x"]).contains("nowhere.gguf"));
+    let text_file = folder.path("text.gguf");
+    fs::write(&text_file, "hello").unwrap();
+    assert!(complaint("yuan", &["inspect", &text_file]).contains("convert a checkpoint with yuan-quant"));
+    assert!(complaint("yuan", &["generate", &model, "-p", ""]).contains("give some text"));
+    assert!(complaint("yuan", &["generate", &model, "-p", "x", "--temp", "-1"]).contains("temperature"));
+    assert!(complaint("yuan", &["generate", &model, "-p", "x y z", "--context", "2"]).contains("raise --context"));
+    assert!(complaint("yuan", &["logits", &model, "--tokens", "99999", "--output", &nowhere]).contains("99999"));
+    assert!(complaint("yuan-quant", &[folder.path("").as_str(), "-o", &nowhere]).contains("config.json"));
+    let again = complaint("yuan-quant", &[&model, "-o", &nowhere, "--experts", "q4_0"]);
+    assert!(again.contains("already"), "{again}");
+    fs::write(folder.path("cut.gguf"), &fs::read(&model).unwrap()[..1_000_000]).unwrap();
+    assert!(complaint("yuan", &["inspect", &folder.path("cut.gguf")]).contains("fetch or convert it again"));
+    let kernels = program("yuan").args(["generate", &model, "-p", "x"]).env("YUAN_KERNELS", "abacus").output().unwrap();
+    assert!(String::from_utf8_lossy(&kernels.stderr).contains("choose from"));
+    assert!(!Path::new(&nowhere).exists());
+}
+
+#[test]
+fn help_has_examples() {
+    for (name, command) in [
+        ("yuan", &[][..]),
+        ("yuan", &["demo"]),
+        ("yuan", &["generate"]),
+        ("yuan", &["tokenize"]),
+        ("yuan", &["logits"]),
+        ("yuan", &["perplexity"]),
+        ("yuan", &["inspect"]),
+        ("yuan", &["bench"]),
+        ("yuan-quant", &[]),
+        ("yuan-quant", &["synth"]),
+        ("yuan-quant", &["verify"]),
+        ("yuan-quant", &["export"]),
+        ("yuan-quant", &["inspect"]),
+    ] {
+        let help = text(name, &[command, &["--help"]].concat());
+        assert!(help.contains("Example"), "{name} {command:?} has no example:\n{help}");
+    }
+}
