@@ -33,7 +33,8 @@ class Config:
         self.norm_topk = moe.get("norm_topk_prob", True)
         self.rms_eps = c["rms_norm_eps"]
         self.rope_base = c.get("rotary_base") or c.get("rope_theta") or 10000.0
-        self.rope_dims = self.hidden // self.heads
+        share = c.get("rotary_percent") or c.get("partial_rotary_factor")
+        self.rope_dims = round(share * self.head_dim) if share else self.hidden // self.heads
         self.tied_embeddings = c.get("tie_word_embeddings", False)
 
 
