@@ -1,0 +1,342 @@
+#!/usr/bin/env python3
+"""The forward pass of the Yuan 2.0 family in NumPy: the executable twin of MODEL.md.
+
+The sections, names and steps are those of src/model/*.rs; read the two side by side. It is made to be read and to
+check numbers, not for speed: all weights are widened when the checkpoint is opened.
+
+Shapes: T tokens, V vocabulary, H hidden, n heads, hd head dim, P = n * hd, E experts, F neurons of an expert.
+"""
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+PRECISIONS = ("mixed", "f32", "hfbf16")
+
+
+# ---- Checkpoint: a Hugging Face folder with one safetensors file or shards of them.
+
+class Config:
+    """The facts of config.json under the names of src/config.rs; `experts` is 0 in a dense model."""
+
+    def __init__(self, folder):
+        c = json.loads((folder / "config.json").read_text())
+        moe = c.get("moe_config") or {}
+        assert moe.get("gated_linear_unit", True), "experts without a gated linear unit are not described"
+        self.vocab, self.hidden = c["vocab_size"], c["hidden_size"]
+        self.layers, self.heads = c["num_hidden_layers"], c["num_attention_heads"]
+        self.projection = c.get("attention_projection_size") or self.hidden
+        self.head_dim = self.projection // self.heads
+        self.ffn = moe.get("ffn_hidden_size") or c["intermediate_size"]
+        self.experts, self.experts_used = moe.get("moe_num_experts", 0), moe.get("moe_top_k", 0)
+        self.norm_topk = moe.get("norm_topk_prob", True)
+        self.rms_eps = c["rms_norm_eps"]
+        self.rope_base = c.get("rotary_base") or c.get("rope_theta") or 10000.0
+        share = c.get("rotary_percent") or c.get("partial_rotary_factor")
+        self.rope_dims = round(share * self.head_dim) if share else self.hidden // self.heads
+        self.tied_embeddings = c.get("tie_word_embeddings", False)
+
+
+def read_safetensors(path):
+    """{name: array} of one file: 8 bytes of header length, a JSON header, the data. bf16 becomes float32."""
+    data = np.memmap(path, np.uint8, "r")
+    end = 8 + int(data[:8].view("<u8")[0])
+    types = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+    def tensor(t):
+        first, last = t["data_offsets"]
+        x = data[end + first:end + last].view(types[t["dtype"]]).reshape(t["shape"])
+        return (x.astype("<u4") << 16).view("<f4") if t["dtype"] == "BF16" else x
+    header = json.loads(data[8:end].tobytes())
+    return {name: tensor(t) for name, t in header.items() if name != "__metadata__"}
+
+
+def read_weights(folder):
+    """All tensors of a checkpoint folder."""
+    index = folder / "model.safetensors.index.json"
+    files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ["model.safetensors"]
+    return {name: x for f in sorted(files) for name, x in read_safetensors(folder / f).items()}
+
+
+# ---- Norm
+
+def rms_norm(x, weight, eps):
+    """x * rsqrt(mean(x^2) + eps) * weight, row by row."""
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(eps)) * weight
+
+
+# ---- Rotary embedding
+
+def bf(x):
+    """Rounded to bf16, ties to even, and widened again."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+class Rope:
+    """The inverse frequencies of one convention. Always float32: the conventions are about rounding."""
+
+    def __init__(self, dims, base, precision):
+        exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
+        inverse = np.float32(1) / np.float32(base) ** exponent
+        self.inverse = inverse if precision == "f32" else bf(inverse)
+        self.precision = precision
+
+    def at(self, positions):
+        """cos and sin [T, dims / 2] of every angle at `positions`."""
+        positions = np.asarray(positions, np.float32)[:, None]
+        if self.precision == "hfbf16":
+            angle = bf(bf(positions) * self.inverse)
+            return bf(np.cos(angle)), bf(np.sin(angle))
+        angle = positions * self.inverse
+        return np.cos(angle), np.sin(angle)
+
+
+def rotate(heads, cos, sin):
+    """Rotates the leading dims of heads [T, n, hd]: entry j pairs with entry j + dims / 2; the others pass."""
+    half = cos.shape[-1]
+    a, b, rest = heads[..., :half], heads[..., half:2 * half], heads[..., 2 * half:]
+    cos, sin = cos[:, None].astype(heads.dtype), sin[:, None].astype(heads.dtype)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+# ---- Localized filter
+
+class FilterState:
+    """The last input of each convolution; zero (not the bias) before the first token."""
+
+    def __init__(self, hidden, dtype):
+        self.input = np.zeros(hidden, dtype)       # a[t-1]
+        self.conv1 = np.zeros(hidden // 2, dtype)  # o1[t-1]
+
+
+class Filter:
+    """Two convolutions, H -> H/2 -> H, and a norm whose epsilon is always 1e-6."""
+
+    def __init__(self, w, at):
+        taps = lambda conv: np.moveaxis(w[f"{at}{conv}.weight"][..., 0], 2, 0)  # [2, out, in]: previous, current
+        self.conv1, self.bias1 = taps("conv1"), w[f"{at}conv1.bias"]
+        self.conv2, self.bias2 = taps("conv2"), w[f"{at}conv2.bias"]
+        self.norm = w[f"{at}output_layernorm.weight"]
+
+    def apply(self, a, state):
+        """g = norm(conv2(conv1(a)) + a) for the T rows of a; moves the state on by T steps."""
+        o1, state.input = self.conv(self.conv1, self.bias1, a, state.input)
+        o2, state.conv1 = self.conv(self.conv2, self.bias2, o1, state.conv1)
+        return rms_norm(o2 + a, self.norm, 1e-6)
+
+    @staticmethod
+    def conv(taps, bias, x, last):
+        """out[t] = W0 x[t-1] + W1 x[t] + bias, where x[-1] is `last`; also the last row of x."""
+        previous = np.concatenate([last[None], x[:-1]])
+        return previous @ taps[0].T + x @ taps[1].T + bias, x[-1]
+
+
+# ---- Attention
+
+class KvCache:
+    """Rotated keys and values of all positions so far, [position, n, hd]."""
+
+    def __init__(self, heads, head_dim, dtype):
+        self.keys = np.zeros((0, heads, head_dim), dtype)
+        self.values = self.keys
+
+    def push(self, k, v):
+        self.keys, self.values = np.concatenate([self.keys, k]), np.concatenate([self.values, v])
+
+    def attend(self, q):
+        """Causal attention of the last T positions: softmax(q.k / sqrt(hd)) v, heads side by side, [T, P]."""
+        rows, visible = len(q), len(self.keys)
+        scores = np.einsum("tnd,snd->nts", q, self.keys) / q.dtype.type(np.sqrt(q.shape[-1]))
+        future = np.arange(visible) > np.arange(visible - rows, visible)[:, None]
+        scores[:, future] = -np.inf
+        return np.einsum("nts,snd->tnd", softmax(scores), self.values).reshape(rows, -1)
+
+
+def join_and_split(q, k, heads, head_dim):
+    """The joined row q | k is cut into slices of hd: head i's query is slice 2i, its key slice 2i + 1."""
+    slices = np.concatenate([q, k], -1).reshape(len(q), heads, 2, head_dim)
+    return slices[:, :, 0], slices[:, :, 1]
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+# ---- Router
+
+class Router:
+    """Three projections [E, H]."""
+
+    def __init__(self, w, at, config):
+        self.query, self.key, self.value = (w[f"{at}{name}.weight"] for name in ("query", "key", "value"))
+        self.used, self.normalize = config.experts_used, config.norm_topk
+
+    def route(self, m):
+        """Logits [T, E] before the softmax over the experts; the chosen and their weights [T, used], best first."""
+        q, k, v = m @ self.query.T, m @ self.key.T, m @ self.value.T
+        attention = softmax(q[:, :, None] * k[:, None, :])  # no scale, no mask
+        logits = (attention * v[:, None, :]).sum(-1)
+        p = softmax(logits)
+        chosen = np.argsort(-p, -1, "stable")[:, :self.used]
+        weights = np.take_along_axis(p, chosen, -1)
+        return logits, chosen, weights / weights.sum(-1, keepdims=True) if self.normalize else weights
+
+
+# ---- Feed forward
+
+def silu(x):
+    with np.errstate(over="ignore"):
+        return x / (1 + np.exp(-x))
+
+
+class Mlp:
+    """down (gate(m) * silu(up(m))): in the dense model the activation is on *up*."""
+
+    def __init__(self, w, at):
+        self.gate, self.up, self.down = (w[f"{at}{name}_proj.weight"] for name in ("gate", "up", "down"))
+
+    def apply(self, m):
+        return (m @ self.gate.T * silu(m @ self.up.T)) @ self.down.T
+
+
+class Experts:
+    """The experts of one layer."""
+
+    def __init__(self, w, at, config):
+        self.ffn = config.ffn
+        self.experts = [(w[f"{at}{e}.w1.weight"], w[f"{at}{e}.w2.weight"]) for e in range(config.experts)]
+
+    def apply(self, m, chosen, weights):
+        """The sum of weight * expert(m), added up in the order of the experts' numbers."""
+        y = np.zeros_like(m)
+        for e in np.unique(chosen):
+            tokens, place = np.nonzero(chosen == e)
+            y[tokens] += weights[tokens, place, None] * self.expert(e, m[tokens])
+        return y
+
+    def expert(self, e, m):
+        """w2 (silu(gate) * up); w1 has the gate's rows over those of up."""
+        w1, w2 = self.experts[e]
+        u = m @ w1.T
+        return (silu(u[:, :self.ffn]) * u[:, self.ffn:]) @ w2.T
+
+
+# ---- Forward
+
+class State:
+    """The memory of one sequence: a KV cache and the filter's last inputs for every layer."""
+
+    def __init__(self, model):
+        c, dtype = model.config, model.dtype
+        self.layers = [(KvCache(c.heads, c.head_dim, dtype), FilterState(c.hidden, dtype)) for _ in range(c.layers)]
+        self.position = 0
+
+
+class Layer:
+    """Weights of one decoder layer."""
+
+    def __init__(self, w, at, config):
+        self.input_norm = w[f"{at}input_layernorm.weight"]
+        self.post_norm = w[f"{at}post_attention_layernorm.weight"]
+        self.q, self.k, self.v, self.o = (w[f"{at}self_attn.{name}_proj.weight"] for name in "qkvo")
+        self.filter = Filter(w, f"{at}self_attn.lf_gate.")
+        self.router = Router(w, f"{at}mlp.gate.", config) if config.experts else None
+        self.experts = Experts(w, f"{at}mlp.experts.", config) if config.experts else None
+        self.mlp = None if config.experts else Mlp(w, f"{at}mlp.")
+
+
+class Model:
+    """A checkpoint, ready to run under one rotary convention."""
+
+    def __init__(self, folder, rope="mixed", dtype=np.float32):
+        folder = Path(folder)
+        self.config, self.dtype = Config(folder), np.dtype(dtype)
+        w = {name: x.astype(dtype) for name, x in read_weights(folder).items()}
+        self.embedding = w["model.embed_tokens.weight"]
+        self.layers = [Layer(w, f"model.layers.{l}.", self.config) for l in range(self.config.layers)]
+        self.final_norm = w["model.norm.weight"]
+        self.head = self.embedding if self.config.tied_embeddings else w["lm_head.weight"]
+        self.use_rope(rope)
+
+    def use_rope(self, precision):
+        self.rope = Rope(self.config.rope_dims, self.config.rope_base, precision)
+
+    def forward(self, tokens, state, probe=lambda stage, layer, rows: None):
+        """Runs `tokens` behind those that `state` holds and returns their logits [T, V]."""
+        config, start = self.config, state.position
+        cos, sin = self.rope.at(range(start, start + len(tokens)))
+        split = lambda rows: rows.reshape(len(tokens), config.heads, config.head_dim)
+
+        x = self.embedding[tokens]
+        probe("embedding", 0, x)
+        for l, (layer, (kv, filter_state)) in enumerate(zip(self.layers, state.layers)):
+            # Attention: v sees the normed input, q and k see its filtered form.
+            a = rms_norm(x, layer.input_norm, config.rms_eps)
+            v = a @ layer.v.T
+            g = layer.filter.apply(a, filter_state)
+            q, k = join_and_split(g @ layer.q.T, g @ layer.k.T, config.heads, config.head_dim)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+            kv.push(k, split(v))
+            o = kv.attend(q) @ layer.o.T
+            x = x + o
+            stages = {"input norm": a, "filter": g, "query": q, "key": k, "value": v, "attention": o}
+            for stage, rows in stages.items():
+                probe(stage, l, rows)
+
+            # Feed forward: the experts that the router picks, or the one MLP of a dense model.
+            m = rms_norm(x, layer.post_norm, config.rms_eps)
+            if layer.mlp:
+                y = layer.mlp.apply(m)
+            else:
+                logits, chosen, weights = layer.router.route(m)
+                for stage, rows in {"router logits": logits, "chosen": chosen, "weights": weights}.items():
+                    probe(stage, l, rows)
+                y = layer.experts.apply(m, chosen, weights)
+            x = x + y
+            probe("feed forward", l, y)
+            probe("hidden", l, x)
+        state.position += len(tokens)
+
+        last = rms_norm(x, self.final_norm, config.rms_eps)
+        probe("final norm", 0, last)
+        return last @ self.head.T
+
+    def greedy(self, logits, state, n):
+        """The n likeliest tokens behind `logits`, one after another, and the logits that each was taken from."""
+        ids, rows = [], []
+        for _ in range(n):
+            if ids:
+                logits = self.forward(ids[-1:], state)
+            rows.append(logits[-1])
+            ids.append(int(logits[-1].argmax()))
+        return ids, np.array(rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Logits of a Yuan 2.0 checkpoint, computed by the twin of MODEL.md.")
+    parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors files")
+    parser.add_argument("--tokens", required=True, help="token ids, for example 1,2,3")
+    parser.add_argument("--rope", choices=PRECISIONS, default="mixed")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--output", type=Path, help="write the logits [T, V] to this .npy file")
+    parser.add_argument("--greedy", type=int, default=0, metavar="N", help="continue with the N likeliest tokens")
+    args = parser.parse_args()
+
+    model = Model(args.checkpoint, args.rope, args.dtype)
+    tokens = [int(t) for t in args.tokens.split(",")]
+    if not all(0 <= t < model.config.vocab for t in tokens):
+        parser.error(f"token ids are 0 to {model.config.vocab - 1}")
+    state = State(model)
+    logits = model.forward(tokens, state)
+    if args.output:
+        np.save(args.output, logits)
+    for t in np.argsort(-logits[-1], kind="stable")[:5]:
+        print(f"{t}\t{logits[-1, t]:.5f}")
+    if args.greedy:
+        print(",".join(map(str, model.greedy(logits, state, args.greedy)[0])))
+
+
+if __name__ == "__main__":
+    main()
