@@ -9,6 +9,7 @@ mod avx2;
 pub mod blocks;
 pub mod columns;
 mod dequant;
+pub mod encode;
 pub mod panel;
 pub mod tile;
 mod scalar;
