@@ -100,6 +100,28 @@ fn each<B: Pod, const N: usize>(weights: &[f32], out: &mut [u8], encode: impl Fn
     }
 }
 
+/// The weights of `S` sub-blocks of `N`, with those of the same column side by side.
+#[inline(always)]
+fn side_by_side<const S: usize, const N: usize>(x: &[f32; 256]) -> [[f32; S]; N] {
+    let mut columns = [[0.0; S]; N];
+    for (s, x) in x.chunks_exact(N).enumerate() {
+        for (column, x) in columns.iter_mut().zip(x) {
+            column[s] = *x;
+        }
+    }
+    columns
+}
+
+/// One number for each lane. (`std::array::from_fn` is at times not inlined, and then compiled for the baseline.)
+#[inline(always)]
+fn lanes<const S: usize>(number: impl Fn(usize) -> f32) -> [f32; S] {
+    let mut lanes = [0.0; S];
+    for (s, lane) in lanes.iter_mut().enumerate() {
+        *lane = number(s);
+    }
+    lanes
+}
+
 /// The larger one, as one instruction; `f32::max` has more to say about NaN.
 #[inline(always)]
 fn max(a: f32, b: f32) -> f32 {

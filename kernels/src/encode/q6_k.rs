@@ -1,6 +1,6 @@
 //! `Q6_K`: a search for the scale of every sub-block of 16, the sub-blocks side by side in lanes.
 
-use super::{inverse, max, min, round, to_f16};
+use super::{inverse, lanes, max, min, round, side_by_side, to_f16};
 use crate::blocks::BlockQ6K;
 
 /// One number of each sub-block.
@@ -9,14 +9,19 @@ type Lanes = [f32; 16];
 /// 256 weights, all finite, as one block.
 #[inline(always)]
 pub(super) fn encode(x: &[f32; 256]) -> BlockQ6K {
-    let x: [Lanes; 16] = std::array::from_fn(|k| std::array::from_fn(|s| x[16 * s + k]));
+    let x: [Lanes; 16] = side_by_side(x);
     let scales = search(&x);
     // The scale of the largest magnitude becomes -128, so that all of the eight bits are used.
     let largest = scales.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
     let d = to_f16(largest / -128.0);
-    let codes = scales.map(|scale| round(max(min(scale * inverse(d.to_f32()), 127.0), -128.0)));
-    let inverses = codes.map(|code| inverse(d.to_f32() * code));
-    let q = x.map(|x| -> [u8; 16] { std::array::from_fn(|s| (quant(x[s] * inverses[s]) + 32.0) as u8) });
+    let codes: Lanes = lanes(|s| round(max(min(scales[s] * inverse(d.to_f32()), 127.0), -128.0)));
+    let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
+    let mut q = [[0; 16]; 16];
+    for (q, x) in q.iter_mut().zip(&x) {
+        for s in 0..16 {
+            q[s] = (quant(x[s] * inverses[s]) + 32.0) as u8;
+        }
+    }
     let (mut ql, mut qh) = ([0; 128], [0; 64]);
     for half in 0..2 {
         for k in 0..32 {
@@ -38,8 +43,8 @@ fn search(x: &[Lanes; 16]) -> Lanes {
             largest[s] = if x[s].abs() > largest[s].abs() { x[s] } else { largest[s] };
         }
     }
-    let mut scales = largest.map(|x| x / -32.0);
-    let unit = largest.map(|x| -inverse(x));
+    let mut scales: Lanes = lanes(|s| largest[s] / -32.0);
+    let unit: Lanes = lanes(|s| -inverse(largest[s]));
     let mut best = [0.0; 16];
     for i in -9..=9 {
         let steps = 32.0 + 0.1 * i as f32;
