@@ -11,6 +11,7 @@ mod avx512;
 pub mod blocks;
 pub mod columns;
 mod dequant;
+pub mod encode;
 pub mod panel;
 mod scalar;
 pub mod tile;

@@ -1,0 +1,206 @@
+//! `Q4_K`: weights as `d * scale * q - dmin * min`, found by search in four steps.
+//!
+//! 1. For every sub-block, the real-valued scale and minimum with the least squared error ([`search`]).
+//! 2. `d` and `dmin`, and 6-bit codes for the scales and the minimums ([`six_bits`]).
+//! 3. For every sub-block, the codes near those with the least error on the grid as it is now ([`refine`]).
+//! 4. The `d` and `dmin` that fit best what was chosen ([`refit`]), and the final quants.
+//!
+//! The eight sub-blocks sit in eight lanes, so that all of them are searched at once and no sum crosses lanes.
+
+use half::f16;
+
+use super::{inverse, lanes, max, min, round, side_by_side, to_f16};
+use crate::blocks::BlockQ4K;
+
+/// One number of each sub-block.
+type Lanes = [f32; 8];
+/// Columns of a sub-block.
+const COLUMNS: usize = 32;
+
+/// 256 weights, all finite, as one block.
+#[inline(always)]
+pub(super) fn encode(x: &[f32; 256]) -> BlockQ4K {
+    let x: [Lanes; COLUMNS] = side_by_side(x);
+    let mut sums = [0.0; 8];
+    for x in &x {
+        for s in 0..8 {
+            sums[s] += x[s];
+        }
+    }
+
+    let (scales, mins) = search(&x, &sums);
+    let (d, scales) = six_bits(&scales);
+    let (dmin, mins) = six_bits(&mins);
+    let grid = refine(&x, &sums, Grid { d, dmin, scales, mins });
+    let grid = refit(&x, &sums, grid);
+
+    let q = grid.quants(&x);
+    let mut qs = [0; 128];
+    for (p, shared) in qs.chunks_exact_mut(COLUMNS).enumerate() {
+        for (byte, q) in shared.iter_mut().zip(&q) {
+            *byte = q[2 * p] as u8 | ((q[2 * p + 1] as u8) << 4);
+        }
+    }
+    let [scales, mins] = [grid.scales, grid.mins].map(|codes| codes.map(|code| code as u8));
+    BlockQ4K { d: grid.d, dmin: grid.dmin, scales: BlockQ4K::pack_scales(&scales, &mins), qs }
+}
+
+/// All of a block but its quants. The codes are whole numbers, 0..=63.
+#[derive(Clone, Copy)]
+struct Grid {
+    d: f16,
+    dmin: f16,
+    scales: Lanes,
+    mins: Lanes,
+}
+
+impl Grid {
+    /// The nearest quants to the weights, 0..=15.
+    #[inline(always)]
+    fn quants(&self, x: &[Lanes; COLUMNS]) -> [Lanes; COLUMNS] {
+        let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
+        let inverses: Lanes = lanes(|s| inverse(d * self.scales[s]));
+        let mins: Lanes = lanes(|s| dmin * self.mins[s]);
+        let mut q = *x;
+        for q in &mut q {
+            for s in 0..8 {
+                q[s] = quant((q[s] + mins[s]) * inverses[s]);
+            }
+        }
+        q
+    }
+}
+
+/// For every sub-block the scale and the minimum (`w = scale * q - min`, neither below 0) with the least squared error
+/// among candidates: weights are rounded to a candidate's grid, then a line is fitted through what came out.
+#[inline(always)]
+fn search(x: &[Lanes; COLUMNS], sums: &Lanes) -> (Lanes, Lanes) {
+    let (mut low, mut high) = ([0.0; 8], x[0]);
+    for x in x {
+        for s in 0..8 {
+            low[s] = min(x[s], low[s]);
+            high[s] = max(x[s], high[s]);
+        }
+    }
+    let unit: Lanes = lanes(|s| inverse(high[s] - low[s]));
+    let (mut scales, mut mins) = (lanes(|s| (high[s] - low[s]) / 15.0), lanes(|s| -low[s]));
+    let mut best = [f32::NEG_INFINITY; 8];
+    // The range is cut into 12.5 to 17.5 steps; with more than 15.5 of them the largest weights are cut off.
+    for candidate in 0..21 {
+        let steps = 12.5 + 0.25 * candidate as f32;
+        let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+        for x in x {
+            for s in 0..8 {
+                let q = quant((x[s] - low[s]) * (unit[s] * steps));
+                sum_q[s] += q;
+                sum_qq[s] += q * q;
+                sum_xq[s] += x[s] * q;
+            }
+        }
+        for s in 0..8 {
+            const N: f32 = COLUMNS as f32;
+            let determinant = N * sum_qq[s] - sum_q[s] * sum_q[s];
+            let scale = (N * sum_xq[s] - sum_q[s] * sums[s]) / determinant;
+            let min = (sum_q[s] * sum_xq[s] - sum_qq[s] * sums[s]) / determinant;
+            // No minimum below 0 can be stored: the line then goes through the origin.
+            let free = min > 0.0;
+            let scale = if free { scale } else { sum_xq[s] / sum_qq[s] };
+            let min = if free { min } else { 0.0 };
+            // What the fit takes from the sum of the squares; NaN, where there is no fit, is never better.
+            let gain = scale * sum_xq[s] - min * sums[s];
+            let better = gain > best[s];
+            best[s] = if better { gain } else { best[s] };
+            scales[s] = if better { scale } else { scales[s] };
+            mins[s] = if better { min } else { mins[s] };
+        }
+    }
+    (scales, mins)
+}
+
+/// A common factor, and for each number the nearest multiple of it.
+#[inline(always)]
+fn six_bits(numbers: &Lanes) -> (f16, Lanes) {
+    let d = to_f16(numbers.iter().fold(0.0, |a, &b| max(b, a)) / 63.0);
+    let inverse = inverse(d.to_f32());
+    (d, lanes(|s| code(numbers[s] * inverse)))
+}
+
+/// Tries the scales as they are, a step down and a step up, each with the minimum that suits it.
+#[inline(always)]
+fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
+    let (d, dmin) = (grid.d.to_f32(), grid.dmin.to_f32());
+    let inverse_dmin = inverse(dmin);
+    let old_mins: Lanes = lanes(|s| dmin * grid.mins[s]);
+    let (mut best, mut refined) = ([f32::INFINITY; 8], grid);
+    for step in [0.0, -1.0, 1.0] {
+        let codes: Lanes = lanes(|s| code(grid.scales[s] + step));
+        let scales: Lanes = lanes(|s| d * codes[s]);
+        let inverses: Lanes = lanes(|s| inverse(scales[s]));
+        let mut sum_q = [0.0; 8];
+        for x in x {
+            for s in 0..8 {
+                sum_q[s] += quant((x[s] + old_mins[s]) * inverses[s]);
+            }
+        }
+        let min_codes: Lanes = lanes(|s| code((scales[s] * sum_q[s] - sums[s]) / COLUMNS as f32 * inverse_dmin));
+        let mins: Lanes = lanes(|s| dmin * min_codes[s]);
+        let mut error = [0.0; 8];
+        for x in x {
+            for s in 0..8 {
+                let q = quant((x[s] + mins[s]) * inverses[s]);
+                let difference = scales[s] * q - mins[s] - x[s];
+                error[s] += difference * difference;
+            }
+        }
+        for s in 0..8 {
+            let better = error[s] < best[s];
+            best[s] = if better { error[s] } else { best[s] };
+            refined.scales[s] = if better { codes[s] } else { refined.scales[s] };
+            refined.mins[s] = if better { min_codes[s] } else { refined.mins[s] };
+        }
+    }
+    refined
+}
+
+/// Fits `d` and `dmin` to the codes and their quants by least squares over the whole block.
+#[inline(always)]
+fn refit(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
+    let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+    for (x, q) in x.iter().zip(&grid.quants(x)) {
+        for s in 0..8 {
+            sum_q[s] += q[s];
+            sum_qq[s] += q[s] * q[s];
+            sum_xq[s] += x[s] * q[s];
+        }
+    }
+    // Sums over the block of products of a = scale * q, b = min and x.
+    let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    for s in 0..8 {
+        let (scale, min) = (grid.scales[s], grid.mins[s]);
+        aa += scale * scale * sum_qq[s];
+        ab += scale * min * sum_q[s];
+        bb += min * min * COLUMNS as f32;
+        ax += scale * sum_xq[s];
+        bx += min * sums[s];
+    }
+    // Both at once where the two are distinct enough, else `d` with `dmin` as it is; then `dmin` to the `d` as stored.
+    let determinant = aa * bb - ab * ab;
+    let distinct = determinant > 1e-3 * aa * bb;
+    let d = if distinct { (ax * bb - ab * bx) / determinant } else { (ax + grid.dmin.to_f32() * ab) / aa };
+    let d = if d > 0.0 { to_f16(d) } else { grid.d };
+    let dmin = (d.to_f32() * ab - bx) / bb;
+    let dmin = if dmin > 0.0 { to_f16(dmin) } else { grid.dmin };
+    Grid { d, dmin, ..grid }
+}
+
+/// The nearest of the 16 quants.
+#[inline(always)]
+fn quant(x: f32) -> f32 {
+    round(max(min(x, 15.0), 0.0))
+}
+
+/// The nearest of the 64 codes.
+#[inline(always)]
+fn code(x: f32) -> f32 {
+    round(max(min(x, 63.0), 0.0))
+}
