@@ -8,18 +8,30 @@ use std::{
 
 use crate::error::{Error, Result};
 
+/// Opens a regular file. A pipe, which would wait for a writer, or a folder is an error.
+///
+/// # Errors
+/// When it is not there, not readable, or something else than a file.
+pub(super) fn open(path: &Path) -> Result<File> {
+    let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
+    if !metadata.is_file() {
+        return Err(Error::bad_file(path, "the file", "it is not a regular file"));
+    }
+    File::open(path).map_err(Error::io("open", path))
+}
+
 /// Reads a whole file that may not be larger than `limit` bytes.
 ///
 /// # Errors
 /// When it cannot be read, or is larger.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(Error::io("open", path))?;
+    let file = open(path)?;
     let len = file.metadata().map_err(Error::io("read", path))?.len();
     if len > limit {
         return Err(Error::bad_file(path, "the file", format!("it has {len} bytes, more than {limit}")));
     }
     let mut bytes = Vec::new();
-    // The limit holds for files that grow, and for devices and pipes, too.
+    // The limit holds for a file that grows, too.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > limit {
         return Err(Error::bad_file(path, "the file", format!("it has more than {limit} bytes")));
@@ -68,8 +80,27 @@ fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 }
 
 /// Size and modification time (nanoseconds since 1970, 0 where the system knows none) of an open file.
-pub(super) fn stamp(metadata: &fs::Metadata) -> (u64, u128) {
+///
+/// # Errors
+/// When the system refuses.
+pub(super) fn stamp(file: &File, path: &Path) -> Result<(u64, u128)> {
+    let metadata = file.metadata().map_err(Error::io("read", path))?;
     let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).ok();
     let time = metadata.modified().ok().and_then(since).map_or(0, |d| d.as_nanos());
-    (metadata.len(), time)
+    Ok((metadata.len(), time))
+}
+
+/// Whether this is the beginning of the text that Git LFS leaves where a large file was not fetched.
+pub(super) fn is_lfs_pointer(start: &[u8]) -> bool {
+    start.starts_with(b"version https://git-lfs")
+}
+
+/// The error for such a text.
+pub(super) fn lfs_pointer(path: &Path) -> Error {
+    Error::BadFile {
+        path: path.into(),
+        place: "the file".into(),
+        problem: "this is a Git LFS pointer, not the file that it stands for".into(),
+        remedy: "fetch the file itself (git lfs pull)",
+    }
 }
