@@ -1,3 +1,22 @@
-//! Reading Hugging Face checkpoints.
+//! Reading Hugging Face checkpoints: a folder with `config.json`, `tokenizer.model` and weights.
+//!
+//! [`Checkpoint`] is the folder as a whole. The parsers behind it are functions over bytes: nothing in a file is trusted,
+//! and nothing in it is run.
 
+pub mod archive;
+pub mod config;
+pub mod entry;
+mod file;
+mod folder;
+mod json;
+pub mod layout;
 pub mod names;
+mod opcode;
+pub mod pickle;
+mod protobuf;
+pub mod safetensors;
+pub mod sentencepiece;
+mod tensors;
+pub mod vocab;
+
+pub use folder::Checkpoint;

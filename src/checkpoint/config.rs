@@ -1,0 +1,481 @@
+//! `config.json` to [`ModelConfig`]. What the runtime does not do is refused by name.
+
+use std::{fmt::Display, path::Path};
+
+use super::json::{Object, parse_object};
+use crate::{
+    config::{Architecture, ModelConfig, RopePrecision},
+    error::{Error, Result},
+};
+
+/// Base of the rotary frequencies where the config names none (the authors' model file).
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
+/// Base with which the authors fine-tuned and evaluated Yuan2.0-M32.
+const M32_ROPE_BASE: u32 = 40_890;
+/// Epsilon of the norms where the config names none (the authors' model file).
+const DEFAULT_RMS_EPS: f64 = 1e-6;
+
+/// Reads the text of a `config.json`; `path` is for messages. Gives the config, and what the user should know about it.
+///
+/// # Errors
+/// [`Error::BadFile`] for text that is no JSON object, a missing key, a value of the wrong type, keys that contradict each other and
+/// sizes that cannot be; [`Error::Unsupported`] for another architecture and for features that are not built.
+pub fn parse_config(text: &str, path: &Path) -> Result<(ModelConfig, Vec<String>)> {
+    let map = parse_object(text, path)?;
+    let top = Object::new(&map, path);
+    check_architecture(&top, path)?;
+    check_quantization(&top, path)?;
+    let moe = top.object("moe_config", "moe_config.")?;
+    check_features(&top, path)?;
+    if let Some(moe) = &moe {
+        check_features(moe, path)?;
+    }
+
+    let nested = Keys { top, moe };
+    let need = |key: &str| top.size(key)?.ok_or_else(|| top.wrong(key, "it is missing"));
+    let (hidden, heads, layers) =
+        (need("hidden_size")?, need("num_attention_heads")?, need("num_hidden_layers")?);
+    let projection = top.size("attention_projection_size")?.unwrap_or(hidden);
+    check_heads(&top, path, heads, projection)?;
+
+    let experts = nested.size(&["moe_num_experts", "num_experts"])?;
+    let architecture = match (top.flag("use_moe")?, experts) {
+        (Some(false), Some(n)) if n > 0 => {
+            return Err(top.wrong("use_moe", format!("it is false, but there are {n} experts")));
+        }
+        (Some(true), None) => {
+            return Err(top.wrong("moe_config.moe_num_experts", "it is missing, and use_moe is true"));
+        }
+        (Some(true), _) => Architecture::Moe,
+        (None, Some(n)) if n > 0 => Architecture::Moe,
+        _ => Architecture::Dense,
+    };
+    let is_moe = architecture == Architecture::Moe;
+    let (experts, experts_used) = if is_moe {
+        let used = nested.size(&["moe_top_k", "num_experts_per_tok"])?;
+        (experts.unwrap_or(0), used.ok_or_else(|| top.wrong("moe_config.moe_top_k", "it is missing"))?)
+    } else {
+        (0, 0)
+    };
+    let base = agreed(&top, &["rotary_base", "rope_theta"], Object::number)?;
+
+    let config = ModelConfig {
+        architecture,
+        vocab: need("vocab_size")?,
+        hidden,
+        layers,
+        heads,
+        projection,
+        ffn: feed_forward(&top, moe.as_ref().filter(|_| is_moe))?,
+        experts,
+        experts_used,
+        norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true),
+        rms_eps: top.number("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS) as f32,
+        rope_base: base.unwrap_or(DEFAULT_ROPE_BASE) as f32,
+        rope_dims: rope_dims(&top, architecture, hidden, heads, projection)?,
+        rope_precision: rope_precision(&top, path)?,
+        context: need("max_position_embeddings")?,
+        tied_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
+    };
+    config.validate().map_err(|problem| Error::bad_file(path, "the sizes", problem))?;
+
+    let mut warnings = Vec::new();
+    let is_m32 = is_moe && (hidden, layers, experts) == (2048, 24, 32);
+    if base.is_none() && is_m32 {
+        warnings.push(format!(
+            "{} says nothing of rotary_base: {DEFAULT_ROPE_BASE} is used, the default of the authors' model file; \
+             they fine-tuned and evaluated with {M32_ROPE_BASE}, for which give --rope-base {M32_ROPE_BASE}",
+            path.display()
+        ));
+    }
+    Ok((config, warnings))
+}
+
+/// Expert keys stand in `moe_config` as published, but are taken at the top level too.
+struct Keys<'a> {
+    top: Object<'a>,
+    moe: Option<Object<'a>>,
+}
+
+impl Keys<'_> {
+    /// The size under any of these keys; where there are several they must be the same.
+    fn size(&self, keys: &[&str]) -> Result<Option<usize>> {
+        let inner = self.moe.as_ref().map(|moe| agreed(moe, keys, Object::size)).transpose()?.flatten();
+        let outer = agreed(&self.top, keys, Object::size)?;
+        match (inner, outer) {
+            (Some(a), Some(b)) if a != b => {
+                Err(self.top.wrong(keys[0], format!("it is {b} here and {a} in moe_config")))
+            }
+            _ => Ok(inner.or(outer)),
+        }
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let inner = self.moe.as_ref().map(|moe| moe.flag(key)).transpose()?.flatten();
+        Ok(inner.or(self.top.flag(key)?))
+    }
+}
+
+/// The value under any of several spellings of one key, which must agree.
+fn agreed<'a, T: PartialEq + Display>(
+    object: &Object<'a>,
+    keys: &[&str],
+    read: impl Fn(&Object<'a>, &str) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let mut found: Option<(&str, T)> = None;
+    for key in keys {
+        let Some(value) = read(object, key)? else { continue };
+        match &found {
+            Some((other, first)) if *first != value => {
+                return Err(object.wrong(key, format!("it is {value}, but {other} is {first}")));
+            }
+            Some(_) => {}
+            None => found = Some((key, value)),
+        }
+    }
+    Ok(found.map(|(_, value)| value))
+}
+
+fn unsupported(path: &Path, what: impl Into<String>, remedy: &str) -> Error {
+    Error::Unsupported { path: path.into(), what: what.into(), remedy: remedy.to_owned() }
+}
+
+fn check_architecture(top: &Object<'_>, path: &Path) -> Result<()> {
+    const REMEDY: &str = "this runtime runs Yuan2.0-M32 and Yuan2.0-2B (YuanForCausalLM)";
+    let architectures = top.texts("architectures")?;
+    let model_type = top.text("model_type")?;
+    if !architectures.is_empty() && !architectures.contains(&"YuanForCausalLM") {
+        return Err(unsupported(path, format!("the architecture {}", architectures.join(", ")), REMEDY));
+    }
+    match model_type {
+        Some(name) if !["yuan", "yuan2", "yuan2_moe"].contains(&name) => {
+            Err(unsupported(path, format!("the model type {name}"), REMEDY))
+        }
+        None if architectures.is_empty() => {
+            Err(unsupported(path, "a config without architectures and model_type", REMEDY))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_quantization(top: &Object<'_>, path: &Path) -> Result<()> {
+    let Some(quantization) = top.object("quantization_config", "quantization_config.")? else {
+        return Ok(());
+    };
+    let method = quantization.text("quant_method")?.unwrap_or("an unnamed method");
+    Err(unsupported(
+        path,
+        format!("a checkpoint quantized by {method}"),
+        "give the bf16 checkpoint (Yuan2-M32-hf): quantizing twice loses more",
+    ))
+}
+
+/// Refuses what changes the math: any of these keys in any place with any value but the one that is built.
+fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
+    const REMEDY: &str = "the runtime computes what the published Yuan 2.0 models compute";
+    let no = |key: &str, value: &str| unsupported(path, format!("{key} {value}"), REMEDY);
+
+    if let Some(act) = object.text("hidden_act")?.filter(|act| *act != "silu") {
+        return Err(no("hidden_act", act));
+    }
+    for (key, built) in [
+        ("gated_linear_unit", true),
+        ("causal_mask", true),
+        ("use_shareqk", false),
+        ("use_bias", false),
+        ("attention_bias", false),
+        ("mlp_bias", false),
+        ("rotary_interleaved", false),
+    ] {
+        if object.flag(key)?.is_some_and(|value| value != built) {
+            return Err(no(key, if built { "false" } else { "true" }));
+        }
+    }
+    for key in [
+        "num_shared_experts",
+        "n_shared_experts",
+        "moe_num_shared_experts",
+        "shared_expert_intermediate_size",
+    ] {
+        if let Some(n) = object.size(key)?.filter(|n| *n > 0) {
+            return Err(no(key, &n.to_string()));
+        }
+    }
+    for key in ["router_type", "moe_router_type"] {
+        if let Some(router) =
+            object.text(key)?.filter(|r| !["attn_router", "attention_router", "attention"].contains(r))
+        {
+            return Err(no(key, router));
+        }
+    }
+    for key in ["rope_scaling", "sliding_window", "per_layer_experts_blocks"] {
+        if object.get(key).is_some() {
+            return Err(no(key, "(anything but null)"));
+        }
+    }
+    Ok(())
+}
+
+/// Heads must all have their own keys and values, and the width that the projection gives them.
+fn check_heads(top: &Object<'_>, path: &Path, heads: usize, projection: usize) -> Result<()> {
+    if let Some(groups) = top.size("num_key_value_heads")?.filter(|n| *n != heads) {
+        let what = format!("num_key_value_heads {groups} for {heads} heads (grouped queries)");
+        return Err(unsupported(path, what, "give a Yuan 2.0 model"));
+    }
+    match top.size("head_dim")? {
+        Some(dim) if dim.checked_mul(heads) != Some(projection) => {
+            Err(top
+                .wrong("head_dim", format!("{heads} heads of {dim} are not the projection of {projection}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Neurons of an expert, or of the dense MLP.
+fn feed_forward(top: &Object<'_>, moe: Option<&Object<'_>>) -> Result<usize> {
+    if let Some(moe) = moe {
+        for key in ["ffn_hidden_size", "intermediate_size"] {
+            if let Some(size) = moe.size(key)? {
+                return Ok(size);
+            }
+        }
+        if let Some(size) = top.size("ffn_hidden_size")? {
+            return Ok(size);
+        }
+    }
+    let size = top.size("intermediate_size")?.or(top.size("ffn_hidden_size")?);
+    size.ok_or_else(|| top.wrong("intermediate_size", "it is missing"))
+}
+
+/// Dims of a head that rotate: all of a dense model's; hidden / heads of an M32's, which is half of a head, as long as no key
+/// names the share.
+fn rope_dims(
+    top: &Object<'_>,
+    architecture: Architecture,
+    hidden: usize,
+    heads: usize,
+    projection: usize,
+) -> Result<usize> {
+    const KEYS: [&str; 2] = ["rotary_percent", "partial_rotary_factor"];
+    let head = projection.checked_div(heads).unwrap_or(0);
+    Ok(match (agreed(top, &KEYS, Object::number)?, architecture) {
+        (Some(share), _) if share > 0.0 && share <= 1.0 => (share * head as f64).round() as usize,
+        (Some(share), _) => return Err(top.wrong(KEYS[0], format!("{share} is no share of a head"))),
+        (None, Architecture::Moe) => hidden.checked_div(heads).unwrap_or(0),
+        (None, Architecture::Dense) => head,
+    })
+}
+
+fn rope_precision(top: &Object<'_>, path: &Path) -> Result<RopePrecision> {
+    let Some(name) = top.text("rope_precision")? else { return Ok(RopePrecision::default()) };
+    RopePrecision::from_name(name)
+        .ok_or_else(|| unsupported(path, format!("rope_precision {name}"), "it is mixed, f32 or hfbf16"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The published shape of Yuan2.0-M32.
+    fn m32() -> Value {
+        json!({
+            "architectures": ["YuanForCausalLM"], "model_type": "yuan", "vocab_size": 135_040, "hidden_size": 2048,
+            "intermediate_size": 8192, "num_hidden_layers": 24, "num_attention_heads": 16, "hidden_act": "silu",
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 16_384, "attention_projection_size": 4096, "use_moe": true,
+            "ffn_hidden_size": 8192, "tie_word_embeddings": false,
+            "moe_config": { "moe_num_experts": 32, "moe_top_k": 2, "norm_topk_prob": true, "gated_linear_unit": true,
+                "ffn_hidden_size": 8192 },
+        })
+    }
+
+    fn parse(config: &Value) -> Result<(ModelConfig, Vec<String>)> {
+        parse_config(&config.to_string(), Path::new("config.json"))
+    }
+
+    fn with(key: &str, value: Value) -> Value {
+        let mut config = m32();
+        match key.strip_prefix("moe_config.") {
+            Some(key) => config["moe_config"][key] = value,
+            None => config[key] = value,
+        }
+        config
+    }
+
+    fn without(key: &str) -> Value {
+        let mut config = m32();
+        config.as_object_mut().unwrap().remove(key);
+        config
+    }
+
+    fn message(config: &Value) -> String {
+        parse(config).expect_err("an error").to_string()
+    }
+
+    #[test]
+    fn the_published_config_is_read() {
+        let (config, _) = parse(&m32()).unwrap();
+        let expected = ModelConfig {
+            architecture: Architecture::Moe,
+            vocab: 135_040,
+            hidden: 2048,
+            layers: 24,
+            heads: 16,
+            projection: 4096,
+            ffn: 8192,
+            experts: 32,
+            experts_used: 2,
+            norm_topk: true,
+            rms_eps: 1e-6,
+            rope_base: 10_000.0,
+            rope_dims: 128,
+            rope_precision: RopePrecision::Mixed,
+            context: 16_384,
+            tied_embeddings: false,
+        };
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn a_silent_m32_config_warns_with_both_rotary_bases_and_the_remedy() {
+        let (_, warnings) = parse(&m32()).unwrap();
+        assert_eq!(warnings.len(), 1);
+        for word in ["rotary_base", "10000", "40890", "--rope-base"] {
+            assert!(warnings[0].contains(word), "{warnings:?}");
+        }
+        for key in ["rotary_base", "rope_theta"] {
+            let (config, warnings) = parse(&with(key, json!(40_890))).unwrap();
+            assert_eq!((config.rope_base, warnings.len()), (40_890.0, 0));
+        }
+    }
+
+    #[test]
+    fn spellings_that_contradict_each_other_are_refused() {
+        let mut both = with("rotary_base", json!(10_000));
+        both["rope_theta"] = json!(10_000.0);
+        assert!(parse(&both).is_ok());
+        both["rope_theta"] = json!(40_890);
+        assert!(message(&both).contains("rope_theta"));
+        assert!(message(&with("num_experts", json!(16))).contains("32 in moe_config"));
+        assert!(message(&with("use_moe", json!(false))).contains("use_moe"));
+    }
+
+    #[test]
+    fn expert_keys_may_stand_at_the_top_level() {
+        let mut config = without("moe_config");
+        assert!(message(&config).contains("moe_num_experts"));
+        config["num_experts"] = json!(32);
+        assert!(message(&config).contains("moe_top_k"));
+        config["num_experts_per_tok"] = json!(2);
+        assert_eq!(parse(&config).unwrap().0, parse(&m32()).unwrap().0);
+        config.as_object_mut().unwrap().remove("ffn_hidden_size");
+        assert_eq!(parse(&config).unwrap().0.ffn, 8192);
+    }
+
+    #[test]
+    fn a_config_without_experts_is_dense_and_rotates_whole_heads() {
+        let mut config = without("moe_config");
+        config.as_object_mut().unwrap().remove("use_moe");
+        let (config, warnings) = parse(&config).unwrap();
+        assert_eq!((config.architecture, config.rope_dims), (Architecture::Dense, 256));
+        assert_eq!((config.experts, config.experts_used, warnings.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn rotary_percent_is_a_share_of_the_head() {
+        assert_eq!(parse(&with("rotary_percent", json!(0.25))).unwrap().0.rope_dims, 64);
+        assert_eq!(parse(&with("rotary_percent", json!(1))).unwrap().0.rope_dims, 256);
+        assert!(message(&with("rotary_percent", json!(1.5))).contains("rotary_percent"));
+    }
+
+    #[test]
+    fn null_is_absent_and_defaults_are_those_of_the_reference() {
+        let mut config = with("attention_projection_size", Value::Null);
+        config["rms_norm_eps"] = Value::Null;
+        let (config, _) = parse(&config).unwrap();
+        assert_eq!((config.projection, config.rope_dims, config.rms_eps), (2048, 128, 1e-6));
+    }
+
+    #[test]
+    fn a_wrong_type_is_an_error_that_names_the_key() {
+        for (key, value) in [
+            ("hidden_size", json!("2048")),
+            ("num_hidden_layers", json!(24.5)),
+            ("vocab_size", json!(-1)),
+            ("rms_norm_eps", json!("tiny")),
+            ("rotary_base", json!([])),
+            ("use_moe", json!(1)),
+            ("moe_config", json!(32)),
+            ("moe_config.moe_top_k", json!({})),
+            ("moe_config.norm_topk_prob", json!("yes")),
+            ("architectures", json!("YuanForCausalLM")),
+            ("hidden_act", json!(3)),
+        ] {
+            assert!(message(&with(key, value)).contains(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_missing_size_is_an_error_that_names_it() {
+        for key in [
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        ] {
+            assert!(message(&without(key)).contains(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn impossible_sizes_are_errors() {
+        for (key, value) in [
+            ("num_attention_heads", json!(0)),
+            ("hidden_size", json!(u64::MAX)),
+            ("attention_projection_size", json!(4097)),
+            ("moe_config.moe_top_k", json!(33)),
+            ("rms_norm_eps", json!(0)),
+            ("rotary_base", json!(0.5)),
+            ("head_dim", json!(u64::MAX)),
+        ] {
+            assert!(matches!(parse(&with(key, value)), Err(Error::BadFile { .. })), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_by_name() {
+        for (key, value) in [
+            ("architectures", json!(["LlamaForCausalLM"])),
+            ("model_type", json!("llama")),
+            ("hidden_act", json!("gelu")),
+            ("moe_config.gated_linear_unit", json!(false)),
+            ("num_key_value_heads", json!(4)),
+            ("num_shared_experts", json!(1)),
+            ("moe_config.router_type", json!("topk_router")),
+            ("use_shareqk", json!(true)),
+            ("rope_scaling", json!({ "type": "yarn" })),
+            ("rope_precision", json!("f64")),
+            ("quantization_config", json!({ "quant_method": "gptq", "bits": 4 })),
+        ] {
+            let Err(Error::Unsupported { what, remedy, .. }) = parse(&with(key, value.clone())) else {
+                panic!("{key} is accepted");
+            };
+            let value = value.as_array().map_or(&value, |list| &list[0]);
+            let named = value.as_str().is_some_and(|v| what.contains(v));
+            let key = key.trim_start_matches("moe_config.");
+            assert!(named || what.contains(key) || what.contains("gptq"), "{what}");
+            assert!(!remedy.is_empty());
+        }
+        assert!(matches!(parse(&json!({})), Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn text_that_is_no_object_is_an_error_with_its_line() {
+        for text in ["", "[]", "{\n  \"a\": }", "\u{FEFF}{}"] {
+            let e = parse_config(text, Path::new("config.json")).unwrap_err().to_string();
+            assert!(e.contains("line"), "{e}");
+        }
+    }
+}

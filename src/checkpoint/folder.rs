@@ -1,0 +1,246 @@
+//! A checkpoint folder: its config, and its weights by name.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    archive,
+    config::parse_config,
+    entry::{ElementType, Entry, elements},
+    file::{open, read_exact_at, read_text, stamp},
+    layout::{self, Format, Layout},
+    names, safetensors,
+};
+use crate::{
+    config::ModelConfig,
+    error::{Error, Result, TensorProblems},
+};
+
+const LARGEST_CONFIG: u64 = 16 << 20;
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 18;
+
+/// An open Hugging Face checkpoint whose tensors are exactly those that its config asks for. Its methods may be called from many
+/// threads; weights are read when asked for, in pieces, and nothing of them stays in memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: ModelConfig,
+    warnings: Vec<String>,
+    files: Vec<Shard>,
+    tensors: HashMap<String, Weights>,
+    /// Size and modification time of the config's file.
+    config_stamp: (u64, u128),
+}
+
+#[derive(Debug)]
+struct Shard {
+    name: String,
+    path: PathBuf,
+    file: File,
+    len: u64,
+    modified: u128,
+}
+
+/// Where the elements of a tensor are.
+#[derive(Debug)]
+struct Weights {
+    /// Number of the file.
+    file: usize,
+    offset: u64,
+    element: ElementType,
+    /// Bytes of an element.
+    width: u64,
+    elements: u64,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and weights: `model.safetensors`, its shards, `pytorch_model.bin`, or its shards. Reads the
+    /// tables of all files, and no weights.
+    ///
+    /// # Errors
+    /// When a file is missing, damaged or not supported; [`Error::Tensors`] lists all tensors that are not as the config has them.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let config_stamp = stamp(&open(&path)?, &path)?;
+        let (config, warnings) = parse_config(&read_text(&path, LARGEST_CONFIG)?, &path)?;
+        let layout = layout::find(folder)?;
+        let mut files = Vec::new();
+        let mut tables = Vec::new();
+        for name in &layout.files {
+            let shard = Shard::open(folder, name)?;
+            tables.push(match layout.format {
+                Format::Safetensors => safetensors::read_entries(&shard.file, shard.len, &shard.path)?,
+                Format::Torch => archive::read_entries(&shard.file, shard.len, &shard.path)?,
+            });
+            files.push(shard);
+        }
+        let tensors = check(&config, folder, &layout, tables)?;
+        Ok(Self { folder: folder.into(), config, warnings, files, tensors, config_stamp })
+    }
+
+    /// The shape of the model.
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What the user should know about the checkpoint.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Bytes of all tensors that the config asks for.
+    pub fn data_bytes(&self) -> u64 {
+        self.tensors.values().map(|weights| weights.elements * weights.width).sum()
+    }
+
+    /// Bytes that are the same as long as the folder, the config, and the names, sizes and modification times of the files are.
+    pub fn identity(&self) -> Vec<u8> {
+        let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.clone());
+        let files = self.files.iter().map(|f| (f.name.as_str(), f.len, f.modified));
+        let config = ("config.json", self.config_stamp.0, self.config_stamp.1);
+        // Debug texts quote names, so that no two lists look the same.
+        let list: Vec<_> = std::iter::once(config).chain(files).collect();
+        format!("{folder:?} {:?} {list:?}", self.config).into_bytes()
+    }
+
+    /// Appends the elements `range` (row-major) of a tensor to `out`, widened to f32.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a tensor that the model does not have, and a range beyond its end; [`Error::Io`].
+    pub fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let argument = |problem: String| Error::Argument(format!("tensor {name}: {problem}"));
+        let weights =
+            self.tensors.get(name).ok_or_else(|| argument("the model has none of this name".into()))?;
+        if range.start > range.end || range.end as u64 > weights.elements {
+            return Err(argument(format!("elements {range:?} of {}", weights.elements)));
+        }
+        let shard = &self.files[weights.file];
+        let width = weights.width as usize;
+        out.reserve(range.len());
+        BUFFER.with_borrow_mut(|buffer| {
+            for start in range.clone().step_by(PIECE / width) {
+                let count = (range.end - start).min(PIECE / width);
+                buffer.resize(count * width, 0);
+                read_exact_at(&shard.file, buffer, weights.offset + start as u64 * weights.width)
+                    .map_err(Error::io("read", &shard.path))?;
+                weights.element.widen(buffer, out);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Shard {
+    fn open(folder: &Path, name: &str) -> Result<Self> {
+        let path = folder.join(name);
+        let file = open(&path)?;
+        let (len, modified) = stamp(&file, &path)?;
+        Ok(Self { name: name.into(), path, file, len, modified })
+    }
+}
+
+/// Whether a tensor that the table of names does not have may be there all the same.
+fn is_ignored(name: &str, config: &ModelConfig) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "lm_head.weight")
+}
+
+/// Compares the tables of the files (in the order of the layout) with the config and with the index.
+fn check(
+    config: &ModelConfig,
+    folder: &Path,
+    layout: &Layout,
+    tables: Vec<Vec<Entry>>,
+) -> Result<HashMap<String, Weights>> {
+    let mut problems = TensorProblems::default();
+    let mut found: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+    let mut twice = HashSet::new();
+    for (file, table) in tables.into_iter().enumerate() {
+        for entry in table {
+            if let Some((name, _)) = found.get_key_value(&entry.name) {
+                twice.insert(name.clone());
+            } else {
+                found.insert(entry.name.clone(), (file, entry));
+            }
+        }
+    }
+    problems.duplicate.extend(twice);
+    problems.duplicate.sort_unstable();
+    let places: BTreeMap<String, usize> =
+        found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
+
+    let mut tensors = HashMap::new();
+    let mut wrong_type = None;
+    for spec in names::tensors(config) {
+        let Some((file, entry)) = found.remove(&spec.hf) else {
+            problems.missing.push(spec.hf);
+            continue;
+        };
+        if !entry.shape.iter().copied().eq(spec.shape.iter().map(|&dim| dim as u64)) {
+            problems
+                .misshapen
+                .push(format!("{}: found {:?}, expected {:?}", spec.hf, entry.shape, spec.shape));
+            continue;
+        }
+        match (entry.element.weight_bytes(), elements(&entry.shape)) {
+            (Some(width), Some(elements)) => {
+                let weights = Weights { file, offset: entry.offset, element: entry.element, width, elements };
+                tensors.insert(spec.hf, weights);
+            }
+            _ => {
+                wrong_type.get_or_insert((file, entry));
+            }
+        }
+    }
+    problems.unexpected.extend(found.into_keys().filter(|name| !is_ignored(name, config)));
+    if !problems.is_empty() {
+        return Err(Error::Tensors { path: folder.into(), problems });
+    }
+    if let Some((index, map)) = &layout.index {
+        check_index(&folder.join(index), map, &places, &layout.files)?;
+    }
+    match wrong_type {
+        Some((file, Entry { name, element, .. })) => Err(Error::Unsupported {
+            path: folder.join(&layout.files[file]),
+            what: format!("tensor {name} of type {element}"),
+            remedy: "give the bf16, f16 or f32 checkpoint".into(),
+        }),
+        None => Ok(tensors),
+    }
+}
+
+/// The index must say of every tensor the file that it is in, and of no others.
+fn check_index(
+    path: &Path,
+    index: &BTreeMap<String, String>,
+    places: &BTreeMap<String, usize>,
+    files: &[String],
+) -> Result<()> {
+    let disagree = |name: &str, problem: String| {
+        Err(Error::bad_file(path, format!("weight_map, tensor {name}"), problem))
+    };
+    for (name, listed) in index {
+        match places.get(name).map(|file| &files[*file]) {
+            Some(file) if file == listed => {}
+            Some(file) => return disagree(name, format!("it is in {file}, not in {listed}")),
+            None => return disagree(name, format!("it is not in {listed}")),
+        }
+    }
+    match places.iter().find(|(name, _)| !index.contains_key(*name)) {
+        Some((name, file)) => disagree(name, format!("it is not listed, and is in {}", files[*file])),
+        None => Ok(()),
+    }
+}
