@@ -87,7 +87,7 @@ fn check_model(name: &str, container: &Container, goldens: &Goldens, precisions:
 fn check_prompt(model: &Model, goldens: &Goldens, r: &str, p: usize, errors: &mut Errors) {
     let config = model.config();
     let at = format!("{r}.p{p}");
-    let mut run = run(model, &goldens.ids(&format!("p{p}.input_ids")), 32);
+    let mut run = run(model, &goldens.ids(&format!("p{p}.input_ids")), 48);
     for name in ["logits", "logits_last64", "logits_last"] {
         if let Some(golden) = goldens.get(&format!("{at}.{name}")) {
             let tail = &run.logits[run.logits.len() - golden.len()..];
@@ -229,7 +229,7 @@ fn q4_0_gguf_of_the_authors_converter_runs_in_place() {
     let model = common::load(&Container::open(&file).unwrap(), common::float());
     let mut errors = Errors::default();
     for p in 0..3 {
-        let found = run(&model, &goldens.ids(&format!("p{p}.input_ids")), 0).logits;
+        let found = run(&model, &goldens.ids(&format!("f32.p{p}.input_ids")), 0).logits;
         let golden = goldens.f32(&format!("f32.p{p}.logits"));
         errors.check("logits", &format!("p{p}"), &found, golden, 1e-3);
     }

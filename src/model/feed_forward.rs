@@ -28,6 +28,23 @@ pub enum FeedForward {
     },
 }
 
+impl FeedForward {
+    /// Bytes of weights that one token reads, where an expert in tiles has `tiled` bytes.
+    pub fn bytes_per_token(&self, tiled: usize) -> usize {
+        match self {
+            Self::Dense(mlp) => [&mlp.gate, &mlp.up, &mlp.down].map(Matrix::len_bytes).iter().sum(),
+            Self::Moe { router, experts } => {
+                let expert = match experts {
+                    Experts::Rows(rows) => rows.first().map_or(0, |e| e.w1.len_bytes() + e.w2.len_bytes()),
+                    Experts::TilesQ4K { .. } | Experts::TilesQ4_0 { .. } => tiled,
+                };
+                let projections = [&router.query, &router.key, &router.value].map(Matrix::len_bytes);
+                projections.iter().sum::<usize>() + router.used * expert
+            }
+        }
+    }
+}
+
 /// `down (gate(m) * silu(up(m)))`: in the dense model the activation is on *up*.
 #[derive(Clone, Debug)]
 pub struct Mlp {

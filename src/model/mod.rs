@@ -75,6 +75,17 @@ impl Model {
         self.compute.kernels.name
     }
 
+    /// Bytes of weights that one token reads: the trunk, the head, and the experts that it uses.
+    pub fn bytes_per_token(&self) -> usize {
+        let layer = |layer: &Layer| {
+            let filter = [&layer.filter.conv1.weight, &layer.filter.conv2.weight];
+            let matrices = [&layer.q, &layer.k, &layer.v, &layer.o].into_iter().chain(filter);
+            let trunk: usize = matrices.map(Matrix::len_bytes).sum();
+            trunk + layer.feed_forward.bytes_per_token(self.pager.expert_bytes())
+        };
+        self.layers.iter().map(layer).sum::<usize>() + self.head.len_bytes()
+    }
+
     /// The pager, for its counters.
     pub fn pager(&self) -> &Pager {
         &self.pager

@@ -51,6 +51,11 @@ impl Pager {
         self.tiles
     }
 
+    /// Bytes of one expert.
+    pub fn expert_bytes(&self) -> usize {
+        self.tiles * self.tile_bytes
+    }
+
     /// Tile `t` of an expert.
     ///
     /// # Errors

@@ -63,7 +63,10 @@ pub fn exact() -> Options {
 /// Converts a checkpoint folder and opens the container.
 pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
-    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary");
+    let vocab = match checkpoint.folder().join("tokenizer.model").exists() {
+        true => read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary"),
+        false => letters(checkpoint.config().vocab),
+    };
     let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
     let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");

@@ -85,7 +85,7 @@ impl Bench {
         }
         println!("kernels    {} on {} threads", model.kernels(), model.threads());
         println!("memory     {bandwidth:.1} GB/s read");
-        println!("token      {} of weights", size(bytes));
+        println!("token      {} of weights", size(bytes as u64));
         println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
         let share = 100.0 * streamed / bandwidth;
         println!(
