@@ -306,6 +306,17 @@ fn archives_that_contradict_their_table_are_errors() {
     }
 }
 
+#[test]
+fn archives_with_a_64_bit_end_record_are_read_and_their_claims_are_checked() {
+    let small = weights::torch(&small_tensors());
+    check_small(&[("pytorch_model.bin", &weights::zip64(&small, None))]);
+    for entries in [1 << 18, (1 << 18) + 1, 1 << 40, u64::MAX] {
+        let e = open_error(&[("pytorch_model.bin", &weights::zip64(&small, Some(entries)))]).to_string();
+        assert!(e.contains("the archive"), "{e}");
+        assert_eq!(e.contains("claims"), entries > 1 << 18, "{e}");
+    }
+}
+
 /// Opens a fixture and reads all of it.
 fn read_all(path: &Path) -> (ModelConfig, Vec<Vec<f32>>) {
     let checkpoint = Checkpoint::open(path).unwrap();
@@ -411,7 +422,8 @@ fn damaged_pickles_never_panic() {
 #[test]
 fn damaged_archives_never_panic() {
     let path = Path::new("x.bin");
-    survive(&weights::torch(&small_tensors()[..4]), MUTATIONS, |bytes| {
+    let small = weights::torch(&small_tensors()[..4]);
+    let parse = |bytes: &[u8]| {
         let len = bytes.len() as u64;
         let Ok(entries) = parse_archive(Cursor::new(bytes), len, path) else { return false };
         entries.iter().all(|entry| {
@@ -419,7 +431,9 @@ fn damaged_archives_never_panic() {
             assert!(entry.offset + size <= len, "{entry:?} is beyond the file");
             true
         })
-    });
+    };
+    survive(&small, MUTATIONS, parse);
+    survive(&weights::zip64(&small, None), MUTATIONS, parse);
 }
 
 #[test]

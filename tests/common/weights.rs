@@ -152,3 +152,22 @@ pub fn torch(tensors: &[Tensor]) -> Vec<u8> {
     entries.push(("archive/version", b"3\n"));
     archive(&entries, CompressionMethod::Stored)
 }
+
+/// The same archive with the 64-bit end record that archives of more than 4 GiB have; it claims `entries` entries, or
+/// as many as there are.
+pub fn zip64(archive: &[u8], entries: Option<u64>) -> Vec<u8> {
+    let (body, end) = archive.split_at(archive.len() - 22);
+    let word = |at: usize| u64::from(u32::from_le_bytes(end[at..at + 4].try_into().unwrap()));
+    let entries = entries.unwrap_or_else(|| u64::from(u16::from_le_bytes([end[10], end[11]])));
+    let mut out = body.to_vec();
+    out.extend(b"PK\x06\x06");
+    out.extend(44u64.to_le_bytes());
+    out.extend([45, 0, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    [entries, entries, word(12), word(16)].iter().for_each(|number| out.extend(number.to_le_bytes()));
+    out.extend(b"PK\x06\x07\0\0\0\0");
+    out.extend((body.len() as u64).to_le_bytes());
+    out.extend(b"\x01\0\0\0PK\x05\x06\0\0\0\0");
+    out.extend([0xFF; 12]);
+    out.extend([0, 0]);
+    out
+}
