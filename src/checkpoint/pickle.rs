@@ -424,3 +424,68 @@ impl<'a> Machine<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(program: &[u8]) -> Result<Vec<Pickled>> {
+        parse_pickle(program, Path::new("x.bin"))
+    }
+
+    #[test]
+    fn pickles_that_call_anything_are_refused_by_name() {
+        for (program, name) in [
+            (&b"\x80\x02cos\nsystem\nX\x02\0\0\0ls\x85R."[..], "os.system"),
+            (b"\x80\x04\x8C\x08builtins\x8C\x04eval\x93.", "builtins.eval"),
+            (b"\x80\x02ctorch\nload\n.", "torch.load"),
+            (b"\x80\x02ctorch.storage\nFloatStorage\n.", "torch.storage.FloatStorage"),
+            (b"\x80\x02(S'ls'\nios\nsystem\n.", "STRING"),
+            (b"\x80\x02(ios\nsystem\n.", "INST"),
+            (b"\x80\x02}\x81.", "NEWOBJ"),
+            (b"\x80\x02\x82\x01.", "EXT1"),
+            (b"\x80\x02]}b.", "BUILD"),
+            (b"\x80\x01}.", "protocol 1"),
+            (b"\x80\x02\xFF.", "0xFF"),
+        ] {
+            let e = parse(program).unwrap_err();
+            assert!(matches!(&e, Error::Unsupported { .. }) && e.to_string().contains(name), "{e}");
+        }
+    }
+
+    #[test]
+    fn broken_programs_are_errors_with_their_place() {
+        for program in [
+            &b""[..],
+            b"\x80\x02",
+            b"\x80\x02.",
+            b"\x80\x02).",
+            b"\x80\x02K\x01.",
+            b"\x80\x02}}(N.u.",
+            b"\x80\x02N(0.",
+            b"\x80\x02N(R.",
+            b"\x80\x02t.",
+            b"\x80\x02N(\x85u.",
+            b"\x80\x02}Ns.",
+            b"\x80\x02)NNs.",
+            b"\x80\x02}(Nu.",
+            b"\x80\x02}NNs.",
+            b"\x80\x02h\x00.",
+            b"\x80\x02q\x00.",
+            b"\x80\x02}(X\xFF\xFF\xFF\xFFa.",
+            b"\x80\x02X\x01\0\0\0\xFF.",
+            b"\x80\x02\x8A\xFF\x01.",
+            b"\x80\x02\x8A\x09123456789.",
+            b"\x80\x02cno newline",
+            b"\x80\x02NQ.",
+            b"\x80\x02N)R.",
+            b"\x80\x02)Na.",
+            b"\x80\x02ccollections\nOrderedDict\nN\x85R.",
+        ] {
+            let e = parse(program).unwrap_err().to_string();
+            assert!(e.contains("data.pkl") || e.contains("POP"), "{e}");
+        }
+        assert_eq!(parse(b"\x80\x02}.").unwrap(), []);
+        assert_eq!(parse(b"\x80\x02ccollections\nOrderedDict\n)R.").unwrap(), []);
+    }
+}

@@ -78,8 +78,19 @@ fn piece(out: &[u8], at: usize, random: &mut Random) -> Vec<u8> {
 /// Writes an extreme little-endian number of one, two, four or eight bytes.
 fn overwrite_number(out: &mut [u8], at: usize, random: &mut Random) {
     let len = out.len() as u64;
-    let extremes =
-        [u64::MAX, i64::MAX as u64, 1 << 63, u64::from(u32::MAX), 1 << 31, 1 << 40, 0, 1, len, len + 1, len - len / 4];
+    let extremes = [
+        u64::MAX,
+        i64::MAX as u64,
+        1 << 63,
+        u64::from(u32::MAX),
+        1 << 31,
+        1 << 40,
+        0,
+        1,
+        len,
+        len + 1,
+        len - len / 4,
+    ];
     let number = extremes[random.below(extremes.len())].to_le_bytes();
     let width = 1 << random.below(4);
     out.iter_mut().skip(at).zip(&number[..width]).for_each(|(byte, new)| *byte = *new);
@@ -87,7 +98,8 @@ fn overwrite_number(out: &mut [u8], at: usize, random: &mut Random) {
 
 /// Replaces the next run of decimal digits, as text formats have them.
 fn overwrite_digits(out: &mut Vec<u8>, at: usize, random: &mut Random) {
-    let digits = ["18446744073709551615", "9223372036854775808", "4294967296", "1e400", "-1", "0", "1", "2.5", "null"];
+    let digits =
+        ["18446744073709551615", "9223372036854775808", "4294967296", "1e400", "-1", "0", "1", "2.5", "null"];
     let Some(start) = out.iter().skip(at).position(u8::is_ascii_digit).map(|p| p + at) else { return };
     let end = out[start..].iter().position(|b| !b.is_ascii_digit()).map_or(out.len(), |p| p + start);
     out.splice(start..end, digits[random.below(digits.len())].bytes());
