@@ -140,4 +140,3 @@ mod tests {
         assert!((variance * 256.0 - 1.0).abs() < 0.02, "{variance}");
     }
 }
-pub fn random_tensor(_:&super::Item,_:u64)->Vec<u8>{todo!()}

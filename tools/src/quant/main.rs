@@ -19,7 +19,8 @@ mod synth;
 
 /// Convert checkpoints of the Yuan 2.0 family to containers
 #[derive(Parser)]
-#[command(name = "yuan-quant", version, max_term_width = 110, args_conflicts_with_subcommands = true, after_help = "\
+#[command(name = "yuan-quant", version, max_term_width = 110, args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true, after_help = "\
 Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --experts q4_0 --dry-run
@@ -30,7 +31,7 @@ struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    convert: Option<Convert>,
+    convert: Convert,
 }
 
 #[derive(Subcommand)]
@@ -58,7 +59,8 @@ enum Command {
 #[derive(Args)]
 struct Convert {
     /// A Hugging Face folder (safetensors or .bin), or a GGUF file as published
-    input: PathBuf,
+    #[arg(required = true)]
+    input: Option<PathBuf>,
     /// The container to write
     #[arg(long, short, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
@@ -109,13 +111,13 @@ fn main() -> ExitCode {
         (Some(Command::Inspect(show)), _) => inspect::run(&show),
         (Some(Command::Export { model, output }), _) => export(&model, &output),
         (Some(Command::Synth(synth)), _) => synth.run(),
-        (None, Some(args)) => convert(&args),
-        (None, None) => anyhow::bail!("give a checkpoint folder or a GGUF file, or a command; see yuan-quant --help"),
+        (None, args) => convert(&args),
     })
 }
 
 fn convert(args: &Convert) -> anyhow::Result<()> {
-    let input = Input::open(&args.input)?;
+    let Some(input) = &args.input else { anyhow::bail!("give a checkpoint folder or a GGUF file") };
+    let input = Input::open(input)?;
     let requested = args.types.experts.is_some() || args.types.dense.is_some();
     let job = convert::Job::new(&input, &args.types.options(), requested)?;
     for warning in job.warnings() {
