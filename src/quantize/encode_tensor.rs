@@ -55,8 +55,12 @@ pub fn encode_item(item: &Item, ffn: usize, source: &dyn Source) -> Result<Encod
         encode_matrix(&Matrix { name, rows, cols, padded, dtype: item.dtype, order }, source)
     };
     Ok(match &item.source {
-        SourceOf::Matrix(name) => Encoded::Matrix(matrix(name, item.rows, item.cols, item.cols, Order::Plain)?),
-        SourceOf::Conv(name) => Encoded::Matrix(matrix(name, item.rows, item.cols, item.cols, Order::SplitTaps)?),
+        SourceOf::Matrix(name) => {
+            Encoded::Matrix(matrix(name, item.rows, item.cols, item.cols, Order::Plain)?)
+        }
+        SourceOf::Conv(name) => {
+            Encoded::Matrix(matrix(name, item.rows, item.cols, item.cols, Order::SplitTaps)?)
+        }
         SourceOf::Tiles { w1, w2 } => Encoded::Expert {
             w1: matrix(w1, 2 * ffn, item.cols, item.cols, Order::Plain)?,
             w2: matrix(w2, item.cols, ffn, ffn.next_multiple_of(256), Order::Plain)?,

@@ -115,7 +115,8 @@ impl Plan {
     pub fn peak_bytes(&self, threads: usize) -> u64 {
         let mut sizes: Vec<u64> = self.items.iter().map(Item::bytes).collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
-        let tiles = self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
+        let tiles =
+            self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
         sizes.iter().take(2).sum::<u64>()
             + tiles.unwrap_or(0)
             + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
