@@ -18,11 +18,19 @@ use yuan_kernels::{
 /// If `row` is no multiple of the block, or `out` has another length.
 pub fn encode(dtype: DType, row: &[f32], out: &mut [u8]) {
     static BEST: LazyLock<&Encoders> = LazyLock::new(best_encoders);
-    assert_eq!(Some(out.len()), dtype.row_bytes(row.len()), "bytes of {} {} weights", row.len(), dtype.name());
+    assert_eq!(
+        Some(out.len()),
+        dtype.row_bytes(row.len()),
+        "bytes of {} {} weights",
+        row.len(),
+        dtype.name()
+    );
     match dtype {
         DType::F32 => each(row, out, f32::to_le_bytes),
         DType::F16 => each(row, out, |w| saturate(f16::from_f32(w), f16::INFINITY, f16::MAX).to_le_bytes()),
-        DType::Bf16 => each(row, out, |w| saturate(bf16::from_f32(w), bf16::INFINITY, bf16::MAX).to_le_bytes()),
+        DType::Bf16 => {
+            each(row, out, |w| saturate(bf16::from_f32(w), bf16::INFINITY, bf16::MAX).to_le_bytes())
+        }
         DType::Q4_0 => (BEST.q4_0)(row, out),
         DType::Q8_0 => (BEST.q8_0)(row, out),
         DType::Q4_K => (BEST.q4_k)(row, out),

@@ -4,6 +4,7 @@ mod encode;
 mod encode_tensor;
 mod options;
 mod plan;
+mod random_blocks;
 pub mod synth;
 
 pub use encode::encode;

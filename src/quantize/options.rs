@@ -33,7 +33,9 @@ impl Options {
         use DType::{Bf16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
         if !matches!(self.experts, Q4_K | Q4_0 | F16 | Bf16 | F32) {
             let name = self.experts.name();
-            return Err(Error::Argument(format!("experts in {name} are not built; choose q4_k, q4_0, f16, bf16 or f32")));
+            return Err(Error::Argument(format!(
+                "experts in {name} are not built; choose q4_k, q4_0, f16, bf16 or f32"
+            )));
         }
         if !matches!(self.dense, Q8_0 | Q6_K | Q4_K | F16 | Bf16 | F32) {
             let name = self.dense.name();
@@ -42,9 +44,9 @@ impl Options {
             )));
         }
         match self.rope_base {
-            Some(base) if !(base >= 1.0 && base.is_finite()) => {
-                Err(Error::Argument(format!("a rotary base of {base} makes no sense; published ones are 10000 and 40890")))
-            }
+            Some(base) if !(base >= 1.0 && base.is_finite()) => Err(Error::Argument(format!(
+                "a rotary base of {base} makes no sense; published ones are 10000 and 40890"
+            ))),
             _ => Ok(()),
         }
     }

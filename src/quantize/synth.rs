@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::encode_tensor::Source;
+pub use super::random_blocks::random_tensor;
 use crate::{
     checkpoint::names::{self, Role},
     config::{Architecture, ModelConfig, RopePrecision},
@@ -56,21 +57,39 @@ pub struct Random {
     scales: std::collections::HashMap<String, Scale>,
 }
 
+/// Mean and deviation of the weights of a tensor.
 #[derive(Clone, Copy, Debug)]
-struct Scale {
-    mean: f32,
-    deviation: f32,
+pub(super) struct Scale {
+    pub mean: f32,
+    pub deviation: f32,
+}
+
+impl Scale {
+    /// Norms are about 1.
+    pub const NORM: Self = Self { mean: 1.0, deviation: 0.05 };
+    /// Biases are about 0.
+    pub const BIAS: Self = Self { mean: 0.0, deviation: 0.05 };
+
+    /// Matrices have a variance of one over their inputs: activations stay in range.
+    pub fn matrix(inputs: usize) -> Self {
+        Self { mean: 0.0, deviation: 1.0 / (inputs as f32).sqrt() }
+    }
+
+    /// The element at `place` of a stream.
+    pub fn weight(self, stream: u64, place: usize) -> f32 {
+        self.mean + self.deviation * gaussian(mix(stream ^ place as u64))
+    }
 }
 
 impl Random {
-    /// Norms about 1, biases about 0, matrices with a variance of one over their inputs: activations stay in range.
+    /// Random weights for every tensor of `config`.
     pub fn new(config: &ModelConfig, seed: u64) -> Self {
         let scale = |spec: names::TensorSpec| {
             let inputs: usize = spec.shape[1..].iter().product();
             let scale = match spec.role {
-                Role::Norm => Scale { mean: 1.0, deviation: 0.05 },
-                Role::ConvBias => Scale { mean: 0.0, deviation: 0.05 },
-                _ => Scale { mean: 0.0, deviation: 1.0 / (inputs as f32).sqrt() },
+                Role::Norm => Scale::NORM,
+                Role::ConvBias => Scale::BIAS,
+                _ => Scale::matrix(inputs),
             };
             (spec.hf, scale)
         };
@@ -84,14 +103,16 @@ impl Source for Random {
             return Err(Error::Argument(format!("the model has no tensor {name}")));
         };
         let stream = stream(self.seed, name);
-        out.extend(range.map(|i| scale.mean + scale.deviation * gaussian(mix(stream ^ i as u64))));
+        out.extend(range.map(|i| scale.weight(stream, i)));
         Ok(())
     }
 }
 
 /// A number that names the stream of one tensor of one seed (FNV-1a over the name, then mixed).
 pub fn stream(seed: u64, name: &str) -> u64 {
-    let hash = name.bytes().fold(0xCBF2_9CE4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    let hash = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     // Shifted: the low bits are left to the place within the tensor.
     mix(hash ^ mix(seed)) << 36
 }

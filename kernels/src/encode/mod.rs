@@ -94,7 +94,11 @@ mod avx2 {
 #[inline(always)]
 fn each<B: Pod, const N: usize>(weights: &[f32], out: &mut [u8], encode: impl Fn(&[f32; N]) -> B) {
     let (blocks, rest) = weights.as_chunks();
-    assert!(rest.is_empty() && out.len() == blocks.len() * size_of::<B>(), "bytes of {} weights", weights.len());
+    assert!(
+        rest.is_empty() && out.len() == blocks.len() * size_of::<B>(),
+        "bytes of {} weights",
+        weights.len()
+    );
     for (weights, out) in blocks.iter().zip(out.chunks_exact_mut(size_of::<B>())) {
         out.copy_from_slice(bytes_of(&encode(weights)));
     }

@@ -142,7 +142,8 @@ fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
                 sum_q[s] += quant((x[s] + old_mins[s]) * inverses[s]);
             }
         }
-        let min_codes: Lanes = lanes(|s| code((scales[s] * sum_q[s] - sums[s]) / COLUMNS as f32 * inverse_dmin));
+        let min_codes: Lanes =
+            lanes(|s| code((scales[s] * sum_q[s] - sums[s]) / COLUMNS as f32 * inverse_dmin));
         let mins: Lanes = lanes(|s| dmin * min_codes[s]);
         let mut error = [0.0; 8];
         for x in x {

@@ -1,4 +1,7 @@
-//! `Q6_K`: a search for the scale of every sub-block of 16, the sub-blocks side by side in lanes.
+//! `Q6_K`: weights as `d * scale * q`, found by search in the steps of [`super::q4_k`]; sixteen sub-blocks sit in
+//! sixteen lanes.
+
+use half::f16;
 
 use super::{inverse, lanes, max, min, round, side_by_side, to_f16};
 use crate::blocks::BlockQ6K;
@@ -11,10 +14,10 @@ type Lanes = [f32; 16];
 pub(super) fn encode(x: &[f32; 256]) -> BlockQ6K {
     let x: [Lanes; 16] = side_by_side(x);
     let scales = search(&x);
-    // The scale of the largest magnitude becomes -128, so that all of the eight bits are used.
-    let largest = scales.iter().fold(0.0_f32, |a, &b| if b.abs() > a.abs() { b } else { a });
-    let d = to_f16(largest / -128.0);
-    let codes: Lanes = lanes(|s| round(max(min(scales[s] * inverse(d.to_f32()), 127.0), -128.0)));
+    let (d, codes) = eight_bits(&scales);
+    let codes = refine(&x, d.to_f32(), codes);
+    let d = refit(&x, d, &codes);
+
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
     let mut q = [[0; 16]; 16];
     for (q, x) in q.iter_mut().zip(&x) {
@@ -25,16 +28,17 @@ pub(super) fn encode(x: &[f32; 256]) -> BlockQ6K {
     let (mut ql, mut qh) = ([0; 128], [0; 64]);
     for half in 0..2 {
         for k in 0..32 {
-            let [a, b, c, d] = std::array::from_fn(|part| q[k % 16][8 * half + 2 * part + k / 16]);
-            ql[64 * half + k] = (a & 15) | ((c & 15) << 4);
-            ql[64 * half + 32 + k] = (b & 15) | ((d & 15) << 4);
-            qh[32 * half + k] = (a >> 4) | ((b >> 4) << 2) | ((c >> 4) << 4) | ((d >> 4) << 6);
+            let q = |part: usize| q[k % 16][8 * half + 2 * part + k / 16];
+            ql[64 * half + k] = (q(0) & 15) | ((q(2) & 15) << 4);
+            ql[64 * half + 32 + k] = (q(1) & 15) | ((q(3) & 15) << 4);
+            qh[32 * half + k] = (q(0) >> 4) | ((q(1) >> 4) << 2) | ((q(2) >> 4) << 4) | ((q(3) >> 4) << 6);
         }
     }
     BlockQ6K { ql, qh, scales: codes.map(|code| code as i8), d }
 }
 
-/// For every sub-block the scale with the least squared error among the candidates.
+/// For every sub-block the scale with the least squared error among candidates. The weight of the largest magnitude
+/// becomes a quant near -32, so its sign is the scale's.
 #[inline(always)]
 fn search(x: &[Lanes; 16]) -> Lanes {
     let mut largest = [0.0_f32; 16];
@@ -43,11 +47,11 @@ fn search(x: &[Lanes; 16]) -> Lanes {
             largest[s] = if x[s].abs() > largest[s].abs() { x[s] } else { largest[s] };
         }
     }
-    let mut scales: Lanes = lanes(|s| largest[s] / -32.0);
     let unit: Lanes = lanes(|s| -inverse(largest[s]));
+    let mut scales: Lanes = lanes(|s| largest[s] / -32.0);
     let mut best = [0.0; 16];
-    for i in -9..=9 {
-        let steps = 32.0 + 0.1 * i as f32;
+    for candidate in 0..20 {
+        let steps = 24.0 + 0.5 * candidate as f32;
         let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
         for x in x {
             for s in 0..16 {
@@ -68,8 +72,73 @@ fn search(x: &[Lanes; 16]) -> Lanes {
     scales
 }
 
-/// The nearest quant, -32..=31.
+/// A common factor, and for each scale the nearest multiple of it. The scale of the largest magnitude becomes -128, so that
+/// all of the eight bits are used.
+#[inline(always)]
+fn eight_bits(scales: &Lanes) -> (f16, Lanes) {
+    let mut largest = 0.0_f32;
+    for &scale in scales {
+        largest = if scale.abs() > largest.abs() { scale } else { largest };
+    }
+    let d = to_f16(largest / -128.0);
+    let inverse = inverse(d.to_f32());
+    (d, lanes(|s| code(scales[s] * inverse)))
+}
+
+/// Tries the scales as they are, a step down and a step up.
+#[inline(always)]
+fn refine(x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
+    let (mut best, mut refined) = ([f32::INFINITY; 16], codes);
+    for step in [0.0, -1.0, 1.0] {
+        let codes: Lanes = lanes(|s| code(codes[s] + step));
+        let scales: Lanes = lanes(|s| d * codes[s]);
+        let inverses: Lanes = lanes(|s| inverse(scales[s]));
+        let mut error = [0.0; 16];
+        for x in x {
+            for s in 0..16 {
+                let difference = scales[s] * quant(x[s] * inverses[s]) - x[s];
+                error[s] += difference * difference;
+            }
+        }
+        for s in 0..16 {
+            let better = error[s] < best[s];
+            best[s] = if better { error[s] } else { best[s] };
+            refined[s] = if better { codes[s] } else { refined[s] };
+        }
+    }
+    refined
+}
+
+/// Fits `d` to the codes and their quants by least squares over the whole block.
+#[inline(always)]
+fn refit(x: &[Lanes; 16], d: f16, codes: &Lanes) -> f16 {
+    let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
+    let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
+    for x in x {
+        for s in 0..16 {
+            let q = quant(x[s] * inverses[s]);
+            sum_qq[s] += q * q;
+            sum_xq[s] += x[s] * q;
+        }
+    }
+    let (mut aa, mut ax) = (0.0, 0.0);
+    for s in 0..16 {
+        aa += codes[s] * codes[s] * sum_qq[s];
+        ax += codes[s] * sum_xq[s];
+    }
+    let fitted = ax / aa;
+    // Not a number where the block is zero or so large that the sums overflow.
+    if fitted.is_finite() { to_f16(fitted) } else { d }
+}
+
+/// The nearest of the 64 quants, -32..=31.
 #[inline(always)]
 fn quant(x: f32) -> f32 {
     round(max(min(x, 31.0), -32.0))
+}
+
+/// The nearest of the 256 codes.
+#[inline(always)]
+fn code(x: f32) -> f32 {
+    round(max(min(x, 127.0), -128.0))
 }
