@@ -4,8 +4,10 @@
 //! But a special string must come from the template: what people write must not end a turn or a document. So while the template
 //! is rendered, every character that begins or ends a special string is replaced in the messages (for this model: `<` and `>`)
 //! by a private-use character that occurs nowhere else; afterwards the rendered string is cut, and only then the characters are
-//! put back. No special string can then be found in or across a message. The price: a template that looks for `<` or `>`
-//! in a message does not find it. The `<n>` between turns is ordinary text for `LlamaTokenizer`, and so it is here.
+//! put back. So no special string begins or ends in a message; only a template that itself writes both ends around one makes
+//! one of it. The price: a template that looks for `<` or `>` in a message does not find it.
+//!
+//! The `<n>` between turns is ordinary text for `LlamaTokenizer`, and so it is here: a message can contain it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -106,9 +106,7 @@ impl Merges {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        for left in 0..symbols.len() as u32 {
-            heap.extend(self.candidate(text, symbols, left));
-        }
+        heap.extend((0..symbols.len() as u32).filter_map(|left| self.candidate(text, symbols, left)));
         while let Some(Candidate { not_left, len, id, .. }) = heap.pop() {
             let left = !not_left;
             let Symbol { len: left_len, previous, next: right, .. } = symbols[left as usize];

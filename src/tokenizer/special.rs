@@ -1,14 +1,18 @@
 //! Special strings: where a text contains them, and which ids they are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// The special strings of a vocabulary.
 #[derive(Clone, Debug)]
 pub(super) struct Specials {
-    /// By their first byte, the longest first.
-    by_first: HashMap<u8, Vec<(String, u32)>>,
+    /// By string.
+    ids: HashMap<String, u32>,
     /// By id.
     texts: HashMap<u32, String>,
+    /// Whether any begins with this byte.
+    firsts: [bool; 256],
+    /// Their lengths in bytes, the longest first.
+    lengths: Vec<usize>,
 }
 
 /// A part of a text.
@@ -23,16 +27,15 @@ pub(super) enum Part<'a> {
 impl Specials {
     /// These strings; of equal strings, or of strings with the same id, the first counts. Empty strings match nothing.
     pub(super) fn new(special: &[(String, u32)]) -> Self {
-        let (mut by_first, mut texts) = (HashMap::<u8, Vec<_>>::new(), HashMap::new());
-        for (text, id) in special {
-            if let Some(&first) = text.as_bytes().first() {
-                by_first.entry(first).or_default().push((text.clone(), *id));
-            }
+        let (mut ids, mut texts) = (HashMap::<String, u32>::new(), HashMap::new());
+        for (text, id) in special.iter().filter(|(text, _)| !text.is_empty()) {
+            ids.entry(text.clone()).or_insert(*id);
             texts.entry(*id).or_insert_with(|| text.clone());
         }
-        // A stable sort: of equal strings the first stays the first.
-        by_first.values_mut().for_each(|list| list.sort_by_key(|(text, _)| std::cmp::Reverse(text.len())));
-        Self { by_first, texts }
+        let mut firsts = [false; 256];
+        ids.keys().filter_map(|text| text.bytes().next()).for_each(|byte| firsts[usize::from(byte)] = true);
+        let lengths: BTreeSet<usize> = ids.keys().map(String::len).collect();
+        Self { ids, texts, firsts, lengths: lengths.into_iter().rev().collect() }
     }
 
     /// The string of a special id.
@@ -42,7 +45,7 @@ impl Specials {
 
     /// All strings that match.
     pub(super) fn strings(&self) -> impl Iterator<Item = &str> {
-        self.by_first.values().flatten().map(|(text, _)| text.as_str())
+        self.ids.keys().map(String::as_str)
     }
 
     /// The parts of `text`: it is cut at the leftmost special string, the longest where several begin, and so on behind it.
@@ -71,11 +74,10 @@ impl Specials {
 
     /// Start, length and id of the first special string.
     fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
-        text.bytes().enumerate().find_map(|(start, first)| {
-            let list = self.by_first.get(&first)?;
-            let (found, id) =
-                list.iter().find(|(s, _)| text.as_bytes()[start..].starts_with(s.as_bytes()))?;
-            Some((start, found.len(), *id))
+        let starts = text.bytes().enumerate().filter(|(_, byte)| self.firsts[usize::from(*byte)]);
+        starts.map(|(start, _)| start).find_map(|start| {
+            let id = |len: &usize| self.ids.get(text.get(start..start + len)?).map(|id| (start, *len, *id));
+            self.lengths.iter().find_map(id)
         })
     }
 }
