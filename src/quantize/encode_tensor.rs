@@ -121,8 +121,9 @@ fn encode_matrix(m: &Matrix<'_>, source: &dyn Source) -> Result<Vec<u8>> {
                         row.extend(weights.iter().skip(1).step_by(2));
                     }
                 }
-                row.resize(m.padded, 0.0);
-                encode(m.dtype, row, out);
+                // Blocks behind the last that holds a weight stay zero bytes.
+                row.resize(m.cols.next_multiple_of(m.dtype.block_len()), 0.0);
+                encode(m.dtype, row, &mut out[..row.len() / m.dtype.block_len() * m.dtype.block_bytes()]);
             }
             Ok(())
         },
