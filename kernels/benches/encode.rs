@@ -11,7 +11,9 @@ use yuan_kernels::encode::encoders;
 fn bench(c: &mut Criterion) {
     // Rows of 2048 weights with roughly normal numbers; the searches take the same time for all.
     let weights: Vec<f32> = (0..16 * 2048_u32)
-        .map(|i| (0..4).map(|k| ((i * 4 + k).wrapping_mul(0x9E37_79B1) >> 16) as f32).sum::<f32>() / 65536.0 - 2.0)
+        .map(|i| {
+            (0..4).map(|k| ((i * 4 + k).wrapping_mul(0x9E37_79B1) >> 16) as f32).sum::<f32>() / 65536.0 - 2.0
+        })
         .collect();
     for e in encoders() {
         for (dtype, encode) in

@@ -66,7 +66,7 @@ impl Plan {
         config.rope_base = options.rope_base.unwrap_or(config.rope_base);
         let tiles = matches!(options.experts, DType::Q4_K | DType::Q4_0).then_some(options.experts);
         let tiles = tiles.filter(|_| config.experts > 0);
-        if tiles.is_some() && config.hidden % TILE_NEURONS != 0 {
+        if tiles.is_some() && !config.hidden.is_multiple_of(TILE_NEURONS) {
             return Err(Error::Argument(format!(
                 "neuron tiles need a hidden size that is a multiple of 256, this model's is {}; give --experts f16",
                 config.hidden

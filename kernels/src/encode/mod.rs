@@ -138,11 +138,19 @@ fn min(a: f32, b: f32) -> f32 {
     if a < b { a } else { b }
 }
 
+/// 1.5 * 2^23: floats of this size are whole numbers.
+const SHIFT: f32 = 12_582_912.0;
+
 /// The nearest whole number, ties to even, of a number below 2^22.
 #[inline(always)]
 fn round(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 * 2^23, where floats are whole numbers
     (x + SHIFT) - SHIFT
+}
+
+/// A whole number, 0..=255, or -128..=127 in two's complement. A cast would have to look after all the others.
+#[inline(always)]
+fn byte(x: f32) -> u8 {
+    (x + SHIFT).to_bits() as u8
 }
 
 /// `1 / x`, or 0 where that is no number.

@@ -9,7 +9,7 @@
 
 use half::f16;
 
-use super::{inverse, lanes, max, min, round, side_by_side, to_f16};
+use super::{byte, inverse, lanes, max, min, round, side_by_side, to_f16};
 use crate::blocks::BlockQ4K;
 
 /// One number of each sub-block.
@@ -19,8 +19,8 @@ const COLUMNS: usize = 32;
 
 /// 256 weights, all finite, as one block.
 #[inline(always)]
-pub(super) fn encode(x: &[f32; 256]) -> BlockQ4K {
-    let x: [Lanes; COLUMNS] = side_by_side(x);
+pub(super) fn encode(weights: &[f32; 256]) -> BlockQ4K {
+    let x: [Lanes; COLUMNS] = side_by_side(weights);
     let mut sums = [0.0; 8];
     for x in &x {
         for s in 0..8 {
@@ -34,14 +34,15 @@ pub(super) fn encode(x: &[f32; 256]) -> BlockQ4K {
     let grid = refine(&x, &sums, Grid { d, dmin, scales, mins });
     let grid = refit(&x, &sums, grid);
 
-    let q = grid.quants(&x);
+    let (inverses, mins) = grid.inverses_and_mins();
     let mut qs = [0; 128];
-    for (p, shared) in qs.chunks_exact_mut(COLUMNS).enumerate() {
-        for (byte, q) in shared.iter_mut().zip(&q) {
-            *byte = q[2 * p] as u8 | ((q[2 * p + 1] as u8) << 4);
+    for p in 0..4 {
+        for k in 0..COLUMNS {
+            let q = |s: usize| quant((weights[COLUMNS * s + k] + mins[s]) * inverses[s]);
+            qs[COLUMNS * p + k] = byte(q(2 * p) + 16.0 * q(2 * p + 1));
         }
     }
-    let [scales, mins] = [grid.scales, grid.mins].map(|codes| codes.map(|code| code as u8));
+    let [scales, mins] = [grid.scales, grid.mins].map(|codes| codes.map(byte));
     BlockQ4K { d: grid.d, dmin: grid.dmin, scales: BlockQ4K::pack_scales(&scales, &mins), qs }
 }
 
@@ -55,19 +56,11 @@ struct Grid {
 }
 
 impl Grid {
-    /// The nearest quants to the weights, 0..=15.
+    /// The real-valued inverses of the scales, and the minimums: a weight's quant is `(w + min) * inverse`, rounded.
     #[inline(always)]
-    fn quants(&self, x: &[Lanes; COLUMNS]) -> [Lanes; COLUMNS] {
+    fn inverses_and_mins(&self) -> (Lanes, Lanes) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
-        let inverses: Lanes = lanes(|s| inverse(d * self.scales[s]));
-        let mins: Lanes = lanes(|s| dmin * self.mins[s]);
-        let mut q = *x;
-        for q in &mut q {
-            for s in 0..8 {
-                q[s] = quant((q[s] + mins[s]) * inverses[s]);
-            }
-        }
-        q
+        (lanes(|s| inverse(d * self.scales[s])), lanes(|s| dmin * self.mins[s]))
     }
 }
 
@@ -166,12 +159,14 @@ fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
 /// Fits `d` and `dmin` to the codes and their quants by least squares over the whole block.
 #[inline(always)]
 fn refit(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
+    let (inverses, mins) = grid.inverses_and_mins();
     let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; 8], [0.0; 8], [0.0; 8]);
-    for (x, q) in x.iter().zip(&grid.quants(x)) {
+    for x in x {
         for s in 0..8 {
-            sum_q[s] += q[s];
-            sum_qq[s] += q[s] * q[s];
-            sum_xq[s] += x[s] * q[s];
+            let q = quant((x[s] + mins[s]) * inverses[s]);
+            sum_q[s] += q;
+            sum_qq[s] += q * q;
+            sum_xq[s] += x[s] * q;
         }
     }
     // Sums over the block of products of a = scale * q, b = min and x.

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{inverse, lanes, max, min, round, side_by_side, to_f16};
+use super::{byte, inverse, lanes, max, min, round, side_by_side, to_f16};
 use crate::blocks::BlockQ6K;
 
 /// One number of each sub-block.
@@ -11,30 +11,30 @@ type Lanes = [f32; 16];
 
 /// 256 weights, all finite, as one block.
 #[inline(always)]
-pub(super) fn encode(x: &[f32; 256]) -> BlockQ6K {
-    let x: [Lanes; 16] = side_by_side(x);
+pub(super) fn encode(weights: &[f32; 256]) -> BlockQ6K {
+    let x: [Lanes; 16] = side_by_side(weights);
     let scales = search(&x);
     let (d, codes) = eight_bits(&scales);
     let codes = refine(&x, d.to_f32(), codes);
     let d = refit(&x, d, &codes);
 
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
-    let mut q = [[0; 16]; 16];
-    for (q, x) in q.iter_mut().zip(&x) {
-        for s in 0..16 {
-            q[s] = (quant(x[s] * inverses[s]) + 32.0) as u8;
+    let mut q = [0; 256];
+    for ((q, weights), inverse) in q.chunks_exact_mut(16).zip(weights.chunks_exact(16)).zip(inverses) {
+        for (q, weight) in q.iter_mut().zip(weights) {
+            *q = byte(quant(weight * inverse) + 32.0);
         }
     }
     let (mut ql, mut qh) = ([0; 128], [0; 64]);
     for half in 0..2 {
         for k in 0..32 {
-            let q = |part: usize| q[k % 16][8 * half + 2 * part + k / 16];
+            let q = |part: usize| q[128 * half + 32 * part + k];
             ql[64 * half + k] = (q(0) & 15) | ((q(2) & 15) << 4);
             ql[64 * half + 32 + k] = (q(1) & 15) | ((q(3) & 15) << 4);
             qh[32 * half + k] = (q(0) >> 4) | ((q(1) >> 4) << 2) | ((q(2) >> 4) << 4) | ((q(3) >> 4) << 6);
         }
     }
-    BlockQ6K { ql, qh, scales: codes.map(|code| code as i8), d }
+    BlockQ6K { ql, qh, scales: codes.map(|code| byte(code) as i8), d }
 }
 
 /// For every sub-block the scale with the least squared error among candidates. The weight of the largest magnitude

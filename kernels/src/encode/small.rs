@@ -1,6 +1,6 @@
 //! `Q4_0` and `Q8_0`, byte for byte as ggml's reference makes them.
 
-use super::{inverse, max, min, round, to_f16};
+use super::{byte, inverse, max, min, round, to_f16};
 use crate::blocks::{BlockQ4_0, BlockQ8_0};
 
 /// The weight of the largest magnitude (the first of equals) becomes the quant -8, so its sign is the scale's.
@@ -34,7 +34,7 @@ pub(super) fn q8_0(x: &[f32; 32]) -> BlockQ8_0 {
         // Ties that `round` took down go up.
         let whole = round(x.abs());
         let whole = if x.abs() - whole == 0.5 { whole + 1.0 } else { whole };
-        *q = min(whole, 127.0).copysign(x) as i8;
+        *q = byte(min(whole, 127.0).copysign(x)) as i8;
     }
     BlockQ8_0 { d, qs }
 }
