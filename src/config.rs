@@ -12,7 +12,7 @@ pub enum Architecture {
     Dense,
 }
 
-/// How the rotary embedding rounds (MODEL.md, "Rotary embedding"). Logits differ by up to 7 between them.
+/// How the rotary embedding rounds (MODEL.md, "Rotary embedding"). Logits differ by up to 8 between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RopePrecision {
@@ -107,13 +107,13 @@ impl ModelConfig {
         } else if self.experts != 0 || self.experts_used != 0 {
             return Err("a dense model has no experts".into());
         }
-        if self.projection % self.heads != 0 {
+        if !self.projection.is_multiple_of(self.heads) {
             return Err(format!("{} heads do not divide the projection of {}", self.heads, self.projection));
         }
-        if self.rope_dims % 2 != 0 || self.rope_dims > self.head_dim() {
+        if !self.rope_dims.is_multiple_of(2) || self.rope_dims > self.head_dim() {
             return Err(format!("{} rotary dims do not fit heads of {}", self.rope_dims, self.head_dim()));
         }
-        if self.hidden % 2 != 0 {
+        if !self.hidden.is_multiple_of(2) {
             return Err(format!("hidden_size {} is odd: the filter halves it", self.hidden));
         }
         if !(self.rms_eps > 0.0 && self.rms_eps < 1.0) {

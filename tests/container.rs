@@ -93,7 +93,10 @@ fn a_flipped_bit_of_the_header_is_an_error() {
     for at in (0..header).step_by(97) {
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (at % 8);
-        assert!(Container::parse(Bytes::copy(&bytes), &path).is_err(), "a flipped bit of byte {at} goes unseen");
+        assert!(
+            Container::parse(Bytes::copy(&bytes), &path).is_err(),
+            "a flipped bit of byte {at} goes unseen"
+        );
     }
 }
 
@@ -186,7 +189,9 @@ fn an_exported_container_repacks_to_the_same_tiles() {
             let again = write(&Conversion::repack(&exported, &Options::default()).unwrap(), &back);
             let blob = |c: &Container, e| match c.expert(0, e).unwrap() {
                 yuan::container::ExpertView::Tiles { bytes, .. } => bytes.to_vec(),
-                yuan::container::ExpertView::Rows { .. } => panic!("{ffn} neurons did not become tiles again"),
+                yuan::container::ExpertView::Rows { .. } => {
+                    panic!("{ffn} neurons did not become tiles again")
+                }
             };
             assert!((0..2).all(|e| blob(&container, e) == blob(&again, e)), "{ffn} neurons");
         }
@@ -207,7 +212,8 @@ fn float_containers_are_encoded_like_their_checkpoint() {
     convert(&Options::default(), &direct);
     write(&Conversion::requantize(&exact, &Options::default()).unwrap(), &again);
     assert!(fs::read(&direct).unwrap() == fs::read(&again).unwrap());
-    let twice = Conversion::requantize(&Container::open(&direct).unwrap(), &Options::default()).err().unwrap();
+    let twice =
+        Conversion::requantize(&Container::open(&direct).unwrap(), &Options::default()).err().unwrap();
     assert!(twice.to_string().contains("already"), "{twice}");
 }
 

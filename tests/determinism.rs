@@ -61,7 +61,10 @@ fn any_number_of_threads_gives_the_same_bits() {
             let one = logits(&load(&container, 1, Arithmetic::Integer), &tokens, pieces, KvType::F16);
             for threads in [2, 3, 8] {
                 let model = load(&container, threads, Arithmetic::Integer);
-                assert!(logits(&model, &tokens, pieces, KvType::F16) == one, "{threads} threads, {options:?}");
+                assert!(
+                    logits(&model, &tokens, pieces, KvType::F16) == one,
+                    "{threads} threads, {options:?}"
+                );
             }
         }
     }
@@ -78,7 +81,9 @@ fn cached_equals_uncached_at_every_cut() {
             let model = load(&container, 2, arithmetic);
             let whole = logits(&model, &tokens, &[40], KvType::F32);
             let cuts: Vec<Vec<usize>> = match arithmetic {
-                Arithmetic::Integer => (1..40).map(|cut| vec![cut, 40]).chain([vec![1], vec![3], vec![17]]).collect(),
+                Arithmetic::Integer => {
+                    (1..40).map(|cut| vec![cut, 40]).chain([vec![1], vec![3], vec![17]]).collect()
+                }
                 Arithmetic::Float => vec![vec![1, 40], vec![1], vec![20]],
             };
             for pieces in cuts {
@@ -113,5 +118,8 @@ fn a_refused_call_leaves_the_state_alone() {
     assert!(model.forward(&tokens(5), &mut state, Want::Last).is_err(), "more than the context holds");
     assert_eq!(state.position(), 0);
     let after = model.forward(&tokens(4), &mut state, Want::All).unwrap();
-    assert_eq!(after.into_iter().map(f32::to_bits).collect::<Vec<_>>(), logits(&model, &tokens(4), &[4], KvType::F16));
+    assert_eq!(
+        after.into_iter().map(f32::to_bits).collect::<Vec<_>>(),
+        logits(&model, &tokens(4), &[4], KvType::F16)
+    );
 }

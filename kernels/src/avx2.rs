@@ -280,7 +280,7 @@ fn in_blocks(
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(|acc| cast(acc));
+    let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
         let mut part = [[_mm256_setzero_ps(); 2]; T];
@@ -303,13 +303,13 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
             }
         }
     }
-    *acc = sums.map(|sums| cast(sums));
+    *acc = sums.map(cast);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(|acc| cast(acc));
+    let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [[_mm256_setzero_si256(); 2]; T];
@@ -347,7 +347,7 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
             }
         }
     }
-    *acc = sums.map(|sums| cast(sums));
+    *acc = sums.map(cast);
 }
 
 /// The nibbles of half `h` (8 rows) of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.

@@ -73,7 +73,7 @@ fn in_blocks(
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [__m512; T] = acc.map(|acc| cast(acc));
+    let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
@@ -89,13 +89,13 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
             sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part[t], _mm512_set1_ps(x[t][i].d)));
         }
     }
-    *acc = sums.map(|sums| cast(sums));
+    *acc = sums.map(cast);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [__m512; T] = acc.map(|acc| cast(acc));
+    let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
@@ -125,7 +125,7 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
             sums[t] = _mm512_add_ps(sums[t], part);
         }
     }
-    *acc = sums.map(|sums| cast(sums));
+    *acc = sums.map(cast);
 }
 
 /// The nibbles of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.

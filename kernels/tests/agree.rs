@@ -180,7 +180,11 @@ fn a_block_of_rows_is_each_row_bit_for_bit() {
     let random = &mut Random(8);
     for width in [1, 3] {
         let q4_0: Vec<PanelQ4_0> = (0..width)
-            .map(|_| PanelQ4_0::pack(&std::array::from_fn(|_| BlockQ4_0::row(QK, Fill::Random, random).as_chunks().0[0])))
+            .map(|_| {
+                PanelQ4_0::pack(&std::array::from_fn(|_| {
+                    BlockQ4_0::row(QK, Fill::Random, random).as_chunks().0[0]
+                }))
+            })
             .collect();
         let q4_k: Vec<PanelQ4K> = (0..width)
             .map(|_| PanelQ4K::pack(&std::array::from_fn(|_| BlockQ4K::row(QK, Fill::Random, random)[0])))

@@ -1,9 +1,7 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
-use super::{
-    Model, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State,
-};
+use super::{Model, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State};
 use crate::error::{Error, Result};
 
 /// Which rows of logits a call wants.

@@ -49,7 +49,8 @@ pub fn folder() -> tempfile::TempDir {
 /// A vocabulary of `size` pieces: bytes, special strings and made-up words.
 pub fn letters(size: usize) -> Vocab {
     let bytes = (0..=255).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
-    let fixed = ["<unk>", "<eod>", "<n>", "<sep>", "\u{2581}", "a", "b"].map(|t| (t.to_owned(), PieceKind::Normal));
+    let fixed =
+        ["<unk>", "<eod>", "<n>", "<sep>", "\u{2581}", "a", "b"].map(|t| (t.to_owned(), PieceKind::Normal));
     let words = (0..).map(|i| (format!("\u{2581}w{i}"), PieceKind::Normal));
     let all = fixed.into_iter().chain(bytes).chain(words).take(size).enumerate();
     Vocab::from_pieces(all.map(|(i, (text, kind))| Piece { text, score: -(i as f32), kind }).collect())

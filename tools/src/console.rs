@@ -25,7 +25,12 @@ pub fn stopped() -> bool {
 /// Runs a tool's `main`: logs to stderr (`RUST_LOG` chooses), catches Ctrl-C, prints an error with its causes.
 pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .with_env_filter(filter)
+        .init();
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         let handler = || {

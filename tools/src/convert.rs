@@ -92,7 +92,12 @@ impl<'a> Job<'a> {
         for tensor in self.conversion.tensors() {
             writeln!(out, "{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.kind, tensor.bytes, tensor.dims)?;
         }
-        writeln!(out, "{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
+        writeln!(
+            out,
+            "{} tensors, {} in all",
+            self.conversion.tensors().len(),
+            size(self.conversion.file_bytes())
+        )?;
         writeln!(out, "about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
         Ok(())
     }

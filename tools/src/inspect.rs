@@ -69,7 +69,11 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
     for (name, (count, bytes)) in types {
         println!("  {name:<9} {count:>5} tensors, {}", size(bytes));
     }
-    println!("kernels     {} (this machine has: {})", yuan::kernel_names()[0], yuan::kernel_names().join(", "));
+    println!(
+        "kernels     {} (this machine has: {})",
+        yuan::kernel_names()[0],
+        yuan::kernel_names().join(", ")
+    );
     if show.tensors {
         println!();
         for t in container.tensors() {

@@ -47,7 +47,8 @@ impl RunArgs {
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
         let options = Options { threads: self.threads, arithmetic, rope: self.rope };
         let model = Arc::new(Model::load(&container, &options)?);
-        let vocab = container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
+        let vocab =
+            container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         Ok(Opened { model, tokenizer: Tokenizer::new(vocab)?, container })
     }
 }

@@ -67,7 +67,13 @@ impl Folder {
 fn the_demo_streams_english_and_chinese() {
     let folder = Folder::new();
     let out = text("yuan", &["demo", "--cache", &folder.path("cache"), "-n", "40"]);
-    for part in ["Converted", "kernels on", "> Psalms 151:1-4<sep>", "> 春日山中 李白<sep>", "of experts read a token"] {
+    for part in [
+        "Converted",
+        "kernels on",
+        "> Psalms 151:1-4<sep>",
+        "> 春日山中 李白<sep>",
+        "of experts read a token",
+    ] {
         assert!(out.contains(part), "no {part:?} in {out}");
     }
     let poem = out.split("李白<sep>").nth(1).unwrap();
@@ -98,7 +104,8 @@ fn a_seed_gives_the_same_text_again() {
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &["--experts", "q4_0", "--dense", "q6_k"]);
     let sample = |seed| {
-        let args = ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--temp", "0.9", "--top-k", "50"];
+        let args =
+            ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--temp", "0.9", "--top-k", "50"];
         text("yuan", &[&args[..], &["--top-p", "0.95", "--seed", seed]].concat())
     };
     assert_eq!(sample("7"), sample("7"));
@@ -114,7 +121,8 @@ fn a_prompt_may_come_from_a_file_or_a_pipe() {
     let args = ["generate", &model, "-n", "8", "--json"];
     let given = json("yuan", &[&args[..], &["-p", "秋夜 杜甫<sep>"]].concat());
     assert_eq!(given["text"], json("yuan", &[&args[..], &["--file", &file]].concat())["text"]);
-    let piped = program("yuan").args(args).args(["--file", "-"]).stdin(fs::File::open(&file).unwrap()).output();
+    let piped =
+        program("yuan").args(args).args(["--file", "-"]).stdin(fs::File::open(&file).unwrap()).output();
     let piped: Value = serde_json::from_slice(&piped.unwrap().stdout).unwrap();
     assert_eq!(given["text"], piped["text"]);
 }
@@ -140,7 +148,8 @@ fn tokens_of_a_container_equal_those_of_its_checkpoint() {
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let demo = demo_model();
-    for input in ["In the beginning God created", "床前明月光，疑是地上霜。", "emoji 🍕 <sep> x"] {
+    for input in ["In the beginning God created", "床前明月光，疑是地上霜。", "emoji 🍕 <sep> x"]
+    {
         for special in [&["--special"][..], &[]] {
             let of = |from: &str| json("yuan", &[&["tokenize", from, "--json", input], special].concat());
             assert_eq!(of(&model), of(demo.to_str().unwrap()));
@@ -159,12 +168,14 @@ fn logits_are_the_goldens() {
     let words = |name: &str| -> Vec<[u8; 4]> {
         goldens.tensor(name).unwrap().data().chunks_exact(4).map(|w| w.try_into().unwrap()).collect()
     };
-    let ids: Vec<String> = words("p2.input_ids").into_iter().map(|w| i32::from_le_bytes(w).to_string()).collect();
+    let ids: Vec<String> =
+        words("p2.input_ids").into_iter().map(|w| i32::from_le_bytes(w).to_string()).collect();
     let npy = folder.path("logits.npy");
     text("yuan", &["logits", &model, "--tokens", &ids.join(","), "--output", &npy, "--kv", "f32"]);
     let npy = fs::read(npy).unwrap();
     let header = 10 + u16::from_le_bytes([npy[8], npy[9]]) as usize;
-    let found: Vec<f32> = npy[header..].chunks_exact(4).map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect();
+    let found: Vec<f32> =
+        npy[header..].chunks_exact(4).map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect();
     let golden: Vec<f32> = words("f32.p2.logits").into_iter().map(f32::from_le_bytes).collect();
     assert_eq!(found.len(), golden.len());
     let error = found.iter().zip(&golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -174,7 +185,10 @@ fn logits_are_the_goldens() {
 #[test]
 fn perplexity_compares_with_another_model() {
     let folder = Folder::new();
-    let (small, exact) = (folder.converted("q4.gguf", &[]), folder.converted("bf16.gguf", &["--experts", "bf16", "--dense", "bf16"]));
+    let (small, exact) = (
+        folder.converted("q4.gguf", &[]),
+        folder.converted("bf16.gguf", &["--experts", "bf16", "--dense", "bf16"]),
+    );
     let heldout = demo_model().join("heldout.txt");
     let args = ["perplexity", &small, "--file", heldout.to_str().unwrap(), "--documents", "59-62", "--json"];
     let report = json("yuan", &[&args[..], &["--against", &exact]].concat());
@@ -213,14 +227,21 @@ fn inspect_verify_and_export_agree() {
     assert!(text("yuan", &["inspect", &rows]).contains("standard GGUF"));
     let back = folder.path("back.gguf");
     text("yuan-quant", &[&rows, "-o", &back]);
-    let generate = |m: &str| json("yuan", &["generate", m, "-p", "Psalms 151:1<sep>", "-n", "12", "--json"])["tokens"].clone();
+    let generate = |m: &str| {
+        json("yuan", &["generate", m, "-p", "Psalms 151:1<sep>", "-n", "12", "--json"])["tokens"].clone()
+    };
     assert_eq!(generate(&rows), generate(&back));
 
     let mut bytes = fs::read(&model).unwrap();
-    let (at, name) = both[0].as_array().unwrap().iter().find_map(|t| {
-        let name = t["name"].as_str()?;
-        name.contains("ffn_expert.5").then(|| (t["offset"].as_u64().unwrap() as usize + 1000, name))
-    }).unwrap();
+    let (at, name) = both[0]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find_map(|t| {
+            let name = t["name"].as_str()?;
+            name.contains("ffn_expert.5").then(|| (t["offset"].as_u64().unwrap() as usize + 1000, name))
+        })
+        .unwrap();
     bytes[at] ^= 4;
     fs::write(&model, bytes).unwrap();
     assert!(complaint("yuan-quant", &["verify", &model]).contains(name));
@@ -229,17 +250,24 @@ fn inspect_verify_and_export_agree() {
 #[test]
 fn a_synthetic_checkpoint_is_converted_and_runs() {
     let folder = Folder::new();
-    let (checkpoint, model, direct) = (folder.path("tiny"), folder.path("tiny.gguf"), folder.path("direct.gguf"));
+    let (checkpoint, model, direct) =
+        (folder.path("tiny"), folder.path("tiny.gguf"), folder.path("direct.gguf"));
     text("yuan-quant", &["synth", "--geometry", "tiny", "-o", &checkpoint, "--seed", "3"]);
     text("yuan-quant", &[&checkpoint, "-o", &model]);
-    text("yuan-quant", &["synth", "--geometry", &format!("{checkpoint}/config.json"), "-o", &direct, "--seed", "3"]);
+    text(
+        "yuan-quant",
+        &["synth", "--geometry", &format!("{checkpoint}/config.json"), "-o", &direct, "--seed", "3"],
+    );
     for model in [&model, &direct] {
         text("yuan-quant", &["verify", model]);
         let bench = json("yuan", &["bench", model, "-p", "16", "-n", "4", "-r", "1", "--json"]);
         for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "memory_gb_per_second"] {
             assert!(bench[key].as_f64().unwrap() > 0.0, "{bench}");
         }
-        assert_eq!(json("yuan", &["generate", model, "-p", "hello", "-n", "5", "--ignore-eod", "--json"])["finish"], "length");
+        assert_eq!(
+            json("yuan", &["generate", model, "-p", "hello", "-n", "5", "--ignore-eod", "--json"])["finish"],
+            "length"
+        );
     }
 }
 
@@ -254,14 +282,19 @@ fn complaints_say_what_where_and_the_remedy() {
     assert!(complaint("yuan", &["inspect", &text_file]).contains("convert a checkpoint with yuan-quant"));
     assert!(complaint("yuan", &["generate", &model, "-p", ""]).contains("give some text"));
     assert!(complaint("yuan", &["generate", &model, "-p", "x", "--temp", "-1"]).contains("temperature"));
-    assert!(complaint("yuan", &["generate", &model, "-p", "x y z", "--context", "2"]).contains("raise --context"));
-    assert!(complaint("yuan", &["logits", &model, "--tokens", "99999", "--output", &nowhere]).contains("99999"));
+    assert!(
+        complaint("yuan", &["generate", &model, "-p", "x y z", "--context", "2"]).contains("raise --context")
+    );
+    assert!(
+        complaint("yuan", &["logits", &model, "--tokens", "99999", "--output", &nowhere]).contains("99999")
+    );
     assert!(complaint("yuan-quant", &[folder.path("").as_str(), "-o", &nowhere]).contains("config.json"));
     let again = complaint("yuan-quant", &[&model, "-o", &nowhere, "--experts", "q4_0"]);
     assert!(again.contains("already"), "{again}");
     fs::write(folder.path("cut.gguf"), &fs::read(&model).unwrap()[..1_000_000]).unwrap();
     assert!(complaint("yuan", &["inspect", &folder.path("cut.gguf")]).contains("fetch or convert it again"));
-    let kernels = program("yuan").args(["generate", &model, "-p", "x"]).env("YUAN_KERNELS", "abacus").output().unwrap();
+    let kernels =
+        program("yuan").args(["generate", &model, "-p", "x"]).env("YUAN_KERNELS", "abacus").output().unwrap();
     assert!(String::from_utf8_lossy(&kernels.stderr).contains("choose from"));
     assert!(!Path::new(&nowhere).exists());
 }

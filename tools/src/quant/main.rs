@@ -1,6 +1,9 @@
 //! `yuan-quant`: convert checkpoints of the Yuan 2.0 family to containers.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 use yuan::{
@@ -19,14 +22,20 @@ mod synth;
 
 /// Convert checkpoints of the Yuan 2.0 family to containers
 #[derive(Parser)]
-#[command(name = "yuan-quant", version, max_term_width = 110, args_conflicts_with_subcommands = true,
-    subcommand_negates_reqs = true, after_help = "\
+#[command(
+    name = "yuan-quant",
+    version,
+    max_term_width = 110,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
 Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --experts q4_0 --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
-A run that was killed goes on where it stopped when it is started again with the same arguments.")]
+A run that was killed goes on where it stopped when it is started again with the same arguments."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -37,6 +46,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Check every byte of a container against its recorded BLAKE3 digests
+    #[command(after_help = "Example:\n  yuan-quant verify yuan2-m32.q4_k.gguf")]
     Verify {
         /// The container
         model: PathBuf,
@@ -44,6 +54,7 @@ enum Command {
     /// Show what a container holds
     Inspect(Show),
     /// Write a standard GGUF file with the same weights
+    #[command(after_help = "Example:\n  yuan-quant export yuan2-m32.q4_k.gguf -o yuan2-m32.standard.gguf")]
     Export {
         /// The container
         model: PathBuf,
@@ -109,7 +120,7 @@ fn main() -> ExitCode {
     console::run(|| match (cli.command, cli.convert) {
         (Some(Command::Verify { model }), _) => verify(&model),
         (Some(Command::Inspect(show)), _) => inspect::run(&show),
-        (Some(Command::Export { model, output }), _) => export(&model, &output),
+        (Some(Command::Export { model, output }), _) => convert::export(&model, &output),
         (Some(Command::Synth(synth)), _) => synth.run(),
         (None, args) => convert(&args),
     })
@@ -130,7 +141,7 @@ fn convert(args: &Convert) -> anyhow::Result<()> {
     job.run(output)
 }
 
-fn verify(model: &PathBuf) -> anyhow::Result<()> {
+fn verify(model: &Path) -> anyhow::Result<()> {
     let container = Container::open(model)?;
     let bar = byte_bar(container.data_bytes(), "verify");
     container.verify(&|bytes| {
@@ -138,10 +149,11 @@ fn verify(model: &PathBuf) -> anyhow::Result<()> {
         !stopped()
     })?;
     bar.finish_and_clear();
-    println!("{}: {} tensors, {}, all as written", model.display(), container.tensors().len(), size(container.data_bytes()));
+    println!(
+        "{}: {} tensors, {}, all as written",
+        model.display(),
+        container.tensors().len(),
+        size(container.data_bytes())
+    );
     Ok(())
-}
-
-fn export(model: &PathBuf, output: &PathBuf) -> anyhow::Result<()> {
-    convert::export(model, output)
 }

@@ -66,8 +66,9 @@ impl Synth {
             "m32" => synth::m32(),
             "tiny" => synth::tiny(),
             file => {
-                let text = fs::read_to_string(file)
-                    .with_context(|| format!("the geometry {file} is neither m32 nor tiny nor a file that can be read"))?;
+                let text = fs::read_to_string(file).with_context(|| {
+                    format!("the geometry {file} is neither m32 nor tiny nor a file that can be read")
+                })?;
                 parse_config(&text, Path::new(file))?.0
             }
         };
@@ -117,7 +118,8 @@ impl Synth {
             let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
             write("model.safetensors.index.json", &serde_json::to_vec_pretty(&index)?)?;
         }
-        fs::rename(&folder, &self.output).with_context(|| format!("cannot make {}", self.output.display()))?;
+        fs::rename(&folder, &self.output)
+            .with_context(|| format!("cannot make {}", self.output.display()))?;
         eprintln!("{}: {} in {} files", self.output.display(), size(total), shards.len());
         Ok(())
     }
@@ -217,7 +219,8 @@ fn pieces(vocab: usize) -> Vec<Piece> {
     let fixed = [("<unk>", PieceKind::Unknown), ("<s>", PieceKind::Control), ("</s>", PieceKind::Control)];
     let fixed = fixed.map(|(text, kind)| (text.to_owned(), kind));
     let bytes = (0..256).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
-    let special = ["<eod>", "<n>", "<sep>", "<pad>", "\u{2581}"].map(|text| (text.to_owned(), PieceKind::Normal));
+    let special =
+        ["<eod>", "<n>", "<sep>", "<pad>", "\u{2581}"].map(|text| (text.to_owned(), PieceKind::Normal));
     let ascii = ('!'..='~').map(|c| (c.to_string(), PieceKind::Normal));
     let words = (0..).map(|i| (format!("\u{2581}w{i}"), PieceKind::Normal));
     let all = fixed.into_iter().chain(bytes).chain(special).chain(ascii).chain(words);

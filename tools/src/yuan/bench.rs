@@ -43,7 +43,10 @@ pub struct Bench {
 
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(self.prompt + self.tokens > 0 && self.repeat > 0, "there is nothing to measure: raise -p, -n or -r");
+        ensure!(
+            self.prompt + self.tokens > 0 && self.repeat > 0,
+            "there is nothing to measure: raise -p, -n or -r"
+        );
         let opened = self.run.open()?;
         let model = &opened.model;
         let bandwidth = read_bandwidth(model.threads());

@@ -81,7 +81,11 @@ impl Demo {
             }
             self.tell(&opened, prompt, self.seed.unwrap_or(seed))?;
         }
-        println!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", run.model.display(), PROMPTS[1].0);
+        println!(
+            "\nThe same by hand: yuan generate {} -p '{}' --temp 0.7",
+            run.model.display(),
+            PROMPTS[1].0
+        );
         Ok(())
     }
 
@@ -151,9 +155,10 @@ fn report(opened: &Opened, answer: &Answer, before: &yuan::pager::Usage) {
 /// The demo model beside the source that this program was built from, or beside where it runs.
 fn find_assets() -> Option<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf);
-    let near = env::current_exe().ok().into_iter().flat_map(|exe| {
-        exe.ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>()
-    });
+    let near = env::current_exe()
+        .ok()
+        .into_iter()
+        .flat_map(|exe| exe.ancestors().skip(1).map(Path::to_path_buf).collect::<Vec<_>>());
     source
         .into_iter()
         .chain(env::current_dir())

@@ -14,7 +14,7 @@ use serde_json::json;
 use yuan::{
     sampler::{Sampler, Settings},
     session::{Finish, Session},
-    tokenizer::Special,
+    tokenizer::{Message, Special},
 };
 use yuan_tools::{
     console::{stopped, token_bar},
@@ -26,10 +26,10 @@ use yuan_tools::{
 #[command(after_help = "\
 Examples:
   yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
-  yuan generate model.gguf -p '秋天的诗<sep>' --temp 0.6 --top-p 0.95 --seed 7
+  yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
   yuan generate model.gguf --file prompt.txt --json
-A question ends with <sep>; the answer ends at <eod>. Special strings in the prompt become special tokens unless
---no-special is given.")]
+A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
+tokens unless --no-special or --chat is given.")]
 pub struct Generate {
     #[command(flatten)]
     run: RunArgs,
@@ -47,8 +47,11 @@ pub struct Generate {
     /// Room for tokens; by default the prompt and -n
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Leave special strings in the prompt as text
+    /// Take the prompt as a question, and put it into the chat form of the model
     #[arg(long)]
+    chat: bool,
+    /// Leave special strings in the prompt as text
+    #[arg(long, conflicts_with = "chat")]
     no_special: bool,
     /// Go on after <eod>
     #[arg(long)]
@@ -62,13 +65,13 @@ pub struct Generate {
 #[derive(Args, Clone)]
 pub struct Sampling {
     /// Temperature; 0 always takes the best token
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     temp: f32,
     /// Keep the K best tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
     /// Keep the best tokens up to this sum of probabilities
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f32,
     /// Seed of the random choices
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -107,9 +110,12 @@ impl Generate {
             (None, None) => anyhow::bail!("give a prompt with -p TEXT or --file FILE"),
         };
         let opened = self.run.open()?;
-        let special = if self.no_special { Special::AsText } else { Special::Parse };
-        let prompt = opened.tokenizer.encode(&text, special);
-        anyhow::ensure!(!prompt.is_empty(), "the prompt is empty; give some text");
+        anyhow::ensure!(!text.is_empty(), "the prompt is empty; give some text");
+        let prompt = match (self.chat, self.no_special) {
+            (true, _) => opened.tokenizer.chat(&[Message::new("user", text)], true)?,
+            (false, true) => opened.tokenizer.encode(&text, Special::AsText),
+            (false, false) => opened.tokenizer.encode(&text, Special::Parse),
+        };
         let context = self.context.unwrap_or(prompt.len() + self.most);
         let mut session = Session::new(opened.model.clone(), context, self.run.kv)?;
         let sampler = Sampler::new(self.sampling.settings())?;

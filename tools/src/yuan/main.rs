@@ -14,12 +14,17 @@ mod tokenize;
 
 /// Run Yuan2.0-M32 on the machine you own
 #[derive(Parser)]
-#[command(name = "yuan", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "yuan",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Examples:
   yuan demo
   yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
   yuan bench model.gguf -p 512 -n 128
-Containers are made by yuan-quant.")]
+Containers are made by yuan-quant."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

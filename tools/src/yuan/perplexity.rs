@@ -59,9 +59,13 @@ impl Perplexity {
         };
         if let Some(other) = &other {
             let (a, b) = (opened.model.config().vocab, other.config().vocab);
-            ensure!(a == b, "the models have vocabularies of {a} and {b}: their predictions cannot be compared");
+            ensure!(
+                a == b,
+                "the models have vocabularies of {a} and {b}: their predictions cannot be compared"
+            );
         }
-        let text = fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let text =
+            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let documents = split(&text, &opened.tokenizer);
         let (first, last) = self.documents.unwrap_or((1, documents.len()));
         ensure!(

@@ -4,7 +4,11 @@ use std::{io::Write, path::PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use yuan::{checkpoint::vocab::read_vocab, container::Container, tokenizer::{Special, Tokenizer}};
+use yuan::{
+    checkpoint::vocab::read_vocab,
+    container::Container,
+    tokenizer::{Special, Tokenizer},
+};
 
 /// Show the tokens of a text: ids and pieces
 #[derive(Args)]
@@ -27,8 +31,11 @@ pub struct Tokenize {
 
 impl Tokenize {
     pub fn run(self) -> anyhow::Result<()> {
-        let vocab =
-            if self.model.is_dir() { read_vocab(&self.model, None)? } else { Container::open(&self.model)?.vocab()? };
+        let vocab = if self.model.is_dir() {
+            read_vocab(&self.model, None)?
+        } else {
+            Container::open(&self.model)?.vocab()?
+        };
         let tokenizer = Tokenizer::new(vocab)?;
         let ids = tokenizer.encode(&self.text, if self.special { Special::Parse } else { Special::AsText });
         let pieces: Vec<&str> = ids.iter().map(|&id| tokenizer.piece(id)).collect();
