@@ -12,6 +12,8 @@ pub mod blocks;
 pub mod columns;
 mod dequant;
 pub mod encode;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod panel;
 mod scalar;
 pub mod tile;
@@ -63,6 +65,10 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
         avx512::table(),
         #[cfg(target_arch = "x86_64")]
         avx2::table(),
+        #[cfg(target_arch = "aarch64")]
+        neon::dotprod::table(),
+        #[cfg(target_arch = "aarch64")]
+        neon::table(),
         Some(&scalar::TABLE),
     ];
     tables.into_iter().flatten()
