@@ -66,6 +66,8 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
         #[cfg(target_arch = "x86_64")]
         avx2::table(),
         #[cfg(target_arch = "aarch64")]
+        neon::i8mm::table(),
+        #[cfg(target_arch = "aarch64")]
         neon::dotprod::table(),
         #[cfg(target_arch = "aarch64")]
         neon::table(),

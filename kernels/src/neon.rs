@@ -1,7 +1,7 @@
 //! The operations of `scalar` on 128-bit vectors (64-bit Arm), same functions in the same order, same bits.
 //!
-//! Two tables: `neon` runs everywhere, [`dotprod`] multiplies bytes with `sdot`. What is the same for both is here;
-//! `quantized.rs` is compiled once for each way to multiply bytes.
+//! Three tables: `neon` runs everywhere, [`dotprod`] multiplies bytes with `sdot`, [`i8mm`] blocks of rows with `smmla`. What
+//! they share is here; `quantized.rs` is compiled once for each of the first two.
 //!
 //! Registers:
 //! - Floats: eight vectors hold the 32 lanes of a product, vector `v` the lanes `4 v..4 v + 4`.
@@ -13,13 +13,15 @@
 //! 1. Nibbles stay 0..=15 and are multiplied as signed bytes; the -8 of `Q4_0` is where its sums begin.
 //! 2. Without `sdot`, products are added up as `i16` first, which never overflows: the sums are at most 8 * 15 * 127 =
 //!    15240 (panels) and 2 * 128 * 127 = 32512 (rows).
-//! 3. The 8 vectors of a sub-block of 4 rows stay in registers while up to 8 rows of activations pass.
+//! 3. The nibbles of 4 rows of a sub-block (8 vectors) stay in registers while up to 4 rows of activations pass. A single
+//!    row of activations passes all 16 rows of a sub-block before the next one, so that panels are read in order.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 #[macro_use]
 mod quantized;
 
 pub(crate) mod dotprod;
+pub(crate) mod i8mm;
 
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -155,13 +157,13 @@ fn dot(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
 /// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 2]; 4], x: &BlockQ8, s: usize) -> int32x4_t {
+fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
     let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     // Four sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s16(0); 2];
     for g in 0..4 {
         for part in 0..2 {
-            let (w, x) = (nibbles[g][part], vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g]))));
+            let (w, x) = (nibbles[part][g], vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g]))));
             sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
             sums[1] = vmlal_high_s8(sums[1], w, x);
         }
@@ -169,13 +171,13 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 2]; 4], x: &BlockQ8, s: usize) 
     vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
 }
 
-/// The nibbles of rows `4 q..4 q + 4` of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.
+/// The nibbles of rows `4 q..4 q + 4` of sub-block `s`, as bytes: the low ones of the four lines, then the high ones.
 #[target_feature(enable = "neon")]
 #[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 2]; 4] {
+fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 4]; 2] {
     let lines: &[[[[u8; 16]; 4]; 4]; 8] = bytemuck::cast_ref(qs);
     let low = vdupq_n_u8(15);
-    let mut out = [[vdupq_n_s8(0); 2]; 4];
+    let mut out = [[vdupq_n_s8(0); 4]; 2];
     for g in 0..4 {
         let quarter = &lines[s][g][q];
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
@@ -183,7 +185,8 @@ fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 
             prefetch(quarter);
         }
         let bytes = cast(*quarter);
-        out[g] = [vandq_u8(bytes, low), vshrq_n_u8::<4>(bytes)].map(|nibbles| vreinterpretq_s8_u8(nibbles));
+        out[0][g] = vreinterpretq_s8_u8(vandq_u8(bytes, low));
+        out[1][g] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
     }
     out
 }
@@ -236,6 +239,13 @@ fn min_dots(mins: &[[i16; 16]; 8], q: usize, x: &BlockQ8) -> int32x4_t {
     let sum = vmlal_laneq_s16::<5>(sum, min(5), sums);
     let sum = vmlal_laneq_s16::<6>(sum, min(6), sums);
     vmlal_laneq_s16::<7>(sum, min(7), sums)
+}
+
+/// What a `Q4_K` panel adds to 4 rows, but for the scale of the activations.
+#[target_feature(enable = "neon")]
+#[inline]
+fn part_q4_k([d, dmin]: [float32x4_t; 2], sum: int32x4_t, min_sum: int32x4_t) -> float32x4_t {
+    vsubq_f32(vmulq_f32(d, vcvtq_f32_s32(sum)), vmulq_f32(dmin, vcvtq_f32_s32(min_sum)))
 }
 
 /// For byte shuffles: bytes `4 q..4 q + 4`, each as an `i32`.
@@ -310,6 +320,21 @@ fn scaled_sum(d: [f16; 8], sums: [int32x4_t; 2]) -> f32 {
 fn sum_each(v: [int32x4_t; 8]) -> [int32x4_t; 2] {
     let four = |i: usize| vpaddq_s32(vpaddq_s32(v[i], v[i + 1]), vpaddq_s32(v[i + 2], v[i + 3]));
     [four(0), four(4)]
+}
+
+/// `sum` and the sum of the lanes of each vector, times its scale.
+#[target_feature(enable = "neon")]
+#[inline]
+fn scale_each(sum: int32x4_t, v: [int32x4_t; 8], scales: int16x8_t) -> int32x4_t {
+    let [low, high] = sum_each(v);
+    vmlaq_s32(vmlaq_s32(sum, low, vmovl_s16(vget_low_s16(scales))), high, vmovl_high_s16(scales))
+}
+
+/// One number in f32. (`f16::to_f32` asks the CPU each time whether it can do it.)
+#[target_feature(enable = "neon")]
+#[inline]
+fn to_f32(d: f16) -> f32 {
+    vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(d.to_bits()))))
 }
 
 /// Asks for the weights 4 KiB further on, as `avx2` does.

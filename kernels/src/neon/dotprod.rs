@@ -62,15 +62,15 @@ fn sdot_word<const G: usize>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> 
 /// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 2]; 4], x: &BlockQ8, s: usize) -> int32x4_t {
+fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
     let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     let mut sum = start;
     for part in 0..2 {
-        let x = cast(xs[s][part]);
-        sum = sdot_word::<0>(sum, nibbles[0][part], x);
-        sum = sdot_word::<1>(sum, nibbles[1][part], x);
-        sum = sdot_word::<2>(sum, nibbles[2][part], x);
-        sum = sdot_word::<3>(sum, nibbles[3][part], x);
+        let (w, x) = (nibbles[part], cast(xs[s][part]));
+        sum = sdot_word::<0>(sum, w[0], x);
+        sum = sdot_word::<1>(sum, w[1], x);
+        sum = sdot_word::<2>(sum, w[2], x);
+        sum = sdot_word::<3>(sum, w[3], x);
     }
     sum
 }

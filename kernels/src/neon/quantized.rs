@@ -68,25 +68,23 @@ macro_rules! quantized {
                 let xs: &[[[[i8; 16]; 2]; 2]; 4] = bytemuck::cast_ref(&x.qs);
                 let (scales, mins) = w.unpack_scales();
                 let [scales, mins] = [scales, mins].map(|bytes| vreinterpretq_s16_u16(vmovl_u8(cast(bytes))));
-                let scales: [i32; 8] = cast([vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)]);
-                let mut sum = vdupq_n_s32(0);
+                let mut sums = [vdupq_n_s32(0); 8];
                 for (p, bytes) in qs.iter().enumerate() {
                     prefetch(bytes);
-                    let mut both = [vdupq_n_s32(0); 2];
                     for i in 0..2 {
                         let bytes = cast(bytes[i]);
                         let even = vreinterpretq_s8_u8(vandq_u8(bytes, low));
                         let odd = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
-                        both[0] = $dot(both[0], even, cast(xs[p][0][i]));
-                        both[1] = $dot(both[1], odd, cast(xs[p][1][i]));
+                        sums[2 * p] = $dot(sums[2 * p], even, cast(xs[p][0][i]));
+                        sums[2 * p + 1] = $dot(sums[2 * p + 1], odd, cast(xs[p][1][i]));
                     }
-                    sum = vmlaq_n_s32(sum, both[0], scales[2 * p]);
-                    sum = vmlaq_n_s32(sum, both[1], scales[2 * p + 1]);
                 }
+                let sum = scale_each(vdupq_n_s32(0), sums, scales);
                 let x_sums = cast(x.sums);
                 let min_sum = vmlal_high_s16(vmull_s16(vget_low_s16(mins), vget_low_s16(x_sums)), mins, x_sums);
                 let (sum, min_sum) = (vaddvq_s32(sum), vaddvq_s32(min_sum));
-                acc += (w.d.to_f32() * sum as f32 - w.dmin.to_f32() * min_sum as f32) * x.d;
+                let [d, dmin] = [w.d, w.dmin].map(|d| to_f32(d));
+                acc += (d * sum as f32 - dmin * min_sum as f32) * x.d;
             }
             acc
         }
@@ -105,8 +103,7 @@ macro_rules! quantized {
                 for half in 0..2 {
                     prefetch(&ql[half]);
                     prefetch(&qh[half]);
-                    let scales = vmovl_s8(scales[half]);
-                    let scales: [i32; 8] = cast([vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)]);
+                    let mut sums = [vdupq_n_s32(0); 8];
                     for i in 0..2 {
                         let (a, b, h) = (cast(ql[half][0][i]), cast(ql[half][1][i]), cast(qh[half][i]));
                         let lows = [vandq_u8(a, low), vandq_u8(b, low), vshrq_n_u8::<4>(a), vshrq_n_u8::<4>(b)];
@@ -114,39 +111,41 @@ macro_rules! quantized {
                         for part in 0..4 {
                             let q = vreinterpretq_s8_u8(vorrq_u8(lows[part], vandq_u8(highs[part], high)));
                             let q = vsubq_s8(q, vdupq_n_s8(32));
-                            let products = $dot(vdupq_n_s32(0), q, cast(xs[half][part][i]));
-                            sum = vmlaq_n_s32(sum, products, scales[2 * part + i]);
+                            let s = 2 * part + i;
+                            sums[s] = $dot(sums[s], q, cast(xs[half][part][i]));
                         }
                     }
+                    sum = scale_each(sum, sums, vmovl_s8(scales[half]));
                 }
-                acc += w.d.to_f32() * vaddvq_s32(sum) as f32 * x.d;
+                acc += to_f32(w.d) * vaddvq_s32(sum) as f32 * x.d;
             }
             acc
         }
 
         #[target_feature(enable = $features)]
         fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(block_q4_0(panels, x, acc), 8 x 1, 4 x 2, 2 x 4, 1 x 4);
+            in_blocks!(panels, x, acc, 4 => block_q4_0::<4, 1>, 2 => block_q4_0::<2, 1>, 1 => block_q4_0::<1, 4>);
         }
 
         #[target_feature(enable = $features)]
         fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(block_q4_k(panels, x, acc), 8 x 1, 4 x 2, 2 x 4, 1 x 4);
+            in_blocks!(panels, x, acc, 4 => block_q4_k::<4, 1>, 2 => block_q4_k::<2, 1>, 1 => block_q4_k::<1, 4>);
         }
 
         /// `T` rows of activations pass `V` quarters of the panel's rows at a time.
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_0<const T: usize, const V: usize>(
+        pub(super) fn block_q4_0<const T: usize, const V: usize>(
             panels: &[PanelQ4_0],
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
             for (i, panel) in panels.iter().enumerate() {
+                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
                 let mut starts = [[0; 8]; T];
                 for t in 0..T {
-                    starts[t] = minus_eights(x[t][i].sums);
+                    starts[t] = minus_eights(x[t].sums);
                 }
                 for group in 0..4 / V {
                     let mut part = [[vdupq_n_f32(0.0); V]; T];
@@ -156,7 +155,7 @@ macro_rules! quantized {
                             let d = widen_rows(&panel.d[s], q);
                             let nibbles = nibbles::<T>(&panel.qs, s, q);
                             for t in 0..T {
-                                let dots = $dots(vdupq_n_s32(starts[t][s]), &nibbles, &x[t][i], s);
+                                let dots = $dots(vdupq_n_s32(starts[t][s]), &nibbles, x[t], s);
                                 part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, vcvtq_f32_s32(dots)));
                             }
                         }
@@ -164,7 +163,7 @@ macro_rules! quantized {
                     for t in 0..T {
                         for v in 0..V {
                             let q = group * V + v;
-                            let part = vmulq_n_f32(part[t][v], x[t][i].d);
+                            let part = vmulq_n_f32(part[t][v], x[t].d);
                             acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part));
                         }
                     }
@@ -175,13 +174,14 @@ macro_rules! quantized {
         /// The same for `Q4_K`.
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_k<const T: usize, const V: usize>(
+        pub(super) fn block_q4_k<const T: usize, const V: usize>(
             panels: &[PanelQ4K],
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
             for (i, panel) in panels.iter().enumerate() {
+                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
                 let (scales, mins) = unpack_scales(panel);
                 let mins = widen_mins(mins);
                 for group in 0..4 / V {
@@ -192,7 +192,7 @@ macro_rules! quantized {
                             let scale = vreinterpretq_s32_u8(vqtbl1q_u8(scales[s], cast(ROWS[q])));
                             let nibbles = nibbles::<T>(&panel.qs, s, q);
                             for t in 0..T {
-                                let dots = $dots(vdupq_n_s32(0), &nibbles, &x[t][i], s);
+                                let dots = $dots(vdupq_n_s32(0), &nibbles, x[t], s);
                                 sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
                             }
                         }
@@ -201,10 +201,8 @@ macro_rules! quantized {
                         let q = group * V + v;
                         let (d, dmin) = (widen_rows(&panel.d, q), widen_rows(&panel.dmin, q));
                         for t in 0..T {
-                            let dot = vmulq_f32(d, vcvtq_f32_s32(sum[t][v]));
-                            let min_dot = vmulq_f32(dmin, vcvtq_f32_s32(min_dots(&mins, q, &x[t][i])));
-                            let part = vmulq_n_f32(vsubq_f32(dot, min_dot), x[t][i].d);
-                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part));
+                            let part = part_q4_k([d, dmin], sum[t][v], min_dots(&mins, q, x[t]));
+                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), vmulq_n_f32(part, x[t].d)));
                         }
                     }
                 }
@@ -213,9 +211,9 @@ macro_rules! quantized {
     };
 }
 
-/// Passes the rows of activations through `$block`, as many together as the table of `rows x quarters` has.
+/// Passes the rows of activations through the panels, as many together as there is a function for.
 macro_rules! in_blocks {
-    ($block:ident($panels:ident, $x:ident, $acc:ident), $($rows:literal x $quarters:literal),*) => {
+    ($panels:ident, $x:ident, $acc:ident, $($rows:literal => $block:path),*) => {
         let width = $panels.len();
         assert_eq!($x.len(), width * $acc.len(), "blocks of activations");
         let (x, acc) = ($x, $acc);
@@ -223,8 +221,7 @@ macro_rules! in_blocks {
             let (blocks, acc) = acc.as_chunks_mut::<$rows>();
             let (here, x) = x.split_at(blocks.len() * $rows * width);
             for (i, acc) in blocks.iter_mut().enumerate() {
-                let row = |t| &here[(i * $rows + t) * width..][..width];
-                $block::<$rows, $quarters>($panels, std::array::from_fn(row), acc);
+                $block($panels, std::array::from_fn(|t| &here[(i * $rows + t) * width..][..width]), acc);
             }
         )*
         debug_assert!(x.is_empty() && acc.is_empty());
