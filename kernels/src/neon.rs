@@ -1,7 +1,7 @@
 //! The operations of `scalar` on 128-bit vectors (64-bit Arm), same functions in the same order, same bits.
 //!
-//! Three tables: `neon` runs everywhere, [`dotprod`] multiplies bytes with `sdot`, [`i8mm`] blocks of rows with `smmla`. What
-//! they share is here; `quantized.rs` is compiled once for each of the first two.
+//! Three tables: `neon` runs everywhere, [`dotprod`] multiplies bytes with `sdot`, [`i8mm`] blocks of rows with
+//! `smmla`. What they share is here; `quantized.rs` is compiled once for each of the first two.
 //!
 //! Registers:
 //! - Floats: eight vectors hold the 32 lanes of a product, vector `v` the lanes `4 v..4 v + 4`.
@@ -13,8 +13,8 @@
 //! 1. Nibbles stay 0..=15 and are multiplied as signed bytes; the -8 of `Q4_0` is where its sums begin.
 //! 2. Without `sdot`, products are added up as `i16` first, which never overflows: the sums are at most 8 * 15 * 127 =
 //!    15240 (panels) and 2 * 128 * 127 = 32512 (rows).
-//! 3. The nibbles of 4 rows of a sub-block (8 vectors) stay in registers while up to 4 rows of activations pass. A single
-//!    row of activations passes all 16 rows of a sub-block before the next one, so that panels are read in order.
+//! 3. The nibbles of 4 rows of a sub-block (8 vectors) stay in registers while up to 4 rows of activations pass. A
+//!    single row of activations passes all 16 rows of a sub-block before the next one, so that panels are read in order.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 #[macro_use]

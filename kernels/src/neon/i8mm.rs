@@ -1,8 +1,8 @@
 //! `dotprod` with `smmla` where it is faster: panels for blocks of at least 4 rows of activations.
 //!
-//! Registers: `smmla` multiplies 2 rows of 8 weights with 2 rows of 8 activations. A vector holds two panel rows,
-//! another one two rows of activations, side by side; sums lie as row 0 times the first and the second activations, then row 1,
-//! and scales twice each beside them. What a panel adds is sorted into rows at its end.
+//! Registers: `smmla` multiplies 2 rows of 8 weights with 2 rows of 8 activations, side by side in a vector each. Of
+//! its four sums two belong to the first row of weights and two to the second, so scales lie twice beside each other. What
+//! a panel adds is sorted by rows of activations at its end.
 //!
 //! Where it departs from `dotprod`:
 //! 1. Two lines' words of a row become 8 columns in a row by a `zip` of their nibbles.
