@@ -158,12 +158,19 @@ fn dot(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
 #[target_feature(enable = "neon")]
 #[inline]
 fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     // Four sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s16(0); 2];
-    for g in 0..4 {
-        for part in 0..2 {
-            let (w, x) = (nibbles[part][g], vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g]))));
+    for part in 0..2 {
+        let x = cast(xs[s][part]);
+        let words = [
+            vdupq_laneq_s32::<0>(x),
+            vdupq_laneq_s32::<1>(x),
+            vdupq_laneq_s32::<2>(x),
+            vdupq_laneq_s32::<3>(x),
+        ];
+        for g in 0..4 {
+            let (w, x) = (nibbles[part][g], vreinterpretq_s8_s32(words[g]));
             sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
             sums[1] = vmlal_high_s8(sums[1], w, x);
         }
@@ -222,7 +229,11 @@ fn unpack_scales(panel: &PanelQ4K) -> ([uint8x16_t; 8], [uint8x16_t; 8]) {
 #[target_feature(enable = "neon")]
 #[inline]
 fn widen_mins(mins: [uint8x16_t; 8]) -> [[i16; 16]; 8] {
-    mins.map(|mins| cast([vmovl_u8(vget_low_u8(mins)), vmovl_high_u8(mins)]))
+    let mut out = [[0; 16]; 8];
+    for s in 0..8 {
+        out[s] = cast([vmovl_u8(vget_low_u8(mins[s])), vmovl_high_u8(mins[s])]);
+    }
+    out
 }
 
 /// The sums of the mins of rows `4 q..4 q + 4`, each times the sum of its sub-block's activations.
@@ -341,7 +352,7 @@ fn to_f32(d: f16) -> f32 {
 #[target_feature(enable = "neon")]
 #[inline]
 fn prefetch<T>(weights: &T) {
-    let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096);
+    let ahead = std::ptr::from_ref(weights).addr().wrapping_add(4096);
     // SAFETY: a prefetch changes no state of the program, whatever its address.
     unsafe { asm!("prfm pldl1keep, [{}]", in(reg) ahead, options(nomem, nostack, preserves_flags)) }
 }

@@ -136,11 +136,10 @@ fn pairs_q4_k<const T: usize, const P: usize>(
 #[target_feature(enable = "neon")]
 #[inline]
 fn pair_up<const P: usize>(pairs: &mut [[[int8x16_t; 4]; P]; 8], p: usize, a: &BlockQ8, b: &BlockQ8) {
-    let (a, b): (&[[[i64; 2]; 2]; 8], &[[[i64; 2]; 2]; 8]) =
-        (bytemuck::cast_ref(&a.qs), bytemuck::cast_ref(&b.qs));
+    let halves: [&[[[i64; 2]; 2]; 8]; 2] = [bytemuck::cast_ref(&a.qs), bytemuck::cast_ref(&b.qs)];
     for s in 0..8 {
         for part in 0..2 {
-            let (a, b) = (cast(a[s][part]), cast(b[s][part]));
+            let [a, b] = halves.map(|x| cast(x[s][part]));
             pairs[s][p][2 * part] = vreinterpretq_s8_s64(vzip1q_s64(a, b));
             pairs[s][p][2 * part + 1] = vreinterpretq_s8_s64(vzip2q_s64(a, b));
         }
