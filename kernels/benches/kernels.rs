@@ -7,7 +7,9 @@ use std::hint::black_box;
 use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
-use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, available};
+use yuan_kernels::{
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
+};
 
 const COLUMNS: usize = 2048;
 
@@ -40,6 +42,7 @@ fn bench(c: &mut Criterion) {
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
         let mut acc = [[0.0; 16]];
+        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
         let mut y = vec![0.0; COLUMNS];

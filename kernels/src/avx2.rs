@@ -21,7 +21,7 @@ use half::{bf16, f16};
 
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
 
 /// The table, where this CPU has the instructions.
@@ -43,6 +43,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_q4_0: enter!(dot_q4_0(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
         axpy_f32: enter!(axpy_f32(a, x, y)),
@@ -244,6 +245,11 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
 const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 0x0f0e];
 
 #[target_feature(enable = "avx2,f16c")]
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks(x, panels.len(), acc, |x, acc| block_q8_0(panels, x, acc), |x, acc| block_q8_0(panels, x, acc));
+}
+
+#[target_feature(enable = "avx2,f16c")]
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
 }
@@ -275,6 +281,46 @@ fn in_blocks(
     for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
         single([row(done + i)], acc);
     }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+    let mut sums: [[__m256; 2]; T] = acc.map(cast);
+    for (i, panel) in panels.iter().enumerate() {
+        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
+        let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
+        let mut part = [[_mm256_setzero_ps(); 2]; T];
+        for s in 0..8 {
+            for h in 0..2 {
+                let mut dots = [_mm256_setzero_si256(); T];
+                for g in 0..8 {
+                    if T == 1 && h == 0 {
+                        prefetch(&lines[s][g]);
+                    }
+                    let w = cast(lines[s][g][h]);
+                    let size = _mm256_abs_epi8(w);
+                    for t in 0..T {
+                        let xs: &[[[i8; 4]; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
+                        let x = _mm256_set1_epi32(cast(xs[s][g]));
+                        let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
+                        dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                    }
+                }
+                let d = _mm256_cvtph_ps(cast(d[s][h]));
+                for t in 0..T {
+                    part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, _mm256_cvtepi32_ps(dots[t])));
+                }
+            }
+        }
+        for t in 0..T {
+            for h in 0..2 {
+                let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
+                sums[t][h] = _mm256_add_ps(sums[t][h], part);
+            }
+        }
+    }
+    *acc = sums.map(cast);
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -23,7 +23,7 @@ use half::{bf16, f16};
 pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
-pub use panel::{PanelQ4_0, PanelQ4K};
+pub use panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 /// One function for every operation, all of one instruction set.
 ///
@@ -49,6 +49,7 @@ pub struct Kernels {
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
+    pub panels_q8_0: fn(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     /// `y += a * x`, as the attention adds up values.

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
@@ -19,6 +19,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     dot_q4_0,
     dot_q4_k,
     dot_q6_k,
+    panels_q8_0,
     panels_q4_0,
     panels_q4_k,
     axpy_f32,
@@ -155,6 +156,28 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
 
 fn int_dot(w: &[i8], x: &[i8]) -> i32 {
     w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
+}
+
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            let mut part = [0.0; 16];
+            for s in 0..8 {
+                for r in 0..16 {
+                    let sum: i32 = (0..32)
+                        .map(|k| {
+                            i32::from(panel.qs[512 * s + 64 * (k / 4) + 4 * r + k % 4])
+                                * i32::from(x.qs[32 * s + k])
+                        })
+                        .sum();
+                    part[r] += panel.d[s][r].to_f32() * sum as f32;
+                }
+            }
+            for r in 0..16 {
+                acc[r] += part[r] * x.d;
+            }
+        }
+    }
 }
 
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
