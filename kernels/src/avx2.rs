@@ -12,7 +12,8 @@
 //!    `8 * sums[s]`. For `Q8_0` the weight's sign moves to the activation, which can take it: it is within ±127.
 //! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
 //!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`) and 2 * 63 * 127 = 16002 (`Q6_K`).
-//! 3. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
+//! 3. The eight vectors of half a sub-block stay in registers while up to four rows of activations pass.
+//! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 use std::arch::x86_64::*;
 
@@ -246,41 +247,17 @@ const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 
 
 #[target_feature(enable = "avx2,f16c")]
 fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q8_0(panels, x, acc), |x, acc| block_q8_0(panels, x, acc));
+    in_blocks!(block_q8_0(panels, x, acc), 4 2 1);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
+    in_blocks!(block_q4_0(panels, x, acc), 4 2 1);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_k(panels, x, acc), |x, acc| block_q4_k(panels, x, acc));
-}
-
-/// Rows of activations that pass through a panel together.
-const ROWS: usize = 4;
-
-/// Cuts `acc.len()` rows of activations into blocks of [`ROWS`] and single ones.
-#[inline]
-fn in_blocks(
-    x: &[BlockQ8],
-    width: usize,
-    acc: &mut [[f32; 16]],
-    block: impl Fn([&[BlockQ8]; ROWS], &mut [[f32; 16]; ROWS]),
-    single: impl Fn([&[BlockQ8]; 1], &mut [[f32; 16]; 1]),
-) {
-    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
-    let row = |t: usize| &x[t * width..][..width];
-    let (blocks, rest) = acc.as_chunks_mut::<ROWS>();
-    let done = blocks.len() * ROWS;
-    for (i, acc) in blocks.iter_mut().enumerate() {
-        block(std::array::from_fn(|t| row(i * ROWS + t)), acc);
-    }
-    for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        single([row(done + i)], acc);
-    }
+    in_blocks!(block_q4_k(panels, x, acc), 4 2 1);
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -7,7 +7,7 @@
 //! Where it departs from the scalar text:
 //! 1. `vpdpbusd` multiplies unsigned with signed bytes. Nibbles are unsigned; the -8 of `Q4_0` is where its sums begin. To
 //!    the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
-//! 2. The eight vectors of a sub-block stay in registers while up to [`ROWS`] rows of activations pass.
+//! 2. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
 
 use std::arch::x86_64::*;
 
@@ -17,9 +17,6 @@ use half::f16;
 use crate::Kernels;
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
-
-/// Rows of activations that pass through a panel together.
-const ROWS: usize = 8;
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -44,38 +41,17 @@ pub(crate) fn table() -> Option<&'static Kernels> {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q8_0(panels, x, acc), |x, acc| block_q8_0(panels, x, acc));
+    in_blocks!(block_q8_0(panels, x, acc), 8 4 2 1);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
+    in_blocks!(block_q4_0(panels, x, acc), 8 4 2 1);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_k(panels, x, acc), |x, acc| block_q4_k(panels, x, acc));
-}
-
-/// Cuts `acc.len()` rows of activations into blocks of [`ROWS`] and single ones.
-#[inline]
-fn in_blocks(
-    x: &[BlockQ8],
-    width: usize,
-    acc: &mut [[f32; 16]],
-    block: impl Fn([&[BlockQ8]; ROWS], &mut [[f32; 16]; ROWS]),
-    single: impl Fn([&[BlockQ8]; 1], &mut [[f32; 16]; 1]),
-) {
-    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
-    let row = |t: usize| &x[t * width..][..width];
-    let (blocks, rest) = acc.as_chunks_mut::<ROWS>();
-    let done = blocks.len() * ROWS;
-    for (i, acc) in blocks.iter_mut().enumerate() {
-        block(std::array::from_fn(|t| row(i * ROWS + t)), acc);
-    }
-    for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        single([row(done + i)], acc);
-    }
+    in_blocks!(block_q4_k(panels, x, acc), 8 4 2 1);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]

@@ -4,6 +4,19 @@
 //! operation; the modules named for instruction sets have the same functions in the same order. [`Kernels`] is the
 //! table of functions, chosen once at run time: [`best`] for this machine, [`by_name`] for the user's choice.
 
+/// Runs `$block::<N>` over the rows of activations `$x` and their sums `$acc`: as many blocks of the first `$n` rows as there
+/// are, then of the next, down to 1.
+macro_rules! in_blocks {
+    ($block:ident($panels:ident, $x:ident, $acc:ident), $($n:literal)*) => {{
+        let (width, mut t) = ($panels.len(), 0);
+        assert_eq!($x.len(), width * $acc.len(), "blocks of activations");
+        $(while let Some(acc) = $acc[t..].first_chunk_mut::<$n>() {
+            $block::<$n>($panels, std::array::from_fn(|i| &$x[(t + i) * width..][..width]), acc);
+            t += $n;
+        })*
+    }};
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
