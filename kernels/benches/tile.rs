@@ -5,7 +5,7 @@
 
 use std::hint::black_box;
 
-use bytemuck::{Pod, Zeroable, cast_slice_mut};
+use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
     BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0, available,

@@ -14,12 +14,85 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ8_0};
+use crate::{
+    Kernels,
+    blocks::{BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, DType, QK},
+    dequantize,
+};
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
 /// Bytes of a panel of 4-bit weights.
 pub const PANEL_BYTES: usize = 2304;
+
+/// Bytes of a panel of this type, or `None` where there are no such panels.
+pub const fn panel_bytes(dtype: DType) -> Option<usize> {
+    match dtype {
+        DType::Q4_0 | DType::Q4_K | DType::Q8_0 => {
+            Some(PANEL_ROWS * QK / dtype.block_len() * dtype.block_bytes())
+        }
+        _ => None,
+    }
+}
+
+/// One of the panel formats.
+pub trait Panel: Pod + Send + Sync {
+    /// Type of the rows that it permutes.
+    const DTYPE: DType;
+    /// A row's standard blocks of 256 columns.
+    type Row: Pod;
+    /// The panel of sixteen rows. Loses nothing.
+    fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self;
+    /// The inverse of [`Panel::from_rows`].
+    fn to_rows(&self) -> [Self::Row; PANEL_ROWS];
+    /// Adds the products of a row of panels with `acc.len()` rows of activations to `acc`.
+    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]);
+
+    /// The 16 x 256 weights in f32.
+    fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]) {
+        for (row, out) in self.to_rows().iter().zip(out) {
+            dequantize(Self::DTYPE, bytemuck::bytes_of(row), out);
+        }
+    }
+}
+
+/// Adds the products of a row of panels with `acc.len()` rows of f32 activations to `acc`, the weights widened to f32:
+/// slow, for comparison.
+pub fn panels_float<P: Panel>(kernels: &Kernels, panels: &[P], x: &[f32], acc: &mut [[f32; PANEL_ROWS]]) {
+    let mut weights = [[0f32; QK]; PANEL_ROWS];
+    for (i, panel) in panels.iter().enumerate() {
+        panel.dequantize(&mut weights);
+        for (x, acc) in x.chunks_exact(panels.len() * QK).zip(&mut *acc) {
+            for (w, acc) in weights.iter().zip(acc) {
+                *acc += (kernels.dot_f32)(w, &x[i * QK..][..QK]);
+            }
+        }
+    }
+}
+
+macro_rules! panel {
+    ($panel:ident, $dtype:ident, $row:ty, $product:ident) => {
+        impl Panel for $panel {
+            const DTYPE: DType = DType::$dtype;
+            type Row = $row;
+
+            fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self {
+                Self::pack(rows)
+            }
+
+            fn to_rows(&self) -> [Self::Row; PANEL_ROWS] {
+                self.unpack()
+            }
+
+            fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
+                (kernels.$product)(panels, x, acc);
+            }
+        }
+    };
+}
+panel!(PanelQ8_0, Q8_0, [BlockQ8_0; 8], panels_q8_0);
+panel!(PanelQ4_0, Q4_0, [BlockQ4_0; 8], panels_q4_0);
+panel!(PanelQ4K, Q4_K, BlockQ4K, panels_q4_k);
 
 /// Sixteen rows of `Q4_K`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]

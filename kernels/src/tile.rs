@@ -4,10 +4,9 @@
 //! `hidden / 16` down panels of 16 outputs x the tile's 256 neurons.
 
 use crate::{
-    BlockQ8, DType, Kernels,
+    BlockQ8, Kernels,
     blocks::QK,
-    dequantize,
-    panel::{PANEL_BYTES, PANEL_ROWS, PanelQ4_0, PanelQ4K},
+    panel::{PANEL_BYTES, PANEL_ROWS, Panel, panels_float},
 };
 
 /// Neurons of a tile.
@@ -23,38 +22,6 @@ pub const fn tile_panels(hidden: usize) -> usize {
 /// Bytes of a tile of a model with this hidden size (a multiple of 256).
 pub const fn tile_bytes(hidden: usize) -> usize {
     tile_panels(hidden) * PANEL_BYTES
-}
-
-/// One of the panel formats.
-pub trait Panel: bytemuck::Pod {
-    /// Adds the products of a row of panels with `acc.len()` rows of activations to `acc`.
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]);
-    /// The 16 x 256 weights in f32.
-    fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]);
-}
-
-impl Panel for PanelQ4K {
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
-        (kernels.panels_q4_k)(panels, x, acc);
-    }
-
-    fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]) {
-        for (block, out) in self.unpack().iter().zip(out) {
-            dequantize(DType::Q4_K, bytemuck::bytes_of(block), out);
-        }
-    }
-}
-
-impl Panel for PanelQ4_0 {
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
-        (kernels.panels_q4_0)(panels, x, acc);
-    }
-
-    fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]) {
-        for (blocks, out) in self.unpack().iter().zip(out) {
-            dequantize(DType::Q4_0, bytemuck::cast_slice(blocks), out);
-        }
-    }
 }
 
 /// Adds the tile's share of the expert's output to `y` [n, hidden], for the n rows `x` of `hidden / 256` blocks each.
@@ -106,27 +73,18 @@ pub fn tile_pass_float<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x
     assert_eq!(tile.len(), tile_panels(hidden));
     assert_eq!(x.len(), y.len());
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
-    let rows = |panels: &[P], x: &[f32], out: &mut [f32]| {
-        let mut weights = [[0f32; QK]; PANEL_ROWS];
-        for (panel, x) in panels.iter().zip(x.chunks_exact(QK)) {
-            panel.dequantize(&mut weights);
-            for (w, out) in weights.iter().zip(out.iter_mut()) {
-                *out += (kernels.dot_f32)(w, x);
-            }
-        }
-    };
     for (x, y) in x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden)) {
         let mut h = [0f32; TILE_NEURONS];
         for (panels, h) in gate_up.chunks_exact(2 * width).zip(h.chunks_exact_mut(PANEL_ROWS)) {
-            let (mut g, mut u) = ([0f32; PANEL_ROWS], [0f32; PANEL_ROWS]);
-            rows(&panels[..width], x, &mut g);
-            rows(&panels[width..], x, &mut u);
-            for ((h, g), u) in h.iter_mut().zip(g).zip(u) {
+            let (mut g, mut u) = ([[0f32; PANEL_ROWS]], [[0f32; PANEL_ROWS]]);
+            panels_float(kernels, &panels[..width], x, &mut g);
+            panels_float(kernels, &panels[width..], x, &mut u);
+            for ((h, g), u) in h.iter_mut().zip(g[0]).zip(u[0]) {
                 *h = silu(g) * u;
             }
         }
         for (panel, y) in down.chunks_exact(1).zip(y.chunks_exact_mut(PANEL_ROWS)) {
-            rows(panel, &h, y);
+            panels_float(kernels, panel, &h, y.as_chunks_mut().0);
         }
     }
 }

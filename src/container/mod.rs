@@ -6,6 +6,8 @@ mod map;
 mod metadata;
 mod open;
 mod output;
+mod panels;
+mod piece;
 mod source;
 pub mod tiles;
 pub mod value;

@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 use yuan_kernels::{
     PanelQ4_0, PanelQ4K,
-    tile::{Panel, TOKEN_BLOCK, silu, tile_pass, tile_pass_float},
+    panel::Panel,
+    tile::{TOKEN_BLOCK, silu, tile_pass, tile_pass_float},
 };
 
 use super::{
