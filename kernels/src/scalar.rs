@@ -163,14 +163,10 @@ fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
         for (panel, x) in panels.iter().zip(x) {
             let mut part = [0.0; 16];
             for s in 0..8 {
-                for r in 0..16 {
-                    let sum: i32 = (0..32)
-                        .map(|k| {
-                            i32::from(panel.qs[512 * s + 64 * (k / 4) + 4 * r + k % 4])
-                                * i32::from(x.qs[32 * s + k])
-                        })
-                        .sum();
-                    part[r] += panel.d[s][r].to_f32() * sum as f32;
+                for (r, part) in part.iter_mut().enumerate() {
+                    let weight = |k: usize| i32::from(panel.qs[512 * s + 64 * (k / 4) + 4 * r + k % 4]);
+                    let sum: i32 = (0..32).map(|k| weight(k) * i32::from(x.qs[32 * s + k])).sum();
+                    *part += panel.d[s][r].to_f32() * sum as f32;
                 }
             }
             for r in 0..16 {
