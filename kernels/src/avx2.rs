@@ -15,6 +15,7 @@
 //! 3. The eight vectors of half a sub-block stay in registers while up to four rows of activations pass.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
+mod attention;
 mod panels;
 
 use std::arch::x86_64::*;
@@ -22,6 +23,7 @@ use std::arch::x86_64::*;
 use bytemuck::cast;
 use half::{bf16, f16};
 
+use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
 use self::panels::{panels_q4_0, panels_q4_k, panels_q8_0};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
@@ -49,8 +51,14 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-        axpy_f32: enter!(axpy_f32(a, x, y)),
-        axpy_f16: enter!(axpy_f16(a, x, y)),
+        swiglu: enter!(swiglu(gate, up)),
+        exp_sum: enter!(exp_sum(x, max)),
+        scores_f32: enter!(scores_f32(q, dim, keys, scores)),
+        scores_f16: enter!(scores_f16(q, dim, keys, scores)),
+        mix_f32: enter!(mix_f32(p, dim, values, y)),
+        mix_f16: enter!(mix_f16(p, dim, values, y)),
+        mix_q8_0: enter!(mix_q8_0(p, dim, values, y)),
+        mix_q4_0: enter!(mix_q4_0(p, dim, values, y)),
     };
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(&TABLE)
 }
@@ -246,29 +254,6 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
 
 /// For byte shuffles: the two bytes of the `s`-th `i16`.
 const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 0x0f0e];
-
-#[target_feature(enable = "avx2,f16c")]
-fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f16; 8]| _mm256_cvtph_ps(cast(x)), f16::to_f32);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn axpy<X: Copy>(a: f32, x: &[X], y: &mut [f32], eight: impl Fn([X; 8]) -> __m256, one: impl Fn(X) -> f32) {
-    assert_eq!(x.len(), y.len(), "columns");
-    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<8>(), y.as_chunks_mut::<8>());
-    for (&x, y) in x.iter().zip(y) {
-        *y = cast(_mm256_add_ps(cast(*y), _mm256_mul_ps(_mm256_set1_ps(a), eight(x))));
-    }
-    for (&x, y) in x_tail.iter().zip(y_tail) {
-        *y += a * one(x);
-    }
-}
 
 /// The products of eight sums with their scales, added up from the first to the last.
 #[target_feature(enable = "avx2,f16c")]

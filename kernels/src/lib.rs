@@ -65,9 +65,18 @@ pub struct Kernels {
     pub panels_q8_0: fn(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
-    /// `y += a * x`, as the attention adds up values.
-    pub axpy_f32: fn(a: f32, x: &[f32], y: &mut [f32]),
-    pub axpy_f16: fn(a: f32, x: &[f16], y: &mut [f32]),
+    /// `gate = silu(gate) * up`.
+    pub swiglu: fn(gate: &mut [f32], up: &[f32]),
+    /// `x = e^(x - max)`, returns the sum.
+    pub exp_sum: fn(x: &mut [f32], max: f32) -> f32,
+    /// `scores[t][i] = q[t] · keys[i]` for queries [T, dim] and keys [n, dim].
+    pub scores_f32: fn(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]),
+    pub scores_f16: fn(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]),
+    /// `y[t] += sum over i of p[t][i] * values[i]` for values [n, dim], added in the order of the positions i.
+    pub mix_f32: fn(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]),
+    pub mix_f16: fn(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]),
+    pub mix_q8_0: fn(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]),
+    pub mix_q4_0: fn(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]),
 }
 
 /// The tables that this CPU runs, fastest first; `scalar` is always the last.

@@ -36,17 +36,17 @@ pub fn tile_pass<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[Bl
     for (x, y) in x.chunks(TOKEN_BLOCK * width).zip(y.chunks_mut(TOKEN_BLOCK * hidden)) {
         let tokens = x.len() / width;
         let mut h = [[0f32; TILE_NEURONS]; TOKEN_BLOCK];
+        let mut u = [[0f32; TILE_NEURONS]; TOKEN_BLOCK];
         for (group, panels) in gate_up.chunks_exact(2 * width).enumerate() {
-            let (gate, up) = panels.split_at(width);
-            let (mut g, mut u) = ([[0f32; PANEL_ROWS]; TOKEN_BLOCK], [[0f32; PANEL_ROWS]; TOKEN_BLOCK]);
-            P::product(kernels, gate, x, &mut g[..tokens]);
-            P::product(kernels, up, x, &mut u[..tokens]);
-            for ((h, g), u) in h.iter_mut().zip(&g).zip(&u).take(tokens) {
-                for ((h, g), u) in h[group * PANEL_ROWS..].iter_mut().zip(g).zip(u) {
-                    *h = silu(*g) * u;
+            for (panels, h) in panels.chunks_exact(width).zip([&mut h, &mut u]) {
+                let mut acc = [[0f32; PANEL_ROWS]; TOKEN_BLOCK];
+                P::product(kernels, panels, x, &mut acc[..tokens]);
+                for (h, acc) in h.iter_mut().zip(acc).take(tokens) {
+                    h[group * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(&acc);
                 }
             }
         }
+        h.iter_mut().zip(&u).take(tokens).for_each(|(h, u)| (kernels.swiglu)(h, u));
         let mut quantized = [bytemuck::Zeroable::zeroed(); TOKEN_BLOCK];
         for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(tokens) {
             (kernels.quantize)(h, q);
@@ -74,22 +74,16 @@ pub fn tile_pass_float<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x
     assert_eq!(x.len(), y.len());
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
     for (x, y) in x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden)) {
-        let mut h = [0f32; TILE_NEURONS];
-        for (panels, h) in gate_up.chunks_exact(2 * width).zip(h.chunks_exact_mut(PANEL_ROWS)) {
-            let (mut g, mut u) = ([[0f32; PANEL_ROWS]], [[0f32; PANEL_ROWS]]);
-            panels_float(kernels, &panels[..width], x, &mut g);
-            panels_float(kernels, &panels[width..], x, &mut u);
-            for ((h, g), u) in h.iter_mut().zip(g[0]).zip(u[0]) {
-                *h = silu(g) * u;
-            }
+        let (mut h, mut u) = ([0f32; TILE_NEURONS], [0f32; TILE_NEURONS]);
+        let (groups, _) = h.as_chunks_mut::<PANEL_ROWS>();
+        let (up_groups, _) = u.as_chunks_mut::<PANEL_ROWS>();
+        for ((panels, h), u) in gate_up.chunks_exact(2 * width).zip(groups).zip(up_groups) {
+            panels_float(kernels, &panels[..width], x, std::slice::from_mut(h));
+            panels_float(kernels, &panels[width..], x, std::slice::from_mut(u));
         }
+        (kernels.swiglu)(&mut h, &u);
         for (panel, y) in down.chunks_exact(1).zip(y.chunks_exact_mut(PANEL_ROWS)) {
             panels_float(kernels, panel, &h, y.as_chunks_mut().0);
         }
     }
-}
-
-/// `x * sigmoid(x)`.
-pub fn silu(x: f32) -> f32 {
-    x / (1.0 + (-x).exp())
 }

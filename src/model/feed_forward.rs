@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use yuan_kernels::{
     PanelQ4_0, PanelQ4K,
     panel::Panel,
-    tile::{TOKEN_BLOCK, silu, tile_pass, tile_pass_float},
+    tile::{TOKEN_BLOCK, tile_pass, tile_pass_float},
 };
 
 use super::{
@@ -60,9 +60,8 @@ pub struct Mlp {
 impl Mlp {
     /// The MLP's output [T, H].
     pub fn apply(&self, compute: &Compute, m: &Activations) -> Vec<f32> {
-        let mut h = compute.product(&self.gate, m);
-        let up = compute.product(&self.up, m);
-        h.iter_mut().zip(up).for_each(|(h, up)| *h *= silu(up));
+        let mut h = compute.product(&self.up, m);
+        (compute.kernels.swiglu)(&mut h, &compute.product(&self.gate, m));
         compute.product(&self.down, &Activations::new(h, self.gate.rows))
     }
 }
@@ -137,8 +136,9 @@ impl ExpertRows {
         let ffn = self.w2.cols;
         let u = compute.product(&self.w1, m);
         let swiglu = |u: &[f32]| -> Vec<f32> {
-            let (gate, up) = u.split_at(ffn);
-            gate.iter().zip(up).map(|(&g, u)| silu(g) * u).collect()
+            let (mut gate, up) = (u[..ffn].to_vec(), &u[ffn..]);
+            (compute.kernels.swiglu)(&mut gate, up);
+            gate
         };
         let h = u.chunks_exact(2 * ffn).flat_map(swiglu).collect();
         compute.product(&self.w2, &Activations::new(h, ffn))

@@ -1,7 +1,9 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
-use super::{Model, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State};
+use super::{
+    Model, attention::attend, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State,
+};
 use crate::error::{Error, Result};
 
 /// Which rows of logits a call wants.
@@ -76,7 +78,7 @@ impl Model {
                 heads.enumerate().for_each(|(i, head)| rotate(head, &angles[i / config.heads]));
             }
             memory.kv.push(&k, &v);
-            let attended = memory.kv.attend(compute, &q);
+            let attended = attend(compute, &memory.kv, &q);
             let o = compute.product(&layer.o, &attended);
             add(&mut x, &o);
             probe(Stage::InputNorm, l, a.data());
