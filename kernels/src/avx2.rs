@@ -298,3 +298,14 @@ fn prefetch<T>(weights: &T) {
     let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
     _mm_prefetch::<_MM_HINT_T0>(ahead);
 }
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn prefetch_header<P>(panel: &P) {
+    let header = std::ptr::from_ref(panel).cast::<[u8; 64]>();
+    for line in 0..4 {
+        let ahead = header.wrapping_add(line).wrapping_byte_add(4096).cast();
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+    }
+}

@@ -59,6 +59,9 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
@@ -93,6 +96,9 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
@@ -115,6 +121,9 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
@@ -207,4 +216,15 @@ fn widen(d: &[f16; 16]) -> __m512 {
 fn prefetch<T>(weights: &T) {
     let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
     _mm_prefetch::<_MM_HINT_T0>(ahead);
+}
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn prefetch_header<P>(panel: &P) {
+    let header = std::ptr::from_ref(panel).cast::<[u8; 64]>();
+    for line in 0..4 {
+        let ahead = header.wrapping_add(line).wrapping_byte_add(4096).cast();
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+    }
 }

@@ -32,34 +32,50 @@ pub fn tile_pass<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[Bl
     let width = hidden / QK;
     assert_eq!(tile.len(), tile_panels(hidden));
     assert_eq!(x.len() * QK, y.len());
+    // A single token, which is bound by memory, has no time to clear the buffers of a block.
+    match x.len() / width {
+        1 => pass_block::<P, 1>(kernels, tile, hidden, x, y),
+        _ => x
+            .chunks(TOKEN_BLOCK * width)
+            .zip(y.chunks_mut(TOKEN_BLOCK * hidden))
+            .for_each(|(x, y)| pass_block::<P, TOKEN_BLOCK>(kernels, tile, hidden, x, y)),
+    }
+}
+
+/// [`tile_pass`] for up to `T` tokens.
+fn pass_block<P: Panel, const T: usize>(
+    kernels: &Kernels,
+    tile: &[P],
+    hidden: usize,
+    x: &[BlockQ8],
+    y: &mut [f32],
+) {
+    let width = hidden / QK;
+    let tokens = x.len() / width;
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
-    for (x, y) in x.chunks(TOKEN_BLOCK * width).zip(y.chunks_mut(TOKEN_BLOCK * hidden)) {
-        let tokens = x.len() / width;
-        let mut h = [[0f32; TILE_NEURONS]; TOKEN_BLOCK];
-        let mut u = [[0f32; TILE_NEURONS]; TOKEN_BLOCK];
-        for (group, panels) in gate_up.chunks_exact(2 * width).enumerate() {
-            for (panels, h) in panels.chunks_exact(width).zip([&mut h, &mut u]) {
-                let mut acc = [[0f32; PANEL_ROWS]; TOKEN_BLOCK];
-                P::product(kernels, panels, x, &mut acc[..tokens]);
-                for (h, acc) in h.iter_mut().zip(acc).take(tokens) {
-                    h[group * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(&acc);
-                }
+    let (mut h, mut u) = ([[0f32; TILE_NEURONS]; T], [[0f32; TILE_NEURONS]; T]);
+    for (group, panels) in gate_up.chunks_exact(2 * width).enumerate() {
+        for (panels, h) in panels.chunks_exact(width).zip([&mut h, &mut u]) {
+            let mut acc = [[0f32; PANEL_ROWS]; T];
+            P::product(kernels, panels, x, &mut acc[..tokens]);
+            for (h, acc) in h.iter_mut().zip(acc).take(tokens) {
+                h[group * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(&acc);
             }
         }
-        h.iter_mut().zip(&u).take(tokens).for_each(|(h, u)| (kernels.swiglu)(h, u));
-        let mut quantized = [bytemuck::Zeroable::zeroed(); TOKEN_BLOCK];
-        for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(tokens) {
-            (kernels.quantize)(h, q);
+    }
+    h.iter_mut().zip(&u).take(tokens).for_each(|(h, u)| (kernels.swiglu)(h, u));
+    let mut quantized = [bytemuck::Zeroable::zeroed(); T];
+    for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(tokens) {
+        (kernels.quantize)(h, q);
+    }
+    for (panel, out) in down.chunks_exact(1).zip((0..hidden).step_by(PANEL_ROWS)) {
+        let mut acc = [[0f32; PANEL_ROWS]; T];
+        for (acc, y) in acc.iter_mut().zip(y.chunks_exact(hidden)) {
+            acc.copy_from_slice(&y[out..out + PANEL_ROWS]);
         }
-        for (panel, out) in down.chunks_exact(1).zip((0..hidden).step_by(PANEL_ROWS)) {
-            let mut acc = [[0f32; PANEL_ROWS]; TOKEN_BLOCK];
-            for (acc, y) in acc.iter_mut().zip(y.chunks_exact(hidden)) {
-                acc.copy_from_slice(&y[out..out + PANEL_ROWS]);
-            }
-            P::product(kernels, panel, &quantized[..tokens], &mut acc[..tokens]);
-            for (acc, y) in acc.iter().zip(y.chunks_exact_mut(hidden)) {
-                y[out..out + PANEL_ROWS].copy_from_slice(acc);
-            }
+        P::product(kernels, panel, &quantized[..tokens], &mut acc[..tokens]);
+        for (acc, y) in acc.iter().zip(y.chunks_exact_mut(hidden)) {
+            y[out..out + PANEL_ROWS].copy_from_slice(acc);
         }
     }
 }

@@ -125,7 +125,7 @@ impl Compute {
     /// them before the next: its activations stay in cache, and so do the panels.
     fn product_panels<P: Panel>(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
         let groups = out.range().start / PANEL_ROWS..out.range().end / PANEL_ROWS;
-        let mut acc = [[0f32; PANEL_ROWS]; TOKENS];
+        let mut acc = vec![[0f32; PANEL_ROWS]; TOKENS.min(x.rows())];
         for first in (0..x.rows()).step_by(TOKENS) {
             let tokens = TOKENS.min(x.rows() - first);
             for (i, g) in groups.clone().enumerate() {

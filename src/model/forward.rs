@@ -35,7 +35,7 @@ pub enum Stage {
 }
 
 /// Sees intermediate results as `(stage, layer, rows)`.
-pub type Probe<'p> = &'p mut dyn FnMut(Stage, usize, &[f32]);
+pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
     /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V].
@@ -61,6 +61,11 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
+        self.compute.run(|| self.run(tokens, state, want, probe))
+    }
+
+    fn run(&self, tokens: &[u32], state: &mut State, want: Want, probe: Probe<'_>) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
 

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use bytemuck::cast;
 use half::f16;
 
-use super::prefetch;
+use super::{prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
@@ -29,6 +29,9 @@ pub(super) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 1
 fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
         let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [[_mm256_setzero_ps(); 2]; T];
@@ -69,6 +72,9 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
         let mut part = [[_mm256_setzero_ps(); 2]; T];
         for (s, d) in d.iter().enumerate() {
@@ -98,6 +104,9 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [[_mm256_setzero_si256(); 2]; T];
         for (s, scale) in scales.into_iter().enumerate() {
