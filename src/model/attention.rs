@@ -9,7 +9,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use yuan_kernels::Kernels;
 
-use super::{activations::Activations, compute::Compute, kv::KvCache};
+use super::{activations::Activations, buffer::Buffer, compute::Compute, kv::KvCache};
 
 /// Positions that are attended together.
 const SPAN: usize = 512;
@@ -22,7 +22,7 @@ pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
     let width = heads * dim;
     let tokens = queries.len() / width;
     let first = kv.len() - tokens;
-    let mut out = vec![0.0; queries.len()];
+    let mut out = Buffer::zeroed(queries.len());
     let blocks = tokens.div_ceil(QUERIES);
 
     let block_of =
@@ -115,7 +115,7 @@ fn attend_span(
     let start = span * SPAN;
     let seen = |t: usize| (visible + t).saturating_sub(start).min(SPAN);
     let n = seen(tokens - 1);
-    let mut scores = vec![0.0; tokens * n];
+    let mut scores = Buffer::<f32>::zeroed(tokens * n);
     kv.scores(kernels, head, start..start + n, q, &mut scores);
     let scale = 1.0 / (dim as f32).sqrt();
     scores.iter_mut().for_each(|s| *s *= scale);

@@ -6,7 +6,7 @@ use yuan_kernels::{
     panel::{PANEL_ROWS, Panel, panels_float},
 };
 
-use super::{activations::Activations, matrix::Matrix};
+use super::{activations::Activations, buffer::Buffer, matrix::Matrix};
 use crate::error::{Error, Result};
 
 /// How quantized weights meet activations.
@@ -71,9 +71,9 @@ impl Compute {
 
     /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so
     /// the result does not depend on the number of threads or of rows of `x`.
-    pub fn product(&self, w: &Matrix, x: &Activations) -> Vec<f32> {
+    pub fn product(&self, w: &Matrix, x: &Activations) -> Buffer {
         debug_assert_eq!(w.cols, x.cols());
-        let mut out = vec![0.0; x.rows() * w.rows];
+        let mut out = Buffer::zeroed(x.rows() * w.rows);
         if self.quantizes(w.dtype) {
             x.q8(self.kernels);
         }
@@ -109,7 +109,7 @@ impl Compute {
         for r in range.clone() {
             let weights = w.row(r);
             if w.dtype.is_quantized() && !self.quantizes(w.dtype) {
-                widened.clear();
+                widened.resize(w.cols, 0.0);
                 w.dequantize_row(r, &mut widened);
             }
             for t in 0..x.rows() {

@@ -2,7 +2,8 @@
 //! experts; then norm and head.
 
 use super::{
-    Model, attention::attend, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State,
+    Model, attention::attend, buffer::Buffer, feed_forward::FeedForward, norm::rms_norm, rope::rotate,
+    state::State,
 };
 use crate::error::{Error, Result};
 
@@ -116,7 +117,7 @@ impl Model {
         };
         let last = rms_norm(rows, &self.final_norm, config.rms_eps);
         probe(Stage::FinalNorm, 0, last.data());
-        Ok(compute.product(&self.head, &last))
+        Ok(compute.product(&self.head, &last).into_vec())
     }
 
     fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
@@ -134,9 +135,11 @@ impl Model {
         Ok(())
     }
 
-    fn embed(&self, tokens: &[u32]) -> Vec<f32> {
-        let mut x = Vec::with_capacity(tokens.len() * self.config.hidden);
-        tokens.iter().for_each(|&id| self.embedding.dequantize_row(id as usize, &mut x));
+    fn embed(&self, tokens: &[u32]) -> Buffer {
+        let mut x = Buffer::zeroed(tokens.len() * self.config.hidden);
+        for (&id, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden)) {
+            self.embedding.dequantize_row(id as usize, x);
+        }
         x
     }
 }

@@ -79,8 +79,8 @@ impl Weights<'_> {
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let matrix = self.matrix(name)?;
-        let mut out = Vec::new();
-        (0..matrix.rows).for_each(|r| matrix.dequantize_row(r, &mut out));
+        let mut out = vec![0.0; matrix.rows * matrix.cols];
+        out.chunks_exact_mut(matrix.cols).enumerate().for_each(|(r, out)| matrix.dequantize_row(r, out));
         Ok(out)
     }
 

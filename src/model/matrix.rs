@@ -70,10 +70,8 @@ impl Matrix {
         self.bytes.len()
     }
 
-    /// Row `r` of a matrix in rows as f32, added to the end of `out`.
-    pub fn dequantize_row(&self, r: usize, out: &mut Vec<f32>) {
-        let start = out.len();
-        out.resize(start + self.cols, 0.0);
-        yuan_kernels::dequantize(self.dtype, self.row(r), &mut out[start..]);
+    /// Writes row `r` of a matrix in rows to `out` as f32.
+    pub fn dequantize_row(&self, r: usize, out: &mut [f32]) {
+        yuan_kernels::dequantize(self.dtype, self.row(r), out);
     }
 }

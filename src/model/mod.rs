@@ -2,6 +2,7 @@
 
 mod activations;
 mod attention;
+mod buffer;
 mod compute;
 mod feed_forward;
 mod filter;
