@@ -311,20 +311,28 @@ fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
 }
 
 fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
-    let blocks = dim / 32;
-    mix(p, dim, values.len() / blocks, y, |i, k| {
-        let block = &values[i * blocks + k / 32];
-        block.d.to_f32() * f32::from(block.qs[k % 32])
-    });
+    mix_blocks(p, dim, values, y, |block| (block.d, block.qs));
 }
 
 fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+    mix_blocks(p, dim, values, y, |block| (block.d, block.quants()));
+}
+
+/// [`mix`] for blocks: a position's weight times the block's scale is one factor.
+fn mix_blocks<B>(p: &[f32], dim: usize, values: &[B], y: &mut [f32], quants: impl Fn(&B) -> (f16, [i8; 32])) {
+    assert_eq!(dim % 32, 0, "whole blocks");
     let blocks = dim / 32;
-    mix(p, dim, values.len() / blocks, y, |i, k| {
-        let block = &values[i * blocks + k / 32];
-        let byte = block.qs[k % 16];
-        block.d.to_f32() * (f32::from(if k % 32 < 16 { byte & 15 } else { byte >> 4 }) - 8.0)
-    });
+    let positions = values.len() / blocks;
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        for (p, values) in p.iter().zip(values.chunks_exact(blocks)) {
+            for (block, y) in values.iter().zip(y.chunks_exact_mut(32)) {
+                let (d, qs) = quants(block);
+                let weight = p * d.to_f32();
+                y.iter_mut().zip(qs).for_each(|(y, q)| *y += weight * f32::from(q));
+            }
+        }
+    }
 }
 
 /// Adds the values of all positions, each times its weight, position after position.

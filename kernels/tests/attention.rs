@@ -157,7 +157,8 @@ fn quantized_values_mix_as_their_floats_do() {
             let (mut values, mut y) = (vec![0.0; n * dim], y.clone());
             dequantize(dtype, bytes, &mut values);
             (scalar().mix_f32)(&p, dim, &values, &mut y);
-            assert_eq!(bits(&y), bits(got), "{dtype:?}");
+            let close = y.iter().zip(got).all(|(a, b)| (a - b).abs() <= 1e-3 * (1.0 + a.abs()));
+            assert!(close, "{dtype:?}, {queries} x {n} x {dim}");
         }
     }
 }

@@ -117,21 +117,39 @@ fn dots<K: Copy, const T: usize>(
     one: impl Fn(K) -> f32,
 ) -> [f32; T] {
     let (whole, tail) = key.as_chunks::<32>();
+    let queries = q.map(|q| &q.as_chunks::<32>().0[..whole.len()]);
     let mut lanes = [[_mm256_setzero_ps(); 4]; T];
     for (i, key) in whole.iter().enumerate() {
         for (v, key) in key.as_chunks::<8>().0.iter().enumerate() {
             let key = eight(*key);
             for t in 0..T {
-                let q: [f32; 8] = *q[t][32 * i + 8 * v..].first_chunk().expect("a query is as long as a key");
-                lanes[t][v] = _mm256_add_ps(lanes[t][v], _mm256_mul_ps(key, cast(q)));
+                let q = cast(queries[t][i].as_chunks::<8>().0[v]);
+                lanes[t][v] = _mm256_add_ps(lanes[t][v], _mm256_mul_ps(key, q));
             }
         }
     }
-    std::array::from_fn(|t| {
-        let mut lanes = cast(lanes[t]);
-        add_to_lanes(&mut lanes, tail, &q[t][32 * whole.len()..], &one);
-        sum_lanes(lanes)
-    })
+    let mut out = [0.0; T];
+    for t in 0..T {
+        if tail.is_empty() {
+            out[t] = sum_32(lanes[t]);
+        } else {
+            let mut lanes = cast(lanes[t]);
+            add_to_lanes(&mut lanes, tail, &q[t][32 * whole.len()..], &one);
+            out[t] = sum_lanes(lanes);
+        }
+    }
+    out
+}
+
+/// The upper half of the lanes onto the lower half, until one is left.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn sum_32(lanes: [__m256; 4]) -> f32 {
+    let [a, b, c, d] = lanes;
+    let eight = _mm256_add_ps(_mm256_add_ps(a, c), _mm256_add_ps(b, d));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -154,30 +172,66 @@ pub(super) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
-    let blocks = dim / 32;
-    let value = |i: usize, k: usize| {
-        let block = &values[i * blocks + k / 32];
-        let eight: &[i8; 8] = block.qs[k % 32..].first_chunk().expect("eight of a block");
-        let q = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(cast(*eight)));
-        _mm256_mul_ps(_mm256_set1_ps(block.d.to_f32()), _mm256_cvtepi32_ps(q))
-    };
-    mix(p, dim, values.len() / blocks, y, value, |_, _| 0.0);
+    mix_blocks(p, dim, values, y, |block| {
+        let qs: &[[i8; 8]; 4] = bytemuck::cast_ref(&block.qs);
+        let mut q = [_mm256_setzero_si256(); 4];
+        for v in 0..4 {
+            q[v] = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(cast(qs[v])));
+        }
+        (block.d, q)
+    });
 }
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+    mix_blocks(p, dim, values, y, |block| {
+        let qs: &[[u8; 8]; 2] = bytemuck::cast_ref(&block.qs);
+        let mut q = [_mm256_setzero_si256(); 4];
+        for v in 0..2 {
+            let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(cast(qs[v])));
+            q[v] = _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+            q[v + 2] = _mm256_srli_epi32::<4>(bytes);
+        }
+        for q in &mut q {
+            *q = _mm256_sub_epi32(*q, _mm256_set1_epi32(8));
+        }
+        (block.d, q)
+    });
+}
+
+/// Positions whose values pass while they are in the nearest cache.
+const NEAR: usize = 16;
+
+/// A query's 32 sums of one block's dims stay in registers while [`NEAR`] positions pass.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn mix_blocks<B>(
+    p: &[f32],
+    dim: usize,
+    values: &[B],
+    y: &mut [f32],
+    quants: impl Fn(&B) -> (f16, [__m256i; 4]),
+) {
+    assert_eq!(dim % 32, 0, "whole blocks");
     let blocks = dim / 32;
-    let value = |i: usize, k: usize| {
-        let block = &values[i * blocks + k / 32];
-        let eight: &[u8; 8] = block.qs[k % 16..].first_chunk().expect("eight of a block");
-        let bytes = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(cast(*eight)));
-        let shift = if k % 32 < 16 { 0 } else { 4 };
-        let nibbles =
-            _mm256_and_si256(_mm256_srl_epi32(bytes, _mm_cvtsi32_si128(shift)), _mm256_set1_epi32(15));
-        let q = _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)));
-        _mm256_mul_ps(_mm256_set1_ps(block.d.to_f32()), q)
-    };
-    mix(p, dim, values.len() / blocks, y, value, |_, _| 0.0);
+    let positions = values.len() / blocks;
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        for (p, values) in p.chunks(NEAR).zip(values.chunks(NEAR * blocks)) {
+            for (b, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let mut sums: [__m256; 4] = cast(*y);
+                for (p, values) in p.iter().zip(values.chunks_exact(blocks)) {
+                    let (d, q) = quants(&values[b]);
+                    let d = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(d.to_bits())));
+                    let weight = _mm256_set1_ps(p * _mm_cvtss_f32(d));
+                    for v in 0..4 {
+                        sums[v] = _mm256_add_ps(sums[v], _mm256_mul_ps(weight, _mm256_cvtepi32_ps(q[v])));
+                    }
+                }
+                *y = cast(sums);
+            }
+        }
+    }
 }
 
 /// Queries by four and alone, dims by sixteen, by eight and alone.
@@ -232,7 +286,10 @@ fn mix_block<const T: usize, const V: usize>(
         }
     }
     for position in 0..positions {
-        let values: [__m256; V] = std::array::from_fn(|v| value(position, k + 8 * v));
+        let mut values = [_mm256_setzero_ps(); V];
+        for (v, values) in values.iter_mut().enumerate() {
+            *values = value(position, k + 8 * v);
+        }
         for i in 0..T {
             let p = _mm256_set1_ps(p[(t + i) * positions + position]);
             for v in 0..V {
