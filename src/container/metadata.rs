@@ -166,16 +166,9 @@ pub fn read_vocab(metadata: &Metadata) -> Result<Vocab, String> {
         _ => return Err("tokenizer.ggml.token_type does not fit the tokens".into()),
     };
     let pieces = tokens.iter().zip(scores).zip(kinds).map(|((text, &score), &kind)| {
-        let kind = match kind {
-            1 => PieceKind::Normal,
-            2 => PieceKind::Unknown,
-            3 => PieceKind::Control,
-            4 => PieceKind::UserDefined,
-            5 => PieceKind::Unused,
-            6 => PieceKind::Byte,
-            other => return Err(format!("token {text} has the type {other}")),
-        };
-        Ok(Piece { text: text.clone(), score, kind })
+        let known = u64::try_from(kind).ok().and_then(PieceKind::from_number);
+        let kind = known.ok_or_else(|| format!("token {text} has the type {kind}"))?;
+        Ok::<_, String>(Piece { text: text.clone(), score, kind })
     });
     let mut vocab = Vocab::from_pieces(pieces.collect::<Result<_, _>>()?);
     if let (Some(special), Some(Value::U32s(ids))) =
