@@ -1,6 +1,8 @@
 //! The forward pass of the Yuan 2.0 family. MODEL.md is the math; [`forward`] reads like it.
 
 mod activations;
+#[doc(hidden)]
+pub mod bench;
 mod compute;
 mod feed_forward;
 mod filter;
