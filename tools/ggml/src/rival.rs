@@ -85,6 +85,13 @@ impl Rival {
             Self { backend, pool }
         }
     }
+
+    /// Lets the threads sleep until the next graph: after one they otherwise spin for a while, at the cost of others.
+    pub fn rest(&self) {
+        // SAFETY: the pool is alive, and no graph runs: only `&mut` graphs that borrow this backend could run one, on this
+        // thread, since neither they nor this value are `Sync`.
+        unsafe { ggml_threadpool_pause(self.pool.as_ptr()) }
+    }
 }
 
 impl Drop for Rival {
