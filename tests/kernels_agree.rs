@@ -16,8 +16,9 @@ use yuan::{
 };
 use yuan_ggml as ggml;
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, available, dequantize,
+    BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0, available, dequantize,
     encode::{Encoder, best_encoders},
+    panel::{Panel, panel_bytes},
 };
 
 /// The types whose weights are blocks.
@@ -133,23 +134,14 @@ fn dot(kernels: &Kernels, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
 }
 
 /// Sixteen rows' products by panels.
-fn panel_products(kernels: &Kernels, dtype: DType, rows: &[u8], x: &[f32]) -> [f32; 16] {
+fn panel_products<P: Panel>(kernels: &Kernels, rows: &[u8], x: &[f32]) -> [f32; 16] {
     let width = x.len() / 256;
     let mut q8 = vec![BlockQ8::zeroed(); width];
     (kernels.quantize)(x, &mut q8);
+    let blocks: Vec<P::Row> = pod_collect_to_vec(rows);
+    let panel = |b| P::from_rows(&std::array::from_fn(|r| blocks[r * width + b]));
     let mut acc = [[0.0; 16]];
-    match dtype {
-        DType::Q4_0 => {
-            let blocks: Vec<[BlockQ4_0; 8]> = pod_collect_to_vec(rows);
-            let pack = |b| PanelQ4_0::pack(&std::array::from_fn(|r| blocks[r * width + b]));
-            (kernels.panels_q4_0)(&(0..width).map(pack).collect::<Vec<_>>(), &q8, &mut acc);
-        }
-        _ => {
-            let blocks: Vec<BlockQ4K> = pod_collect_to_vec(rows);
-            let pack = |b| PanelQ4K::pack(&std::array::from_fn(|r| blocks[r * width + b]));
-            (kernels.panels_q4_k)(&(0..width).map(pack).collect::<Vec<_>>(), &q8, &mut acc);
-        }
-    }
+    P::product(kernels, &(0..width).map(panel).collect::<Vec<_>>(), &q8, &mut acc);
     acc[0]
 }
 
@@ -184,16 +176,19 @@ fn products_keep_ggmls_bar() {
             println!("{:5} {name:7} {ours:.2e}, ggml {theirs:.2e}", dtype.name());
             assert!(ours <= BAR, "{} of {name}: NMSE {ours}, ggml's is {theirs}", dtype.name());
 
-            if matches!(dtype, DType::Q4_0 | DType::Q4_K) {
-                let sixteens = || bytes.chunks_exact(16 * row_bytes).zip(&x);
-                let panels: Vec<f32> =
-                    sixteens().flat_map(|(rows, x)| panel_products(kernels, dtype, rows, x)).collect();
-                let expected: Vec<f64> = sixteens()
-                    .flat_map(|(rows, x)| rows.chunks_exact(row_bytes).map(|row| exact(row, x)))
-                    .collect();
-                let ours = nmse(&panels, &expected);
-                assert!(ours <= BAR, "panels of {} of {name}: NMSE {ours}", dtype.name());
-            }
+            let by_panels = match dtype {
+                DType::Q4_0 => panel_products::<PanelQ4_0>,
+                DType::Q4_K => panel_products::<PanelQ4K>,
+                DType::Q8_0 => panel_products::<PanelQ8_0>,
+                _ => continue,
+            };
+            let sixteens = || bytes.chunks_exact(16 * row_bytes).zip(&x);
+            let panels: Vec<f32> = sixteens().flat_map(|(rows, x)| by_panels(kernels, rows, x)).collect();
+            let expected: Vec<f64> = sixteens()
+                .flat_map(|(rows, x)| rows.chunks_exact(row_bytes).map(|row| exact(row, x)))
+                .collect();
+            let ours = nmse(&panels, &expected);
+            assert!(ours <= BAR, "panels of {} of {name}: NMSE {ours}", dtype.name());
         }
     }
 }
@@ -283,8 +278,14 @@ fn products_of_matrices_agree() {
     let (rival, bench) = (ggml::Rival::new(2), Bench::new(2).expect("threads"));
     for dtype in BLOCKS {
         let bytes = matrix(dtype, rows, columns, random);
-        let ours = bench.product(&Trunk::new(dtype, rows, columns, &bytes).expect("a matrix"), &x);
-        let ours: Vec<f64> = ours.into_iter().map(f64::from).collect();
+        let ours = |panels| -> Vec<f64> {
+            let trunk = Trunk::new(dtype, rows, columns, panels, &bytes).expect("a matrix");
+            bench.product(&trunk, &x).iter().copied().map(f64::from).collect()
+        };
+        let in_rows = ours(false);
+        if panel_bytes(dtype).is_some() {
+            assert_eq!(ours(true), in_rows, "{} in panels and in rows", dtype.name());
+        }
         for buffer in [ggml::Buffer::Plain, ggml::Buffer::Repacked] {
             let Some(mut weights) = ggml::Weights::new(buffer, dtype, [1, rows, columns], 2) else {
                 println!("{}: ggml does not repack it", dtype.name());
@@ -295,7 +296,7 @@ fn products_of_matrices_agree() {
             products.set_input(&x);
             products.run();
             for i in 0..2 {
-                let off = nmse(&products.output(i), &ours);
+                let off = nmse(&products.output(i), &in_rows);
                 assert!(off <= BAR, "{} {buffer:?}: NMSE {off}", dtype.name());
             }
         }
@@ -321,7 +322,7 @@ fn layers_of_experts_agree() {
             (0..experts).map(|e| layout.pack(&[&*gate[e], &*up[e]].concat(), &down[e])).collect();
         let ours =
             bench.experts(&Layer::new(layout, &blobs).expect("a layer"), &x, &chosen).expect("an output");
-        let ours: Vec<f64> = ours.into_iter().map(f64::from).collect();
+        let ours: Vec<f64> = ours.iter().copied().map(f64::from).collect();
 
         for buffer in [ggml::Buffer::Plain, ggml::Buffer::Repacked] {
             let stacked = |shape, matrices: &[Vec<u8>]| {

@@ -1,6 +1,6 @@
 //! The same work for ours and for ggml, plain and repacked, at the shapes of Yuan2.0-M32.
 
-use std::iter::repeat_n;
+use std::{hint::black_box, iter::repeat_n};
 
 use yuan::{
     container::TileLayout,
@@ -8,7 +8,7 @@ use yuan::{
     quantize::encode,
 };
 use yuan_ggml::{self as ggml, Buffer, Rival};
-use yuan_kernels::DType;
+use yuan_kernels::{DType, panel::panel_bytes};
 
 /// Rows and columns of one expert's `w1` and `w2`, of the attention's projections, and of the head.
 pub const SHAPES: [(usize, usize); 5] =
@@ -64,7 +64,9 @@ impl Matrices {
             (0..copies).for_each(|i| weights.set(i, &bytes));
             Some(weights)
         };
-        let ours = (0..copies).map(|_| Trunk::new(dtype, rows, cols, &bytes).expect("a matrix"));
+        // As containers have them.
+        let panels = panel_bytes(dtype).is_some();
+        let ours = (0..copies).map(|_| Trunk::new(dtype, rows, cols, panels, &bytes).expect("a matrix"));
         Self {
             dtype,
             rows,
@@ -100,11 +102,8 @@ impl Matrices {
             Some(Side { name, run: Box::new(move || graph.run()) })
         });
         let mut sides: Vec<Side<'a>> = ggml.collect();
-        let run = move || {
-            for w in &self.ours[..products] {
-                std::hint::black_box(threads.ours.product(w, &x));
-            }
-        };
+        let (bench, ours) = (&threads.ours, &self.ours[..products]);
+        let run = move || bench.run(|| ours.iter().for_each(|w| drop(black_box(bench.product(w, &x)))));
         sides.insert(0, Side { name: "yuan", run: Box::new(run) });
         sides
     }
@@ -176,11 +175,10 @@ impl Layer {
             Some(Side { name, run: Box::new(move || graphs.iter_mut().for_each(ggml::Layer::run)) })
         });
         let mut sides: Vec<Side<'a>> = ggml.collect();
-        let run = move || {
-            for routing in &passes {
-                std::hint::black_box(threads.ours.experts(&self.ours, &x, routing).expect("an output"));
-            }
-        };
+        let (bench, ours) = (&threads.ours, &self.ours);
+        let pass =
+            move |routing: &Vec<_>| drop(black_box(bench.experts(ours, &x, routing).expect("an output")));
+        let run = move || bench.run(|| passes.iter().for_each(&pass));
         sides.insert(0, Side { name: "yuan", run: Box::new(run) });
         sides
     }

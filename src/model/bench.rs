@@ -4,13 +4,14 @@ use yuan_kernels::DType;
 
 use super::{
     activations::Activations,
+    buffer::Buffer,
     compute::{Arithmetic, Compute},
     feed_forward::Experts,
     matrix::Matrix,
     router::Routing,
 };
 use crate::{
-    container::{Bytes, TileLayout},
+    container::{Bytes, TensorView, TileLayout, pack_panels},
     error::Result,
     pager::Pager,
 };
@@ -45,28 +46,44 @@ impl Bench {
         self.0.kernels.name
     }
 
+    /// Runs `work` on the threads, as a whole pass runs: what it calls then wakes none that sleep.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.run(work)
+    }
+
     /// `x wᵀ`, quantization of `x` included.
-    pub fn product(&self, w: &Trunk, x: &[f32]) -> Vec<f32> {
-        self.0.product(&w.0, &Activations::new(x.to_vec(), w.0.cols))
+    pub fn product(&self, w: &Trunk, x: &[f32]) -> Buffer {
+        self.0.product(&w.0, &Activations::new(copied(x), w.0.cols))
     }
 
     /// The layer's output for the tokens `x`, each with its experts and their shares.
     ///
     /// # Errors
     /// Those of the pager.
-    pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Vec<f32>> {
+    pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
         let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
-        layer.experts.apply(&self.0, &layer.pager, &Activations::new(x.to_vec(), layer.hidden), &routing)
+        let x = Activations::new(copied(x), layer.hidden);
+        layer.experts.apply(&self.0, &layer.pager, &x, &routing)
     }
 }
 
+fn copied(x: &[f32]) -> Buffer {
+    let mut buffer = Buffer::with_capacity(x.len());
+    buffer.extend_from_slice(x);
+    buffer
+}
+
 impl Trunk {
-    /// A matrix of the bytes of its rows.
+    /// A matrix of the bytes of its rows, which lie as they are or, as a container of ours has them, in panels.
     ///
     /// # Errors
-    /// Where they are not exactly the matrix.
-    pub fn new(dtype: DType, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
-        Matrix::new("bench", dtype, rows, cols, Bytes::copy(bytes)).map(Self)
+    /// Where they are not exactly the matrix, or there are no such panels.
+    pub fn new(dtype: DType, rows: usize, cols: usize, panels: bool, bytes: &[u8]) -> Result<Self> {
+        let bytes = match panels {
+            true => Bytes::copy(&pack_panels(dtype, cols, bytes)),
+            false => Bytes::copy(bytes),
+        };
+        Matrix::new(TensorView { name: "bench".into(), dtype, rows, cols, panels, bytes }).map(Self)
     }
 }
 
