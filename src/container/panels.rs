@@ -12,7 +12,7 @@ use yuan_kernels::{
 ///
 /// # Panics
 /// If the type has no panels, or `rows` is not made of sixteens of whole rows.
-pub(super) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
+pub(crate) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
     match dtype {
         DType::Q4_0 => pack_as::<PanelQ4_0>(cols, rows),
         DType::Q4_K => pack_as::<PanelQ4K>(cols, rows),

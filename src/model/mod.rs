@@ -2,6 +2,8 @@
 
 mod activations;
 mod attention;
+#[doc(hidden)]
+pub mod bench;
 mod buffer;
 mod compute;
 mod feed_forward;
