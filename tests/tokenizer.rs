@@ -125,7 +125,7 @@ fn every_golden_item_is_reproduced() {
 #[test]
 fn texts_of_the_demo_model_come_back() {
     let folder = demo();
-    let tokenizer = open(&folder.join("tokenizer.model"));
+    let tokenizer = open(&folder);
     let held_out = fs::read_to_string(folder.join("heldout.txt")).unwrap();
     let (mut lines, mut tokens) = (0, 0);
     for line in held_out.lines() {

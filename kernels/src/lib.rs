@@ -4,17 +4,21 @@
 //! operation; the modules named for instruction sets have the same functions in the same order. [`Kernels`] is the
 //! table of functions, chosen once at run time: [`best`] for this machine, [`by_name`] for the user's choice.
 
-/// Runs `$block::<N>` over the rows of activations `$x` and their sums `$acc`: as many blocks of the first `$n` rows as there
-/// are, then of the next, down to 1.
+/// Passes the rows of activations through the panels, as many together as there is a function for.
 macro_rules! in_blocks {
-    ($block:ident($panels:ident, $x:ident, $acc:ident), $($n:literal)*) => {{
-        let (width, mut t) = ($panels.len(), 0);
+    ($panels:ident, $x:ident, $acc:ident, $($rows:literal => $block:path),*) => {
+        let width = $panels.len();
         assert_eq!($x.len(), width * $acc.len(), "blocks of activations");
-        $(while let Some(acc) = $acc[t..].first_chunk_mut::<$n>() {
-            $block::<$n>($panels, std::array::from_fn(|i| &$x[(t + i) * width..][..width]), acc);
-            t += $n;
-        })*
-    }};
+        let (x, acc) = ($x, $acc);
+        $(
+            let (blocks, acc) = acc.as_chunks_mut::<$rows>();
+            let (here, x) = x.split_at(blocks.len() * $rows * width);
+            for (i, acc) in blocks.iter_mut().enumerate() {
+                $block($panels, std::array::from_fn(|t| &here[(i * $rows + t) * width..][..width]), acc);
+            }
+        )*
+        debug_assert!(x.is_empty() && acc.is_empty());
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +29,8 @@ pub mod blocks;
 pub mod columns;
 mod dequant;
 pub mod encode;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod panel;
 mod scalar;
 pub mod tile;
@@ -86,6 +92,12 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
         avx512::table(),
         #[cfg(target_arch = "x86_64")]
         avx2::table(),
+        #[cfg(target_arch = "aarch64")]
+        neon::i8mm::table(),
+        #[cfg(target_arch = "aarch64")]
+        neon::dotprod::table(),
+        #[cfg(target_arch = "aarch64")]
+        neon::table(),
         Some(&scalar::TABLE),
     ];
     tables.into_iter().flatten()

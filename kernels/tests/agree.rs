@@ -371,6 +371,17 @@ fn a_table_is_found_by_its_name_only() {
     assert!(by_name("abacus").is_none());
 }
 
+/// CI names the tables that a machine must have, fastest first.
+#[test]
+fn the_tables_are_those_that_the_machine_should_have() {
+    let names: Vec<_> = available().map(|kernels| kernels.name).collect();
+    println!("kernels here: {}", names.join(","));
+    assert_eq!(best().name, names[0]);
+    if let Ok(expected) = std::env::var("YUAN_EXPECT_KERNELS") {
+        assert_eq!(names.join(","), expected);
+    }
+}
+
 #[test]
 #[should_panic(expected = "blocks of activations")]
 fn rows_of_different_lengths_are_refused() {

@@ -11,17 +11,17 @@ use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(block_q8_0(panels, x, acc), 4 2 1);
+    in_blocks!(panels, x, acc, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(block_q4_0(panels, x, acc), 4 2 1);
+    in_blocks!(panels, x, acc, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(block_q4_k(panels, x, acc), 4 2 1);
+    in_blocks!(panels, x, acc, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
 }
 
 #[target_feature(enable = "avx2,f16c")]

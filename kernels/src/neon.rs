@@ -1,0 +1,408 @@
+//! The operations of `scalar` on 128-bit vectors (64-bit Arm), same functions in the same order, same bits.
+//!
+//! Three tables: `neon` runs everywhere, [`dotprod`] multiplies bytes with `sdot`, [`i8mm`] blocks of rows with
+//! `smmla`. What they share is here; `quantized.rs` is compiled once for each of the first two.
+//!
+//! Registers:
+//! - Floats: eight vectors hold the 32 lanes of a product, vector `v` the lanes `4 v..4 v + 4`.
+//! - Rows: 16 weights beside 16 activations; their products are added up in 4 `i32` of one row, in no special order.
+//! - Panels: a quarter of a line is a vector, 4 rows x 4 columns, beside one word of 4 activations for all rows.
+//!   Sums, scales and results stay in the row's lane.
+//!
+//! Where it departs from the scalar text:
+//! 1. Nibbles stay 0..=15 and are multiplied as signed bytes; the -8 of `Q4_0` is where its sums begin.
+//! 2. Without `sdot`, products are added up as `i16` first, which never overflows: the sums are at most 8 * 15 * 127 =
+//!    15240 (panels) and 2 * 128 * 127 = 32512 (rows).
+//! 3. The nibbles of 4 rows of a sub-block (8 vectors) stay in registers while up to 4 rows of activations pass. A
+//!    single row of activations passes all 16 rows of a sub-block before the next one, so that panels are read in order.
+//! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
+
+#[macro_use]
+mod quantized;
+
+pub(crate) mod dotprod;
+pub(crate) mod i8mm;
+
+use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
+
+use bytemuck::cast;
+use half::{bf16, f16};
+
+use crate::Kernels;
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::scalar::{self, add_to_lanes, each_score, part_q4_0, part_q8_0, scale_of, sum_lanes};
+
+/// The table, where this CPU has the instructions.
+pub(crate) fn table() -> Option<&'static Kernels> {
+    /// A plain function of one that needs the instructions.
+    macro_rules! enter {
+        ($function:ident($($argument:ident),*)) => {
+            // SAFETY: `table` gives `TABLE` away only where this CPU has NEON.
+            |$($argument),*| unsafe { $function($($argument),*) }
+        };
+    }
+    static TABLE: Kernels = Kernels {
+        name: "neon",
+        quantize: enter!(quantize(x, out)),
+        dot_f32: enter!(dot_f32(w, x)),
+        dot_f16: enter!(dot_f16(w, x)),
+        dot_bf16: enter!(dot_bf16(w, x)),
+        dot_q8_0: enter!(dot_q8_0(w, x)),
+        dot_q4_0: enter!(dot_q4_0(w, x)),
+        dot_q4_k: enter!(dot_q4_k(w, x)),
+        dot_q6_k: enter!(dot_q6_k(w, x)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
+        panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
+        panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+        scores_f32: enter!(scores_f32(q, dim, keys, scores)),
+        scores_f16: enter!(scores_f16(q, dim, keys, scores)),
+        mix_f32: enter!(mix_f32(p, dim, values, y)),
+        mix_f16: enter!(mix_f16(p, dim, values, y)),
+        ..scalar::TABLE
+    };
+    is_aarch64_feature_detected!("neon").then_some(&TABLE)
+}
+
+#[target_feature(enable = "neon")]
+fn quantize(x: &[f32], out: &mut [BlockQ8]) {
+    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
+    let (whole, tail) = x.as_chunks::<QK>();
+    for (x, out) in whole.iter().zip(&mut *out) {
+        quantize_block(x, out);
+    }
+    if let (false, Some(out)) = (tail.is_empty(), out.last_mut()) {
+        let mut filled = [0.0; QK];
+        filled[..tail.len()].copy_from_slice(tail);
+        quantize_block(&filled, out);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
+    let x: &[[[[f32; 4]; 4]; 2]; 8] = bytemuck::cast_ref(x);
+    let mut amax = vdupq_n_u32(0);
+    for &x in x.as_flattened().as_flattened() {
+        amax = vmaxq_u32(amax, vreinterpretq_u32_f32(vabsq_f32(cast(x))));
+    }
+    let (d, inverse) = scale_of(vmaxvq_u32(amax));
+    *out = BlockQ8 { d, ..bytemuck::Zeroable::zeroed() };
+    if inverse == 0.0 {
+        return;
+    }
+    let qs: &mut [[[i8; 16]; 2]; 8] = bytemuck::cast_mut(&mut out.qs);
+    for s in 0..8 {
+        let mut sum = vdupq_n_s16(0);
+        for i in 0..2 {
+            let [a, b, c, d] = x[s][i].map(|x| vcvtnq_s32_f32(vmulq_n_f32(cast(x), inverse)));
+            let low = vmovn_high_s32(vmovn_s32(a), b);
+            let high = vmovn_high_s32(vmovn_s32(c), d);
+            sum = vaddq_s16(sum, vaddq_s16(low, high));
+            qs[s][i] = cast(vmovn_high_s16(vmovn_s16(low), high));
+        }
+        out.sums[s] = vaddvq_s16(sum);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
+    dot_floats(w, x, |w: [f32; 8]| cast(w), |w| w)
+}
+
+#[target_feature(enable = "neon")]
+fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+    dot_floats(w, x, |w: [f16; 8]| widen(w), f16::to_f32)
+}
+
+#[target_feature(enable = "neon")]
+fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
+    let eight = |w: [bf16; 8]| {
+        let w = cast(w);
+        [vshll_n_u16::<16>(vget_low_u16(w)), vshll_high_n_u16::<16>(w)].map(|w| vreinterpretq_f32_u32(w))
+    };
+    dot_floats(w, x, eight, bf16::to_f32)
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn dot_floats<W: Copy>(
+    w: &[W],
+    x: &[f32],
+    eight: impl Fn([W; 8]) -> [float32x4_t; 2],
+    one: impl Fn(W) -> f32,
+) -> f32 {
+    assert_eq!(w.len(), x.len(), "columns");
+    let ((w, w_tail), (x, x_tail)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
+    let mut lanes = [[vdupq_n_f32(0.0); 2]; 4];
+    for (w, x) in w.iter().zip(x) {
+        let (w, x): (_, &[[[f32; 4]; 2]; 4]) = (w.as_chunks::<8>().0, bytemuck::cast_ref(x));
+        for v in 0..4 {
+            let w = eight(w[v]);
+            for i in 0..2 {
+                lanes[v][i] = vaddq_f32(lanes[v][i], vmulq_f32(w[i], cast(x[v][i])));
+            }
+        }
+    }
+    let mut lanes = cast(lanes);
+    add_to_lanes(&mut lanes, w_tail, x_tail, one);
+    sum_lanes(lanes)
+}
+
+quantized!("neon", dot, dots, dots_8);
+
+/// `sum` and the products of 16 weights with 16 activations.
+#[target_feature(enable = "neon")]
+#[inline]
+fn dot(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+    vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x))
+}
+
+/// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
+#[target_feature(enable = "neon")]
+#[inline]
+fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
+    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    // Four sums of each row, of rows 0 and 1 and of rows 2 and 3.
+    let mut sums = [vdupq_n_s16(0); 2];
+    for g in 0..4 {
+        for part in 0..2 {
+            let (w, x) = (nibbles[part][g], vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g]))));
+            sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
+            sums[1] = vmlal_high_s8(sums[1], w, x);
+        }
+    }
+    vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
+}
+
+/// [`dots`] for weights of 8 bits, of which two products fit an `i16`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn dots_8(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
+    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let word = |part: usize, g: usize| vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g])));
+    // Two sums of each row, of rows 0 and 1 and of rows 2 and 3.
+    let mut sums = [vdupq_n_s32(0); 2];
+    for part in 0..2 {
+        for g in [0, 2] {
+            let (w, x) = ([weights[part][g], weights[part][g + 1]], [word(part, g), word(part, g + 1)]);
+            let low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0]));
+            sums[0] = vpadalq_s16(sums[0], vmlal_s8(low, vget_low_s8(w[1]), vget_low_s8(x[1])));
+            sums[1] = vpadalq_s16(sums[1], vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]));
+        }
+    }
+    vaddq_s32(start, vpaddq_s32(sums[0], sums[1]))
+}
+
+/// The 8-bit weights of rows `4 q..4 q + 4` of sub-block `s`: of its first four lines, then of the others.
+#[target_feature(enable = "neon")]
+#[inline]
+fn weights<const T: usize>(qs: &[i8; 4096], s: usize, q: usize) -> [[int8x16_t; 4]; 2] {
+    let lines: &[[[[[i8; 16]; 4]; 4]; 2]; 8] = bytemuck::cast_ref(qs);
+    let mut out = [[vdupq_n_s8(0); 4]; 2];
+    for part in 0..2 {
+        for g in 0..4 {
+            let quarter = &lines[s][part][g][q];
+            if T == 1 && q == 0 {
+                prefetch(quarter);
+            }
+            out[part][g] = cast(*quarter);
+        }
+    }
+    out
+}
+
+/// The nibbles of rows `4 q..4 q + 4` of sub-block `s`, as bytes: the low ones of the four lines, then the high ones.
+#[target_feature(enable = "neon")]
+#[inline]
+fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 4]; 2] {
+    let lines: &[[[[u8; 16]; 4]; 4]; 8] = bytemuck::cast_ref(qs);
+    let low = vdupq_n_u8(15);
+    let mut out = [[vdupq_n_s8(0); 4]; 2];
+    for g in 0..4 {
+        let quarter = &lines[s][g][q];
+        // A single row of activations is bound by memory; a block of them finds its panels in cache.
+        if T == 1 && q == 0 {
+            prefetch(quarter);
+        }
+        let bytes = cast(*quarter);
+        out[0][g] = vreinterpretq_s8_u8(vandq_u8(bytes, low));
+        out[1][g] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
+    }
+    out
+}
+
+/// Where the sums of a `Q4_0` panel begin: -8 times the sum of each sub-block's activations.
+#[target_feature(enable = "neon")]
+#[inline]
+fn minus_eights(sums: [i16; 8]) -> [i32; 8] {
+    let sums = vnegq_s16(cast(sums));
+    cast([vshll_n_s16::<3>(vget_low_s16(sums)), vshll_high_n_s16::<3>(sums)])
+}
+
+/// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn unpack_scales(panel: &PanelQ4K) -> ([uint8x16_t; 8], [uint8x16_t; 8]) {
+    let (scales_lo, mins_lo): ([uint8x16_t; 4], [uint8x16_t; 4]) =
+        (cast(panel.scales_lo), cast(panel.mins_lo));
+    let hi: [uint8x16_t; 4] = cast(panel.hi);
+    let six = vdupq_n_u8(63);
+    let (mut scales, mut mins) = ([vdupq_n_u8(0); 8], [vdupq_n_u8(0); 8]);
+    for s in 0..4 {
+        // `vsliq_n_u8` puts the second number above the low 4 bits of the first one.
+        scales[s] = vandq_u8(vsliq_n_u8::<4>(scales_lo[s], hi[s]), six);
+        scales[s + 4] = vandq_u8(vsliq_n_u8::<4>(vshrq_n_u8::<4>(scales_lo[s]), vshrq_n_u8::<2>(hi[s])), six);
+        mins[s] = vandq_u8(vsliq_n_u8::<4>(mins_lo[s], vshrq_n_u8::<4>(hi[s])), six);
+        mins[s + 4] = vsliq_n_u8::<4>(vshrq_n_u8::<4>(mins_lo[s]), vshrq_n_u8::<6>(hi[s]));
+    }
+    (scales, mins)
+}
+
+/// Bytes as `i16`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn widen_mins(mins: [uint8x16_t; 8]) -> [[i16; 16]; 8] {
+    mins.map(|mins| cast([vmovl_u8(vget_low_u8(mins)), vmovl_high_u8(mins)]))
+}
+
+/// The sums of the mins of rows `4 q..4 q + 4`, each times the sum of its sub-block's activations.
+#[target_feature(enable = "neon")]
+#[inline]
+fn min_dots(mins: &[[i16; 16]; 8], q: usize, x: &BlockQ8) -> int32x4_t {
+    let mins: &[[[i16; 4]; 4]; 8] = bytemuck::cast_ref(mins);
+    let (min, sums) = (|s: usize| cast(mins[s][q]), cast(x.sums));
+    let sum = vmull_laneq_s16::<0>(min(0), sums);
+    let sum = vmlal_laneq_s16::<1>(sum, min(1), sums);
+    let sum = vmlal_laneq_s16::<2>(sum, min(2), sums);
+    let sum = vmlal_laneq_s16::<3>(sum, min(3), sums);
+    let sum = vmlal_laneq_s16::<4>(sum, min(4), sums);
+    let sum = vmlal_laneq_s16::<5>(sum, min(5), sums);
+    let sum = vmlal_laneq_s16::<6>(sum, min(6), sums);
+    vmlal_laneq_s16::<7>(sum, min(7), sums)
+}
+
+/// What a `Q4_K` panel adds to 4 rows, but for the scale of the activations.
+#[target_feature(enable = "neon")]
+#[inline]
+fn part_q4_k([d, dmin]: [float32x4_t; 2], sum: int32x4_t, min_sum: int32x4_t) -> float32x4_t {
+    vsubq_f32(vmulq_f32(d, vcvtq_f32_s32(sum)), vmulq_f32(dmin, vcvtq_f32_s32(min_sum)))
+}
+
+/// For byte shuffles: bytes `4 q..4 q + 4`, each as an `i32`.
+const ROWS: [[u8; 16]; 4] = {
+    let mut rows = [[255; 16]; 4];
+    let mut r = 0;
+    while r < 16 {
+        rows[r / 4][4 * (r % 4)] = r as u8;
+        r += 1;
+    }
+    rows
+};
+
+#[target_feature(enable = "neon")]
+fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, |key, q| dot_f32(key, q));
+}
+
+#[target_feature(enable = "neon")]
+fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, |key, q| dot_f16(key, q));
+}
+
+#[target_feature(enable = "neon")]
+fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
+    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x));
+}
+
+#[target_feature(enable = "neon")]
+fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
+    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f16; 8]| widen(x), f16::to_f32));
+}
+
+/// Adds the values of all positions to each query's sums.
+fn mix<X>(p: &[f32], dim: usize, values: &[X], y: &mut [f32], axpy: impl Fn(f32, &[X], &mut [f32])) {
+    let positions = values.len() / dim;
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        p.iter().zip(values.chunks_exact(dim)).for_each(|(&p, value)| axpy(p, value, y));
+    }
+}
+
+/// `y += a * x`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn axpy<X: Copy>(
+    a: f32,
+    x: &[X],
+    y: &mut [f32],
+    eight: impl Fn([X; 8]) -> [float32x4_t; 2],
+    one: impl Fn(X) -> f32,
+) {
+    assert_eq!(x.len(), y.len(), "columns");
+    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<8>(), y.as_chunks_mut::<8>());
+    for (&x, y) in x.iter().zip(y) {
+        let (x, before): (_, [float32x4_t; 2]) = (eight(x), cast(*y));
+        *y = cast([0, 1].map(|i| vaddq_f32(before[i], vmulq_n_f32(x[i], a))));
+    }
+    for (&x, y) in x_tail.iter().zip(y_tail) {
+        *y += a * one(x);
+    }
+}
+
+/// Eight numbers in f32.
+#[target_feature(enable = "neon")]
+#[inline]
+fn widen(x: [f16; 8]) -> [float32x4_t; 2] {
+    let x = vreinterpretq_f16_u16(cast(x));
+    [vcvt_f32_f16(vget_low_f16(x)), vcvt_high_f32_f16(x)]
+}
+
+/// The numbers `4 q..4 q + 4` in f32.
+#[target_feature(enable = "neon")]
+#[inline]
+fn widen_rows(d: &[f16; 16], q: usize) -> float32x4_t {
+    let d: &[[f16; 4]; 4] = bytemuck::cast_ref(d);
+    vcvt_f32_f16(vreinterpret_f16_u16(cast(d[q])))
+}
+
+/// The products of eight sums with their scales, added up from the first to the last.
+#[target_feature(enable = "neon")]
+#[inline]
+fn scaled_sum(d: [f16; 8], sums: [int32x4_t; 2]) -> f32 {
+    let d = widen(d);
+    let products = [0, 1].map(|i| vmulq_f32(d[i], vcvtq_f32_s32(sums[i])));
+    cast::<_, [f32; 8]>(products).into_iter().fold(0.0, |acc, product| acc + product)
+}
+
+/// Lane `i` of the result is the sum of the lanes of vector `i`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn sum_each(v: [int32x4_t; 8]) -> [int32x4_t; 2] {
+    let four = |i: usize| vpaddq_s32(vpaddq_s32(v[i], v[i + 1]), vpaddq_s32(v[i + 2], v[i + 3]));
+    [four(0), four(4)]
+}
+
+/// `sum` and the sum of the lanes of each vector, times its scale.
+#[target_feature(enable = "neon")]
+#[inline]
+fn scale_each(sum: int32x4_t, v: [int32x4_t; 8], scales: int16x8_t) -> int32x4_t {
+    let [low, high] = sum_each(v);
+    vmlaq_s32(vmlaq_s32(sum, low, vmovl_s16(vget_low_s16(scales))), high, vmovl_high_s16(scales))
+}
+
+/// One number in f32. (`f16::to_f32` asks the CPU each time whether it can do it.)
+#[target_feature(enable = "neon")]
+#[inline]
+fn to_f32(d: f16) -> f32 {
+    vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(d.to_bits()))))
+}
+
+/// Asks for the weights 4 KiB further on, as `avx2` does.
+#[target_feature(enable = "neon")]
+#[inline]
+fn prefetch<T>(weights: &T) {
+    let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096);
+    // SAFETY: a prefetch changes no state of the program, whatever its address.
+    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) ahead, options(nomem, nostack, preserves_flags)) }
+}
