@@ -312,3 +312,21 @@ fn gguf_dump_lists_our_files() {
         assert!(text.contains("token_embd.weight") && text.contains("yuan2_moe"), "{text}");
     }
 }
+
+/// ggml's own reader finds every tensor of our files where we put it.
+#[cfg(feature = "ggml")]
+#[test]
+fn ggml_lists_our_files() {
+    let folder = common::folder();
+    let [tiles, rows] = ["tiles.gguf", "rows.gguf"].map(|n| folder.path().join(n));
+    let container = write(&conversion(smallest(), &Options::default()), &tiles);
+    write(&Conversion::export(&container).unwrap(), &rows);
+    for path in [&tiles, &rows] {
+        let ours = Container::open(path).unwrap();
+        let theirs = yuan_ggml::tensors_of(path).expect("ggml reads the file");
+        let ours: Vec<_> =
+            ours.tensors().iter().map(|t| (&*t.name, t.offset as usize, t.bytes as usize)).collect();
+        let theirs: Vec<_> = theirs.iter().map(|t| (&*t.name, t.offset, t.bytes)).collect();
+        assert_eq!(ours, theirs);
+    }
+}

@@ -5,6 +5,8 @@
 #[cfg(feature = "ggml")]
 mod bindings;
 #[cfg(feature = "ggml")]
+mod gguf;
+#[cfg(feature = "ggml")]
 mod graph;
 #[cfg(feature = "ggml")]
 mod oracle;
@@ -13,6 +15,7 @@ mod rival;
 
 #[cfg(feature = "ggml")]
 pub use {
+    gguf::{Listed, tensors_of},
     graph::{Layer, Products},
     oracle::{dequantize, quantize, vec_dot},
     rival::{Buffer, Rival, Weights, version},
