@@ -20,6 +20,15 @@ pub enum PieceKind {
     Byte = 6,
 }
 
+impl PieceKind {
+    /// The kind with this number.
+    pub fn from_number(number: u64) -> Option<Self> {
+        [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte]
+            .into_iter()
+            .find(|kind| *kind as u64 == number)
+    }
+}
+
 /// One entry of the vocabulary; its id is its index.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Piece {

@@ -1,18 +1,14 @@
 //! Hugging Face folders: the fixtures, what is refused and how, and damaged files by the ten thousand.
 
-#[path = "common/mutate.rs"]
-mod mutate;
-#[path = "common/weights.rs"]
-mod weights;
+mod common;
 
-use std::{
-    fs,
-    io::Cursor,
-    path::{Path, PathBuf},
+use std::{fs, io::Cursor, path::Path};
+
+use common::{
+    demo, fixture, mutate,
+    weights::{self, Tensor, pickle},
 };
-
 use serde_json::{Value, json};
-use weights::{Tensor, pickle};
 use yuan::{
     checkpoint::{
         Checkpoint,
@@ -32,32 +28,6 @@ use yuan::{
 use zip::CompressionMethod;
 
 const MUTATIONS: u64 = 10_000;
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A path of the fixtures; a test without its fixture says that it is skipped.
-fn fixture(path: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("YUAN_FIXTURES").map_or(root().join("../shared/fixtures"), PathBuf::from);
-    let found =
-        [folder.join(path), root().join("tests/fixtures").join(path)].into_iter().find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("skipped: no fixture {path} in {} or tests/fixtures", folder.display());
-    }
-    found
-}
-
-/// The folder of the demo model.
-fn demo() -> Option<PathBuf> {
-    let found = [root().join("assets/demo-model"), root().join("../shared/demo-model")]
-        .into_iter()
-        .find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("skipped: no demo model");
-    }
-    found
-}
 
 /// A model of a few kilobytes.
 fn small_config() -> Value {
@@ -335,7 +305,7 @@ fn bin_shards_hold_the_weights_of_the_safetensors_shards() {
 #[test]
 fn all_fixtures_open() {
     let models = ["tiny-a", "tiny-b", "dense"].map(|name| fixture(&format!("models/{name}")));
-    for path in models.into_iter().chain([demo()]).flatten() {
+    for path in models.into_iter().flatten().chain([demo()]) {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert!(checkpoint.warnings().is_empty());
         assert!(checkpoint.data_bytes() > 1 << 20);

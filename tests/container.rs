@@ -47,7 +47,7 @@ fn same_tensors(a: &Path, b: &Path) {
         let (file, container) = (fs::read(path).unwrap(), Container::open(path).unwrap());
         let one = |t: &yuan::container::gguf::TensorDesc| {
             let data = &file[t.offset as usize..][..t.bytes as usize];
-            (t.name.clone(), t.ggml_type, blake3::hash(data))
+            (t.name.clone(), t.stored.name(), blake3::hash(data))
         };
         let mut tensors: Vec<_> = container.tensors().iter().map(one).collect();
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
@@ -157,7 +157,7 @@ fn an_output_that_does_not_fit_the_disk_is_refused_before_it_is_begun() {
 
 #[test]
 fn published_gguf_repacks_and_exports_byte_identical() {
-    for (name, layout) in [("tiny-b-q4_0", "neuron tiles of q4_0"), ("tiny-b-f16", "rows")] {
+    for (name, layout) in [("tiny-b-q4_0", "neuron tiles of q4_0"), ("tiny-b-f16", "rows and panels")] {
         let Some(published) = common::fixture(&format!("gguf/{name}.gguf")) else { continue };
         let folder = common::folder();
         let (tiles, back) = (folder.path().join("tiles.gguf"), folder.path().join("back.gguf"));
@@ -310,5 +310,23 @@ fn gguf_dump_lists_our_files() {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         assert!(text.contains("token_embd.weight") && text.contains("yuan2_moe"), "{text}");
+    }
+}
+
+/// ggml's own reader finds every tensor of our files where we put it.
+#[cfg(feature = "ggml")]
+#[test]
+fn ggml_lists_our_files() {
+    let folder = common::folder();
+    let [tiles, rows] = ["tiles.gguf", "rows.gguf"].map(|n| folder.path().join(n));
+    let container = write(&conversion(smallest(), &Options::default()), &tiles);
+    write(&Conversion::export(&container).unwrap(), &rows);
+    for path in [&tiles, &rows] {
+        let ours = Container::open(path).unwrap();
+        let theirs = yuan_ggml::tensors_of(path).expect("ggml reads the file");
+        let ours: Vec<_> =
+            ours.tensors().iter().map(|t| (&*t.name, t.offset as usize, t.bytes as usize)).collect();
+        let theirs: Vec<_> = theirs.iter().map(|t| (&*t.name, t.offset, t.bytes)).collect();
+        assert_eq!(ours, theirs);
     }
 }

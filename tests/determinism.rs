@@ -96,6 +96,21 @@ fn cached_equals_uncached_at_every_cut() {
     }
 }
 
+/// Contexts of several spans of the attention, in every type of the cache.
+#[test]
+fn long_contexts_agree_at_cuts_and_threads() {
+    let folder = common::folder();
+    let container = container(synth::tiny(), &Options::default(), &folder);
+    let tokens = tokens(1030);
+    for kv in KvType::ALL {
+        let whole = logits(&load(&container, 1, Arithmetic::Integer), &tokens, &[1030], kv);
+        for (threads, pieces) in [(2, vec![511, 1]), (3, vec![1020, 1]), (2, vec![5, 512, 513])] {
+            let model = load(&container, threads, Arithmetic::Integer);
+            assert!(logits(&model, &tokens, &pieces, kv) == whole, "{kv:?}, {threads} threads, {pieces:?}");
+        }
+    }
+}
+
 /// Every length of prompt alone gives the row that the longer prompt has there.
 #[test]
 fn a_shorter_prompt_is_a_prefix() {

@@ -1,122 +1,28 @@
 //! The tokenizer against the authors' vocabulary and SentencePiece's own answers, and what it promises of any text.
 
-use std::{
-    char::REPLACEMENT_CHARACTER,
-    collections::HashMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::LazyLock,
-};
+mod common;
 
+use std::{char::REPLACEMENT_CHARACTER, collections::HashMap, fs, path::Path, sync::LazyLock};
+
+use common::{demo, fixture};
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
 use yuan::{
+    checkpoint::vocab::read_vocab,
     tokenizer::{Message, Special, Tokenizer},
     vocab::{Piece, PieceKind, Vocab},
 };
 
-/// The repository.
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A path of the fixtures.
-fn fixture(path: &str) -> Option<PathBuf> {
-    let full =
-        std::env::var_os("YUAN_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
-    let found = [full.join(path), root().join("tests/fixtures").join(path)].into_iter().find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("skipped: no fixture {path} in {} or tests/fixtures", full.display());
-    }
-    found
-}
-
-/// The demo model's folder.
-fn demo() -> Option<PathBuf> {
-    let found = [root().join("assets/demo-model"), root().join("../shared/demo-model")]
-        .into_iter()
-        .find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("skipped: no demo model");
-    }
-    found
-}
-
-/// The vocabulary of a `tokenizer.model`, with the tokens that the authors' scripts append.
-fn read_vocab(path: &Path) -> Vocab {
-    fn varint(bytes: &mut &[u8]) -> u64 {
-        let mut value = 0;
-        for shift in (0..).step_by(7) {
-            let (byte, rest) = bytes.split_first().expect("a varint");
-            *bytes = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                break;
-            }
-        }
-        value
-    }
-    /// The next field: number, value of a varint, and bytes of the others.
-    fn field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, u64, &'a [u8])> {
-        if bytes.is_empty() {
-            return None;
-        }
-        let key = varint(bytes);
-        let len = match key & 7 {
-            0 => return Some((key >> 3, varint(bytes), &[])),
-            1 => 8,
-            2 => usize::try_from(varint(bytes)).expect("a length"),
-            5 => 4,
-            other => panic!("wire type {other}"),
-        };
-        let (data, rest) = bytes.split_at(len);
-        *bytes = rest;
-        Some((key >> 3, 0, data))
-    }
-    let file = fs::read(path).expect("tokenizer.model");
-    let (mut rest, mut pieces) = (file.as_slice(), Vec::new());
-    while let Some((number, _, mut data)) = field(&mut rest) {
-        if number != 1 {
-            continue;
-        }
-        let mut piece = Piece { text: String::new(), score: 0.0, kind: PieceKind::Normal };
-        while let Some((number, value, data)) = field(&mut data) {
-            match number {
-                1 => piece.text = String::from_utf8(data.to_vec()).expect("UTF-8"),
-                2 => piece.score = f32::from_le_bytes(data.try_into().expect("four bytes")),
-                _ => {
-                    piece.kind = match value {
-                        1 => PieceKind::Normal,
-                        2 => PieceKind::Unknown,
-                        3 => PieceKind::Control,
-                        4 => PieceKind::UserDefined,
-                        5 => PieceKind::Unused,
-                        _ => PieceKind::Byte,
-                    }
-                }
-            }
-        }
-        pieces.push(piece);
-    }
-    for text in ["<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>"] {
-        if pieces.iter().all(|p| p.text != text) {
-            pieces.push(Piece { text: text.into(), score: 0.0, kind: PieceKind::UserDefined });
-        }
-    }
-    Vocab::from_pieces(pieces)
-}
-
-/// The tokenizer of a `tokenizer.model`.
-fn open(path: &Path) -> Tokenizer {
-    Tokenizer::new(read_vocab(path)).expect("a tokenizer")
+/// The tokenizer of a folder.
+fn open(folder: &Path) -> Tokenizer {
+    Tokenizer::new(read_vocab(folder, None).expect("a vocabulary")).expect("a tokenizer")
 }
 
 /// The authors' tokenizer, and those of the small models.
-static YUAN: LazyLock<Option<Tokenizer>> =
-    LazyLock::new(|| Some(open(&fixture("yuan-tokenizer/tokenizer.model")?)));
+static YUAN: LazyLock<Option<Tokenizer>> = LazyLock::new(|| Some(open(&fixture("yuan-tokenizer")?)));
 static SMALL: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
     let folders = ["tiny-a", "tiny-b", "dense"].map(|m| fixture(&format!("models/{m}")));
-    folders.into_iter().chain([demo()]).flatten().map(|f| open(&f.join("tokenizer.model"))).collect()
+    folders.into_iter().flatten().chain([demo()]).map(|f| open(&f)).collect()
 });
 
 /// All tokenizers that there are.
@@ -218,8 +124,8 @@ fn every_golden_item_is_reproduced() {
 
 #[test]
 fn texts_of_the_demo_model_come_back() {
-    let Some(folder) = demo() else { return };
-    let tokenizer = open(&folder.join("tokenizer.model"));
+    let folder = demo();
+    let tokenizer = open(&folder);
     let held_out = fs::read_to_string(folder.join("heldout.txt")).unwrap();
     let (mut lines, mut tokens) = (0, 0);
     for line in held_out.lines() {

@@ -7,7 +7,9 @@ use std::hint::black_box;
 use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
-use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, available};
+use yuan_kernels::{
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
+};
 
 const COLUMNS: usize = 2048;
 
@@ -24,7 +26,8 @@ fn bench(c: &mut Criterion) {
     for k in available() {
         macro_rules! op {
             ($name:ident, $weights:ty, $n:expr, |$w:ident| $call:expr) => {{
-                let $w = filled::<$weights>($n);
+                #[allow(unused_mut)]
+                let mut $w = filled::<$weights>($n);
                 let mut group = c.benchmark_group(stringify!($name));
                 group.throughput(Throughput::Bytes(size_of_val(&$w[..]) as u64));
                 group.bench_function(k.name, |b| b.iter(|| $call));
@@ -40,11 +43,17 @@ fn bench(c: &mut Criterion) {
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
         let mut acc = [[0.0; 16]];
+        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
-        let mut y = vec![0.0; COLUMNS];
-        op!(axpy_f32, f32, COLUMNS, |x| (k.axpy_f32)(1e-9, black_box(&x), &mut y));
-        op!(axpy_f16, f16, COLUMNS, |x| (k.axpy_f16)(1e-9, black_box(&x), &mut y));
+        // Four queries against 64 positions of a head of 256.
+        let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 64], vec![0.0; 4 * 256]);
+        op!(scores_f16, f16, 64 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));
+        op!(mix_f16, f16, 64 * 256, |values| (k.mix_f16)(black_box(&scores), 256, &values, &mut y));
+        op!(mix_q8_0, BlockQ8_0, 64 * 8, |values| (k.mix_q8_0)(black_box(&scores), 256, &values, &mut y));
+        let up = vec![0.5; 256];
+        op!(swiglu, f32, 256, |gate| (k.swiglu)(&mut gate, black_box(&up)));
+        op!(exp_sum, f32, 256, |x| (k.exp_sum)(&mut x, black_box(1.0)));
     }
 }
 

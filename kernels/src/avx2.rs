@@ -12,16 +12,21 @@
 //!    `8 * sums[s]`. For `Q8_0` the weight's sign moves to the activation, which can take it: it is within ±127.
 //! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
 //!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`) and 2 * 63 * 127 = 16002 (`Q6_K`).
-//! 3. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
+//! 3. The eight vectors of half a sub-block stay in registers while up to four rows of activations pass.
+//! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
+
+mod attention;
+mod panels;
 
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
 use half::{bf16, f16};
 
+use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
+use self::panels::{panels_q4_0, panels_q4_k, panels_q8_0};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
 
 /// The table, where this CPU has the instructions.
@@ -43,10 +48,17 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_q4_0: enter!(dot_q4_0(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-        axpy_f32: enter!(axpy_f32(a, x, y)),
-        axpy_f16: enter!(axpy_f16(a, x, y)),
+        swiglu: enter!(swiglu(gate, up)),
+        exp_sum: enter!(exp_sum(x, max)),
+        scores_f32: enter!(scores_f32(q, dim, keys, scores)),
+        scores_f16: enter!(scores_f16(q, dim, keys, scores)),
+        mix_f32: enter!(mix_f32(p, dim, values, y)),
+        mix_f16: enter!(mix_f16(p, dim, values, y)),
+        mix_q8_0: enter!(mix_q8_0(p, dim, values, y)),
+        mix_q4_0: enter!(mix_q4_0(p, dim, values, y)),
     };
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(&TABLE)
 }
@@ -243,200 +255,6 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
 /// For byte shuffles: the two bytes of the `s`-th `i16`.
 const WORD: [i16; 8] = [0x0100, 0x0302, 0x0504, 0x0706, 0x0908, 0x0b0a, 0x0d0c, 0x0f0e];
 
-#[target_feature(enable = "avx2,f16c")]
-fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_k(panels, x, acc), |x, acc| block_q4_k(panels, x, acc));
-}
-
-/// Rows of activations that pass through a panel together.
-const ROWS: usize = 4;
-
-/// Cuts `acc.len()` rows of activations into blocks of [`ROWS`] and single ones.
-#[inline]
-fn in_blocks(
-    x: &[BlockQ8],
-    width: usize,
-    acc: &mut [[f32; 16]],
-    block: impl Fn([&[BlockQ8]; ROWS], &mut [[f32; 16]; ROWS]),
-    single: impl Fn([&[BlockQ8]; 1], &mut [[f32; 16]; 1]),
-) {
-    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
-    let row = |t: usize| &x[t * width..][..width];
-    let (blocks, rest) = acc.as_chunks_mut::<ROWS>();
-    let done = blocks.len() * ROWS;
-    for (i, acc) in blocks.iter_mut().enumerate() {
-        block(std::array::from_fn(|t| row(i * ROWS + t)), acc);
-    }
-    for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        single([row(done + i)], acc);
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(cast);
-    for (i, panel) in panels.iter().enumerate() {
-        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
-        let mut part = [[_mm256_setzero_ps(); 2]; T];
-        for (s, d) in d.iter().enumerate() {
-            for h in 0..2 {
-                let d = _mm256_cvtph_ps(cast(d[h]));
-                let nibbles = nibbles::<T>(&panel.qs, s, h);
-                for t in 0..T {
-                    let eight = _mm256_set1_epi32(8 * i32::from(x[t][i].sums[s]));
-                    let dots = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), _mm256_set1_epi16(1));
-                    let dots = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, eight));
-                    part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
-                }
-            }
-        }
-        for t in 0..T {
-            for h in 0..2 {
-                let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
-                sums[t][h] = _mm256_add_ps(sums[t][h], part);
-            }
-        }
-    }
-    *acc = sums.map(cast);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(cast);
-    for (i, panel) in panels.iter().enumerate() {
-        let (scales, mins) = unpack_scales(panel);
-        let mut sum = [[_mm256_setzero_si256(); 2]; T];
-        for (s, scale) in scales.into_iter().enumerate() {
-            let scale = _mm256_broadcastsi128_si256(cast(scale));
-            for h in 0..2 {
-                let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
-                let nibbles = nibbles::<T>(&panel.qs, s, h);
-                for t in 0..T {
-                    let scaled = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), scale);
-                    sum[t][h] = _mm256_add_epi32(sum[t][h], scaled);
-                }
-            }
-        }
-        let mut min_sum = [[_mm256_setzero_si256(); 2]; T];
-        for s in 0..4 {
-            let (min, min_4) = (cast(mins[s]), cast(mins[s + 4]));
-            let pairs = [_mm_unpacklo_epi8(min, min_4), _mm_unpackhi_epi8(min, min_4)];
-            for h in 0..2 {
-                let pairs = _mm256_cvtepu8_epi16(pairs[h]);
-                for t in 0..T {
-                    let two = _mm256_set1_epi32(cast([x[t][i].sums[s], x[t][i].sums[s + 4]]));
-                    min_sum[t][h] = _mm256_add_epi32(min_sum[t][h], _mm256_madd_epi16(pairs, two));
-                }
-            }
-        }
-        let (d, dmin): ([__m128i; 2], [__m128i; 2]) = (cast(panel.d), cast(panel.dmin));
-        for h in 0..2 {
-            let (d, dmin) = (_mm256_cvtph_ps(d[h]), _mm256_cvtph_ps(dmin[h]));
-            for t in 0..T {
-                let dot = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum[t][h]));
-                let min_dot = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(min_sum[t][h]));
-                let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x[t][i].d));
-                sums[t][h] = _mm256_add_ps(sums[t][h], part);
-            }
-        }
-    }
-    *acc = sums.map(cast);
-}
-
-/// The nibbles of half `h` (8 rows) of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, h: usize) -> [[__m256i; 2]; 4] {
-    let lines: &[[[[u8; 32]; 2]; 4]; 8] = bytemuck::cast_ref(qs);
-    let low = _mm256_set1_epi8(15);
-    let mut out = [[_mm256_setzero_si256(); 2]; 4];
-    for g in 0..4 {
-        let line = &lines[s][g][h];
-        // A single row of activations is bound by memory; a block of them finds its panels in cache.
-        if T == 1 && h == 0 {
-            prefetch(line);
-        }
-        let bytes = cast(*line);
-        out[g] = [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)];
-    }
-    out
-}
-
-/// The integer products of sub-block `s` with one row of activations: two `i16` for each of 8 rows.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn dots(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let pairs = |g: usize, part: usize| {
-        _mm256_maddubs_epi16(nibbles[g][part], _mm256_set1_epi32(cast(xs[s][part][g])))
-    };
-    let mut sum = _mm256_add_epi16(pairs(0, 0), pairs(0, 1));
-    for g in 1..4 {
-        sum = _mm256_add_epi16(sum, _mm256_add_epi16(pairs(g, 0), pairs(g, 1)));
-    }
-    sum
-}
-
-/// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
-    let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
-    let (scales_lo, mins_lo): ([__m256i; 2], [__m256i; 2]) = (cast(panel.scales_lo), cast(panel.mins_lo));
-    let hi: [__m256i; 2] = cast(panel.hi);
-    let (mut scales, mut mins) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
-    for i in 0..2 {
-        let join = |lo, hi| _mm256_or_si256(_mm256_and_si256(lo, low), _mm256_and_si256(hi, high));
-        scales[i] = join(scales_lo[i], _mm256_slli_epi16::<4>(hi[i]));
-        scales[i + 2] = join(_mm256_srli_epi16::<4>(scales_lo[i]), _mm256_slli_epi16::<2>(hi[i]));
-        mins[i] = join(mins_lo[i], hi[i]);
-        mins[i + 2] = join(_mm256_srli_epi16::<4>(mins_lo[i]), _mm256_srli_epi16::<2>(hi[i]));
-    }
-    (cast(scales), cast(mins))
-}
-
-/// For byte shuffles: bytes 0..8 or 8..16, each as two `i16`.
-const ROWS_TWICE: [[i8; 32]; 2] = {
-    let mut rows = [[-1; 32]; 2];
-    let mut r = 0;
-    while r < 16 {
-        rows[r / 8][4 * (r % 8)] = r as i8;
-        rows[r / 8][4 * (r % 8) + 2] = r as i8;
-        r += 1;
-    }
-    rows
-};
-
-#[target_feature(enable = "avx2,f16c")]
-fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f16; 8]| _mm256_cvtph_ps(cast(x)), f16::to_f32);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn axpy<X: Copy>(a: f32, x: &[X], y: &mut [f32], eight: impl Fn([X; 8]) -> __m256, one: impl Fn(X) -> f32) {
-    assert_eq!(x.len(), y.len(), "columns");
-    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<8>(), y.as_chunks_mut::<8>());
-    for (&x, y) in x.iter().zip(y) {
-        *y = cast(_mm256_add_ps(cast(*y), _mm256_mul_ps(_mm256_set1_ps(a), eight(x))));
-    }
-    for (&x, y) in x_tail.iter().zip(y_tail) {
-        *y += a * one(x);
-    }
-}
-
 /// The products of eight sums with their scales, added up from the first to the last.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
@@ -479,4 +297,15 @@ fn sum_4(v: __m128i) -> i32 {
 fn prefetch<T>(weights: &T) {
     let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
     _mm_prefetch::<_MM_HINT_T0>(ahead);
+}
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn prefetch_header<P>(panel: &P) {
+    let header = std::ptr::from_ref(panel).cast::<[u8; 64]>();
+    for line in 0..4 {
+        let ahead = header.wrapping_add(line).wrapping_byte_add(4096).cast();
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+    }
 }

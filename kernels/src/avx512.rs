@@ -5,8 +5,9 @@
 //! `vpdpbusd` adds the four products of each row to its `i32` lane; sums, scales and results stay in that lane.
 //!
 //! Where it departs from the scalar text:
-//! 1. `vpdpbusd` multiplies unsigned with signed bytes. Nibbles are unsigned; the -8 of `Q4_0` is where its sums begin.
-//! 2. The eight vectors of a sub-block stay in registers while up to [`ROWS`] rows of activations pass.
+//! 1. `vpdpbusd` multiplies unsigned with signed bytes. Nibbles are unsigned; the -8 of `Q4_0` is where its sums begin. To
+//!    the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
+//! 2. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
 
 use std::arch::x86_64::*;
 
@@ -15,10 +16,7 @@ use half::f16;
 
 use crate::Kernels;
 use crate::blocks::BlockQ8;
-use crate::panel::{PanelQ4_0, PanelQ4K};
-
-/// Rows of activations that pass through a panel together.
-const ROWS: usize = 8;
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -30,6 +28,8 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         Some(Kernels {
             name: "avx512",
             // SAFETY: `TABLE` holds these only where this CPU has AVX-512 F, BW and VNNI.
+            panels_q8_0: |panels, x, acc| unsafe { panels_q8_0(panels, x, acc) },
+            // SAFETY: as above.
             panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
             // SAFETY: as above.
             panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
@@ -40,34 +40,55 @@ pub(crate) fn table() -> Option<&'static Kernels> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks!(panels, x, acc, 8 => block_q8_0::<8>, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_0(panels, x, acc), |x, acc| block_q4_0(panels, x, acc));
+    in_blocks!(panels, x, acc, 8 => block_q4_0::<8>, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks(x, panels.len(), acc, |x, acc| block_q4_k(panels, x, acc), |x, acc| block_q4_k(panels, x, acc));
+    in_blocks!(panels, x, acc, 8 => block_q4_k::<8>, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
 }
 
-/// Cuts `acc.len()` rows of activations into blocks of [`ROWS`] and single ones.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn in_blocks(
-    x: &[BlockQ8],
-    width: usize,
-    acc: &mut [[f32; 16]],
-    block: impl Fn([&[BlockQ8]; ROWS], &mut [[f32; 16]; ROWS]),
-    single: impl Fn([&[BlockQ8]; 1], &mut [[f32; 16]; 1]),
-) {
-    assert_eq!(x.len(), width * acc.len(), "blocks of activations");
-    let row = |t: usize| &x[t * width..][..width];
-    let (blocks, rest) = acc.as_chunks_mut::<ROWS>();
-    let done = blocks.len() * ROWS;
-    for (i, acc) in blocks.iter_mut().enumerate() {
-        block(std::array::from_fn(|t| row(i * ROWS + t)), acc);
+fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+    let mut sums: [__m512; T] = acc.map(cast);
+    for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
+        let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
+        let mut part = [_mm512_setzero_ps(); T];
+        for (s, d) in panel.d.iter().enumerate() {
+            let mut unsigned = [_mm512_setzero_si512(); 8];
+            for g in 0..8 {
+                if T == 1 {
+                    prefetch(&lines[s][g]);
+                }
+                unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
+            }
+            let d = widen(d);
+            for t in 0..T {
+                let xs: &[[[i8; 4]; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
+                let mut dots = [_mm512_set1_epi32(-128 * i32::from(x[t][i].sums[s])), _mm512_setzero_si512()];
+                for g in 0..8 {
+                    let x = _mm512_set1_epi32(cast(xs[s][g]));
+                    dots[g % 2] = _mm512_dpbusd_epi32(dots[g % 2], unsigned[g], x);
+                }
+                let dots = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
+                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, dots));
+            }
+        }
+        for t in 0..T {
+            sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part[t], _mm512_set1_ps(x[t][i].d)));
+        }
     }
-    for (i, acc) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        single([row(done + i)], acc);
-    }
+    *acc = sums.map(cast);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -75,6 +96,9 @@ fn in_blocks(
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
@@ -97,6 +121,9 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
     let mut sums: [__m512; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
+        if T == 1 {
+            prefetch_header(panel);
+        }
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
@@ -138,8 +165,7 @@ fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize) -> [[__m512i; 2]; 4] {
     for g in 0..4 {
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
         if T == 1 {
-            let ahead = std::ptr::from_ref(&lines[s][g]).wrapping_byte_add(4096).cast();
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            prefetch(&lines[s][g]);
         }
         let bytes = cast(lines[s][g]);
         out[g] = [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)];
@@ -182,4 +208,23 @@ fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
 #[inline]
 fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
+}
+
+/// Asks for the weights 4 KiB further on: a file mapping of small pages is read at full speed only so.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn prefetch<T>(weights: &T) {
+    let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
+    _mm_prefetch::<_MM_HINT_T0>(ahead);
+}
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn prefetch_header<P>(panel: &P) {
+    let header = std::ptr::from_ref(panel).cast::<[u8; 64]>();
+    for line in 0..4 {
+        let ahead = header.wrapping_add(line).wrapping_byte_add(4096).cast();
+        _mm_prefetch::<_MM_HINT_T0>(ahead);
+    }
 }

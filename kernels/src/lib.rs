@@ -4,6 +4,23 @@
 //! operation; the modules named for instruction sets have the same functions in the same order. [`Kernels`] is the
 //! table of functions, chosen once at run time: [`best`] for this machine, [`by_name`] for the user's choice.
 
+/// Passes the rows of activations through the panels, as many together as there is a function for.
+macro_rules! in_blocks {
+    ($panels:ident, $x:ident, $acc:ident, $($rows:literal => $block:path),*) => {
+        let width = $panels.len();
+        assert_eq!($x.len(), width * $acc.len(), "blocks of activations");
+        let (x, acc) = ($x, $acc);
+        $(
+            let (blocks, acc) = acc.as_chunks_mut::<$rows>();
+            let (here, x) = x.split_at(blocks.len() * $rows * width);
+            for (i, acc) in blocks.iter_mut().enumerate() {
+                $block($panels, std::array::from_fn(|t| &here[(i * $rows + t) * width..][..width]), acc);
+            }
+        )*
+        debug_assert!(x.is_empty() && acc.is_empty());
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -25,7 +42,7 @@ use half::{bf16, f16};
 pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
-pub use panel::{PanelQ4_0, PanelQ4K};
+pub use panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 /// One function for every operation, all of one instruction set.
 ///
@@ -51,11 +68,21 @@ pub struct Kernels {
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
+    pub panels_q8_0: fn(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
-    /// `y += a * x`, as the attention adds up values.
-    pub axpy_f32: fn(a: f32, x: &[f32], y: &mut [f32]),
-    pub axpy_f16: fn(a: f32, x: &[f16], y: &mut [f32]),
+    /// `gate = silu(gate) * up`.
+    pub swiglu: fn(gate: &mut [f32], up: &[f32]),
+    /// `x = e^(x - max)`, returns the sum.
+    pub exp_sum: fn(x: &mut [f32], max: f32) -> f32,
+    /// `scores[t][i] = q[t] · keys[i]` for queries [T, dim] and keys [n, dim].
+    pub scores_f32: fn(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]),
+    pub scores_f16: fn(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]),
+    /// `y[t] += sum over i of p[t][i] * values[i]` for values [n, dim], added in the order of the positions i.
+    pub mix_f32: fn(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]),
+    pub mix_f16: fn(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]),
+    pub mix_q8_0: fn(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]),
+    pub mix_q4_0: fn(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]),
 }
 
 /// The tables that this CPU runs, fastest first; `scalar` is always the last.

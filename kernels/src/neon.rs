@@ -31,8 +31,8 @@ use half::{bf16, f16};
 
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K};
-use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::scalar::{self, add_to_lanes, each_score, part_q4_0, part_q8_0, scale_of, sum_lanes};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -53,10 +53,14 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_q4_0: enter!(dot_q4_0(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-        axpy_f32: enter!(axpy_f32(a, x, y)),
-        axpy_f16: enter!(axpy_f16(a, x, y)),
+        scores_f32: enter!(scores_f32(q, dim, keys, scores)),
+        scores_f16: enter!(scores_f16(q, dim, keys, scores)),
+        mix_f32: enter!(mix_f32(p, dim, values, y)),
+        mix_f16: enter!(mix_f16(p, dim, values, y)),
+        ..scalar::TABLE
     };
     is_aarch64_feature_detected!("neon").then_some(&TABLE)
 }
@@ -145,7 +149,7 @@ fn dot_floats<W: Copy>(
     sum_lanes(lanes)
 }
 
-quantized!("neon", dot, dots);
+quantized!("neon", dot, dots, dots_8);
 
 /// `sum` and the products of 16 weights with 16 activations.
 #[target_feature(enable = "neon")]
@@ -176,6 +180,43 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
         }
     }
     vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
+}
+
+/// [`dots`] for weights of 8 bits, of which two products fit an `i16`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn dots_8(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
+    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let word = |part: usize, g: usize| vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g])));
+    // Two sums of each row, of rows 0 and 1 and of rows 2 and 3.
+    let mut sums = [vdupq_n_s32(0); 2];
+    for part in 0..2 {
+        for g in [0, 2] {
+            let (w, x) = ([weights[part][g], weights[part][g + 1]], [word(part, g), word(part, g + 1)]);
+            let low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0]));
+            sums[0] = vpadalq_s16(sums[0], vmlal_s8(low, vget_low_s8(w[1]), vget_low_s8(x[1])));
+            sums[1] = vpadalq_s16(sums[1], vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]));
+        }
+    }
+    vaddq_s32(start, vpaddq_s32(sums[0], sums[1]))
+}
+
+/// The 8-bit weights of rows `4 q..4 q + 4` of sub-block `s`: of its first four lines, then of the others.
+#[target_feature(enable = "neon")]
+#[inline]
+fn weights<const T: usize>(qs: &[i8; 4096], s: usize, q: usize) -> [[int8x16_t; 4]; 2] {
+    let lines: &[[[[[i8; 16]; 4]; 4]; 2]; 8] = bytemuck::cast_ref(qs);
+    let mut out = [[vdupq_n_s8(0); 4]; 2];
+    for part in 0..2 {
+        for g in 0..4 {
+            let quarter = &lines[s][part][g][q];
+            if T == 1 && q == 0 {
+                prefetch(quarter);
+            }
+            out[part][g] = cast(*quarter);
+        }
+    }
+    out
 }
 
 /// The nibbles of rows `4 q..4 q + 4` of sub-block `s`, as bytes: the low ones of the four lines, then the high ones.
@@ -271,15 +312,35 @@ const ROWS: [[u8; 16]; 4] = {
 };
 
 #[target_feature(enable = "neon")]
-fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x);
+fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, |key, q| dot_f32(key, q));
 }
 
 #[target_feature(enable = "neon")]
-fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
-    axpy(a, x, y, |x: [f16; 8]| widen(x), f16::to_f32);
+fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, |key, q| dot_f16(key, q));
 }
 
+#[target_feature(enable = "neon")]
+fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
+    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x));
+}
+
+#[target_feature(enable = "neon")]
+fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
+    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f16; 8]| widen(x), f16::to_f32));
+}
+
+/// Adds the values of all positions to each query's sums.
+fn mix<X>(p: &[f32], dim: usize, values: &[X], y: &mut [f32], axpy: impl Fn(f32, &[X], &mut [f32])) {
+    let positions = values.len() / dim;
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        p.iter().zip(values.chunks_exact(dim)).for_each(|(&p, value)| axpy(p, value, y));
+    }
+}
+
+/// `y += a * x`.
 #[target_feature(enable = "neon")]
 #[inline]
 fn axpy<X: Copy>(

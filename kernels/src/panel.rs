@@ -1,19 +1,98 @@
-//! Panels: 16 rows x 256 columns of 4-bit weights, the superblock of the neuron tile.
+//! Panels: 16 rows x 256 columns of weights, the superblock of the neuron tile and of the trunk's matrices.
 //!
-//! A panel is 2304 bytes: a 256-byte header and 2048 bytes of nibbles, a lossless permutation of sixteen rows'
-//! `Q4_K` blocks or of sixteen rows' eight `Q4_0` blocks. For every sub-block `s` of 32 columns there are four lines of
+//! A panel is a lossless permutation of sixteen rows' standard blocks, so that one vector load serves 8 or 16 rows
+//! against a broadcast word of activations.
+//!
+//! 4 bits: 2304 bytes, a 256-byte header and 2048 bytes of nibbles, from sixteen rows' `Q4_K` blocks or from
+//! sixteen rows' eight `Q4_0` blocks. For every sub-block `s` of 32 columns there are four lines of
 //! 64 bytes; in line `g` byte `4r + i` belongs to row `r` and holds column `4g + i` in its low nibble and column
-//! `16 + 4g + i` in its high nibble. So one vector load serves 8 or 16 rows against a broadcast word of activations.
+//! `16 + 4g + i` in its high nibble.
+//!
+//! 8 bits: 4352 bytes from sixteen rows' eight `Q8_0` blocks. For every sub-block there are eight lines of 64 bytes; in
+//! line `g` byte `4r + i` is row `r`, column `4g + i`.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use crate::blocks::{BlockQ4_0, BlockQ4K};
+use crate::{
+    Kernels,
+    blocks::{BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, DType, QK},
+    dequantize,
+};
 
 /// Rows of a panel.
 pub const PANEL_ROWS: usize = 16;
-/// Bytes of a panel.
+/// Bytes of a panel of 4-bit weights.
 pub const PANEL_BYTES: usize = 2304;
+
+/// Bytes of a panel of this type, or `None` where there are no such panels.
+pub const fn panel_bytes(dtype: DType) -> Option<usize> {
+    match dtype {
+        DType::Q4_0 | DType::Q4_K | DType::Q8_0 => {
+            Some(PANEL_ROWS * QK / dtype.block_len() * dtype.block_bytes())
+        }
+        _ => None,
+    }
+}
+
+/// One of the panel formats.
+pub trait Panel: Pod + Send + Sync {
+    /// Type of the rows that it permutes.
+    const DTYPE: DType;
+    /// A row's standard blocks of 256 columns.
+    type Row: Pod;
+    /// The panel of sixteen rows. Loses nothing.
+    fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self;
+    /// The inverse of [`Panel::from_rows`].
+    fn to_rows(&self) -> [Self::Row; PANEL_ROWS];
+    /// Adds the products of a row of panels with `acc.len()` rows of activations to `acc`.
+    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]);
+
+    /// The 16 x 256 weights in f32.
+    fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]) {
+        for (row, out) in self.to_rows().iter().zip(out) {
+            dequantize(Self::DTYPE, bytemuck::bytes_of(row), out);
+        }
+    }
+}
+
+/// Adds the products of a row of panels with `acc.len()` rows of f32 activations to `acc`, the weights widened to f32:
+/// slow, for comparison.
+pub fn panels_float<P: Panel>(kernels: &Kernels, panels: &[P], x: &[f32], acc: &mut [[f32; PANEL_ROWS]]) {
+    let mut weights = [[0f32; QK]; PANEL_ROWS];
+    for (i, panel) in panels.iter().enumerate() {
+        panel.dequantize(&mut weights);
+        for (x, acc) in x.chunks_exact(panels.len() * QK).zip(&mut *acc) {
+            for (w, acc) in weights.iter().zip(acc) {
+                *acc += (kernels.dot_f32)(w, &x[i * QK..][..QK]);
+            }
+        }
+    }
+}
+
+macro_rules! panel {
+    ($panel:ident, $dtype:ident, $row:ty, $product:ident) => {
+        impl Panel for $panel {
+            const DTYPE: DType = DType::$dtype;
+            type Row = $row;
+
+            fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self {
+                Self::pack(rows)
+            }
+
+            fn to_rows(&self) -> [Self::Row; PANEL_ROWS] {
+                self.unpack()
+            }
+
+            fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
+                (kernels.$product)(panels, x, acc);
+            }
+        }
+    };
+}
+panel!(PanelQ8_0, Q8_0, [BlockQ8_0; 8], panels_q8_0);
+panel!(PanelQ4_0, Q4_0, [BlockQ4_0; 8], panels_q4_0);
+panel!(PanelQ4K, Q4_K, BlockQ4K, panels_q4_k);
 
 /// Sixteen rows of `Q4_K`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
@@ -134,6 +213,48 @@ impl PanelQ4_0 {
     }
 }
 
+/// Sixteen rows of `Q8_0`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct PanelQ8_0 {
+    /// Scale of sub-block `s` of row `r`: `d[s][r]`.
+    pub d: [[f16; 16]; 8],
+    /// Weights: byte `512 s + 64 g + 4 r + i` is column `32 s + 4 g + i` of row `r`.
+    pub qs: [i8; 4096],
+}
+const _: () = assert!(size_of::<PanelQ8_0>() == 4352);
+
+impl PanelQ8_0 {
+    /// Sixteen rows' eight blocks of the same 256 columns as one panel. Loses nothing.
+    pub fn pack(rows: &[[BlockQ8_0; 8]; PANEL_ROWS]) -> Self {
+        let mut panel = Self::zeroed();
+        for (r, row) in rows.iter().enumerate() {
+            for (s, block) in row.iter().enumerate() {
+                panel.d[s][r] = block.d;
+                for (k, &q) in block.qs.iter().enumerate() {
+                    panel.qs[weight_at(s, r, k)] = q;
+                }
+            }
+        }
+        panel
+    }
+
+    /// The inverse of [`PanelQ8_0::pack`].
+    pub fn unpack(&self) -> [[BlockQ8_0; 8]; PANEL_ROWS] {
+        std::array::from_fn(|r| {
+            std::array::from_fn(|s| BlockQ8_0 {
+                d: self.d[s][r],
+                qs: std::array::from_fn(|k| self.qs[weight_at(s, r, k)]),
+            })
+        })
+    }
+}
+
+/// Where column `k` of sub-block `s` of row `r` lies in the `qs` of a panel of 8-bit weights.
+const fn weight_at(s: usize, r: usize, k: usize) -> usize {
+    512 * s + 64 * (k / 4) + 4 * r + k % 4
+}
+
 /// Where the nibbles of columns `k` and `k + 16` (`k < 16`) of sub-block `s` of row `r` lie in a panel's `qs`.
 const fn nibbles_at(s: usize, r: usize, k: usize) -> usize {
     256 * s + 64 * (k / 4) + 4 * r + k % 4
@@ -164,6 +285,14 @@ mod tests {
             prop_assert_eq!(bytes_of(PanelQ4_0::pack(&panel.unpack())), &bytes[..]);
             let rows: [[BlockQ4_0; 8]; 16] = pod_read_unaligned(&bytes);
             prop_assert_eq!(bytes_of(PanelQ4_0::pack(&rows).unpack()), &bytes[..]);
+        }
+
+        #[test]
+        fn q8_0_panels_lose_nothing(bytes in prop::collection::vec(any::<u8>(), size_of::<PanelQ8_0>())) {
+            let panel: PanelQ8_0 = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ8_0::pack(&panel.unpack())), &bytes[..]);
+            let rows: [[BlockQ8_0; 8]; 16] = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ8_0::pack(&rows).unpack()), &bytes[..]);
         }
 
         #[test]

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
@@ -19,10 +19,17 @@ pub(crate) static TABLE: Kernels = Kernels {
     dot_q4_0,
     dot_q4_k,
     dot_q6_k,
+    panels_q8_0,
     panels_q4_0,
     panels_q4_k,
-    axpy_f32,
-    axpy_f16,
+    swiglu,
+    exp_sum,
+    scores_f32,
+    scores_f16,
+    mix_f32,
+    mix_f16,
+    mix_q8_0,
+    mix_q4_0,
 };
 
 /// See [`Kernels::quantize`]. `q = x * (127 / amax)`, rounded half to even, and `d = amax / 127`.
@@ -157,6 +164,24 @@ fn int_dot(w: &[i8], x: &[i8]) -> i32 {
     w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
 }
 
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            let mut part = [0.0; 16];
+            for s in 0..8 {
+                for (r, part) in part.iter_mut().enumerate() {
+                    let weight = |k: usize| i32::from(panel.qs[512 * s + 64 * (k / 4) + 4 * r + k % 4]);
+                    let sum: i32 = (0..32).map(|k| weight(k) * i32::from(x.qs[32 * s + k])).sum();
+                    *part += panel.d[s][r].to_f32() * sum as f32;
+                }
+            }
+            for r in 0..16 {
+                acc[r] += part[r] * x.d;
+            }
+        }
+    }
+}
+
 fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     for (x, acc) in rows(x, panels.len(), acc) {
         for (panel, x) in panels.iter().zip(x) {
@@ -216,16 +241,108 @@ fn nibble_dots(qs: &[u8; 2048], x: &BlockQ8, s: usize) -> [i32; 16] {
     sums
 }
 
-fn axpy_f32(a: f32, x: &[f32], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "columns");
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x;
+/// `e^x` with `x` held within -87 and 88: `2^n e^r` with `n` the nearest whole number of `x / ln 2`, and `e^r` by its Taylor
+/// series to the 7th power, whose error at `ln 2 / 2` is 5e-9.
+pub(crate) fn exp(x: f32) -> f32 {
+    let x = if x.is_nan() { x } else { x.clamp(EXP_LEAST, EXP_MOST) };
+    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
+    let r = (x - n * LN_2_UPPER) - n * LN_2_LOWER;
+    let series = EXP_SERIES.into_iter().fold(0.0, |sum, factor| sum * r + factor);
+    series * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+pub(crate) const EXP_LEAST: f32 = -87.0;
+pub(crate) const EXP_MOST: f32 = 88.0;
+/// The upper 12 bits of ln 2, so that multiples of it are exact, and the rest.
+pub(crate) const LN_2_UPPER: f32 = 0.693_359_4;
+pub(crate) const LN_2_LOWER: f32 = -2.121_944_4e-4;
+/// 1 / 7!, 1 / 6!, …, 1.
+pub(crate) const EXP_SERIES: [f32; 8] =
+    [1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+
+fn swiglu(gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "neurons");
+    for (gate, up) in gate.iter_mut().zip(up) {
+        *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
 }
 
-fn axpy_f16(a: f32, x: &[f16], y: &mut [f32]) {
-    assert_eq!(x.len(), y.len(), "columns");
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += a * x.to_f32();
+fn exp_sum(x: &mut [f32], max: f32) -> f32 {
+    let mut lanes = [0.0; 32];
+    for x in x.chunks_mut(32) {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *x = exp(*x - max);
+            *lane += *x;
+        }
+    }
+    sum_lanes(lanes)
+}
+
+fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, dot_f32);
+}
+
+fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
+    each_score(q, dim, keys, scores, dot_f16);
+}
+
+/// `dot` of every key with every query.
+pub(crate) fn each_score<K>(
+    q: &[f32],
+    dim: usize,
+    keys: &[K],
+    scores: &mut [f32],
+    dot: impl Fn(&[K], &[f32]) -> f32,
+) {
+    let positions = keys.len() / dim;
+    assert_eq!(q.len() / dim * positions, scores.len(), "scores");
+    for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut(positions.max(1))) {
+        for (key, score) in keys.chunks_exact(dim).zip(scores) {
+            *score = dot(key, q);
+        }
+    }
+}
+
+fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
+    mix(p, dim, values.len() / dim, y, |i, k| values[i * dim + k]);
+}
+
+fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
+    mix(p, dim, values.len() / dim, y, |i, k| values[i * dim + k].to_f32());
+}
+
+fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
+    mix_blocks(p, dim, values, y, |block| (block.d, block.qs));
+}
+
+fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+    mix_blocks(p, dim, values, y, |block| (block.d, block.quants()));
+}
+
+/// [`mix`] for blocks: a position's weight times the block's scale is one factor.
+fn mix_blocks<B>(p: &[f32], dim: usize, values: &[B], y: &mut [f32], quants: impl Fn(&B) -> (f16, [i8; 32])) {
+    assert_eq!(dim % 32, 0, "whole blocks");
+    let blocks = dim / 32;
+    let positions = values.len() / blocks;
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        for (p, values) in p.iter().zip(values.chunks_exact(blocks)) {
+            for (block, y) in values.iter().zip(y.chunks_exact_mut(32)) {
+                let (d, qs) = quants(block);
+                let weight = p * d.to_f32();
+                y.iter_mut().zip(qs).for_each(|(y, q)| *y += weight * f32::from(q));
+            }
+        }
+    }
+}
+
+/// Adds the values of all positions, each times its weight, position after position.
+fn mix(p: &[f32], dim: usize, positions: usize, y: &mut [f32], value: impl Fn(usize, usize) -> f32) {
+    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
+    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
+        for (i, &p) in p.iter().enumerate() {
+            for (k, y) in y.iter_mut().enumerate() {
+                *y += p * value(i, k);
+            }
+        }
     }
 }

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
 use half::{bf16, f16};
 use yuan_kernels::blocks::QK;
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, Kernels, PanelQ4_0, PanelQ4K, available, best,
-    by_name, dequantize,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0,
+    available, best, by_name, dequantize,
 };
 
 /// Lengths of rows: a tail of a superblock, several, none, one of them, and many.
@@ -151,7 +151,12 @@ fn a_panel_row_is_sixteen_rows_bit_for_bit() {
         for fill in FILLS {
             let q4_0: Vec<Vec<BlockQ4_0>> = sixteen_rows(columns, fill, random);
             let q4_k: Vec<Vec<BlockQ4K>> = sixteen_rows(columns, fill, random);
+            let q8_0: Vec<Vec<BlockQ8_0>> = sixteen_rows(columns, fill, random);
             let superblocks = 0..columns / QK;
+            let panels_q8_0: Vec<_> = superblocks
+                .clone()
+                .map(|b| PanelQ8_0::pack(&std::array::from_fn(|r| q8_0[r].as_chunks().0[b])))
+                .collect();
             let panels_q4_0: Vec<_> = superblocks
                 .clone()
                 .map(|b| PanelQ4_0::pack(&std::array::from_fn(|r| q4_0[r].as_chunks().0[b])))
@@ -159,9 +164,13 @@ fn a_panel_row_is_sixteen_rows_bit_for_bit() {
             let panels_q4_k: Vec<_> =
                 superblocks.map(|b| PanelQ4K::pack(&std::array::from_fn(|r| q4_k[r][b]))).collect();
             for x in activations(columns, random) {
+                let rows_q8_0: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q8_0)(&q8_0[r], &x)));
                 let rows_q4_0: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_0)(&q4_0[r], &x)));
                 let rows_q4_k: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_k)(&q4_k[r], &x)));
                 for kernels in available() {
+                    let mut acc = [[0.0; 16]];
+                    (kernels.panels_q8_0)(&panels_q8_0, &x, &mut acc);
+                    assert_eq!(acc[0].map(bits), rows_q8_0, "{} q8_0, {columns} of {fill:?}", kernels.name);
                     let mut acc = [[0.0; 16]];
                     (kernels.panels_q4_0)(&panels_q4_0, &x, &mut acc);
                     assert_eq!(acc[0].map(bits), rows_q4_0, "{} q4_0, {columns} of {fill:?}", kernels.name);
@@ -186,22 +195,32 @@ fn a_block_of_rows_is_each_row_bit_for_bit() {
                 }))
             })
             .collect();
+        let q8_0: Vec<PanelQ8_0> = (0..width)
+            .map(|_| {
+                PanelQ8_0::pack(&std::array::from_fn(|_| {
+                    BlockQ8_0::row(QK, Fill::Random, random).as_chunks().0[0]
+                }))
+            })
+            .collect();
         let q4_k: Vec<PanelQ4K> = (0..width)
             .map(|_| PanelQ4K::pack(&std::array::from_fn(|_| BlockQ4K::row(QK, Fill::Random, random)[0])))
             .collect();
         for rows in 0..=35 {
             let x: Vec<BlockQ8> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
             let start: Vec<[f32; 16]> = (0..rows).map(|_| std::array::from_fn(|_| random.float())).collect();
-            let (mut alone_0, mut alone_k) = (start.clone(), start.clone());
+            let (mut alone_8, mut alone_0, mut alone_k) = (start.clone(), start.clone(), start.clone());
             for (t, x) in x.chunks_exact(width).enumerate() {
+                (scalar().panels_q8_0)(&q8_0, x, &mut alone_8[t..=t]);
                 (scalar().panels_q4_0)(&q4_0, x, &mut alone_0[t..=t]);
                 (scalar().panels_q4_k)(&q4_k, x, &mut alone_k[t..=t]);
             }
             for kernels in available() {
-                let (mut acc_0, mut acc_k) = (start.clone(), start.clone());
+                let (mut acc_8, mut acc_0, mut acc_k) = (start.clone(), start.clone(), start.clone());
+                (kernels.panels_q8_0)(&q8_0, &x, &mut acc_8);
                 (kernels.panels_q4_0)(&q4_0, &x, &mut acc_0);
                 (kernels.panels_q4_k)(&q4_k, &x, &mut acc_k);
                 let all = |acc: &[[f32; 16]]| acc.as_flattened().iter().map(|&a| bits(a)).collect::<Vec<_>>();
+                assert_eq!(all(&acc_8), all(&alone_8), "{} q8_0, {rows} rows", kernels.name);
                 assert_eq!(all(&acc_0), all(&alone_0), "{} q4_0, {rows} rows", kernels.name);
                 assert_eq!(all(&acc_k), all(&alone_k), "{} q4_k, {rows} rows", kernels.name);
             }
@@ -241,13 +260,6 @@ fn float_rows_agree_bit_for_bit() {
                 let dots =
                     |k: &Kernels| [(k.dot_f32)(w, x), (k.dot_f16)(w16, x), (k.dot_bf16)(wb16, x)].map(bits);
                 assert_eq!(dots(kernels), dots(scalar()), "dots of {name}, {n} columns");
-                let sums = |k: &Kernels| {
-                    let mut y = [x.to_vec(), x.to_vec()];
-                    (k.axpy_f32)(0.3, w, &mut y[0]);
-                    (k.axpy_f16)(-0.7, w16, &mut y[1]);
-                    y.concat().into_iter().map(bits).collect::<Vec<_>>()
-                };
-                assert_eq!(sums(kernels), sums(scalar()), "axpy of {name}, {n} columns");
             }
         }
     }
@@ -262,7 +274,7 @@ fn every_f16_and_bf16_is_read_alike() {
         for &number in &all {
             let (w16, wb16) = (f16::from_bits(number), bf16::from_bits(number));
             let mut y = [0.0; 8];
-            (kernels.axpy_f16)(1.0, &[w16; 8], &mut y);
+            (kernels.mix_f16)(&[1.0], 8, &[w16; 8], &mut y);
             assert_eq!(bits(y[3]), bits(0.0 + w16.to_f32()), "{} f16 {number:#06x}", kernels.name);
             let one = (kernels.dot_bf16)(&[wb16], &x);
             assert_eq!(bits(one), bits(0.0 + wb16.to_f32()), "{} bf16 {number:#06x}", kernels.name);

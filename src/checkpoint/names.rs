@@ -12,13 +12,13 @@ pub enum Role {
     Embedding,
     /// Output head [V, H].
     Head,
-    /// Weight of an RMS norm [H].
+    /// Weight of an RMS norm \[H\].
     Norm,
     /// q, k, v [P, H] or output [H, P] projection of the attention.
     Attention,
     /// Two-tap convolution of the localized filter [out, in, 2, 1].
     Conv,
-    /// Its bias [out].
+    /// Its bias \[out\].
     ConvBias,
     /// Query, key or value projection of the attention router [E, H].
     Router,

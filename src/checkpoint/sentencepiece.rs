@@ -86,15 +86,7 @@ fn parse_piece(message: &[u8]) -> Result<Piece, String> {
 }
 
 fn kind_of(kind: u64) -> Result<PieceKind, String> {
-    Ok(match kind {
-        1 => PieceKind::Normal,
-        2 => PieceKind::Unknown,
-        3 => PieceKind::Control,
-        4 => PieceKind::UserDefined,
-        5 => PieceKind::Unused,
-        6 => PieceKind::Byte,
-        other => return Err(format!("its type is {other}")),
-    })
+    PieceKind::from_number(kind).ok_or_else(|| format!("its type is {kind}"))
 }
 
 fn text_of(bytes: &[u8]) -> Result<&str, String> {

@@ -2,19 +2,71 @@
 
 use std::{collections::HashSet, path::Path};
 
-use yuan_kernels::DType;
+use yuan_kernels::{DType, panel::panel_bytes};
 
 use super::value::{Metadata, Reader, Value, damaged};
 use crate::error::{Error, Result};
 
-/// ggml's number of the type that tiles are stored in: signed bytes, whose size every reader knows.
+/// ggml's number of the type that panels and tiles are stored in: signed bytes, whose size every reader knows.
 pub const TYPE_I8: u32 = 24;
+/// Key of what the tensors hold, in the order of the tensors ([`Stored::name`]).
+pub const TYPES: &str = "yuan.types";
 /// Alignment where a file does not say.
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// Bytes of the smallest tensor entry: an empty name, no dims, a type and an offset.
 const LEAST_TENSOR: usize = 8 + 4 + 4 + 8;
 /// Bytes of the smallest key with its value.
 const LEAST_KEY: usize = 8 + 4 + 1;
+
+/// How a tensor's weights lie in its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// Row after row of standard blocks.
+    Rows(DType),
+    /// A matrix as panels of sixteen rows.
+    Panels(DType),
+    /// An expert as neuron tiles.
+    Tiles(DType),
+}
+
+impl Stored {
+    /// The spelling of [`TYPES`]: `f32`, `q8_0 panels`, `q4_k tiles`.
+    pub fn name(self) -> String {
+        match self {
+            Self::Rows(dtype) => dtype.name().into(),
+            Self::Panels(dtype) => format!("{} panels", dtype.name()),
+            Self::Tiles(dtype) => format!("{} tiles", dtype.name()),
+        }
+    }
+
+    /// Type of the weights.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Self::Rows(dtype) | Self::Panels(dtype) | Self::Tiles(dtype) => dtype,
+        }
+    }
+
+    /// ggml's number of the type that the tensor has in the file.
+    pub const fn ggml_type(self) -> u32 {
+        match self {
+            Self::Rows(dtype) => dtype as u32,
+            Self::Panels(_) | Self::Tiles(_) => TYPE_I8,
+        }
+    }
+
+    /// The inverse of [`Stored::name`], but for what has no such panels or tiles.
+    fn from_name(name: &str) -> Option<Self> {
+        if let Some(name) = name.strip_suffix(" panels") {
+            return DType::from_name(name).filter(|t| panel_bytes(*t).is_some()).map(Self::Panels);
+        }
+        if let Some(name) = name.strip_suffix(" tiles") {
+            return DType::from_name(name)
+                .filter(|t| matches!(t, DType::Q4_0 | DType::Q4_K))
+                .map(Self::Tiles);
+        }
+        DType::from_name(name).map(Self::Rows)
+    }
+}
 
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,23 +75,12 @@ pub struct TensorDesc {
     pub name: String,
     /// Its dims, innermost first, as GGUF has them.
     pub dims: Vec<u64>,
-    /// ggml's number of its type.
-    pub ggml_type: u32,
+    /// How its weights lie in its bytes.
+    pub stored: Stored,
     /// Offset of its data from the beginning of the file.
     pub offset: u64,
     /// Bytes of its data.
     pub bytes: u64,
-}
-
-impl TensorDesc {
-    /// Name of its type.
-    pub fn type_name(&self) -> &'static str {
-        match DType::from_ggml(self.ggml_type) {
-            Some(dtype) => dtype.name(),
-            None if self.ggml_type == TYPE_I8 => "tiles",
-            None => "other",
-        }
-    }
 }
 
 /// A parsed header.
@@ -95,10 +136,12 @@ impl Header {
             return Err(damaged(path, "general.alignment")(format!("it is {alignment}")));
         }
 
+        let types = metadata.texts(TYPES).map_err(damaged(path, "metadata"))?.unwrap_or_default();
         let mut tensors = Vec::with_capacity(tensor_count as usize);
-        for i in 0..tensor_count {
+        for i in 0..tensor_count as usize {
             let place = format!("tensor {i} at byte {}", r.at());
-            tensors.push(read_tensor(&mut r).map_err(damaged(path, place))?);
+            let stored = types.get(i).map(String::as_str);
+            tensors.push(read_tensor(&mut r, stored).map_err(damaged(path, place))?);
         }
         let bytes = r.at() as u64;
         let data = bytes.next_multiple_of(alignment);
@@ -126,19 +169,27 @@ fn read_metadata(r: &mut Reader<'_>, count: usize, path: &Path) -> Result<Metada
 }
 
 /// A tensor entry; its offset is still relative to the data, and its size unknown.
-fn read_tensor(r: &mut Reader<'_>) -> Result<TensorDesc, String> {
+fn read_tensor(r: &mut Reader<'_>, stored: Option<&str>) -> Result<TensorDesc, String> {
     let name = r.string()?;
     let count = r.u32()?;
     if count > 4 {
         return Err(format!("{name} has {count} dims, more than 4"));
     }
     let dims = (0..count).map(|_| r.u64()).collect::<Result<Vec<_>, _>>()?;
-    Ok(TensorDesc { name, dims, ggml_type: r.u32()?, offset: r.u64()?, bytes: 0 })
+    let ggml_type = r.u32()?;
+    let stored = match (DType::from_ggml(ggml_type), stored) {
+        (Some(dtype), _) => Stored::Rows(dtype),
+        (None, Some(kind)) if ggml_type == TYPE_I8 => Stored::from_name(kind)
+            .filter(|stored| stored.ggml_type() == TYPE_I8)
+            .ok_or_else(|| format!("{name} holds {kind}, which is not read"))?,
+        _ => return Err(format!("{name} has the ggml type {ggml_type}, which is not read")),
+    };
+    Ok(TensorDesc { name, dims, stored, offset: r.u64()?, bytes: 0 })
 }
 
 /// Computes where the tensor's data is, and checks that it is in the file.
 fn locate(tensor: &mut TensorDesc, data: u64, alignment: u64, file: u64) -> Result<(), String> {
-    tensor.bytes = data_bytes(&tensor.dims, tensor.ggml_type)?;
+    tensor.bytes = data_bytes(&tensor.dims, tensor.stored)?;
     if !tensor.offset.is_multiple_of(alignment) {
         return Err(format!("its offset {} is no multiple of {alignment}", tensor.offset));
     }
@@ -157,11 +208,10 @@ fn locate(tensor: &mut TensorDesc, data: u64, alignment: u64, file: u64) -> Resu
 }
 
 /// Bytes of a tensor of these dims and type.
-fn data_bytes(dims: &[u64], ggml_type: u32) -> Result<u64, String> {
-    let (block, bytes) = match DType::from_ggml(ggml_type) {
-        Some(dtype) => (dtype.block_len() as u64, dtype.block_bytes() as u64),
-        None if ggml_type == TYPE_I8 => (1, 1),
-        None => return Err(format!("the ggml type {ggml_type} is not read")),
+fn data_bytes(dims: &[u64], stored: Stored) -> Result<u64, String> {
+    let (block, bytes) = match stored {
+        Stored::Rows(dtype) => (dtype.block_len() as u64, dtype.block_bytes() as u64),
+        Stored::Panels(_) | Stored::Tiles(_) => (1, 1),
     };
     let row = *dims.first().ok_or("it has no dims")?;
     if dims.contains(&0) {

@@ -1,7 +1,5 @@
 //! The shape of a model and its vocabulary as GGUF metadata, in the keys of the authors' llama.cpp fork and our own.
 
-use yuan_kernels::DType;
-
 use super::{
     gguf::TensorDesc,
     value::{Metadata, Value},
@@ -23,13 +21,13 @@ fn architecture_name(architecture: Architecture) -> &'static str {
     }
 }
 
-/// What a file says of the layout of its experts.
+/// What a file says of its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// A standard GGUF file: rows, and convolutions with interleaved taps.
     Standard,
-    /// Our layout; experts are tiles of this type, or rows.
-    Tiles(Option<DType>),
+    /// Our own: panels, tiles, convolutions with split taps.
+    Tiles,
 }
 
 /// The architecture that a file names.
@@ -54,13 +52,7 @@ pub fn read_layout(metadata: &Metadata) -> Result<Layout, String> {
         Some(version) => return Err(format!("version {version} of the layout {LAYOUT}")),
         None => return Err(format!("the layout {LAYOUT} without a version")),
     }
-    match metadata.text("yuan.experts.type")? {
-        None => Ok(Layout::Tiles(None)),
-        Some(name) => match DType::from_name(name) {
-            Some(dtype @ (DType::Q4_K | DType::Q4_0)) => Ok(Layout::Tiles(Some(dtype))),
-            _ => Err(format!("tiles of the type {name}")),
-        },
-    }
+    Ok(Layout::Tiles)
 }
 
 /// The shape of the model. What the authors' converter does not write (the projection, the neurons of an expert, whether the head
@@ -128,7 +120,7 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
     Ok(config)
 }
 
-/// The keys that say what [`read_config`] reads, and for our own layout the type of tiled experts.
+/// The keys that say what [`read_config`] and [`read_layout`] read.
 pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
     let prefix = architecture_name(config.architecture);
     let mut m = Metadata::default();
@@ -154,12 +146,9 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
     m.set("yuan.attention.projection", number(config.projection));
     m.set("yuan.norm_topk_prob", Value::Bool(config.norm_topk));
     m.set("yuan.rope.precision", Value::String(config.rope_precision.name().into()));
-    if let Layout::Tiles(experts) = layout {
+    if layout == Layout::Tiles {
         m.set("yuan.layout", Value::String(LAYOUT.into()));
         m.set("yuan.layout.version", Value::U32(LAYOUT_VERSION));
-        if let Some(dtype) = experts {
-            m.set("yuan.experts.type", Value::String(dtype.name().into()));
-        }
     }
     m
 }
@@ -177,16 +166,9 @@ pub fn read_vocab(metadata: &Metadata) -> Result<Vocab, String> {
         _ => return Err("tokenizer.ggml.token_type does not fit the tokens".into()),
     };
     let pieces = tokens.iter().zip(scores).zip(kinds).map(|((text, &score), &kind)| {
-        let kind = match kind {
-            1 => PieceKind::Normal,
-            2 => PieceKind::Unknown,
-            3 => PieceKind::Control,
-            4 => PieceKind::UserDefined,
-            5 => PieceKind::Unused,
-            6 => PieceKind::Byte,
-            other => return Err(format!("token {text} has the type {other}")),
-        };
-        Ok(Piece { text: text.clone(), score, kind })
+        let known = u64::try_from(kind).ok().and_then(PieceKind::from_number);
+        let kind = known.ok_or_else(|| format!("token {text} has the type {kind}"))?;
+        Ok::<_, String>(Piece { text: text.clone(), score, kind })
     });
     let mut vocab = Vocab::from_pieces(pieces.collect::<Result<_, _>>()?);
     if let (Some(special), Some(Value::U32s(ids))) =

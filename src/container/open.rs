@@ -5,10 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use yuan_kernels::DType;
+use yuan_kernels::{
+    DType,
+    blocks::QK,
+    panel::{PANEL_ROWS, panel_bytes},
+};
 
 use super::{
-    gguf::{Header, TYPE_I8, TensorDesc},
+    gguf::{Header, Stored, TensorDesc},
     map::Bytes,
     metadata::{Layout, read_architecture, read_config, read_layout, read_vocab},
     tiles::TileLayout,
@@ -34,7 +38,7 @@ pub struct Container {
     index: HashMap<String, usize>,
 }
 
-/// A tensor of rows.
+/// A matrix or a vector.
 #[derive(Clone, Debug)]
 pub struct TensorView {
     /// Its name in the file.
@@ -45,7 +49,9 @@ pub struct TensorView {
     pub rows: usize,
     /// Weights of a row; of a convolution, two for each input.
     pub cols: usize,
-    /// The rows, one after another.
+    /// Whether the rows lie as panels of sixteen.
+    pub panels: bool,
+    /// The rows, one after another, or the panels.
     pub bytes: Bytes,
 }
 
@@ -106,12 +112,6 @@ impl Container {
         let layout = read_layout(&header.metadata).map_err(unsupported)?;
         let config = read_config(&header.metadata, &header.tensors)
             .map_err(damaged(path, "the config in the metadata"))?;
-        if let Layout::Tiles(Some(dtype)) = layout
-            && TileLayout::new(config.hidden, config.ffn, dtype).is_none()
-        {
-            let problem = format!("a hidden size of {} has no neuron tiles", config.hidden);
-            return Err(damaged(path, "the config in the metadata")(problem));
-        }
         let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let container = Self { path: path.into(), bytes, header, config, layout, index };
         container.check_tensors()?;
@@ -140,10 +140,10 @@ impl Container {
 
     /// The layout, for people.
     pub fn layout_name(&self) -> String {
-        match self.layout {
-            Layout::Standard => "standard GGUF, rows".into(),
-            Layout::Tiles(None) => "rows".into(),
-            Layout::Tiles(Some(dtype)) => format!("neuron tiles of {}", dtype.name()),
+        match (self.layout, self.tile_layout()) {
+            (Layout::Standard, _) => "standard GGUF, rows".into(),
+            (Layout::Tiles, None) => "rows and panels".into(),
+            (Layout::Tiles, Some(tiles)) => format!("neuron tiles of {}", tiles.dtype.name()),
         }
     }
 
@@ -162,13 +162,20 @@ impl Container {
         Ok(vocab)
     }
 
-    /// A tensor of rows by its name; `None` where there is none, or it holds tiles.
+    /// A matrix or a vector by its name; `None` where there is none, or it holds tiles.
     pub fn tensor(&self, name: &str) -> Option<TensorView> {
         let desc = self.desc(name)?;
-        let dtype = DType::from_ggml(desc.ggml_type)?;
-        let cols = usize::try_from(desc.dims[0]).ok()?;
-        let rows = desc.dims[1..].iter().try_fold(1usize, |n, &d| n.checked_mul(usize::try_from(d).ok()?))?;
-        Some(TensorView { name: name.into(), dtype, rows, cols, bytes: self.data(desc) })
+        let dims = || desc.dims.iter().map(|&d| usize::try_from(d).ok());
+        let outer = dims().skip(1).try_fold(1usize, |n, d| n.checked_mul(d?))?;
+        let inner = dims().next()??;
+        let (dtype, panels, rows, cols) = match desc.stored {
+            Stored::Rows(dtype) => (dtype, false, outer, inner),
+            Stored::Panels(dtype) => {
+                (dtype, true, outer.checked_mul(PANEL_ROWS)?, inner / panel_bytes(dtype)? * QK)
+            }
+            Stored::Tiles(_) => return None,
+        };
+        Some(TensorView { name: name.into(), dtype, rows, cols, panels, bytes: self.data(desc) })
     }
 
     /// The weight of the convolution `name` (`blk.0.conv1`) as [out, 2 in], and how its rows lie.
@@ -206,9 +213,9 @@ impl Container {
 
     /// The shape of tiled experts, where the file has such.
     pub fn tile_layout(&self) -> Option<TileLayout> {
-        match self.layout {
-            Layout::Tiles(Some(dtype)) => TileLayout::new(self.config.hidden, self.config.ffn, dtype),
-            _ => None,
+        match self.desc(&names::tiled_expert(0, 0))?.stored {
+            Stored::Tiles(dtype) => TileLayout::new(self.config.hidden, self.config.ffn, dtype),
+            Stored::Rows(_) | Stored::Panels(_) => None,
         }
     }
 
@@ -253,38 +260,77 @@ impl Container {
         let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let unexpected = self.header.tensors.iter().filter(|t| !known.contains(t.name.as_str()));
         problems.unexpected.extend(unexpected.map(|t| t.name.clone()));
-        for (name, dims) in &expected {
+        for (name, wanted) in &expected {
             let Some(desc) = self.desc(name) else {
                 problems.missing.push(name.clone());
                 continue;
             };
-            let tiled = self.tile_layout().is_some() && desc.ggml_type == TYPE_I8;
-            if significant(&desc.dims) != significant(dims) {
-                problems.misshapen.push(format!("{name}: found {:?}, expected {dims:?}", desc.dims));
-            } else if DType::from_ggml(desc.ggml_type).is_none() && !tiled {
-                problems.misshapen.push(format!("{name}: it holds bytes, not weights"));
+            let dims = wanted.dims(desc.stored);
+            if dims.as_deref().map(significant) != Some(significant(&desc.dims)) {
+                let (kind, found) = (desc.stored.name(), &desc.dims);
+                problems.misshapen.push(match dims {
+                    Some(dims) => format!("{name}: found {found:?}, expected {dims:?}"),
+                    None => format!("{name}: it cannot be {kind}"),
+                });
             }
         }
         if problems.is_empty() { Ok(()) } else { Err(Error::Tensors { path: self.path.clone(), problems }) }
     }
 
-    /// Names and dims (innermost first) of all tensors that the config asks for.
-    fn expected(&self) -> Vec<(String, Vec<u64>)> {
+    /// Names and shapes of all tensors that the config asks for.
+    fn expected(&self) -> Vec<(String, Wanted)> {
         let tiles = self.tile_layout();
-        let one = |spec: TensorSpec| -> Option<(String, Vec<u64>)> {
-            let dims = match (spec.role, tiles) {
+        let one = |spec: TensorSpec| -> Option<(String, Wanted)> {
+            match (spec.role, tiles) {
                 (Role::ExpertIn { layer, expert }, Some(tiles)) => {
-                    let dims = vec![tiles.tile_bytes() as u64, tiles.tiles() as u64];
-                    return Some((names::tiled_expert(layer, expert), dims));
+                    Some((names::tiled_expert(layer, expert), Wanted::Expert(tiles)))
                 }
-                (Role::ExpertOut { .. }, Some(_)) => return None,
-                (Role::Conv, _) if self.layout != Layout::Standard => vec![2 * spec.shape[1], spec.shape[0]],
-                _ => spec.shape.iter().rev().copied().collect(),
-            };
-            Some((spec.gguf, dims.into_iter().map(|d| d as u64).collect()))
+                (Role::ExpertOut { .. }, Some(_)) => None,
+                (Role::Conv, _) if self.layout != Layout::Standard => {
+                    Some((spec.gguf, Wanted::Matrix(vec![spec.shape[0], 2 * spec.shape[1]])))
+                }
+                (Role::Embedding, _) => Some((spec.gguf, Wanted::Rows(spec.shape))),
+                _ => Some((spec.gguf, Wanted::Matrix(spec.shape))),
+            }
         };
         names::tensors(&self.config).into_iter().filter_map(one).collect()
     }
+}
+
+/// What the config asks of a tensor. Shapes have their outermost dim first.
+enum Wanted {
+    /// Any form of this shape.
+    Matrix(Vec<usize>),
+    /// Rows of this shape, which are read one by one.
+    Rows(Vec<usize>),
+    Expert(TileLayout),
+}
+
+impl Wanted {
+    /// The dims (innermost first) that a tensor stored so must have, or `None` where it cannot be stored so.
+    fn dims(&self, stored: Stored) -> Option<Vec<u64>> {
+        match (self, stored) {
+            (Self::Matrix(shape) | Self::Rows(shape), Stored::Rows(_)) => {
+                Some(shape.iter().rev().map(|&d| d as u64).collect())
+            }
+            (Self::Matrix(shape), Stored::Panels(dtype)) => match shape[..] {
+                [rows, cols] => panel_dims(dtype, rows, cols),
+                _ => None,
+            },
+            (Self::Expert(tiles), Stored::Tiles(dtype)) if dtype == tiles.dtype => {
+                Some(vec![tiles.tile_bytes() as u64, tiles.tiles() as u64])
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The dims (innermost first) of a matrix `[rows, cols]` in panels of `dtype`: the bytes of sixteen rows, and how many
+/// sixteens there are. `None` where panels do not cut it.
+pub(super) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u64>> {
+    let fits = rows.is_multiple_of(PANEL_ROWS) && cols.is_multiple_of(QK) && rows > 0 && cols > 0;
+    let panel = panel_bytes(dtype).filter(|_| fits)?;
+    Some(vec![(cols / QK * panel) as u64, (rows / PANEL_ROWS) as u64])
 }
 
 /// Dims without the ones behind the last that counts: GGUF leaves them out at will.

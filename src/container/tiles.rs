@@ -1,12 +1,14 @@
 //! The layout of an expert as neuron tiles (FORMAT.md, "Tiles").
 
-use bytemuck::{cast_slice, cast_slice_mut};
+use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, DType, PanelQ4_0, PanelQ4K,
-    panel::PANEL_ROWS,
+    DType, PanelQ4_0, PanelQ4K,
+    panel::{PANEL_ROWS, Panel},
     tile::{TILE_NEURONS, tile_bytes, tile_panels},
 };
+
+use super::panels::panel_of;
 
 /// The shape of an expert's blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,39 +72,36 @@ impl TileLayout {
         }
     }
 
-    fn pack_as<P: RowPanel>(&self, w1: &[u8], w2: &[u8], blob: &mut [u8]) {
-        let row = self.hidden / TILE_NEURONS * P::ROW_BYTES;
+    fn pack_as<P: Panel>(&self, w1: &[u8], w2: &[u8], blob: &mut [u8]) {
+        let row = self.hidden / TILE_NEURONS * size_of::<P::Row>();
         assert_eq!(w1.len(), 2 * self.ffn * row);
-        assert_eq!(w2.len(), self.hidden * self.tiles() * P::ROW_BYTES);
+        assert_eq!(w2.len(), self.hidden * self.tiles() * size_of::<P::Row>());
         let (gate, up) = w1.split_at(self.ffn * row);
         let tiles = cast_slice_mut::<u8, P>(blob).par_chunks_exact_mut(tile_panels(self.hidden));
         tiles.enumerate().for_each(|(t, tile)| {
             for (i, panel) in tile.iter_mut().enumerate() {
                 let (matrix, first, stride, column) = self.place(t, i);
                 let from = [gate, up, w2][matrix];
-                *panel = P::pack(|r| {
-                    let start = (first + r) * stride * P::ROW_BYTES + column * P::ROW_BYTES;
-                    from.get(start..start + P::ROW_BYTES)
-                });
+                *panel = panel_of(|r| from.get(((first + r) * stride + column) * size_of::<P::Row>()..));
             }
         });
     }
 
-    fn unpack_as<P: RowPanel>(&self, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    fn unpack_as<P: Panel>(&self, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {
         assert_eq!(blob.len(), self.expert_bytes());
-        let row = self.hidden / TILE_NEURONS * P::ROW_BYTES;
+        let row = self.hidden / TILE_NEURONS * size_of::<P::Row>();
         let (mut gate, mut up) = (vec![0; self.ffn * row], vec![0; self.ffn * row]);
-        let mut w2 = vec![0; self.hidden * self.tiles() * P::ROW_BYTES];
+        let mut w2 = vec![0; self.hidden * self.tiles() * size_of::<P::Row>()];
         for (t, tile) in blob.chunks_exact(self.tile_bytes()).enumerate() {
             for (i, panel) in tile.chunks_exact(size_of::<P>()).enumerate() {
                 let (matrix, first, stride, column) = self.place(t, i);
                 let to = [&mut gate, &mut up, &mut w2][matrix].as_mut_slice();
-                bytemuck::pod_read_unaligned::<P>(panel).unpack(|r, bytes| {
-                    let start = (first + r) * stride * P::ROW_BYTES + column * P::ROW_BYTES;
-                    if let Some(to) = to.get_mut(start..start + P::ROW_BYTES) {
-                        to.copy_from_slice(bytes);
+                for (r, row) in bytemuck::pod_read_unaligned::<P>(panel).to_rows().iter().enumerate() {
+                    let start = ((first + r) * stride + column) * size_of::<P::Row>();
+                    if let Some(to) = to.get_mut(start..start + size_of::<P::Row>()) {
+                        to.copy_from_slice(bytemuck::bytes_of(row));
                     }
-                });
+                }
             }
         }
         gate.append(&mut up);
@@ -120,41 +119,5 @@ impl TileLayout {
         } else {
             (2, (i - gate_up) * PANEL_ROWS, self.tiles(), t)
         }
-    }
-}
-
-/// A panel as sixteen pieces of rows, each 256 weights in its standard block type.
-trait RowPanel: bytemuck::Pod + Send + Sync {
-    /// Bytes of 256 weights of one row.
-    const ROW_BYTES: usize;
-    /// A panel of the pieces that `row` gives; a row that is not there is zero.
-    fn pack<'a>(row: impl Fn(usize) -> Option<&'a [u8]>) -> Self;
-    /// Gives the piece of each row to `row`.
-    fn unpack(&self, row: impl FnMut(usize, &[u8]));
-}
-
-impl RowPanel for PanelQ4K {
-    const ROW_BYTES: usize = size_of::<BlockQ4K>();
-
-    fn pack<'a>(row: impl Fn(usize) -> Option<&'a [u8]>) -> Self {
-        let zero: BlockQ4K = bytemuck::Zeroable::zeroed();
-        Self::pack(&std::array::from_fn(|r| row(r).map_or(zero, bytemuck::pod_read_unaligned)))
-    }
-
-    fn unpack(&self, mut row: impl FnMut(usize, &[u8])) {
-        self.unpack().iter().enumerate().for_each(|(r, block)| row(r, bytemuck::bytes_of(block)));
-    }
-}
-
-impl RowPanel for PanelQ4_0 {
-    const ROW_BYTES: usize = 8 * size_of::<BlockQ4_0>();
-
-    fn pack<'a>(row: impl Fn(usize) -> Option<&'a [u8]>) -> Self {
-        let zero: [BlockQ4_0; 8] = bytemuck::Zeroable::zeroed();
-        Self::pack(&std::array::from_fn(|r| row(r).map_or(zero, bytemuck::pod_read_unaligned)))
-    }
-
-    fn unpack(&self, mut row: impl FnMut(usize, &[u8])) {
-        self.unpack().iter().enumerate().for_each(|(r, blocks)| row(r, cast_slice(blocks)));
     }
 }

@@ -3,7 +3,7 @@
 use blake3::Hash;
 
 use super::{
-    gguf::TensorDesc,
+    gguf::{Stored, TYPES, TensorDesc},
     value::{Metadata, Value, write_string},
 };
 
@@ -21,10 +21,8 @@ pub struct NewTensor {
     pub name: String,
     /// Its dims, innermost first.
     pub dims: Vec<u64>,
-    /// ggml's number of its type.
-    pub ggml_type: u32,
-    /// What it holds, for people: the name of the type, or of the tiles' type.
-    pub kind: String,
+    /// How its weights lie in its bytes.
+    pub stored: Stored,
     /// Bytes of its data.
     pub bytes: u64,
 }
@@ -36,15 +34,16 @@ pub struct Writer {
     tensors: Vec<TensorDesc>,
     header_bytes: u64,
     file_bytes: u64,
-    digests: bool,
+    ours: bool,
 }
 
 impl Writer {
-    /// Lays out `tensors` one after another, each at a multiple of `alignment`. With `digests` the file records the BLAKE3
-    /// of every tensor and of its header.
-    pub fn new(mut metadata: Metadata, tensors: &[NewTensor], alignment: u64, digests: bool) -> Self {
+    /// Lays out `tensors` one after another, each at a multiple of `alignment`. A file of our own layout also
+    /// records what every tensor holds, and the BLAKE3 of every tensor and of its header.
+    pub fn new(mut metadata: Metadata, tensors: &[NewTensor], alignment: u64, ours: bool) -> Self {
         metadata.set("general.alignment", Value::U32(alignment as u32));
-        if digests {
+        if ours {
+            metadata.set(TYPES, Value::Strings(tensors.iter().map(|t| t.stored.name()).collect()));
             let zeros = "0".repeat(64);
             metadata.set(HEADER_DIGEST, Value::String(zeros.clone()));
             metadata.set(DIGESTS, Value::Strings(vec![zeros; tensors.len()]));
@@ -54,13 +53,13 @@ impl Writer {
             let offset = at;
             at = (at + t.bytes).next_multiple_of(alignment);
             let (name, dims) = (t.name.clone(), t.dims.clone());
-            TensorDesc { name, dims, ggml_type: t.ggml_type, offset, bytes: t.bytes }
+            TensorDesc { name, dims, stored: t.stored, offset, bytes: t.bytes }
         };
         let mut tensors: Vec<TensorDesc> = tensors.iter().map(place).collect();
         let header_bytes = header(&metadata, &tensors, 0).len() as u64;
         let data = header_bytes.next_multiple_of(alignment);
         tensors.iter_mut().for_each(|t| t.offset += data);
-        Self { metadata, tensors, header_bytes, file_bytes: data + at, digests }
+        Self { metadata, tensors, header_bytes, file_bytes: data + at, ours }
     }
 
     /// Number of tensors.
@@ -92,7 +91,7 @@ impl Writer {
     pub fn header(&self, digests: Option<&[Hash]>) -> Vec<u8> {
         let data = self.header_bytes.next_multiple_of(self.alignment());
         let mut metadata = self.metadata.clone();
-        if let Some(digests) = digests.filter(|_| self.digests) {
+        if let Some(digests) = digests.filter(|_| self.ours) {
             metadata.set(DIGESTS, Value::Strings(digests.iter().map(|h| h.to_hex().to_string()).collect()));
             let digest = blake3::hash(&header(&metadata, &self.tensors, data)).to_hex().to_string();
             metadata.set(HEADER_DIGEST, Value::String(digest));
@@ -123,7 +122,7 @@ pub(super) fn header(metadata: &Metadata, tensors: &[TensorDesc], data: u64) -> 
         write_string(&tensor.name, &mut out);
         out.extend((tensor.dims.len() as u32).to_le_bytes());
         out.extend(tensor.dims.iter().flat_map(|d| d.to_le_bytes()));
-        out.extend(tensor.ggml_type.to_le_bytes());
+        out.extend(tensor.stored.ggml_type().to_le_bytes());
         out.extend((tensor.offset - data).to_le_bytes());
     }
     out

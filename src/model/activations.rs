@@ -4,17 +4,19 @@ use std::sync::OnceLock;
 
 use yuan_kernels::{BlockQ8, Kernels, blocks::QK};
 
+use super::buffer::Buffer;
+
 /// `[rows, cols]` activations. The 8-bit form is made once, by the first product that needs it.
 #[derive(Debug)]
 pub struct Activations {
-    data: Vec<f32>,
+    data: Buffer,
     cols: usize,
-    q8: OnceLock<Vec<BlockQ8>>,
+    q8: OnceLock<Buffer<BlockQ8>>,
 }
 
 impl Activations {
     /// Takes `data` as rows of `cols`.
-    pub fn new(data: Vec<f32>, cols: usize) -> Self {
+    pub fn new(data: Buffer, cols: usize) -> Self {
         debug_assert!(cols > 0 && data.len().is_multiple_of(cols));
         Self { data, cols, q8: OnceLock::new() }
     }
@@ -35,7 +37,7 @@ impl Activations {
     }
 
     /// The rows, owned.
-    pub fn into_data(self) -> Vec<f32> {
+    pub fn into_data(self) -> Buffer {
         self.data
     }
 
@@ -52,7 +54,7 @@ impl Activations {
     /// The 8-bit form: `rows() * blocks()` blocks, row after row.
     pub fn q8(&self, kernels: &Kernels) -> &[BlockQ8] {
         self.q8.get_or_init(|| {
-            let mut out = vec![bytemuck::Zeroable::zeroed(); self.rows() * self.blocks()];
+            let mut out = Buffer::zeroed(self.rows() * self.blocks());
             for (row, blocks) in self.data.chunks_exact(self.cols).zip(out.chunks_exact_mut(self.blocks())) {
                 (kernels.quantize)(row, blocks);
             }
@@ -61,7 +63,9 @@ impl Activations {
     }
 
     /// The rows that `indices` names, in its order.
-    pub fn gather(&self, indices: impl IntoIterator<Item = usize>) -> Self {
-        Self::new(indices.into_iter().flat_map(|r| self.row(r)).copied().collect(), self.cols)
+    pub fn gather(&self, indices: &[usize]) -> Self {
+        let mut data = Buffer::with_capacity(indices.len() * self.cols);
+        indices.iter().for_each(|&r| data.extend_from_slice(self.row(r)));
+        Self::new(data, self.cols)
     }
 }

@@ -1,9 +1,12 @@
 //! Matrix products on the thread pool: the one place that knows kernels and threads.
 
 use rayon::prelude::*;
-use yuan_kernels::{Columns, DType, Kernels};
+use yuan_kernels::{
+    Columns, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0,
+    panel::{PANEL_ROWS, Panel, panels_float},
+};
 
-use super::{activations::Activations, matrix::Matrix};
+use super::{activations::Activations, buffer::Buffer, matrix::Matrix};
 use crate::error::{Error, Result};
 
 /// How quantized weights meet activations.
@@ -28,6 +31,8 @@ pub struct Compute {
 
 /// Weights that are worth a task of their own, in bytes.
 const TASK_BYTES: usize = 128 << 10;
+/// Tokens that pass through a piece of a matrix in panels together.
+const TOKENS: usize = 64;
 
 impl Compute {
     /// `threads` of 0 means all that the process may use. The kernels are the best of this machine, unless the
@@ -66,14 +71,15 @@ impl Compute {
 
     /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so
     /// the result does not depend on the number of threads or of rows of `x`.
-    pub fn product(&self, w: &Matrix, x: &Activations) -> Vec<f32> {
+    pub fn product(&self, w: &Matrix, x: &Activations) -> Buffer {
         debug_assert_eq!(w.cols, x.cols());
-        let mut out = vec![0.0; x.rows() * w.rows];
+        let mut out = Buffer::zeroed(x.rows() * w.rows);
         if self.quantizes(w.dtype) {
             x.q8(self.kernels);
         }
         let row_work = (w.len_bytes() / w.rows).saturating_mul(x.rows()).max(1);
-        let chunk = (TASK_BYTES / row_work).max(1);
+        let grain = if w.panels { PANEL_ROWS } else { 1 };
+        let chunk = (TASK_BYTES / row_work).next_multiple_of(grain).max(grain);
         if chunk >= w.rows {
             Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {
@@ -92,12 +98,18 @@ impl Compute {
 
     /// The rows of `w` that `out` has columns for.
     fn product_rows(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
+        match w.dtype {
+            DType::Q8_0 if w.panels => return self.product_panels::<PanelQ8_0>(w, x, out),
+            DType::Q4_0 if w.panels => return self.product_panels::<PanelQ4_0>(w, x, out),
+            DType::Q4_K if w.panels => return self.product_panels::<PanelQ4K>(w, x, out),
+            _ => {}
+        }
         let mut widened = Vec::new();
         let range = out.range();
         for r in range.clone() {
             let weights = w.row(r);
             if w.dtype.is_quantized() && !self.quantizes(w.dtype) {
-                widened.clear();
+                widened.resize(w.cols, 0.0);
                 w.dequantize_row(r, &mut widened);
             }
             for t in 0..x.rows() {
@@ -105,6 +117,38 @@ impl Compute {
                     [] => self.dot(w.dtype, weights, x, t),
                     widened => (self.kernels.dot_f32)(widened, x.row(t)),
                 };
+            }
+        }
+    }
+
+    /// [`Compute::product_rows`] for a matrix in panels. `out` has whole panel rows. A block of tokens passes through all of
+    /// them before the next: its activations stay in cache, and so do the panels.
+    fn product_panels<P: Panel>(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
+        let groups = out.range().start / PANEL_ROWS..out.range().end / PANEL_ROWS;
+        let mut acc = vec![[0f32; PANEL_ROWS]; TOKENS.min(x.rows())];
+        for first in (0..x.rows()).step_by(TOKENS) {
+            let tokens = TOKENS.min(x.rows() - first);
+            for (i, g) in groups.clone().enumerate() {
+                let panels = w.panel_row::<P>(g);
+                let acc = &mut acc[..tokens];
+                acc.fill([0.0; PANEL_ROWS]);
+                match self.arithmetic {
+                    Arithmetic::Integer => {
+                        let x = &x.q8(self.kernels)[first * x.blocks()..][..tokens * x.blocks()];
+                        P::product(self.kernels, panels, x, acc);
+                    }
+                    Arithmetic::Float => {
+                        panels_float(
+                            self.kernels,
+                            panels,
+                            &x.data()[first * x.cols()..][..tokens * x.cols()],
+                            acc,
+                        );
+                    }
+                }
+                for (t, acc) in acc.iter().enumerate() {
+                    out.row(first + t)[i * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(acc);
+                }
             }
         }
     }

@@ -3,11 +3,13 @@
 use rayon::prelude::*;
 use yuan_kernels::{
     PanelQ4_0, PanelQ4K,
-    tile::{Panel, TOKEN_BLOCK, silu, tile_pass, tile_pass_float},
+    panel::Panel,
+    tile::{TOKEN_BLOCK, tile_pass, tile_pass_float},
 };
 
 use super::{
     activations::Activations,
+    buffer::Buffer,
     compute::{Arithmetic, Compute},
     matrix::Matrix,
     router::{Router, Routing},
@@ -58,10 +60,9 @@ pub struct Mlp {
 
 impl Mlp {
     /// The MLP's output [T, H].
-    pub fn apply(&self, compute: &Compute, m: &Activations) -> Vec<f32> {
-        let mut h = compute.product(&self.gate, m);
-        let up = compute.product(&self.up, m);
-        h.iter_mut().zip(up).for_each(|(h, up)| *h *= silu(up));
+    pub fn apply(&self, compute: &Compute, m: &Activations) -> Buffer {
+        let mut h = compute.product(&self.up, m);
+        (compute.kernels.swiglu)(&mut h, &compute.product(&self.gate, m));
         compute.product(&self.down, &Activations::new(h, self.gate.rows))
     }
 }
@@ -107,18 +108,17 @@ impl Experts {
         pager: &Pager,
         m: &Activations,
         routing: &Routing,
-    ) -> Result<Vec<f32>> {
+    ) -> Result<Buffer> {
         let groups = group(routing);
         let outputs = match self {
-            Self::Rows(experts) => groups
-                .iter()
-                .map(|g| experts[g.expert].apply(compute, &m.gather(g.tokens.iter().copied())))
-                .collect(),
+            Self::Rows(experts) => {
+                groups.iter().map(|g| experts[g.expert].apply(compute, &m.gather(&g.tokens))).collect()
+            }
             Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, pager, *layer, m, &groups)?,
             Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, pager, *layer, m, &groups)?,
         };
         let hidden = m.cols();
-        let mut y = vec![0.0; m.data().len()];
+        let mut y = Buffer::zeroed(m.data().len());
         for (group, output) in groups.iter().zip(outputs) {
             for ((&t, weight), output) in
                 group.tokens.iter().zip(&group.weights).zip(output.chunks_exact(hidden))
@@ -132,14 +132,15 @@ impl Experts {
 
 impl ExpertRows {
     /// `w2 (silu(gate) * up)`, [n, H].
-    fn apply(&self, compute: &Compute, m: &Activations) -> Vec<f32> {
+    fn apply(&self, compute: &Compute, m: &Activations) -> Buffer {
         let ffn = self.w2.cols;
         let u = compute.product(&self.w1, m);
-        let swiglu = |u: &[f32]| -> Vec<f32> {
-            let (gate, up) = u.split_at(ffn);
-            gate.iter().zip(up).map(|(&g, u)| silu(g) * u).collect()
-        };
-        let h = u.chunks_exact(2 * ffn).flat_map(swiglu).collect();
+        let mut h = Buffer::with_capacity(m.rows() * ffn);
+        for u in u.chunks_exact(2 * ffn) {
+            let (start, (gate, up)) = (h.len(), u.split_at(ffn));
+            h.extend_from_slice(gate);
+            (compute.kernels.swiglu)(&mut h[start..], up);
+        }
         compute.product(&self.w2, &Activations::new(h, ffn))
     }
 }
@@ -166,7 +167,7 @@ fn tiled<P: Panel>(
     layer: usize,
     m: &Activations,
     groups: &[Group],
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<Buffer>> {
     let (hidden, tiles) = (m.cols(), pager.tiles());
     let pass = |expert: usize, t: usize, x: &Activations, first: usize, y: &mut [f32]| -> Result<()> {
         let tile: &[P] = bytemuck::cast_slice(pager.tile(layer, expert, t)?);
@@ -181,8 +182,8 @@ fn tiled<P: Panel>(
         }
         Ok(())
     };
-    let inputs: Vec<Activations> = groups.iter().map(|g| m.gather(g.tokens.iter().copied())).collect();
-    let mut outputs: Vec<Vec<f32>> = groups.iter().map(|g| vec![0.0; g.tokens.len() * hidden]).collect();
+    let inputs: Vec<Activations> = groups.iter().map(|g| m.gather(&g.tokens)).collect();
+    let mut outputs: Vec<Buffer> = groups.iter().map(|g| Buffer::zeroed(g.tokens.len() * hidden)).collect();
 
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
     if blocks >= 4 * compute.threads() {
@@ -195,16 +196,16 @@ fn tiled<P: Panel>(
             })
         })?;
     } else {
-        for ((output, x), group) in outputs.iter_mut().zip(&inputs).zip(groups) {
-            let partial = |t: usize| -> Result<Vec<f32>> {
-                let mut y = vec![0.0; output.len()];
-                pass(group.expert, t, x, 0, &mut y)?;
-                Ok(y)
-            };
-            let partials: Vec<_> = compute.run(|| (0..tiles).into_par_iter().map(partial).collect());
-            for partial in partials {
-                output.iter_mut().zip(partial?).for_each(|(o, p)| *o += p);
-            }
+        let partial = |i: usize| -> Result<Vec<f32>> {
+            let (g, t) = (i / tiles, i % tiles);
+            let mut y = vec![0.0; groups[g].tokens.len() * hidden];
+            pass(groups[g].expert, t, &inputs[g], 0, &mut y)?;
+            Ok(y)
+        };
+        let partials: Vec<_> =
+            compute.run(|| (0..groups.len() * tiles).into_par_iter().map(partial).collect());
+        for (i, partial) in partials.into_iter().enumerate() {
+            outputs[i / tiles].iter_mut().zip(partial?).for_each(|(o, p)| *o += p);
         }
     }
     Ok(outputs)

@@ -1,6 +1,6 @@
 //! Localized filtering: two causal two-tap convolutions, a residual and a norm (MODEL.md, "Localized filter").
 
-use super::{activations::Activations, compute::Compute, matrix::Matrix, norm::rms_norm};
+use super::{activations::Activations, buffer::Buffer, compute::Compute, matrix::Matrix, norm::rms_norm};
 
 /// How a convolution's weights lie in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +62,14 @@ impl Filter {
 impl Conv {
     /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`; leaves the last row of `x` there.
     fn apply(&self, compute: &Compute, x: &Activations, last: &mut Vec<f32>) -> Activations {
-        let mut pairs = Vec::with_capacity(2 * x.data().len());
+        let mut pairs = Buffer::with_capacity(2 * x.data().len());
         let mut previous = last.as_slice();
         for current in x.data().chunks_exact(x.cols()) {
             match self.taps {
-                Taps::Split => pairs.extend(previous.iter().chain(current)),
+                Taps::Split => {
+                    pairs.extend_from_slice(previous);
+                    pairs.extend_from_slice(current);
+                }
                 Taps::Interleaved => pairs.extend(previous.iter().zip(current).flat_map(|(p, c)| [*p, *c])),
             }
             previous = current;

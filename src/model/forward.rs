@@ -1,7 +1,10 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
-use super::{Model, feed_forward::FeedForward, norm::rms_norm, rope::rotate, state::State};
+use super::{
+    Model, attention::attend, buffer::Buffer, feed_forward::FeedForward, norm::rms_norm, rope::rotate,
+    state::State,
+};
 use crate::error::{Error, Result};
 
 /// Which rows of logits a call wants.
@@ -33,7 +36,7 @@ pub enum Stage {
 }
 
 /// Sees intermediate results as `(stage, layer, rows)`.
-pub type Probe<'p> = &'p mut dyn FnMut(Stage, usize, &[f32]);
+pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
     /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V].
@@ -59,6 +62,11 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
+        self.compute.run(|| self.run(tokens, state, want, probe))
+    }
+
+    fn run(&self, tokens: &[u32], state: &mut State, want: Want, probe: Probe<'_>) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
 
@@ -76,7 +84,7 @@ impl Model {
                 heads.enumerate().for_each(|(i, head)| rotate(head, &angles[i / config.heads]));
             }
             memory.kv.push(&k, &v);
-            let attended = memory.kv.attend(compute, &q);
+            let attended = attend(compute, &memory.kv, &q);
             let o = compute.product(&layer.o, &attended);
             add(&mut x, &o);
             probe(Stage::InputNorm, l, a.data());
@@ -109,7 +117,7 @@ impl Model {
         };
         let last = rms_norm(rows, &self.final_norm, config.rms_eps);
         probe(Stage::FinalNorm, 0, last.data());
-        Ok(compute.product(&self.head, &last))
+        Ok(compute.product(&self.head, &last).into_vec())
     }
 
     fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
@@ -127,9 +135,11 @@ impl Model {
         Ok(())
     }
 
-    fn embed(&self, tokens: &[u32]) -> Vec<f32> {
-        let mut x = Vec::with_capacity(tokens.len() * self.config.hidden);
-        tokens.iter().for_each(|&id| self.embedding.dequantize_row(id as usize, &mut x));
+    fn embed(&self, tokens: &[u32]) -> Buffer {
+        let mut x = Buffer::zeroed(tokens.len() * self.config.hidden);
+        for (&id, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden)) {
+            self.embedding.dequantize_row(id as usize, x);
+        }
         x
     }
 }

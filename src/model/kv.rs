@@ -1,10 +1,10 @@
-//! The keys and values of one layer, and the attention over them.
+//! The keys and values of one layer, as they are stored.
 
-use half::f16;
-use rayon::prelude::*;
-use yuan_kernels::Kernels;
+use std::ops::Range;
 
-use super::{activations::Activations, compute::Compute};
+use bytemuck::cast_slice_mut;
+use half::{f16, slice::HalfFloatSliceExt};
+use yuan_kernels::{BlockQ4_0, BlockQ8, BlockQ8_0, Kernels, blocks::QK, encode::best_encoders};
 
 /// The type that keys and values are kept in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,14 +14,46 @@ pub enum KvType {
     F16,
     /// 4 bytes a value: for comparison with other implementations.
     F32,
+    /// 8.5 bits a value, in blocks of 32.
+    Q8_0,
+    /// 4.5 bits a value, in blocks of 32.
+    Q4_0,
 }
 
 impl KvType {
-    /// Bytes of one value.
-    pub const fn bytes(self) -> usize {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::F16, Self::F32, Self::Q8_0, Self::Q4_0];
+
+    /// The name of the command line.
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+        }
+    }
+
+    /// The inverse of [`KvType::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.name() == name)
+    }
+
+    /// Values of one block: a head's width must be a multiple of it.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Self::F16 | Self::F32 => 1,
+            Self::Q8_0 | Self::Q4_0 => 32,
+        }
+    }
+
+    /// Bytes of `values` values, a whole number of blocks.
+    pub const fn bytes(self, values: usize) -> usize {
+        match self {
+            Self::F16 => 2 * values,
+            Self::F32 => 4 * values,
+            Self::Q8_0 => values / 32 * size_of::<BlockQ8_0>(),
+            Self::Q4_0 => values / 32 * size_of::<BlockQ4_0>(),
         }
     }
 }
@@ -42,16 +74,31 @@ pub struct KvCache {
 enum Store {
     F16(Vec<f16>),
     F32(Vec<f32>),
+    Q8_0(Vec<BlockQ8_0>),
+    Q4_0(Vec<BlockQ4_0>),
 }
 
 impl KvCache {
-    /// An empty cache.
+    /// An empty cache. `head_dim` is a multiple of the type's blocks.
     pub fn new(heads: usize, head_dim: usize, capacity: usize, kv: KvType) -> Self {
+        let n = heads * head_dim * capacity / kv.block_len();
         let store = || match kv {
-            KvType::F16 => Store::F16(bytemuck::allocation::zeroed_vec(heads * head_dim * capacity)),
-            KvType::F32 => Store::F32(vec![0.0; heads * head_dim * capacity]),
+            KvType::F16 => Store::F16(bytemuck::allocation::zeroed_vec(n)),
+            KvType::F32 => Store::F32(vec![0.0; n]),
+            KvType::Q8_0 => Store::Q8_0(bytemuck::allocation::zeroed_vec(n)),
+            KvType::Q4_0 => Store::Q4_0(bytemuck::allocation::zeroed_vec(n)),
         };
         Self { heads, head_dim, capacity, len: 0, keys: store(), values: store() }
+    }
+
+    /// Heads that share the width of a row.
+    pub fn heads(&self) -> usize {
+        self.heads
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
     }
 
     /// Positions that are filled.
@@ -77,35 +124,75 @@ impl KvCache {
         self.len += rows;
     }
 
-    /// Causal attention of the last T positions: `softmax(q·k / sqrt(head_dim)) v` for `queries` [T, heads * head_dim],
-    /// heads side by side.
-    pub fn attend(&self, compute: &Compute, queries: &[f32]) -> Activations {
-        let width = self.heads * self.head_dim;
-        let first = self.len - queries.len() / width;
-        let mut out = vec![0.0; queries.len()];
-        let head = |(i, (out, q)): (usize, (&mut [f32], &[f32]))| {
-            let (t, h) = (i / self.heads, i % self.heads);
-            self.attend_head(compute.kernels, h, first + t + 1, q, out);
-        };
-        compute.run(|| {
-            let items = out.par_chunks_exact_mut(self.head_dim).zip(queries.par_chunks_exact(self.head_dim));
-            items.enumerate().for_each(head);
-        });
-        Activations::new(out, width)
+    /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given and queries [T, head_dim].
+    pub fn scores(
+        &self,
+        kernels: &Kernels,
+        head: usize,
+        positions: Range<usize>,
+        q: &[f32],
+        scores: &mut [f32],
+    ) {
+        let (dim, at) = (self.head_dim, self.places(head, &positions));
+        match &self.keys {
+            Store::F16(keys) => (kernels.scores_f16)(q, dim, &keys[at], scores),
+            Store::F32(keys) => (kernels.scores_f32)(q, dim, &keys[at], scores),
+            Store::Q8_0(keys) => {
+                quantized_scores(
+                    kernels,
+                    dim,
+                    &keys[at.start / 32..at.end / 32],
+                    q,
+                    scores,
+                    kernels.dot_q8_0,
+                );
+            }
+            Store::Q4_0(keys) => {
+                quantized_scores(
+                    kernels,
+                    dim,
+                    &keys[at.start / 32..at.end / 32],
+                    q,
+                    scores,
+                    kernels.dot_q4_0,
+                );
+            }
+        }
     }
 
-    /// One query of one head against its first `visible` positions.
-    fn attend_head(&self, kernels: &Kernels, head: usize, visible: usize, q: &[f32], out: &mut [f32]) {
-        let start = head * self.capacity * self.head_dim;
-        let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let position = |i: usize| start + i * self.head_dim;
+    /// `y[t] += sum over i of p[t][i] * value of position i` of one head.
+    pub fn mix(&self, kernels: &Kernels, head: usize, positions: Range<usize>, p: &[f32], y: &mut [f32]) {
+        let (dim, at) = (self.head_dim, self.places(head, &positions));
+        match &self.values {
+            Store::F16(values) => (kernels.mix_f16)(p, dim, &values[at], y),
+            Store::F32(values) => (kernels.mix_f32)(p, dim, &values[at], y),
+            Store::Q8_0(values) => (kernels.mix_q8_0)(p, dim, &values[at.start / 32..at.end / 32], y),
+            Store::Q4_0(values) => (kernels.mix_q4_0)(p, dim, &values[at.start / 32..at.end / 32], y),
+        }
+    }
 
-        let mut p: Vec<f32> = (0..visible).map(|i| scale * self.keys.dot(kernels, position(i), q)).collect();
-        let max = p.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        p.iter_mut().for_each(|p| *p = (*p - max).exp());
-        let sum: f32 = p.iter().sum();
-        for (i, p) in p.iter().enumerate() {
-            self.values.axpy(kernels, position(i), p / sum, out);
+    /// Where the values of a head's positions lie.
+    fn places(&self, head: usize, positions: &Range<usize>) -> Range<usize> {
+        let start = head * self.capacity;
+        (start + positions.start) * self.head_dim..(start + positions.end) * self.head_dim
+    }
+}
+
+/// Scores of quantized keys with queries that are quantized as other activations are.
+fn quantized_scores<B>(
+    kernels: &Kernels,
+    dim: usize,
+    keys: &[B],
+    q: &[f32],
+    scores: &mut [f32],
+    dot: fn(&[B], &[BlockQ8]) -> f32,
+) {
+    let blocks = dim / 32;
+    let mut quantized = vec![bytemuck::Zeroable::zeroed(); dim.div_ceil(QK)];
+    for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut((keys.len() / blocks).max(1))) {
+        (kernels.quantize)(q, &mut quantized);
+        for (key, score) in keys.chunks_exact(blocks).zip(scores) {
+            *score = dot(key, &quantized);
         }
     }
 }
@@ -113,26 +200,14 @@ impl KvCache {
 impl Store {
     fn write(&mut self, at: usize, data: &[f32]) {
         match self {
-            Self::F16(store) => {
-                for (s, d) in store[at..].iter_mut().zip(data) {
-                    *s = f16::from_f32(*d);
-                }
-            }
+            Self::F16(store) => store[at..][..data.len()].convert_from_f32_slice(data),
             Self::F32(store) => store[at..][..data.len()].copy_from_slice(data),
-        }
-    }
-
-    fn dot(&self, kernels: &Kernels, at: usize, x: &[f32]) -> f32 {
-        match self {
-            Self::F16(store) => (kernels.dot_f16)(&store[at..][..x.len()], x),
-            Self::F32(store) => (kernels.dot_f32)(&store[at..][..x.len()], x),
-        }
-    }
-
-    fn axpy(&self, kernels: &Kernels, at: usize, a: f32, y: &mut [f32]) {
-        match self {
-            Self::F16(store) => (kernels.axpy_f16)(a, &store[at..][..y.len()], y),
-            Self::F32(store) => (kernels.axpy_f32)(a, &store[at..][..y.len()], y),
+            Self::Q8_0(store) => {
+                (best_encoders().q8_0)(data, cast_slice_mut(&mut store[at / 32..][..data.len() / 32]))
+            }
+            Self::Q4_0(store) => {
+                (best_encoders().q4_0)(data, cast_slice_mut(&mut store[at / 32..][..data.len() / 32]))
+            }
         }
     }
 }

@@ -67,20 +67,20 @@ impl Weights<'_> {
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix> {
-        matrix(self.view(name)?)
+        Matrix::new(self.view(name)?)
     }
 
     /// A projection of the router, in f32 whatever it is stored in: the choice of experts is not left to rounded activations.
     fn router(&self, name: &str) -> Result<Matrix> {
         let weights = self.vector(name)?;
-        let TensorView { rows, cols, .. } = self.view(name)?;
-        Matrix::new(name, DType::F32, rows, cols, Bytes::copy(bytemuck::cast_slice(&weights)))
+        let bytes = Bytes::copy(bytemuck::cast_slice(&weights));
+        Matrix::new(TensorView { dtype: DType::F32, bytes, ..self.view(name)? })
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
         let matrix = self.matrix(name)?;
-        let mut out = Vec::new();
-        (0..matrix.rows).for_each(|r| matrix.dequantize_row(r, &mut out));
+        let mut out = vec![0.0; matrix.rows * matrix.cols];
+        out.chunks_exact_mut(matrix.cols).enumerate().for_each(|(r, out)| matrix.dequantize_row(r, out));
         Ok(out)
     }
 
@@ -130,7 +130,7 @@ impl Weights<'_> {
             ConvLayout::Split => Taps::Split,
             ConvLayout::Interleaved => Taps::Interleaved,
         };
-        Ok(Conv { weight: matrix(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
+        Ok(Conv { weight: Matrix::new(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
     }
 
     fn experts(&self, l: usize) -> Result<Experts> {
@@ -141,7 +141,9 @@ impl Weights<'_> {
                     return Ok(Experts::TilesQ4_0 { layer: l });
                 }
                 ExpertView::Tiles { .. } => return Ok(Experts::TilesQ4K { layer: l }),
-                ExpertView::Rows { w1, w2 } => rows.push(ExpertRows { w1: matrix(w1)?, w2: matrix(w2)? }),
+                ExpertView::Rows { w1, w2 } => {
+                    rows.push(ExpertRows { w1: Matrix::new(w1)?, w2: Matrix::new(w2)? })
+                }
             }
         }
         Ok(Experts::Rows(rows))
@@ -160,8 +162,4 @@ impl Weights<'_> {
         }
         Pager::new(blobs, config.experts, tile_bytes)
     }
-}
-
-fn matrix(view: TensorView) -> Result<Matrix> {
-    Matrix::new(&view.name, view.dtype, view.rows, view.cols, view.bytes)
 }

@@ -1,13 +1,17 @@
 //! A matrix of weights as it lies in the container.
 
-use yuan_kernels::DType;
+use yuan_kernels::{
+    DType,
+    blocks::QK,
+    panel::{PANEL_ROWS, Panel, panel_bytes},
+};
 
 use crate::{
-    container::Bytes,
+    container::{Bytes, TensorView},
     error::{Error, Result},
 };
 
-/// `[rows, cols]` weights, row-major, in one of the block types.
+/// `[rows, cols]` weights in one of the block types, as rows or as panels of sixteen rows.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     /// Type of the weights.
@@ -16,16 +20,19 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs of the product.
     pub cols: usize,
+    /// Whether the rows lie as panels.
+    pub panels: bool,
     bytes: Bytes,
     row_bytes: usize,
 }
 
 impl Matrix {
-    /// Checks that `bytes` is exactly the matrix and aligned for its type.
+    /// Checks that the view's bytes are exactly the matrix and aligned for its type.
     ///
     /// # Errors
-    /// [`Error::Argument`] that names `name` and what is wrong with it.
-    pub fn new(name: &str, dtype: DType, rows: usize, cols: usize, bytes: Bytes) -> Result<Self> {
+    /// [`Error::Argument`] that names the tensor and what is wrong with it.
+    pub fn new(view: TensorView) -> Result<Self> {
+        let TensorView { name, dtype, rows, cols, panels, bytes } = view;
         let fault = |problem: String| Error::Argument(format!("tensor {name}: {problem}"));
         let row_bytes = dtype
             .row_bytes(cols)
@@ -33,16 +40,29 @@ impl Matrix {
         if row_bytes.checked_mul(rows) != Some(bytes.len()) {
             return Err(fault(format!("{} bytes are not {rows} rows of {row_bytes}", bytes.len())));
         }
+        if panels
+            && (panel_bytes(dtype).is_none() || !rows.is_multiple_of(PANEL_ROWS) || !cols.is_multiple_of(QK))
+        {
+            return Err(fault(format!("{rows} rows of {cols} are no panels of {}", dtype.name())));
+        }
         let alignment = if dtype == DType::F32 { 4 } else { 2 };
         if bytes.as_ptr().align_offset(alignment) != 0 {
             return Err(fault(format!("its data is not aligned to {alignment} bytes")));
         }
-        Ok(Self { dtype, rows, cols, bytes, row_bytes })
+        Ok(Self { dtype, rows, cols, panels, bytes, row_bytes })
     }
 
-    /// The bytes of row `r`.
+    /// The bytes of row `r` of a matrix in rows.
     pub fn row(&self, r: usize) -> &[u8] {
+        debug_assert!(!self.panels);
         &self.bytes[r * self.row_bytes..][..self.row_bytes]
+    }
+
+    /// The panels of rows `16 g..16 g + 16` of a matrix in panels.
+    pub fn panel_row<P: Panel>(&self, g: usize) -> &[P] {
+        debug_assert!(self.panels && self.dtype == P::DTYPE);
+        let bytes = PANEL_ROWS * self.row_bytes;
+        bytemuck::cast_slice(&self.bytes[g * bytes..][..bytes])
     }
 
     /// Bytes of the whole matrix.
@@ -50,10 +70,8 @@ impl Matrix {
         self.bytes.len()
     }
 
-    /// Row `r` as f32, added to the end of `out`.
-    pub fn dequantize_row(&self, r: usize, out: &mut Vec<f32>) {
-        let start = out.len();
-        out.resize(start + self.cols, 0.0);
-        yuan_kernels::dequantize(self.dtype, self.row(r), &mut out[start..]);
+    /// Writes row `r` of a matrix in rows to `out` as f32.
+    pub fn dequantize_row(&self, r: usize, out: &mut [f32]) {
+        yuan_kernels::dequantize(self.dtype, self.row(r), out);
     }
 }

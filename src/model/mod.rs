@@ -1,6 +1,10 @@
 //! The forward pass of the Yuan 2.0 family. MODEL.md is the math; [`forward`] reads like it.
 
 mod activations;
+mod attention;
+#[doc(hidden)]
+pub mod bench;
+mod buffer;
 mod compute;
 mod feed_forward;
 mod filter;

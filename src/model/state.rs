@@ -31,12 +31,18 @@ impl State {
     /// An empty state with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Argument`] when that is more memory than can be addressed.
+    /// [`Error::Argument`] when that is more memory than can be addressed, or the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
         let bytes = Self::kv_bytes(config, kv).checked_mul(capacity);
         if bytes.is_none_or(|b| b > 1 << 46) {
             return Err(Error::Argument(format!(
                 "a context of {capacity} tokens is too large; ask for less"
+            )));
+        }
+        if !config.head_dim().is_multiple_of(kv.block_len()) {
+            let (dim, name) = (config.head_dim(), kv.name());
+            return Err(Error::Argument(format!(
+                "heads of {dim} have no key-value cache in {name}; choose f16"
             )));
         }
         let layer = |_| LayerState {
@@ -48,7 +54,7 @@ impl State {
 
     /// Bytes of keys and values that one token takes in all layers.
     pub fn kv_bytes(config: &ModelConfig, kv: KvType) -> usize {
-        2 * config.projection * config.layers * kv.bytes()
+        2 * config.layers * kv.bytes(config.projection)
     }
 
     /// Tokens so far.

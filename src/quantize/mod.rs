@@ -11,5 +11,5 @@ pub use encode::encode;
 use encode::first_non_finite;
 pub use encode_tensor::{Encoded, Source, encode_item};
 pub use options::{Options, fit};
-pub use plan::{Item, Plan, SourceOf};
+pub use plan::{Item, Plan, SourceOf, panels_fit};
 pub use yuan_kernels::DType;

@@ -1,6 +1,10 @@
 //! The plan of a conversion: every tensor of the container with its type and size. A dry run prints it.
 
-use yuan_kernels::DType;
+use yuan_kernels::{
+    DType,
+    blocks::QK,
+    panel::{PANEL_ROWS, panel_bytes},
+};
 
 use super::Options;
 use crate::{
@@ -25,6 +29,8 @@ pub struct Item {
     pub rows: usize,
     /// Columns of the stored matrix.
     pub cols: usize,
+    /// Whether its rows are stored as panels of sixteen.
+    pub panels: bool,
 }
 
 /// The tensors of the checkpoint that an item is made of.
@@ -92,6 +98,7 @@ impl Plan {
                         dtype,
                         rows: 3 * config.ffn.next_multiple_of(TILE_NEURONS),
                         cols: config.hidden,
+                        panels: false,
                     });
                     continue;
                 }
@@ -100,7 +107,10 @@ impl Plan {
                     (SourceOf::Matrix(spec.hf.clone()), options.experts)
                 }
             };
-            items.push(Item { name: spec.gguf.clone(), source, dtype, rows, cols });
+            // Rows of the embedding are read one by one, experts in rows are for checking.
+            let whole = matches!(spec.role, Role::Head | Role::Attention | Role::Conv | Role::Mlp);
+            let panels = whole && panels_fit(dtype, rows, cols);
+            items.push(Item { name: spec.gguf.clone(), source, dtype, rows, cols, panels });
         }
         Ok(Self { config, items, tiles })
     }
@@ -117,6 +127,11 @@ impl Plan {
             self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
         tiles.unwrap_or(0) + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
     }
+}
+
+/// Whether panels cut a matrix of this type and shape.
+pub fn panels_fit(dtype: DType, rows: usize, cols: usize) -> bool {
+    panel_bytes(dtype).is_some() && rows.is_multiple_of(PANEL_ROWS) && cols.is_multiple_of(QK)
 }
 
 impl Item {

@@ -6,7 +6,7 @@
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ4_0, PanelQ4K};
+use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ4_0, PanelQ4K, PanelQ8_0};
 
 use super::{
     plan::{Item, SourceOf},
@@ -16,7 +16,7 @@ use super::{
 /// Blocks, or eights of weights, of the piece that one worker makes at a time; any multiple of 8 gives the same tensor.
 const PIECE: usize = 1024;
 
-/// The stored bytes of a random tensor in place of `item`: row-major blocks, or the panels of neuron tiles. They depend on
+/// The stored bytes of a random tensor in place of `item`: row-major blocks, or the panels of matrices and neuron tiles. They depend on
 /// the seed and on the item's name, shape and type, not on the number of threads.
 ///
 /// Experts have one deviation for both of their matrices, that of their input; padding neurons are random too.
@@ -29,12 +29,13 @@ pub fn random_tensor(item: &Item, seed: u64) -> Vec<u8> {
     };
     let mut out = vec![0; usize::try_from(item.bytes()).expect("a tensor that fits memory")];
     let d = scale.deviation;
-    match (item.dtype, matches!(item.source, SourceOf::Tiles { .. })) {
+    match (item.dtype, item.panels || matches!(item.source, SourceOf::Tiles { .. })) {
         (DType::F32, _) => floats(&mut out, |i| scale.weight(stream, i).to_le_bytes()),
         (DType::F16, _) => floats(&mut out, |i| f16::from_f32(scale.weight(stream, i)).to_le_bytes()),
         (DType::Bf16, _) => floats(&mut out, |i| bf16::from_f32(scale.weight(stream, i)).to_le_bytes()),
         (DType::Q4_0, false) => blocks(&mut out, stream, |block| q4_0(block, d)),
-        (DType::Q8_0, _) => blocks(&mut out, stream, |block| q8_0(block, d)),
+        (DType::Q8_0, false) => blocks(&mut out, stream, |block| q8_0(block, d)),
+        (DType::Q8_0, true) => blocks(&mut out, stream, |panel| panel_q8_0(panel, d)),
         (DType::Q4_K, false) => blocks(&mut out, stream, |block| q4_k(block, d)),
         (DType::Q6_K, _) => blocks(&mut out, stream, |block| q6_k(block, d)),
         (DType::Q4_0, true) => blocks(&mut out, stream, |panel| panel_q4_0(panel, d)),
@@ -113,6 +114,11 @@ fn q6_k(block: &mut BlockQ6K, deviation: f32) {
     block.scales = block.scales.map(|scale| if scale < 0 { -(scale & 63 | 64) } else { scale | 64 });
 }
 
+fn panel_q8_0(panel: &mut PanelQ8_0, deviation: f32) {
+    let d = deviation / SQUARE_BYTE.sqrt();
+    panel.d = panel.d.map(|row| row.map(|random| with_sign_of(random, d)));
+}
+
 fn panel_q4_0(panel: &mut PanelQ4_0, deviation: f32) {
     let d = deviation / SQUARE_NIBBLE.sqrt();
     panel.d = panel.d.map(|row| row.map(|random| with_sign_of(random, d)));
@@ -140,7 +146,7 @@ mod tests {
             true => SourceOf::Tiles { w1: "w1".into(), w2: "w2".into() },
             false => SourceOf::Matrix("w".into()),
         };
-        Item { name: name.into(), source, dtype, rows, cols }
+        Item { name: name.into(), source, dtype, rows, cols, panels: false }
     }
 
     /// The weights of a random tensor, in no order where it is tiles.

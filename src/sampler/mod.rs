@@ -50,7 +50,7 @@ impl Sampler {
         Ok(Self { settings, random: Xoshiro256PlusPlus::seed_from_u64(settings.seed) })
     }
 
-    /// The next token from `logits` [V]. Logits that are not numbers are never chosen.
+    /// The next token from `logits` \[V\]. Logits that are not numbers are never chosen.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         if self.settings.temperature == 0.0 {
             return greedy(logits);

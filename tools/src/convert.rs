@@ -90,7 +90,14 @@ impl<'a> Job<'a> {
         use std::io::Write;
         let mut out = std::io::stdout().lock();
         for tensor in self.conversion.tensors() {
-            writeln!(out, "{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.kind, tensor.bytes, tensor.dims)?;
+            writeln!(
+                out,
+                "{:<36} {:<12} {:>14} {:?}",
+                tensor.name,
+                tensor.stored.name(),
+                tensor.bytes,
+                tensor.dims
+            )?;
         }
         writeln!(
             out,

@@ -33,16 +33,16 @@ pub struct Show {
 pub fn run(show: &Show) -> anyhow::Result<()> {
     let container = Container::open(&show.model)?;
     let config = container.config();
-    let mut types = BTreeMap::<&str, (usize, u64)>::new();
+    let mut types = BTreeMap::<String, (usize, u64)>::new();
     for tensor in container.tensors() {
-        let total = types.entry(tensor.type_name()).or_default();
+        let total = types.entry(tensor.stored.name()).or_default();
         *total = (total.0 + 1, total.1 + tensor.bytes);
     }
     if show.json {
         let tensors: Vec<_> = container
             .tensors()
             .iter()
-            .map(|t| json!({ "name": t.name, "type": t.type_name(), "dims": t.dims, "offset": t.offset, "bytes": t.bytes }))
+            .map(|t| json!({ "name": t.name, "type": t.stored.name(), "dims": t.dims, "offset": t.offset, "bytes": t.bytes }))
             .collect();
         let object = json!({
             "file": show.model, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
@@ -67,7 +67,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
     println!("layout      {}", container.layout_name());
     println!("data        {}", size(container.data_bytes()));
     for (name, (count, bytes)) in types {
-        println!("  {name:<9} {count:>5} tensors, {}", size(bytes));
+        println!("  {name:<12} {count:>5} tensors, {}", size(bytes));
     }
     println!(
         "kernels     {} (this machine has: {})",
@@ -77,7 +77,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
     if show.tensors {
         println!();
         for t in container.tensors() {
-            println!("{:<36} {:<6} {:>12} {:?}", t.name, t.type_name(), t.bytes, t.dims);
+            println!("{:<36} {:<12} {:>12} {:?}", t.name, t.stored.name(), t.bytes, t.dims);
         }
     }
     Ok(())

@@ -19,7 +19,7 @@ pub struct RunArgs {
     /// Threads; all by default
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
     pub threads: usize,
-    /// Type of the key-value cache
+    /// Type of the key-value cache: f16, q8_0, q4_0 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub kv: KvType,
     /// Rotary convention in place of the container's: mixed, f32 or hfbf16
@@ -54,11 +54,7 @@ impl RunArgs {
 }
 
 fn kv_type(name: &str) -> Result<KvType, String> {
-    match name {
-        "f16" => Ok(KvType::F16),
-        "f32" => Ok(KvType::F32),
-        _ => Err("choose f16 or f32".into()),
-    }
+    KvType::from_name(name).ok_or_else(|| "choose f16, q8_0, q4_0 or f32".into())
 }
 
 /// Parses a rotary convention.

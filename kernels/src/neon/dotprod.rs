@@ -25,6 +25,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             dot_q4_0: enter!(dot_q4_0(w, x)),
             dot_q4_k: enter!(dot_q4_k(w, x)),
             dot_q6_k: enter!(dot_q6_k(w, x)),
+            panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
             panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
             panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
             ..*neon
@@ -33,7 +34,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     TABLE.as_ref()
 }
 
-quantized!("neon,dotprod", sdot, dots);
+quantized!("neon,dotprod", sdot, dots, dots);
 
 /// `sum` and the products of 16 weights with 16 activations.
 #[target_feature(enable = "neon,dotprod")]

@@ -1,9 +1,10 @@
 //! The products of quantized weights, once for every way to multiply bytes.
 
 /// The functions of `scalar` from `dot_q8_0` to `panels_q4_k`, with the instructions `$features`. `$dot` adds the
-/// products of 16 weights and 16 activations to 4 sums, `$dots` those of 4 rows of a sub-block to a sum for each row.
+/// products of 16 weights and 16 activations to 4 sums, `$dots` those of 4 rows of a sub-block to a sum for each row, and so does `$dots_8` for weights of
+/// 8 bits.
 macro_rules! quantized {
-    ($features:literal, $dot:ident, $dots:ident) => {
+    ($features:literal, $dot:ident, $dots:ident, $dots_8:ident) => {
         #[target_feature(enable = $features)]
         fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
             assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
@@ -123,6 +124,11 @@ macro_rules! quantized {
         }
 
         #[target_feature(enable = $features)]
+        fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q8_0::<4, 1>, 2 => block_q8_0::<2, 1>, 1 => block_q8_0::<1, 4>);
+        }
+
+        #[target_feature(enable = $features)]
         fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
             in_blocks!(panels, x, acc, 4 => block_q4_0::<4, 1>, 2 => block_q4_0::<2, 1>, 1 => block_q4_0::<1, 4>);
         }
@@ -133,6 +139,40 @@ macro_rules! quantized {
         }
 
         /// `T` rows of activations pass `V` quarters of the panel's rows at a time.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q8_0<const T: usize, const V: usize>(
+            panels: &[PanelQ8_0],
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                for group in 0..4 / V {
+                    let mut part = [[vdupq_n_f32(0.0); V]; T];
+                    for s in 0..8 {
+                        for v in 0..V {
+                            let q = group * V + v;
+                            let d = widen_rows(&panel.d[s], q);
+                            let weights = weights::<T>(&panel.qs, s, q);
+                            for t in 0..T {
+                                let dots = vcvtq_f32_s32($dots_8(vdupq_n_s32(0), &weights, &x[t][i], s));
+                                part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, dots));
+                            }
+                        }
+                    }
+                    for t in 0..T {
+                        for v in 0..V {
+                            let q = group * V + v;
+                            let part = vmulq_n_f32(part[t][v], x[t][i].d);
+                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part));
+                        }
+                    }
+                }
+            }
+        }
+
+        /// The same for `Q4_0`.
         #[target_feature(enable = $features)]
         #[inline]
         pub(super) fn block_q4_0<const T: usize, const V: usize>(
@@ -208,22 +248,5 @@ macro_rules! quantized {
                 }
             }
         }
-    };
-}
-
-/// Passes the rows of activations through the panels, as many together as there is a function for.
-macro_rules! in_blocks {
-    ($panels:ident, $x:ident, $acc:ident, $($rows:literal => $block:path),*) => {
-        let width = $panels.len();
-        assert_eq!($x.len(), width * $acc.len(), "blocks of activations");
-        let (x, acc) = ($x, $acc);
-        $(
-            let (blocks, acc) = acc.as_chunks_mut::<$rows>();
-            let (here, x) = x.split_at(blocks.len() * $rows * width);
-            for (i, acc) in blocks.iter_mut().enumerate() {
-                $block($panels, std::array::from_fn(|t| &here[(i * $rows + t) * width..][..width]), acc);
-            }
-        )*
-        debug_assert!(x.is_empty() && acc.is_empty());
     };
 }

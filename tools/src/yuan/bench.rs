@@ -23,6 +23,7 @@ use yuan_tools::{
 Examples:
   yuan bench model.gguf
   yuan bench model.gguf -p 512 -n 128 -r 5 --threads 4 --json
+  yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
 pub struct Bench {
     #[command(flatten)]
@@ -33,6 +34,9 @@ pub struct Bench {
     /// Tokens to generate (0: no decode)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128)]
     tokens: usize,
+    /// Tokens that are in the context before the decoding starts; by default the prompt
+    #[arg(long, short, value_name = "N")]
+    depth: Option<usize>,
     /// Repetitions
     #[arg(long, short, value_name = "N", default_value_t = 3)]
     repeat: usize,
@@ -54,22 +58,27 @@ impl Bench {
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
         let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
 
+        let depth = self.depth.unwrap_or(self.prompt);
+        let run =
+            |state: &mut State, tokens: std::ops::Range<usize>, batch: usize| -> anyhow::Result<Duration> {
+                let tokens: Vec<u32> = tokens.map(token).collect();
+                let start = Instant::now();
+                for batch in tokens.chunks(batch) {
+                    model.forward(batch, state, Want::Last)?;
+                    ensure!(!stopped(), "stopped on request");
+                }
+                Ok(start.elapsed())
+            };
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for _ in 0..self.repeat {
-            let mut state = State::new(model.config(), self.prompt + self.tokens, self.run.kv)?;
-            let prompt: Vec<u32> = (0..self.prompt).map(token).collect();
-            let start = Instant::now();
-            for batch in prompt.chunks(BATCH) {
-                model.forward(batch, &mut state, Want::Last)?;
-                ensure!(!stopped(), "stopped on request");
+            let mut state = State::new(model.config(), self.prompt.max(depth) + self.tokens, self.run.kv)?;
+            prefill.push(run(&mut state, 0..self.prompt, BATCH)?);
+            if depth < self.prompt {
+                state = State::new(model.config(), depth + self.tokens, self.run.kv)?;
             }
-            prefill.push(start.elapsed());
-            let start = Instant::now();
-            for i in 0..self.tokens {
-                model.forward(&[token(self.prompt + i)], &mut state, Want::Last)?;
-                ensure!(!stopped(), "stopped on request");
-            }
-            decode.push(start.elapsed());
+            let filled = state.position();
+            run(&mut state, filled..depth, BATCH)?;
+            decode.push(run(&mut state, depth..depth + self.tokens, 1)?);
         }
 
         let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
@@ -79,7 +88,7 @@ impl Bench {
         if self.json {
             let object = json!({
                 "model": self.run.model, "kernels": model.kernels(), "threads": model.threads(),
-                "prompt": self.prompt, "tokens": self.tokens, "repeat": self.repeat,
+                "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
                 "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
                 "bytes_per_token": bytes, "weights_gb_per_second": streamed, "memory_gb_per_second": bandwidth,
             });
@@ -92,7 +101,7 @@ impl Bench {
         println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
         let share = 100.0 * streamed / bandwidth;
         println!(
-            "decode     {decode:.2} tok/s ({} tokens), {streamed:.1} GB/s of weights, {share:.0} % of memory",
+            "decode     {decode:.2} tok/s ({} tokens behind {depth}), {streamed:.1} GB/s of weights, {share:.0} % of memory",
             self.tokens
         );
         Ok(())

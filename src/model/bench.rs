@@ -1,0 +1,104 @@
+//! The forward pass's two kinds of work on their own, for benchmarks against other programs. Not part of the interface.
+
+use yuan_kernels::DType;
+
+use super::{
+    activations::Activations,
+    buffer::Buffer,
+    compute::{Arithmetic, Compute},
+    feed_forward::Experts,
+    matrix::Matrix,
+    router::Routing,
+};
+use crate::{
+    container::{Bytes, TensorView, TileLayout, pack_panels},
+    error::Result,
+    pager::Pager,
+};
+
+/// The model's threads and kernels.
+#[derive(Debug)]
+pub struct Bench(Compute);
+
+/// A matrix of the trunk.
+#[derive(Debug)]
+pub struct Trunk(Matrix);
+
+/// A layer of experts in tiles.
+#[derive(Debug)]
+pub struct Layer {
+    experts: Experts,
+    pager: Pager,
+    hidden: usize,
+}
+
+impl Bench {
+    /// `threads` of 0 means all.
+    ///
+    /// # Errors
+    /// As for a model.
+    pub fn new(threads: usize) -> Result<Self> {
+        Compute::new(threads, Arithmetic::Integer).map(Self)
+    }
+
+    /// Name of the kernels in use.
+    pub fn kernels(&self) -> &'static str {
+        self.0.kernels.name
+    }
+
+    /// Runs `work` on the threads, as a whole pass runs: what it calls then wakes none that sleep.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.run(work)
+    }
+
+    /// `x wᵀ`, quantization of `x` included.
+    pub fn product(&self, w: &Trunk, x: &[f32]) -> Buffer {
+        self.0.product(&w.0, &Activations::new(copied(x), w.0.cols))
+    }
+
+    /// The layer's output for the tokens `x`, each with its experts and their shares.
+    ///
+    /// # Errors
+    /// Those of the pager.
+    pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
+        let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
+        let x = Activations::new(copied(x), layer.hidden);
+        layer.experts.apply(&self.0, &layer.pager, &x, &routing)
+    }
+}
+
+fn copied(x: &[f32]) -> Buffer {
+    let mut buffer = Buffer::with_capacity(x.len());
+    buffer.extend_from_slice(x);
+    buffer
+}
+
+impl Trunk {
+    /// A matrix of the bytes of its rows, which lie as they are or, as a container of ours has them, in panels.
+    ///
+    /// # Errors
+    /// Where they are not exactly the matrix, or there are no such panels.
+    pub fn new(dtype: DType, rows: usize, cols: usize, panels: bool, bytes: &[u8]) -> Result<Self> {
+        let bytes = match panels {
+            true => Bytes::copy(&pack_panels(dtype, cols, bytes)),
+            false => Bytes::copy(bytes),
+        };
+        Matrix::new(TensorView { name: "bench".into(), dtype, rows, cols, panels, bytes }).map(Self)
+    }
+}
+
+impl Layer {
+    /// A layer of the blobs of its experts.
+    ///
+    /// # Errors
+    /// Where a blob is not an expert of this layout.
+    pub fn new(layout: TileLayout, experts: &[Vec<u8>]) -> Result<Self> {
+        let blobs = experts.iter().map(|blob| Bytes::copy(blob)).collect();
+        let pager = Pager::new(blobs, experts.len(), layout.tile_bytes())?;
+        let experts = match layout.dtype {
+            DType::Q4_0 => Experts::TilesQ4_0 { layer: 0 },
+            _ => Experts::TilesQ4K { layer: 0 },
+        };
+        Ok(Self { experts, pager, hidden: layout.hidden })
+    }
+}
