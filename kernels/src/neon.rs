@@ -20,6 +20,7 @@
 #[macro_use]
 mod quantized;
 
+mod attention;
 pub(crate) mod dotprod;
 pub(crate) mod i8mm;
 
@@ -29,10 +30,11 @@ use std::arch::{asm, is_aarch64_feature_detected};
 use bytemuck::cast;
 use half::{bf16, f16};
 
+use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
-use crate::scalar::{self, add_to_lanes, each_score, part_q4_0, part_q8_0, scale_of, sum_lanes};
+use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -56,11 +58,14 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+        swiglu: enter!(swiglu(gate, up)),
+        exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),
         scores_f16: enter!(scores_f16(q, dim, keys, scores)),
         mix_f32: enter!(mix_f32(p, dim, values, y)),
         mix_f16: enter!(mix_f16(p, dim, values, y)),
-        ..scalar::TABLE
+        mix_q8_0: enter!(mix_q8_0(p, dim, values, y)),
+        mix_q4_0: enter!(mix_q4_0(p, dim, values, y)),
     };
     is_aarch64_feature_detected!("neon").then_some(&TABLE)
 }
@@ -107,12 +112,12 @@ fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
 
 #[target_feature(enable = "neon")]
 fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
-    dot_floats(w, x, |w: [f32; 8]| cast(w), |w| w)
+    dot_floats(w, [x], |w: [f32; 8]| cast(w), |w| w)[0]
 }
 
 #[target_feature(enable = "neon")]
 fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
-    dot_floats(w, x, |w: [f16; 8]| widen(w), f16::to_f32)
+    dot_floats(w, [x], |w: [f16; 8]| widen(w), f16::to_f32)[0]
 }
 
 #[target_feature(enable = "neon")]
@@ -121,32 +126,56 @@ fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
         let w = cast(w);
         [vshll_n_u16::<16>(vget_low_u16(w)), vshll_high_n_u16::<16>(w)].map(|w| vreinterpretq_f32_u32(w))
     };
-    dot_floats(w, x, eight, bf16::to_f32)
+    dot_floats(w, [x], eight, bf16::to_f32)[0]
 }
 
+/// One row of weights with `T` rows of activations, each in the lanes of a single one.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dot_floats<W: Copy>(
+fn dot_floats<W: Copy, const T: usize>(
     w: &[W],
-    x: &[f32],
+    x: [&[f32]; T],
     eight: impl Fn([W; 8]) -> [float32x4_t; 2],
     one: impl Fn(W) -> f32,
-) -> f32 {
-    assert_eq!(w.len(), x.len(), "columns");
-    let ((w, w_tail), (x, x_tail)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
-    let mut lanes = [[vdupq_n_f32(0.0); 2]; 4];
-    for (w, x) in w.iter().zip(x) {
-        let (w, x): (_, &[[[f32; 4]; 2]; 4]) = (w.as_chunks::<8>().0, bytemuck::cast_ref(x));
-        for v in 0..4 {
-            let w = eight(w[v]);
-            for i in 0..2 {
-                lanes[v][i] = vaddq_f32(lanes[v][i], vmulq_f32(w[i], cast(x[v][i])));
+) -> [f32; T] {
+    let (whole, tail) = w.as_chunks::<32>();
+    let mut lanes = [[[vdupq_n_f32(0.0); 2]; 4]; T];
+    let mut xs = [&[][..]; T];
+    for t in 0..T {
+        assert_eq!(w.len(), x[t].len(), "columns");
+        xs[t] = &x[t].as_chunks::<32>().0[..whole.len()];
+    }
+    for (i, w) in whole.iter().enumerate() {
+        for (v, w) in w.as_chunks::<8>().0.iter().enumerate() {
+            let w = eight(*w);
+            for t in 0..T {
+                let x: [float32x4_t; 2] = cast(xs[t][i].as_chunks::<8>().0[v]);
+                for h in 0..2 {
+                    lanes[t][v][h] = vaddq_f32(lanes[t][v][h], vmulq_f32(w[h], x[h]));
+                }
             }
         }
     }
-    let mut lanes = cast(lanes);
-    add_to_lanes(&mut lanes, w_tail, x_tail, one);
-    sum_lanes(lanes)
+    let mut out = [0.0; T];
+    for t in 0..T {
+        if tail.is_empty() {
+            out[t] = sum_32(cast(lanes[t]));
+        } else {
+            let mut lanes = cast(lanes[t]);
+            add_to_lanes(&mut lanes, tail, &x[t][32 * whole.len()..], &one);
+            out[t] = sum_lanes(lanes);
+        }
+    }
+    out
+}
+
+/// The upper half of the lanes onto the lower half, until one is left.
+#[target_feature(enable = "neon")]
+#[inline]
+fn sum_32(v: [float32x4_t; 8]) -> f32 {
+    let [a, b, c, d] = [0, 1, 2, 3].map(|i| vaddq_f32(v[i], v[i + 4]));
+    let four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
+    vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
 }
 
 quantized!("neon", dot, dots, dots_8);
@@ -165,18 +194,10 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
     let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     // Four sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s16(0); 2];
-    for part in 0..2 {
-        let x = cast(xs[s][part]);
-        let words = [
-            vdupq_laneq_s32::<0>(x),
-            vdupq_laneq_s32::<1>(x),
-            vdupq_laneq_s32::<2>(x),
-            vdupq_laneq_s32::<3>(x),
-        ];
-        for g in 0..4 {
-            let (w, x) = (nibbles[part][g], vreinterpretq_s8_s32(words[g]));
-            sums[0] = vmlal_s8(sums[0], vget_low_s8(w), vget_low_s8(x));
-            sums[1] = vmlal_high_s8(sums[1], w, x);
+    for (w, x) in nibbles.iter().zip(xs[s]) {
+        for (w, x) in w.iter().zip(words(cast(x))) {
+            sums[0] = vmlal_s8(sums[0], vget_low_s8(*w), vget_low_s8(x));
+            sums[1] = vmlal_high_s8(sums[1], *w, x);
         }
     }
     vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
@@ -186,19 +207,27 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
 #[target_feature(enable = "neon")]
 #[inline]
 fn dots_8(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let word = |part: usize, g: usize| vreinterpretq_s8_s32(vdupq_n_s32(cast(xs[s][part][g])));
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
     // Two sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s32(0); 2];
-    for part in 0..2 {
+    for (w, x) in weights.iter().zip(xs[s]) {
+        let words = words(cast(x));
         for g in [0, 2] {
-            let (w, x) = ([weights[part][g], weights[part][g + 1]], [word(part, g), word(part, g + 1)]);
+            let (w, x) = ([w[g], w[g + 1]], [words[g], words[g + 1]]);
             let low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(x[0]));
             sums[0] = vpadalq_s16(sums[0], vmlal_s8(low, vget_low_s8(w[1]), vget_low_s8(x[1])));
             sums[1] = vpadalq_s16(sums[1], vmlal_high_s8(vmull_high_s8(w[0], x[0]), w[1], x[1]));
         }
     }
     vaddq_s32(start, vpaddq_s32(sums[0], sums[1]))
+}
+
+/// Each word of four activations, for all rows.
+#[target_feature(enable = "neon")]
+#[inline]
+fn words(x: int32x4_t) -> [int8x16_t; 4] {
+    [vdupq_laneq_s32::<0>(x), vdupq_laneq_s32::<1>(x), vdupq_laneq_s32::<2>(x), vdupq_laneq_s32::<3>(x)]
+        .map(|word| vreinterpretq_s8_s32(word))
 }
 
 /// The 8-bit weights of rows `4 q..4 q + 4` of sub-block `s`: of its first four lines, then of the others.
@@ -310,56 +339,6 @@ const ROWS: [[u8; 16]; 4] = {
     }
     rows
 };
-
-#[target_feature(enable = "neon")]
-fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
-    each_score(q, dim, keys, scores, |key, q| dot_f32(key, q));
-}
-
-#[target_feature(enable = "neon")]
-fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
-    each_score(q, dim, keys, scores, |key, q| dot_f16(key, q));
-}
-
-#[target_feature(enable = "neon")]
-fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
-    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f32; 8]| cast(x), |x| x));
-}
-
-#[target_feature(enable = "neon")]
-fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
-    mix(p, dim, values, y, |a, x, y| axpy(a, x, y, |x: [f16; 8]| widen(x), f16::to_f32));
-}
-
-/// Adds the values of all positions to each query's sums.
-fn mix<X>(p: &[f32], dim: usize, values: &[X], y: &mut [f32], axpy: impl Fn(f32, &[X], &mut [f32])) {
-    let positions = values.len() / dim;
-    assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
-    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
-        p.iter().zip(values.chunks_exact(dim)).for_each(|(&p, value)| axpy(p, value, y));
-    }
-}
-
-/// `y += a * x`.
-#[target_feature(enable = "neon")]
-#[inline]
-fn axpy<X: Copy>(
-    a: f32,
-    x: &[X],
-    y: &mut [f32],
-    eight: impl Fn([X; 8]) -> [float32x4_t; 2],
-    one: impl Fn(X) -> f32,
-) {
-    assert_eq!(x.len(), y.len(), "columns");
-    let ((x, x_tail), (y, y_tail)) = (x.as_chunks::<8>(), y.as_chunks_mut::<8>());
-    for (&x, y) in x.iter().zip(y) {
-        let (x, before): (_, [float32x4_t; 2]) = (eight(x), cast(*y));
-        *y = cast([0, 1].map(|i| vaddq_f32(before[i], vmulq_n_f32(x[i], a))));
-    }
-    for (&x, y) in x_tail.iter().zip(y_tail) {
-        *y += a * one(x);
-    }
-}
 
 /// Eight numbers in f32.
 #[target_feature(enable = "neon")]

@@ -14,7 +14,7 @@ use std::sync::LazyLock;
 
 use bytemuck::cast;
 
-use super::dotprod::{block_q4_0, block_q4_k};
+use super::dotprod::{block_q4_0, block_q4_k, block_q8_0};
 use super::*;
 
 /// The table, where this CPU has the instructions.
@@ -24,6 +24,8 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         Some(Kernels {
             name: "neon_i8mm",
             // SAFETY: `TABLE` holds these only where this CPU has NEON, `sdot` and `smmla`.
+            panels_q8_0: |panels, x, acc| unsafe { panels_q8_0(panels, x, acc) },
+            // SAFETY: as above.
             panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
             // SAFETY: as above.
             panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
@@ -31,6 +33,12 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         })
     });
     TABLE.as_ref()
+}
+
+#[target_feature(enable = "neon,dotprod,i8mm")]
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks!(panels, x, acc,
+        8 => pairs_q8_0::<8, 4>, 4 => pairs_q8_0::<4, 2>, 2 => block_q8_0::<2, 1>, 1 => block_q8_0::<1, 4>);
 }
 
 #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -48,43 +56,70 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 /// `T` rows of activations in `P` pairs.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
+fn pairs_q8_0<const T: usize, const P: usize>(
+    panels: &[PanelQ8_0],
+    x: [&[BlockQ8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    for (i, panel) in panels.iter().enumerate() {
+        let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
+        scaled_pairs::<T, P>(&panel.d, |s, q| weights::<T>(&panel.qs, s, q), x, [[0; 8]; T], acc);
+    }
+}
+
+/// The same for `Q4_0`.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+#[inline]
 fn pairs_q4_0<const T: usize, const P: usize>(
     panels: &[PanelQ4_0],
     x: [&[BlockQ8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
-    let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
     for (i, panel) in panels.iter().enumerate() {
-        let mut pairs = [[[vdupq_n_s8(0); 4]; P]; 8];
-        let mut starts = [[[0; 2]; P]; 8];
-        for p in 0..P {
-            let (a, b) = (&x[2 * p][i], &x[2 * p + 1][i]);
-            pair_up(&mut pairs, p, a, b);
-            let (a, b) = (minus_eights(a.sums), minus_eights(b.sums));
-            for s in 0..8 {
-                starts[s][p] = [a[s], b[s]];
+        let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
+        let starts = x.map(|x| minus_eights(x.sums));
+        scaled_pairs::<T, P>(&panel.d, |s, q| nibbles::<T>(&panel.qs, s, q), x, starts, acc);
+    }
+}
+
+/// A panel with a scale for each sub-block `s`, whose integer sums begin at `starts[t][s]`.
+#[target_feature(enable = "neon,dotprod,i8mm")]
+#[inline]
+fn scaled_pairs<const T: usize, const P: usize>(
+    d: &[[f16; 16]; 8],
+    weights: impl Fn(usize, usize) -> [[int8x16_t; 4]; 2],
+    x: [&BlockQ8; T],
+    starts: [[i32; 8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
+    let mut pairs = [[[vdupq_n_s8(0); 4]; P]; 8];
+    let mut start_pairs = [[[0; 2]; P]; 8];
+    for p in 0..P {
+        pair_up(&mut pairs, p, x[2 * p], x[2 * p + 1]);
+        for s in 0..8 {
+            start_pairs[s][p] = [starts[2 * p][s], starts[2 * p + 1][s]];
+        }
+    }
+    for q in 0..4 {
+        let mut part = [[vdupq_n_f32(0.0); 2]; P];
+        for s in 0..8 {
+            let d = widen_rows(&d[s], q);
+            let d = [vzip1q_f32(d, d), vzip2q_f32(d, d)];
+            let w = rows_in_pairs(&weights(s, q));
+            for p in 0..P {
+                let start = vreinterpretq_s32_s64(vdupq_n_s64(cast(start_pairs[s][p])));
+                for h in 0..2 {
+                    let dots = vcvtq_f32_s32(dots(start, &w[h], &pairs[s][p]));
+                    part[p][h] = vaddq_f32(part[p][h], vmulq_f32(d[h], dots));
+                }
             }
         }
-        for q in 0..4 {
-            let mut part = [[vdupq_n_f32(0.0); 2]; P];
-            for s in 0..8 {
-                let d = widen_rows(&panel.d[s], q);
-                let d = [vzip1q_f32(d, d), vzip2q_f32(d, d)];
-                let w = rows_in_pairs(&nibbles::<T>(&panel.qs, s, q));
-                for p in 0..P {
-                    let start = vreinterpretq_s32_s64(vdupq_n_s64(cast(starts[s][p])));
-                    for h in 0..2 {
-                        let dots = vcvtq_f32_s32(dots(start, &w[h], &pairs[s][p]));
-                        part[p][h] = vaddq_f32(part[p][h], vmulq_f32(d[h], dots));
-                    }
-                }
-            }
-            for p in 0..P {
-                let parts = [vuzp1q_f32(part[p][0], part[p][1]), vuzp2q_f32(part[p][0], part[p][1])];
-                for j in 0..2 {
-                    let (acc, d) = (&mut acc[2 * p + j][q], x[2 * p + j][i].d);
-                    *acc = cast(vaddq_f32(cast(*acc), vmulq_n_f32(parts[j], d)));
-                }
+        for p in 0..P {
+            let parts = [vuzp1q_f32(part[p][0], part[p][1]), vuzp2q_f32(part[p][0], part[p][1])];
+            for j in 0..2 {
+                let (acc, d) = (&mut acc[2 * p + j][q], x[2 * p + j].d);
+                *acc = cast(vaddq_f32(cast(*acc), vmulq_n_f32(parts[j], d)));
             }
         }
     }

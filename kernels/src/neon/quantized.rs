@@ -1,8 +1,8 @@
 //! The products of quantized weights, once for every way to multiply bytes.
 
 /// The functions of `scalar` from `dot_q8_0` to `panels_q4_k`, with the instructions `$features`. `$dot` adds the
-/// products of 16 weights and 16 activations to 4 sums, `$dots` those of 4 rows of a sub-block to a sum for each row, and so does `$dots_8` for weights of
-/// 8 bits.
+/// products of 16 weights and 16 activations to 4 sums; `$dots` adds those of 4 rows of a sub-block to a sum for each
+/// row, and so does `$dots_8` where the weights have 8 bits.
 macro_rules! quantized {
     ($features:literal, $dot:ident, $dots:ident, $dots_8:ident) => {
         #[target_feature(enable = $features)]
@@ -141,13 +141,14 @@ macro_rules! quantized {
         /// `T` rows of activations pass `V` quarters of the panel's rows at a time.
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q8_0<const T: usize, const V: usize>(
+        pub(super) fn block_q8_0<const T: usize, const V: usize>(
             panels: &[PanelQ8_0],
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
             for (i, panel) in panels.iter().enumerate() {
+                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
                 for group in 0..4 / V {
                     let mut part = [[vdupq_n_f32(0.0); V]; T];
                     for s in 0..8 {
@@ -156,7 +157,7 @@ macro_rules! quantized {
                             let d = widen_rows(&panel.d[s], q);
                             let weights = weights::<T>(&panel.qs, s, q);
                             for t in 0..T {
-                                let dots = vcvtq_f32_s32($dots_8(vdupq_n_s32(0), &weights, &x[t][i], s));
+                                let dots = vcvtq_f32_s32($dots_8(vdupq_n_s32(0), &weights, x[t], s));
                                 part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, dots));
                             }
                         }
@@ -164,7 +165,7 @@ macro_rules! quantized {
                     for t in 0..T {
                         for v in 0..V {
                             let q = group * V + v;
-                            let part = vmulq_n_f32(part[t][v], x[t][i].d);
+                            let part = vmulq_n_f32(part[t][v], x[t].d);
                             acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part));
                         }
                     }
