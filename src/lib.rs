@@ -22,6 +22,8 @@ pub mod sampler;
 
 pub mod session;
 
+pub mod capi;
+
 pub use error::{Error, Result};
 
 /// Names of the kernels that this machine runs, the best first.

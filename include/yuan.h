@@ -1,0 +1,451 @@
+/*
+ * Yuan2.0-M32 on the machine you own: the C interface of libyuan.
+ *
+ * Generated from src/capi by cbindgen; tests/header.rs keeps it current. Rules that hold for every function:
+ *
+ * Status. A function that can fail returns a yuan_status and writes its results through pointers, only when it succeeds.
+ *   yuan_last_error() says what went wrong in words.
+ * Handles. A yuan_something* is a number that points to nothing. A handle that is null, freed, or of another kind gives
+ *   YUAN_ERROR_HANDLE. Who makes a handle frees it; freeing NULL is fine, freeing twice is an error and no more. An object that another
+ *   thread frees while a call uses it lives until that call returns.
+ * Threads. "Any thread": at any time, from any thread. "One call at a time": from any thread, and while another call is using the
+ *   object the answer is YUAN_ERROR_BUSY. Any number of sessions may run on one engine at once.
+ * Memory. Pointers are valid for what the function says until it returns; the library keeps none of them, but the log callback
+ *   with its data. Texts are UTF-8. What the library returns as a pointer belongs to the library.
+ * Buffers. The caller brings them, with their capacity. The length that the answer needs is always written; with capacity 0 (the
+ *   buffer may then be NULL) nothing else is, and a capacity that is too small gives YUAN_ERROR_BUFFER_TOO_SMALL.
+ * Callbacks. NULL where none is wanted. They must return: no C++ exception and no longjmp may leave them. They may call the library,
+ *   but the objects of the call that they come from are busy.
+ */
+
+
+#ifndef YUAN_H
+#define YUAN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * The version of this interface. A program compares it with what yuan_abi_version() says.
+ */
+#define YUAN_ABI_VERSION 1
+
+/**
+ * What a call returns. Values never change their meaning; new ones may come.
+ */
+enum yuan_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * It worked.
+     */
+    YUAN_OK = 0,
+    /**
+     * An argument is null, misaligned, out of range, no UTF-8, or makes no sense.
+     */
+    YUAN_ERROR_ARGUMENT = 1,
+    /**
+     * A handle is null, was freed, or is of another kind.
+     */
+    YUAN_ERROR_HANDLE = 2,
+    /**
+     * The session or the sampler is in use by another call, in another thread or around a callback.
+     */
+    YUAN_ERROR_BUSY = 3,
+    /**
+     * A callback or yuan_session_cancel stopped the call.
+     */
+    YUAN_ERROR_CANCELLED = 4,
+    /**
+     * A buffer has no room for the answer; the length that it needs was written.
+     */
+    YUAN_ERROR_BUFFER_TOO_SMALL = 5,
+    /**
+     * The context has no room for more tokens.
+     */
+    YUAN_ERROR_CONTEXT_FULL = 6,
+    /**
+     * The operating system refused to open, read or write a file.
+     */
+    YUAN_ERROR_FILE = 7,
+    /**
+     * A file is damaged, truncated, or not what its name says.
+     */
+    YUAN_ERROR_BAD_FILE = 8,
+    /**
+     * A file is sound, but asks for something that is not built.
+     */
+    YUAN_ERROR_UNSUPPORTED = 9,
+    /**
+     * The disk has no room for an output.
+     */
+    YUAN_ERROR_DISK_FULL = 10,
+    /**
+     * There is not enough memory.
+     */
+    YUAN_ERROR_MEMORY = 11,
+    /**
+     * A mistake in the library: please report it with the message. The handles of the call can only be freed.
+     */
+    YUAN_ERROR_INTERNAL = 12,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum yuan_status yuan_status;
+#else
+typedef int32_t yuan_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Why an answer ended.
+ */
+enum yuan_finish
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : int32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+    /**
+     * With the model's end token, which is not shown, or another stop of the sampler.
+     */
+    YUAN_FINISH_STOP = 0,
+    /**
+     * As many tokens as were asked for.
+     */
+    YUAN_FINISH_LENGTH = 1,
+    /**
+     * A callback or yuan_session_cancel ended it.
+     */
+    YUAN_FINISH_CANCELLED = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum yuan_finish yuan_finish;
+#else
+typedef int32_t yuan_finish;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * An open model with its tokenizer, shared by any number of sessions and threads. A handle: it points to nothing.
+ */
+typedef struct yuan_engine yuan_engine;
+
+/**
+ * How to open a model. A handle: it points to nothing.
+ */
+typedef struct yuan_engine_options yuan_engine_options;
+
+/**
+ * How the next token is chosen, and where the stream of choices stands. For one call at a time. A handle: it points to nothing.
+ */
+typedef struct yuan_sampler yuan_sampler;
+
+/**
+ * One sequence of tokens on an engine, for one call at a time. A handle: it points to nothing.
+ */
+typedef struct yuan_session yuan_session;
+
+/**
+ * How to make a session. A handle: it points to nothing.
+ */
+typedef struct yuan_session_options yuan_session_options;
+
+/**
+ * Hears a log line: its level (1 error, 2 warning, 3 information, 4 debug, 5 trace) and its text, which stands until the
+ * callback returns. Called from any thread, also from several at once. It must not call the library.
+ */
+typedef void (*yuan_log_callback)(int32_t level, const char *message, void *user_data);
+
+/**
+ * Hears how many of `total` tokens are done, on the thread that made the call. Another value than 0 stops the call, which returns
+ * YUAN_ERROR_CANCELLED.
+ */
+typedef int32_t (*yuan_progress_callback)(uint64_t done, uint64_t total, void *user_data);
+
+/**
+ * Hears the next piece of an answer, on the thread that made the call: a token, and the text that can be shown now, UTF-8 of `length` bytes
+ * with a NUL behind it. The text is empty while a character or a possible stop string is incomplete; what is held back comes
+ * with the next token, or at the end with the last token again. It stands until the callback returns. Another value than 0 ends
+ * the answer.
+ */
+typedef int32_t (*yuan_token_callback)(uint32_t token, const char *text, size_t length, void *user_data);
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * The version of the interface that the library was built with: `YUAN_ABI_VERSION` of its header. Any thread.
+ */
+uint32_t yuan_abi_version(void);
+
+/**
+ * The version of the library, as "0.1.0". The text is static. Any thread.
+ */
+const char *yuan_version(void);
+
+/**
+ * The message of the last call of this thread that failed: what is wrong, where, and what to do about it, in English
+ * and UTF-8. Empty when none failed. The text belongs to the library and stands until the next call of this thread
+ * fails. Any thread.
+ */
+const char *yuan_last_error(void);
+
+/**
+ * The name of a status ("YUAN_ERROR_BUSY"), or "unknown". The text is static. Any thread.
+ */
+const char *yuan_status_name(int32_t status);
+
+/**
+ * How many handles are open, of all kinds together: 0 when everything was freed. Any thread.
+ */
+size_t yuan_live_handles(void);
+
+/**
+ * Sends log lines up to `level` (1 errors only, 2 warnings too, 3 information, 4 debug, 5 all) to a callback; NULL turns the log
+ * off, which it is at first. A thread that is in the old callback at that moment stays in it until it returns. Any thread.
+ */
+yuan_status yuan_log_set(yuan_log_callback callback,
+                         int32_t level,
+                         void *user_data);
+
+/**
+ * Makes options: all threads, everything else as the model says. Free them with yuan_engine_options_free; an engine keeps
+ * nothing of them. Any thread.
+ */
+yuan_status yuan_engine_options_new(yuan_engine_options **options);
+
+/**
+ * Frees options. NULL is nothing to free. Any thread.
+ */
+yuan_status yuan_engine_options_free(yuan_engine_options *options);
+
+/**
+ * Threads that compute; 0 for all that the process may use. Any thread.
+ */
+yuan_status yuan_engine_options_set_threads(yuan_engine_options *options, size_t threads);
+
+/**
+ * The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. Any thread.
+ */
+yuan_status yuan_engine_options_set_rope(yuan_engine_options *options,
+                                         const char *rope);
+
+/**
+ * 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. Any thread.
+ */
+yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
+                                          int32_t on);
+
+/**
+ * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file is mapped: it must not be
+ * changed or truncated while the engine is open. Free the engine with yuan_engine_free. Any thread.
+ */
+yuan_status yuan_engine_open(const char *path,
+                             const yuan_engine_options *options,
+                             yuan_engine **engine);
+
+/**
+ * Frees an engine. Its sessions go on: the model goes with the last of them. NULL is nothing to free. Any thread.
+ */
+yuan_status yuan_engine_free(yuan_engine *engine);
+
+/**
+ * How many tokens the vocabulary has: as many logits a session gives. Any thread.
+ */
+yuan_status yuan_engine_vocab_size(const yuan_engine *engine, size_t *size);
+
+/**
+ * The width of the model: as many numbers an embedding has. Any thread.
+ */
+yuan_status yuan_engine_hidden_size(const yuan_engine *engine, size_t *size);
+
+/**
+ * What the model is and how it runs, as a JSON object of which keys may be added: its shape, layout, kernels, threads. Writes
+ * up to `capacity` bytes to `json`, the NUL among them, and the bytes that it needs to `needed`. Any thread.
+ */
+yuan_status yuan_engine_describe(const yuan_engine *engine,
+                                 char *json,
+                                 size_t capacity,
+                                 size_t *needed);
+
+/**
+ * What the engine did so far, as a JSON object of which keys may be added: the bytes of experts that all sessions read. `json`,
+ * `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+ */
+yuan_status yuan_engine_statistics(const yuan_engine *engine,
+                                   char *json,
+                                   size_t capacity,
+                                   size_t *needed);
+
+/**
+ * The tokens of a text, UTF-8 of `length` bytes. With `parse_special` (not 0) special strings such as `<sep>` become special tokens:
+ * for what a program composed; with 0 they are text: for what a person wrote. Nothing is added at either end. Writes up to
+ * `capacity` tokens, and how many there are to `count`; with capacity 0 `tokens` may be NULL. Any thread.
+ */
+yuan_status yuan_tokenize(const yuan_engine *engine,
+                          const char *text,
+                          size_t length,
+                          int32_t parse_special,
+                          uint32_t *tokens,
+                          size_t capacity,
+                          size_t *count);
+
+/**
+ * The text of tokens, special tokens as their strings, and what is no UTF-8 as U+FFFD. Tokens outside the vocabulary are nothing.
+ * Writes up to `capacity` bytes with a NUL at the end, and the bytes that it needs, the NUL among them, to `needed`. Any thread.
+ */
+yuan_status yuan_detokenize(const yuan_engine *engine,
+                            const uint32_t *tokens,
+                            size_t count,
+                            char *text,
+                            size_t capacity,
+                            size_t *needed);
+
+/**
+ * The tokens of a conversation in the form of the model's own template: `count` turns, each with a role ("system", "user",
+ * "assistant") and a content, NUL-terminated. Special strings in them stay text. With `add_generation_prompt` (not 0) the
+ * conversation is closed so that the model answers. `tokens`, `capacity` and `needed` are as in yuan_tokenize. Any thread.
+ */
+yuan_status yuan_chat_tokenize(const yuan_engine *engine,
+                               const char *const *roles,
+                               const char *const *contents,
+                               size_t count,
+                               int32_t add_generation_prompt,
+                               uint32_t *tokens,
+                               size_t capacity,
+                               size_t *needed);
+
+/**
+ * The id of a special token: "eod" (ends an answer), "sep" (ends a prompt) or "pad"; `YUAN_ERROR_ARGUMENT` where the model has none.
+ * Any thread.
+ */
+yuan_status yuan_special_token(const yuan_engine *engine,
+                               const char *name,
+                               uint32_t *token);
+
+/**
+ * Makes options: the context that the model was made for, a key-value cache in f16. Free them with
+ * yuan_session_options_free; a session keeps nothing of them. Any thread.
+ */
+yuan_status yuan_session_options_new(yuan_session_options **options);
+
+/**
+ * Frees options. NULL is nothing to free. Any thread.
+ */
+yuan_status yuan_session_options_free(yuan_session_options *options);
+
+/**
+ * Room for this many tokens, prompt and answer; 0 for what the model was made for. Memory is used as the session fills. One call
+ * at a time.
+ */
+yuan_status yuan_session_options_set_context(yuan_session_options *options,
+                                             size_t tokens);
+
+/**
+ * The type of the key-value cache: "f16", "q8_0", "q4_0" or "f32". One call at a time.
+ */
+yuan_status yuan_session_options_set_kv_type(yuan_session_options *options, const char *kv_type);
+
+/**
+ * Makes an empty session on an engine; `options` may be NULL. Free it with yuan_session_free. Any thread.
+ */
+yuan_status yuan_session_new(const yuan_engine *engine,
+                             const yuan_session_options *options,
+                             yuan_session **session);
+
+/**
+ * Frees a session; a call that is using it in another thread is cancelled. NULL is nothing to free. Any thread.
+ */
+yuan_status yuan_session_free(yuan_session *session);
+
+/**
+ * Stops the call that is using the session: it returns YUAN_ERROR_CANCELLED (yuan_session_generate: YUAN_OK, with a finish that
+ * says so) after the tokens that are in work. Does nothing when no call is using it. Any thread.
+ */
+yuan_status yuan_session_cancel(const yuan_session *session);
+
+/**
+ * How many tokens the session holds, and, where `context` is not NULL, how many it has room for. One call at a time.
+ */
+yuan_status yuan_session_position(const yuan_session *session,
+                                  size_t *position);
+
+/**
+ * Runs `count` tokens behind those that the session holds; the logits are then those of the last. `progress` may be NULL.
+ * When it fails the session stands where it stopped: yuan_session_position says where. One call at a time.
+ */
+yuan_status yuan_session_eval(yuan_session *session,
+                              const uint32_t *tokens,
+                              size_t count,
+                              yuan_progress_callback progress,
+                              void *user_data);
+
+/**
+ * Copies the logits of the last token, one for every token of the vocabulary. `capacity` and `count` are as with every buffer. One
+ * call at a time.
+ */
+yuan_status yuan_session_logits(const yuan_session *session,
+                                float *logits,
+                                size_t capacity,
+                                size_t *count);
+
+/**
+ * Chooses the next token from the logits of the last. It is not run: yuan_session_eval does that. One call at a time, for the
+ * session and for the sampler.
+ */
+yuan_status yuan_session_sample(yuan_session *session,
+                                yuan_sampler *sampler,
+                                uint32_t *token);
+
+/**
+ * Makes a sampler that always takes the best token. Every setter below starts its stream of choices anew. Free it with
+ * yuan_sampler_free. Any thread.
+ */
+yuan_status yuan_sampler_new(yuan_sampler **sampler);
+
+/**
+ * Frees a sampler. NULL is nothing to free. Any thread.
+ */
+yuan_status yuan_sampler_free(yuan_sampler *sampler);
+
+/**
+ * Divides the logits; 0, the default, always takes the best token. One thread at a time.
+ */
+yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler, float temperature);
+
+/**
+ * Keeps the k best tokens; 0, the default, keeps all. One thread at a time.
+ */
+yuan_status yuan_sampler_set_top_k(yuan_sampler *sampler, size_t k);
+
+/**
+ * Keeps the fewest best tokens whose probabilities reach this sum; 1, the default, keeps all. One thread at a time.
+ */
+yuan_status yuan_sampler_set_top_p(yuan_sampler *sampler,
+                                   float p);
+
+/**
+ * The same seed gives the same choices from the same logits. One thread at a time.
+ */
+yuan_status yuan_sampler_set_seed(yuan_sampler *sampler, uint64_t seed);
+
+/**
+ * Chooses up to `most` tokens after those that the session holds, and shows each to `on_token`. `finish` may be NULL. One call at
+ * a time, for the session and for the sampler.
+ */
+yuan_status yuan_session_generate(yuan_session *session,
+                                  yuan_sampler *sampler,
+                                  size_t most,
+                                  yuan_token_callback on_token,
+                                  void *user_data,
+                                  yuan_finish *finish);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* YUAN_H */

@@ -1,0 +1,86 @@
+//! Facts and figures: single numbers, and JSON for all the rest.
+
+use std::ffi::c_char;
+
+use serde_json::json;
+
+use super::{
+    args::{Buffer, Out},
+    border::call,
+    engine::{ENGINES, yuan_engine},
+    status::yuan_status,
+};
+
+/// How many tokens the vocabulary has: as many logits a session gives. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_vocab_size(engine: *const yuan_engine, size: *mut usize) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let out = unsafe { Out::new("the place of the size", size) }?;
+        out.write(ENGINES.get(engine)?.model.config().vocab);
+        Ok(())
+    })
+}
+
+/// The width of the model: as many numbers an embedding has. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_hidden_size(
+    engine: *const yuan_engine,
+    size: *mut usize,
+) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let out = unsafe { Out::new("the place of the size", size) }?;
+        out.write(ENGINES.get(engine)?.model.config().hidden);
+        Ok(())
+    })
+}
+
+/// What the model is and how it runs, as a JSON object of which keys may be added: its shape, layout, kernels, threads. Writes
+/// up to `capacity` bytes to `json`, the NUL among them, and the bytes that it needs to `needed`. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_describe(
+    engine: *const yuan_engine,
+    json: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
+        let engine = ENGINES.get(engine)?;
+        let config = engine.model.config();
+        let description = json!({
+            "layout": engine.container.layout_name(),
+            "vocab": config.vocab,
+            "hidden": config.hidden,
+            "layers": config.layers,
+            "heads": config.heads,
+            "experts": config.experts,
+            "experts_used": config.experts_used,
+            "context": config.context,
+            "kernels": engine.model.kernels(),
+            "threads": engine.model.threads(),
+            "weights_bytes": engine.container.data_bytes(),
+            "bytes_per_token": engine.model.bytes_per_token(),
+        });
+        buffer.fill_text(&description.to_string())
+    })
+}
+
+/// What the engine did so far, as a JSON object of which keys may be added: the bytes of experts that all sessions read. `json`,
+/// `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_statistics(
+    engine: *const yuan_engine,
+    json: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
+        let usage = ENGINES.get(engine)?.model.pager().usage();
+        buffer.fill_text(&json!({ "expert_bytes": usage.bytes }).to_string())
+    })
+}

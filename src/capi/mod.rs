@@ -1,0 +1,34 @@
+//! The C surface: `include/yuan.h` is generated from this folder.
+//!
+//! Nothing that a C program does wrong may take it down where that can be known: handles are numbers in a table
+//! ([`handles`]) and never dereferenced, arguments are checked ([`args`]), panics stop at the border ([`border`]), and
+//! a session that is in use is busy. What cannot be known is a pointer that is not null, is aligned, and points nowhere.
+#![allow(non_camel_case_types)] // C's names.
+#![allow(clippy::missing_safety_doc)] // One contract for all: the top of the header (`cbindgen.toml`).
+
+mod args;
+mod border;
+mod callback;
+mod describe;
+mod engine;
+mod generate;
+mod handles;
+mod log;
+mod sampler;
+mod session;
+mod session_options;
+mod status;
+mod text;
+
+pub use border::*;
+pub use callback::*;
+pub use describe::*;
+pub use engine::*;
+pub use generate::*;
+pub use handles::*;
+pub use log::*;
+pub use sampler::*;
+pub use session::*;
+pub use session_options::*;
+pub use status::*;
+pub use text::*;

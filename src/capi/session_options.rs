@@ -1,0 +1,92 @@
+//! How to make a session.
+
+use std::{ffi::c_char, sync::Mutex};
+
+use super::{
+    args::{self, Out},
+    border::call,
+    engine::{Engine, named},
+    handles::{Table, exclusive},
+    status::{Failure, yuan_status},
+};
+use crate::model::KvType;
+
+/// How to make a session. A handle: it points to nothing.
+pub struct yuan_session_options(());
+
+/// The options of one session.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Options {
+    /// 0 for what the model was made for.
+    pub context: usize,
+    pub kv: KvType,
+}
+
+static OPTIONS: Table<Mutex<Options>> = Table::new("session_options");
+
+/// The options behind a handle, the default for null.
+pub(super) fn get(options: *const yuan_session_options, engine: &Engine) -> Result<Options, Failure> {
+    let mut found = Options::default();
+    if !options.is_null() {
+        let options = OPTIONS.get(options)?;
+        found = *exclusive("session options", &options)?;
+    }
+    if found.context == 0 {
+        found.context = engine.model.config().context;
+    }
+    Ok(found)
+}
+
+/// Makes options: the context that the model was made for, a key-value cache in f16. Free them with
+/// yuan_session_options_free; a session keeps nothing of them. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_options_new(options: *mut *mut yuan_session_options) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let out = unsafe { Out::new("the place of the options", options) }?;
+        OPTIONS.add(Mutex::new(Options::default()), out)
+    })
+}
+
+/// Frees options. NULL is nothing to free. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_session_options_free(options: *mut yuan_session_options) -> yuan_status {
+    call(|| OPTIONS.remove(options).map(drop))
+}
+
+/// Room for this many tokens, prompt and answer; 0 for what the model was made for. Memory is used as the session fills. One call
+/// at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_session_options_set_context(
+    options: *mut yuan_session_options,
+    tokens: usize,
+) -> yuan_status {
+    set(options, |options| {
+        options.context = tokens;
+        Ok(())
+    })
+}
+
+/// The type of the key-value cache: "f16", "q8_0", "q4_0" or "f32". One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_options_set_kv_type(
+    options: *mut yuan_session_options,
+    kv_type: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
+        options.kv = named(name, KvType::from_name, "f16, q8_0, q4_0 or f32")?;
+        Ok(())
+    })
+}
+
+fn set(
+    options: *mut yuan_session_options,
+    change: impl FnOnce(&mut Options) -> Result<(), Failure>,
+) -> yuan_status {
+    call(|| {
+        let options = OPTIONS.get(options)?;
+        change(&mut *exclusive("session options", &options)?)
+    })
+}
