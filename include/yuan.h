@@ -108,17 +108,21 @@ enum yuan_finish
 #endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
  {
     /**
-     * With the model's end token, which is not shown, or another stop of the sampler.
+     * With the model's end token or another stop token, which is not shown.
      */
     YUAN_FINISH_STOP = 0,
     /**
+     * With a stop text, which is not shown.
+     */
+    YUAN_FINISH_STOP_TEXT = 1,
+    /**
      * As many tokens as were asked for.
      */
-    YUAN_FINISH_LENGTH = 1,
+    YUAN_FINISH_LENGTH = 2,
     /**
      * A callback or yuan_session_cancel ended it.
      */
-    YUAN_FINISH_CANCELLED = 2,
+    YUAN_FINISH_CANCELLED = 3,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -139,7 +143,8 @@ typedef struct yuan_engine yuan_engine;
 typedef struct yuan_engine_options yuan_engine_options;
 
 /**
- * How the next token is chosen, and where the stream of choices stands. For one call at a time. A handle: it points to nothing.
+ * How the next token is chosen, where the random choices stand, and what ends an answer. For one call at a time. A handle: it points
+ * to nothing.
  */
 typedef struct yuan_sampler yuan_sampler;
 
@@ -351,6 +356,14 @@ yuan_status yuan_session_options_set_context(yuan_session_options *options,
 yuan_status yuan_session_options_set_kv_type(yuan_session_options *options, const char *kv_type);
 
 /**
+ * What happens when an answer fills the context: by default, and with `on` 0, an error. With 1 the first `keep` tokens are kept, the older
+ * half of the others is dropped, and the rest is run again. One call at a time.
+ */
+yuan_status yuan_session_options_set_context_shift(yuan_session_options *options,
+                                                   int32_t on,
+                                                   size_t keep);
+
+/**
  * Makes an empty session on an engine; `options` may be NULL. Free it with yuan_session_free. Any thread.
  */
 yuan_status yuan_session_new(const yuan_engine *engine,
@@ -363,20 +376,27 @@ yuan_status yuan_session_new(const yuan_engine *engine,
 yuan_status yuan_session_free(yuan_session *session);
 
 /**
- * Stops the call that is using the session: it returns YUAN_ERROR_CANCELLED (yuan_session_generate: YUAN_OK, with a finish that
- * says so) after the tokens that are in work. Does nothing when no call is using it. Any thread.
+ * Stops the call that runs tokens on the session, or else the next such call: it returns YUAN_ERROR_CANCELLED (yuan_session_generate:
+ * YUAN_OK, with a finish that says so), and the session holds the tokens that were run. Any thread.
  */
 yuan_status yuan_session_cancel(const yuan_session *session);
 
 /**
- * How many tokens the session holds, and, where `context` is not NULL, how many it has room for. One call at a time.
+ * How many tokens the session has room for. One call at a time.
  */
-yuan_status yuan_session_position(const yuan_session *session,
-                                  size_t *position);
+yuan_status yuan_session_capacity(const yuan_session *session, size_t *capacity);
 
 /**
- * Runs `count` tokens behind those that the session holds; the logits are then those of the last. `progress` may be NULL.
- * When it fails the session stands where it stopped: yuan_session_position says where. One call at a time.
+ * Copies the tokens that the session holds, and writes how many they are to `count`. One call at a time.
+ */
+yuan_status yuan_session_tokens(const yuan_session *session,
+                                uint32_t *tokens,
+                                size_t capacity,
+                                size_t *count);
+
+/**
+ * Runs `count` tokens behind those that the session holds. `progress` may be NULL. When it is stopped the session holds what was
+ * run. One call at a time.
  */
 yuan_status yuan_session_eval(yuan_session *session,
                               const uint32_t *tokens,
@@ -385,16 +405,39 @@ yuan_status yuan_session_eval(yuan_session *session,
                               void *user_data);
 
 /**
- * Copies the logits of the last token, one for every token of the vocabulary. `capacity` and `count` are as with every buffer. One
- * call at a time.
+ * Makes the session hold exactly these tokens. What it has in common with them at the beginning is not run again, but for a few
+ * tokens before the first difference; the result is the same bit for bit. `progress` may be NULL. One call at a time.
  */
-yuan_status yuan_session_logits(const yuan_session *session,
+yuan_status yuan_session_sync(yuan_session *session,
+                              const uint32_t *tokens,
+                              size_t count,
+                              yuan_progress_callback progress,
+                              void *user_data);
+
+/**
+ * Keeps the first `position` tokens, which may be 0 and no more than there are. One call at a time.
+ */
+yuan_status yuan_session_rewind(yuan_session *session, size_t position);
+
+/**
+ * Copies the logits behind the last token, one for every token of the vocabulary (yuan_engine_vocab_size). One call at a time.
+ */
+yuan_status yuan_session_logits(yuan_session *session,
                                 float *logits,
                                 size_t capacity,
                                 size_t *count);
 
 /**
- * Chooses the next token from the logits of the last. It is not run: yuan_session_eval does that. One call at a time, for the
+ * Copies the last hidden state of the last token (behind the final norm), yuan_engine_hidden_size numbers: an embedding of all tokens.
+ * One call at a time.
+ */
+yuan_status yuan_session_embedding(yuan_session *session,
+                                   float *embedding,
+                                   size_t capacity,
+                                   size_t *count);
+
+/**
+ * Chooses the next token from the logits behind the last. It is not run: yuan_session_eval does that. One call at a time, for the
  * session and for the sampler.
  */
 yuan_status yuan_session_sample(yuan_session *session,
@@ -402,8 +445,8 @@ yuan_status yuan_session_sample(yuan_session *session,
                                 uint32_t *token);
 
 /**
- * Makes a sampler that always takes the best token. Every setter below starts its stream of choices anew. Free it with
- * yuan_sampler_free. Any thread.
+ * Makes a sampler that always takes the best token, until the model ends the answer. The chain is bias, penalties, top-k, top-p,
+ * min-p, temperature, and a draw. A setting holds from the next token on. Free it with yuan_sampler_free. Any thread.
  */
 yuan_status yuan_sampler_new(yuan_sampler **sampler);
 
@@ -413,29 +456,86 @@ yuan_status yuan_sampler_new(yuan_sampler **sampler);
 yuan_status yuan_sampler_free(yuan_sampler *sampler);
 
 /**
- * Divides the logits; 0, the default, always takes the best token. One thread at a time.
+ * Begins the random choices anew, with the settings as they are. One call at a time.
+ */
+yuan_status yuan_sampler_reset(yuan_sampler *sampler);
+
+/**
+ * Divides the logits; 0, the default, always takes the best token. One call at a time.
  */
 yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler, float temperature);
 
 /**
- * Keeps the k best tokens; 0, the default, keeps all. One thread at a time.
+ * Keeps the k best tokens; 0, the default, keeps all. One call at a time.
  */
 yuan_status yuan_sampler_set_top_k(yuan_sampler *sampler, size_t k);
 
 /**
- * Keeps the fewest best tokens whose probabilities reach this sum; 1, the default, keeps all. One thread at a time.
+ * Keeps the fewest best tokens whose probabilities reach this sum; 1, the default, keeps all. One call at a time.
  */
 yuan_status yuan_sampler_set_top_p(yuan_sampler *sampler,
                                    float p);
 
 /**
- * The same seed gives the same choices from the same logits. One thread at a time.
+ * Keeps the tokens with at least this part of the probability of the best; 0, the default, keeps all. One call at a time.
+ */
+yuan_status yuan_sampler_set_min_p(yuan_sampler *sampler,
+                                   float p);
+
+/**
+ * Divides the logits of recent tokens where they are positive, and multiplies them where they are negative; 1, the default, is none. One
+ * call at a time.
+ */
+yuan_status yuan_sampler_set_repeat_penalty(yuan_sampler *sampler,
+                                            float penalty);
+
+/**
+ * Taken from the logits of recent tokens; 0, the default, is none. One call at a time.
+ */
+yuan_status yuan_sampler_set_presence_penalty(yuan_sampler *sampler, float penalty);
+
+/**
+ * Taken from the logits of recent tokens as often as they occur; 0, the default, is none. One call at a time.
+ */
+yuan_status yuan_sampler_set_frequency_penalty(yuan_sampler *sampler, float penalty);
+
+/**
+ * How many tokens are recent, the prompt's among them: 64 by default, 0 for none, SIZE_MAX for all. One call at a time.
+ */
+yuan_status yuan_sampler_set_repeat_last_n(yuan_sampler *sampler,
+                                           size_t tokens);
+
+/**
+ * Adds to the logit of a token; minus infinity forbids it, and 0 takes an earlier bias back. One call at a time.
+ */
+yuan_status yuan_sampler_set_logit_bias(yuan_sampler *sampler,
+                                        uint32_t token,
+                                        float bias);
+
+/**
+ * The same seed gives the same choices from the same logits, on every machine. One call at a time.
  */
 yuan_status yuan_sampler_set_seed(yuan_sampler *sampler, uint64_t seed);
 
 /**
- * Chooses up to `most` tokens after those that the session holds, and shows each to `on_token`. `finish` may be NULL. One call at
- * a time, for the session and for the sampler.
+ * A text that ends an answer, wherever the borders of tokens are; it is not shown. One call at a time.
+ */
+yuan_status yuan_sampler_add_stop_text(yuan_sampler *sampler, const char *text);
+
+/**
+ * A token that ends an answer beside the model's end token; it is no part of the answer. One call at a time.
+ */
+yuan_status yuan_sampler_add_stop_token(yuan_sampler *sampler, uint32_t token);
+
+/**
+ * 1 to go on after the model's end token; 0 is the default. One call at a time.
+ */
+yuan_status yuan_sampler_set_ignore_eod(yuan_sampler *sampler, int32_t ignore);
+
+/**
+ * Chooses up to `most` tokens behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
+ * NULL, as may `finish`. YUAN_ERROR_CONTEXT_FULL when there is no room for the answer; the session keeps what was shown. One call
+ * at a time, for the session and for the sampler.
  */
 yuan_status yuan_session_generate(yuan_session *session,
                                   yuan_sampler *sampler,
@@ -443,6 +543,26 @@ yuan_status yuan_session_generate(yuan_session *session,
                                   yuan_token_callback on_token,
                                   void *user_data,
                                   yuan_finish *finish);
+
+/**
+ * Writes a session to a file, and where the random choices of a sampler stand, which may be NULL. A file of that name is replaced when the
+ * new one is whole. One call at a time, for the session and for the sampler.
+ */
+yuan_status yuan_session_save(const yuan_session *session,
+                              const yuan_sampler *sampler,
+                              const char *path);
+
+/**
+ * Makes a session of a file: it goes on with the bits that it would have had without the pause. The file must be of the same model, opened with
+ * the same rotary convention and arithmetic. `options` may be NULL: then the room for tokens is what it was; the type of the
+ * key-value cache is always the file's. `sampler` may be NULL; where the file has a sampler it becomes that one. Free the session with
+ * yuan_session_free. Any thread; one call at a time for the sampler.
+ */
+yuan_status yuan_session_restore(const yuan_engine *engine,
+                                 const char *path,
+                                 const yuan_session_options *options,
+                                 yuan_sampler *sampler,
+                                 yuan_session **session);
 
 #ifdef __cplusplus
 }  // extern "C"

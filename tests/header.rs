@@ -23,6 +23,7 @@ fn header() -> String {
         "session",
         "sampler",
         "generate",
+        "save",
     ];
     let config = cbindgen::Config::from_file(common::root().join("cbindgen.toml")).expect("cbindgen.toml");
     let builder = order.iter().fold(cbindgen::Builder::new().with_config(config), |builder, file| {

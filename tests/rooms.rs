@@ -14,8 +14,8 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("pager", &["container"]),
     ("model", &["container", "pager"]),
     ("sampler", &[]),
-    ("session", &["tokenizer", "model", "sampler"]),
-    ("capi", &["container", "tokenizer", "model", "sampler", "session"]),
+    ("session", &["container", "tokenizer", "pager", "model", "sampler"]),
+    ("capi", &["model", "sampler", "session", "tokenizer"]),
 ];
 const COMMON: [&str; 3] = ["config", "error", "vocab"];
 

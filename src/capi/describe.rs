@@ -17,7 +17,7 @@ pub unsafe extern "C" fn yuan_engine_vocab_size(engine: *const yuan_engine, size
     call(|| {
         // SAFETY: the contract of the header.
         let out = unsafe { Out::new("the place of the size", size) }?;
-        out.write(ENGINES.get(engine)?.model.config().vocab);
+        out.write(ENGINES.get(engine)?.model().config().vocab);
         Ok(())
     })
 }
@@ -31,7 +31,7 @@ pub unsafe extern "C" fn yuan_engine_hidden_size(
     call(|| {
         // SAFETY: the contract of the header.
         let out = unsafe { Out::new("the place of the size", size) }?;
-        out.write(ENGINES.get(engine)?.model.config().hidden);
+        out.write(ENGINES.get(engine)?.model().config().hidden);
         Ok(())
     })
 }
@@ -49,9 +49,9 @@ pub unsafe extern "C" fn yuan_engine_describe(
         // SAFETY: the contract of the header.
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
         let engine = ENGINES.get(engine)?;
-        let config = engine.model.config();
+        let config = engine.model().config();
         let description = json!({
-            "layout": engine.container.layout_name(),
+            "layout": engine.container().layout_name(),
             "vocab": config.vocab,
             "hidden": config.hidden,
             "layers": config.layers,
@@ -59,10 +59,10 @@ pub unsafe extern "C" fn yuan_engine_describe(
             "experts": config.experts,
             "experts_used": config.experts_used,
             "context": config.context,
-            "kernels": engine.model.kernels(),
-            "threads": engine.model.threads(),
-            "weights_bytes": engine.container.data_bytes(),
-            "bytes_per_token": engine.model.bytes_per_token(),
+            "kernels": engine.model().kernels(),
+            "threads": engine.model().threads(),
+            "weights_bytes": engine.container().data_bytes(),
+            "bytes_per_token": engine.model().bytes_per_token(),
         });
         buffer.fill_text(&description.to_string())
     })
@@ -80,7 +80,7 @@ pub unsafe extern "C" fn yuan_engine_statistics(
     call(|| {
         // SAFETY: the contract of the header.
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
-        let usage = ENGINES.get(engine)?.model.pager().usage();
+        let usage = ENGINES.get(engine)?.model().pager().usage();
         buffer.fill_text(&json!({ "expert_bytes": usage.bytes }).to_string())
     })
 }

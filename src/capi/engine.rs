@@ -13,9 +13,8 @@ use super::{
 };
 use crate::{
     config::RopePrecision,
-    container::Container,
-    model::{Arithmetic, Model, Options},
-    tokenizer::Tokenizer,
+    model::{Arithmetic, Options},
+    session::Engine,
 };
 
 /// How to open a model. A handle: it points to nothing.
@@ -24,15 +23,8 @@ pub struct yuan_engine_options(());
 /// An open model with its tokenizer, shared by any number of sessions and threads. A handle: it points to nothing.
 pub struct yuan_engine(());
 
-/// An open model.
-pub(super) struct Engine {
-    pub container: Container,
-    pub model: Arc<Model>,
-    pub tokenizer: Tokenizer,
-}
-
 static OPTIONS: Table<Mutex<Options>> = Table::new("engine_options");
-pub(super) static ENGINES: Table<Engine> = Table::new("engine");
+pub(super) static ENGINES: Table<Arc<Engine>> = Table::new("engine");
 
 /// Makes options: all threads, everything else as the model says. Free them with yuan_engine_options_free; an engine keeps
 /// nothing of them. Any thread.
@@ -131,10 +123,7 @@ pub unsafe extern "C" fn yuan_engine_open(
                 exclusive("engine options", &options)?.clone()
             }
         };
-        let container = Container::open(&path)?;
-        let model = Arc::new(Model::load(&container, &options)?);
-        let tokenizer = Tokenizer::new(container.vocab()?)?;
-        ENGINES.add(Engine { container, model, tokenizer }, out)
+        ENGINES.add(Engine::open(&path, &options)?, out)
     })
 }
 

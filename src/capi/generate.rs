@@ -11,22 +11,25 @@ use super::{
     session::{SESSIONS, yuan_session},
     status::yuan_status,
 };
-use crate::session::Finish;
+use crate::session::{Finish, Limits};
 
 /// Why an answer ended.
 #[repr(i32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum yuan_finish {
-    /// With the model's end token, which is not shown, or another stop of the sampler.
+    /// With the model's end token or another stop token, which is not shown.
     YUAN_FINISH_STOP = 0,
+    /// With a stop text, which is not shown.
+    YUAN_FINISH_STOP_TEXT = 1,
     /// As many tokens as were asked for.
-    YUAN_FINISH_LENGTH = 1,
+    YUAN_FINISH_LENGTH = 2,
     /// A callback or yuan_session_cancel ended it.
-    YUAN_FINISH_CANCELLED = 2,
+    YUAN_FINISH_CANCELLED = 3,
 }
 
-/// Chooses up to `most` tokens after those that the session holds, and shows each to `on_token`. `finish` may be NULL. One call at
-/// a time, for the session and for the sampler.
+/// Chooses up to `most` tokens behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
+/// NULL, as may `finish`. YUAN_ERROR_CONTEXT_FULL when there is no room for the answer; the session keeps what was shown. One call
+/// at a time, for the session and for the sampler.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_session_generate(
     session: *mut yuan_session,
@@ -37,31 +40,25 @@ pub unsafe extern "C" fn yuan_session_generate(
     finish: *mut yuan_finish,
 ) -> yuan_status {
     call(|| {
-        // SAFETY: the contract of the header.
         let out = match finish.is_null() {
             true => None,
             // SAFETY: the contract of the header.
             false => Some(unsafe { Out::new("the place of the finish", finish) }?),
         };
         let (shared, sampler) = (SESSIONS.get(session)?, SAMPLERS.get(sampler)?);
-        let (mut inner, mut chooser) = (shared.begin()?, exclusive("sampler", &sampler)?);
+        let mut session = exclusive("session", &shared.session)?;
+        let mut chooser = exclusive("sampler", &sampler)?;
+        let limits = Limits { most, shift: shared.shift, ..chooser.limits.clone() };
         let tokens = Tokens { callback: on_token, user_data };
-        let tokenizer = &shared.engine.tokenizer;
-        let stops: Vec<u32> = tokenizer.eod().into_iter().collect();
-        let mut stream = tokenizer.stream();
         let mut last = 0;
-        let logits = inner.logits()?.to_vec();
-        let ended = inner.session.generate(logits, most, &stops, &mut chooser.sampler, |token| {
-            last = token;
-            shared.flow(tokens.tell(token, &stream.push(token)))
+        let ended = session.generate(&mut chooser.sampler, &limits, |token, text| {
+            last = token.unwrap_or(last);
+            tokens.tell(last, text)
         })?;
-        let rest = stream.finish();
-        if !rest.is_empty() {
-            let _ = tokens.tell(last, &rest);
-        }
         if let Some(out) = out {
             out.write(match ended {
                 Finish::Stop => yuan_finish::YUAN_FINISH_STOP,
+                Finish::StopText => yuan_finish::YUAN_FINISH_STOP_TEXT,
                 Finish::Length => yuan_finish::YUAN_FINISH_LENGTH,
                 Finish::Cancelled => yuan_finish::YUAN_FINISH_CANCELLED,
             });

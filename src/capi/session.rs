@@ -1,56 +1,37 @@
-//! Sequences: tokens in, logits and text out.
+//! Sequences: tokens in, logits and embeddings out.
 
 use std::{
     ffi::c_void,
-    ops::ControlFlow,
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex},
 };
 
 use super::{
     args::{self, Buffer, Out},
     border::call,
     callback::{Progress, yuan_progress_callback},
-    engine::{ENGINES, Engine, yuan_engine},
+    engine::{ENGINES, yuan_engine},
     handles::{Table, exclusive},
     sampler::{SAMPLERS, yuan_sampler},
     session_options::{self, yuan_session_options},
     status::{Failure, yuan_status},
 };
-use crate::session::Session;
+use crate::session::{Cancel, Session};
 
 /// One sequence of tokens on an engine, for one call at a time. A handle: it points to nothing.
 pub struct yuan_session(());
 
 /// A session, and what may be used while it is in use.
 pub(super) struct Shared {
-    pub engine: Arc<Engine>,
-    cancelled: AtomicBool,
-    inner: Mutex<Inner>,
-}
-
-/// What one call at a time uses.
-pub(super) struct Inner {
-    pub session: Session,
-    /// Of the last token; empty before the first.
-    pub logits: Vec<f32>,
+    pub shift: Option<usize>,
+    pub session: Mutex<Session>,
+    cancel: Cancel,
 }
 
 pub(super) static SESSIONS: Table<Shared> = Table::new("session");
 
 impl Shared {
-    /// The session for this call alone. Requests to cancel an earlier call are over.
-    pub fn begin(&self) -> Result<MutexGuard<'_, Inner>, Failure> {
-        let inner = exclusive("session", &self.inner)?;
-        self.cancelled.store(false, Relaxed);
-        Ok(inner)
-    }
-
-    /// What a callback said, unless the call was cancelled.
-    pub fn flow(&self, said: ControlFlow<()>) -> ControlFlow<()> {
-        if self.cancelled.load(Relaxed) { ControlFlow::Break(()) } else { said }
+    pub fn new(session: Session, shift: Option<usize>) -> Self {
+        Self { shift, cancel: session.cancel_token(), session: Mutex::new(session) }
     }
 }
 
@@ -65,10 +46,10 @@ pub unsafe extern "C" fn yuan_session_new(
         // SAFETY: the contract of the header.
         let out = unsafe { Out::new("the place of the session", session) }?;
         let engine = ENGINES.get(engine)?;
-        let options = session_options::get(options, &engine)?;
-        let session = Session::new(engine.model.clone(), options.context, options.kv)?;
-        let inner = Mutex::new(Inner { session, logits: Vec::new() });
-        SESSIONS.add(Shared { engine, cancelled: AtomicBool::new(false), inner }, out)
+        let options = session_options::get(options)?;
+        let context = options.context.unwrap_or(engine.model().config().context);
+        let session = Session::new(Arc::clone(&engine), context, options.kv)?;
+        SESSIONS.add(Shared::new(session, options.shift), out)
     })
 }
 
@@ -77,38 +58,51 @@ pub unsafe extern "C" fn yuan_session_new(
 pub extern "C" fn yuan_session_free(session: *mut yuan_session) -> yuan_status {
     call(|| {
         if let Some(session) = SESSIONS.remove(session)? {
-            session.cancelled.store(true, Relaxed);
+            session.cancel.cancel();
         }
         Ok(())
     })
 }
 
-/// Stops the call that is using the session: it returns YUAN_ERROR_CANCELLED (yuan_session_generate: YUAN_OK, with a finish that
-/// says so) after the tokens that are in work. Does nothing when no call is using it. Any thread.
+/// Stops the call that runs tokens on the session, or else the next such call: it returns YUAN_ERROR_CANCELLED (yuan_session_generate:
+/// YUAN_OK, with a finish that says so), and the session holds the tokens that were run. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_session_cancel(session: *const yuan_session) -> yuan_status {
     call(|| {
-        SESSIONS.get(session)?.cancelled.store(true, Relaxed);
+        SESSIONS.get(session)?.cancel.cancel();
         Ok(())
     })
 }
 
-/// How many tokens the session holds, and, where `context` is not NULL, how many it has room for. One call at a time.
+/// How many tokens the session has room for. One call at a time.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn yuan_session_position(
+pub unsafe extern "C" fn yuan_session_capacity(
     session: *const yuan_session,
-    position: *mut usize,
+    capacity: *mut usize,
 ) -> yuan_status {
-    call(|| {
-        // SAFETY: the contract of the header.
-        let out = unsafe { Out::new("the place of the position", position) }?;
-        out.write(SESSIONS.get(session)?.begin()?.session.position());
+    // SAFETY: the contract of the header.
+    let out = || unsafe { Out::new("the place of the capacity", capacity) };
+    with(session, out, |session, out| {
+        out.write(session.capacity());
         Ok(())
     })
 }
 
-/// Runs `count` tokens behind those that the session holds; the logits are then those of the last. `progress` may be NULL.
-/// When it fails the session stands where it stopped: yuan_session_position says where. One call at a time.
+/// Copies the tokens that the session holds, and writes how many they are to `count`. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_tokens(
+    session: *const yuan_session,
+    tokens: *mut u32,
+    capacity: usize,
+    count: *mut usize,
+) -> yuan_status {
+    // SAFETY: the contract of the header.
+    let buffer = || unsafe { Buffer::new(tokens, capacity, count) };
+    with(session, buffer, |session, buffer| buffer.fill(session.tokens()))
+}
+
+/// Runs `count` tokens behind those that the session holds. `progress` may be NULL. When it is stopped the session holds what was
+/// run. One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_session_eval(
     session: *mut yuan_session,
@@ -117,35 +111,79 @@ pub unsafe extern "C" fn yuan_session_eval(
     progress: yuan_progress_callback,
     user_data: *mut c_void,
 ) -> yuan_status {
-    call(|| {
-        // SAFETY: the contract of the header.
-        let tokens = unsafe { args::array("the tokens", tokens, count) }?;
-        let shared = SESSIONS.get(session)?;
-        let mut inner = shared.begin()?;
+    // SAFETY: the contract of the header.
+    let tokens = || unsafe { args::array("the tokens", tokens, count) };
+    with(session, tokens, |session, tokens| {
         let progress = Progress { callback: progress, user_data };
-        let tell = |done| shared.flow(progress.tell(done, count));
-        inner.logits = inner.session.extend(tokens, tell)?;
+        session.extend(tokens, |done| progress.tell(done, tokens.len()))?;
         Ok(())
     })
 }
 
-/// Copies the logits of the last token, one for every token of the vocabulary. `capacity` and `count` are as with every buffer. One
-/// call at a time.
+/// Makes the session hold exactly these tokens. What it has in common with them at the beginning is not run again, but for a few
+/// tokens before the first difference; the result is the same bit for bit. `progress` may be NULL. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_sync(
+    session: *mut yuan_session,
+    tokens: *const u32,
+    count: usize,
+    progress: yuan_progress_callback,
+    user_data: *mut c_void,
+) -> yuan_status {
+    // SAFETY: the contract of the header.
+    let tokens = || unsafe { args::array("the tokens", tokens, count) };
+    with(session, tokens, |session, tokens| {
+        let progress = Progress { callback: progress, user_data };
+        session.sync(tokens, |done| progress.tell(done, tokens.len()))?;
+        Ok(())
+    })
+}
+
+/// Keeps the first `position` tokens, which may be 0 and no more than there are. One call at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_session_rewind(session: *mut yuan_session, position: usize) -> yuan_status {
+    with(
+        session,
+        || Ok(()),
+        |session, ()| {
+            let kept = session.tokens().get(..position).map(<[u32]>::to_vec).ok_or_else(|| {
+                let held = session.position();
+                Failure::argument(format!("position {position} is behind the {held} tokens of the session"))
+            })?;
+            session.sync(&kept, |_| std::ops::ControlFlow::Continue(()))?;
+            Ok(())
+        },
+    )
+}
+
+/// Copies the logits behind the last token, one for every token of the vocabulary (yuan_engine_vocab_size). One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_session_logits(
-    session: *const yuan_session,
+    session: *mut yuan_session,
     logits: *mut f32,
     capacity: usize,
     count: *mut usize,
 ) -> yuan_status {
-    call(|| {
-        // SAFETY: the contract of the header.
-        let buffer = unsafe { Buffer::new(logits, capacity, count) }?;
-        buffer.fill(SESSIONS.get(session)?.begin()?.logits()?)
-    })
+    // SAFETY: the contract of the header.
+    let buffer = || unsafe { Buffer::new(logits, capacity, count) };
+    with(session, buffer, |session, buffer| buffer.fill(session.logits()?))
 }
 
-/// Chooses the next token from the logits of the last. It is not run: yuan_session_eval does that. One call at a time, for the
+/// Copies the last hidden state of the last token (behind the final norm), yuan_engine_hidden_size numbers: an embedding of all tokens.
+/// One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_embedding(
+    session: *mut yuan_session,
+    embedding: *mut f32,
+    capacity: usize,
+    count: *mut usize,
+) -> yuan_status {
+    // SAFETY: the contract of the header.
+    let buffer = || unsafe { Buffer::new(embedding, capacity, count) };
+    with(session, buffer, |session, buffer| buffer.fill(session.embedding()?))
+}
+
+/// Chooses the next token from the logits behind the last. It is not run: yuan_session_eval does that. One call at a time, for the
 /// session and for the sampler.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_session_sample(
@@ -153,23 +191,26 @@ pub unsafe extern "C" fn yuan_session_sample(
     sampler: *mut yuan_sampler,
     token: *mut u32,
 ) -> yuan_status {
-    call(|| {
-        // SAFETY: the contract of the header.
-        let out = unsafe { Out::new("the place of the token", token) }?;
-        let (shared, sampler) = (SESSIONS.get(session)?, SAMPLERS.get(sampler)?);
-        let (inner, mut chooser) = (shared.begin()?, exclusive("sampler", &sampler)?);
-        out.write(chooser.sampler.sample(inner.logits()?));
+    // SAFETY: the contract of the header.
+    let out = || unsafe { Out::new("the place of the token", token) };
+    with(session, out, |session, out| {
+        let sampler = SAMPLERS.get(sampler)?;
+        let mut chooser = exclusive("sampler", &sampler)?;
+        chooser.sampler.follow(session.tokens());
+        out.write(chooser.sampler.sample(session.logits()?));
         Ok(())
     })
 }
 
-impl Inner {
-    pub fn logits(&self) -> Result<&[f32], Failure> {
-        if self.logits.is_empty() {
-            return Err(Failure::argument(
-                "the session has no logits yet; run tokens with yuan_session_eval",
-            ));
-        }
-        Ok(&self.logits)
-    }
+/// A call on a session: its arguments are checked first, then nobody else may use the session.
+fn with<A>(
+    session: *const yuan_session,
+    args: impl FnOnce() -> Result<A, Failure>,
+    body: impl FnOnce(&mut Session, A) -> Result<(), Failure>,
+) -> yuan_status {
+    call(|| {
+        let args = args()?;
+        let shared = SESSIONS.get(session)?;
+        body(&mut *exclusive("session", &shared.session)?, args)
+    })
 }

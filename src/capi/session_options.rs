@@ -5,7 +5,7 @@ use std::{ffi::c_char, sync::Mutex};
 use super::{
     args::{self, Out},
     border::call,
-    engine::{Engine, named},
+    engine::named,
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
@@ -17,24 +17,22 @@ pub struct yuan_session_options(());
 /// The options of one session.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Options {
-    /// 0 for what the model was made for.
-    pub context: usize,
+    /// Room for tokens, where it was said.
+    pub context: Option<usize>,
     pub kv: KvType,
+    /// Tokens to keep when the context is full and shifted.
+    pub shift: Option<usize>,
 }
 
 static OPTIONS: Table<Mutex<Options>> = Table::new("session_options");
 
 /// The options behind a handle, the default for null.
-pub(super) fn get(options: *const yuan_session_options, engine: &Engine) -> Result<Options, Failure> {
-    let mut found = Options::default();
-    if !options.is_null() {
-        let options = OPTIONS.get(options)?;
-        found = *exclusive("session options", &options)?;
+pub(super) fn get(options: *const yuan_session_options) -> Result<Options, Failure> {
+    if options.is_null() {
+        return Ok(Options::default());
     }
-    if found.context == 0 {
-        found.context = engine.model.config().context;
-    }
-    Ok(found)
+    let options = OPTIONS.get(options)?;
+    Ok(*exclusive("session options", &options)?)
 }
 
 /// Makes options: the context that the model was made for, a key-value cache in f16. Free them with
@@ -62,7 +60,7 @@ pub extern "C" fn yuan_session_options_set_context(
     tokens: usize,
 ) -> yuan_status {
     set(options, |options| {
-        options.context = tokens;
+        options.context = (tokens != 0).then_some(tokens);
         Ok(())
     })
 }
@@ -77,6 +75,20 @@ pub unsafe extern "C" fn yuan_session_options_set_kv_type(
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
         options.kv = named(name, KvType::from_name, "f16, q8_0, q4_0 or f32")?;
+        Ok(())
+    })
+}
+
+/// What happens when an answer fills the context: by default, and with `on` 0, an error. With 1 the first `keep` tokens are kept, the older
+/// half of the others is dropped, and the rest is run again. One call at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_session_options_set_context_shift(
+    options: *mut yuan_session_options,
+    on: i32,
+    keep: usize,
+) -> yuan_status {
+    set(options, |options| {
+        options.shift = (on != 0).then_some(keep);
         Ok(())
     })
 }

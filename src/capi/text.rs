@@ -28,7 +28,7 @@ pub unsafe extern "C" fn yuan_tokenize(
         let (text, buffer) =
             unsafe { (args::text("the text", text, length)?, Buffer::new(tokens, capacity, count)?) };
         let special = if parse_special != 0 { Special::Parse } else { Special::AsText };
-        buffer.fill(&ENGINES.get(engine)?.tokenizer.encode(text, special))
+        buffer.fill(&ENGINES.get(engine)?.tokenizer().encode(text, special))
     })
 }
 
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn yuan_detokenize(
         // SAFETY: the contract of the header.
         let (tokens, buffer) =
             unsafe { (args::array("the tokens", tokens, count)?, Buffer::new(text, capacity, needed)?) };
-        buffer.fill_text(&ENGINES.get(engine)?.tokenizer.decode(tokens))
+        buffer.fill_text(&ENGINES.get(engine)?.tokenizer().decode(tokens))
     })
 }
 
@@ -79,7 +79,7 @@ pub unsafe extern "C" fn yuan_chat_tokenize(
             Ok(Message::new(role, content))
         };
         let messages = roles.iter().zip(contents).map(message).collect::<Result<Vec<_>, Failure>>()?;
-        buffer.fill(&ENGINES.get(engine)?.tokenizer.chat(&messages, add_generation_prompt != 0)?)
+        buffer.fill(&ENGINES.get(engine)?.tokenizer().chat(&messages, add_generation_prompt != 0)?)
     })
 }
 
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn yuan_special_token(
         let (name, out) =
             unsafe { (args::c_text("the name", name)?, Out::new("the place of the token", token)?) };
         let engine = ENGINES.get(engine)?;
-        let vocab = engine.tokenizer.vocab();
+        let vocab = engine.tokenizer().vocab();
         let found = match name {
             "eod" => vocab.eod,
             "sep" => vocab.sep,

@@ -2,8 +2,8 @@
 //! experts; then norm and head.
 
 use super::{
-    Model, attention::attend, buffer::Buffer, feed_forward::FeedForward, norm::rms_norm, rope::rotate,
-    state::State,
+    Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
+    norm::rms_norm, rope::rotate, state::State,
 };
 use crate::error::{Error, Result};
 
@@ -45,7 +45,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
-    /// has no room; the state is then as before.
+    /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used; those of the pager. The state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -62,21 +62,47 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        // What a pass that failed or panicked has left is dropped.
+        state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        self.compute.run(|| self.run(tokens, state, want, probe))
+        let logits = self.compute.run(|| self.run(tokens, state, want, probe));
+        if logits.is_err() {
+            state.undo();
+        }
+        logits
+    }
+
+    /// The logits of a hidden state behind the final norm ([`State::hidden`]), [V].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when it has another width than the model.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        if hidden.len() != self.config.hidden {
+            let (found, wanted) = (hidden.len(), self.config.hidden);
+            return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
+        }
+        let mut row = Buffer::with_capacity(hidden.len());
+        row.extend_from_slice(hidden);
+        let row = Activations::new(row, hidden.len());
+        Ok(self.compute.run(|| self.compute.product(&self.head, &row)).into_vec())
     }
 
     fn run(&self, tokens: &[u32], state: &mut State, want: Want, probe: Probe<'_>) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
+        let (ends, cancel) = (state.ends(tokens.len()), state.cancel.clone());
 
         let mut x = self.embed(tokens);
         probe(Stage::Embedding, 0, &x);
         for (l, (layer, memory)) in self.layers.iter().zip(&mut state.layers).enumerate() {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
             // Attention: v sees the normed input, q and k see its filtered form.
             let a = rms_norm(&x, &layer.input_norm, config.rms_eps);
             let v = compute.product(&layer.v, &a);
-            let g = layer.filter.apply(compute, &a, &mut memory.filter);
+            let (g, filters) = layer.filter.apply(compute, &a, &memory.filter, &ends);
+            memory.next = filters;
             let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
             join_and_split(&mut q, &mut k, config.projection, config.head_dim());
             for x in [&mut q, &mut k] {
@@ -108,14 +134,16 @@ impl Model {
             probe(Stage::FeedForward, l, &y);
             probe(Stage::Hidden, l, &x);
         }
-        state.advance(tokens.len());
+        let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
+        let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
+        state.advance(&ends, |end| final_norm(row(end)).data().to_vec());
 
         let rows = match want {
             Want::Nothing => return Ok(Vec::new()),
-            Want::Last => &x[(tokens.len() - 1) * config.hidden..],
+            Want::Last => row(tokens.len()),
             Want::All => &x,
         };
-        let last = rms_norm(rows, &self.final_norm, config.rms_eps);
+        let last = final_norm(rows);
         probe(Stage::FinalNorm, 0, last.data());
         Ok(compute.product(&self.head, &last).into_vec())
     }
@@ -128,7 +156,7 @@ impl Model {
             let last = self.config.vocab - 1;
             return Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")));
         }
-        let wanted = state.position() + tokens.len();
+        let wanted = state.position().saturating_add(tokens.len());
         if wanted > state.capacity() {
             return Err(Error::ContextFull { capacity: state.capacity(), wanted });
         }

@@ -5,22 +5,27 @@ mod attention;
 #[doc(hidden)]
 pub mod bench;
 mod buffer;
+mod cancel;
 mod compute;
 mod feed_forward;
 mod filter;
 pub mod forward;
+mod history;
 mod kv;
 mod load;
 mod matrix;
 mod norm;
 pub mod rope;
 mod router;
+mod saved;
 mod state;
 
+pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
 pub use load::Options;
+pub(crate) use saved::Extent;
 pub use state::State;
 
 use crate::{config::ModelConfig, pager::Pager};
@@ -67,6 +72,11 @@ impl Model {
     /// The shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Integer or float products.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.compute.arithmetic
     }
 
     /// Threads that share the work.

@@ -2,13 +2,11 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use anyhow::Context;
 use clap::Args;
 use yuan::{
     config::RopePrecision,
-    container::Container,
-    model::{Arithmetic, KvType, Model, Options},
-    tokenizer::Tokenizer,
+    model::{Arithmetic, KvType, Options},
+    session::Engine,
 };
 
 /// Options of every command that runs a model.
@@ -30,26 +28,12 @@ pub struct RunArgs {
     pub float: bool,
 }
 
-/// An open model.
-pub struct Opened {
-    /// The file.
-    pub container: Container,
-    /// The weights, ready to run.
-    pub model: Arc<Model>,
-    /// The container's tokenizer.
-    pub tokenizer: Tokenizer,
-}
-
 impl RunArgs {
     /// Opens the container and makes the model and its tokenizer.
-    pub fn open(&self) -> anyhow::Result<Opened> {
-        let container = Container::open(&self.model)?;
+    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
         let options = Options { threads: self.threads, arithmetic, rope: self.rope };
-        let model = Arc::new(Model::load(&container, &options)?);
-        let vocab =
-            container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
-        Ok(Opened { model, tokenizer: Tokenizer::new(vocab)?, container })
+        Ok(Engine::open(&self.model, &options)?)
     }
 }
 

@@ -51,8 +51,8 @@ impl Bench {
             self.prompt + self.tokens > 0 && self.repeat > 0,
             "there is nothing to measure: raise -p, -n or -r"
         );
-        let opened = self.run.open()?;
-        let model = &opened.model;
+        let engine = self.run.open()?;
+        let model = engine.model();
         let bandwidth = read_bandwidth(model.threads());
         let vocab = model.config().vocab as u64;
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.

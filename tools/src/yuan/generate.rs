@@ -3,22 +3,22 @@
 use std::{
     fs,
     io::{Read, Write},
-    ops::ControlFlow,
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
 use anyhow::Context;
 use clap::Args;
-use serde_json::json;
 use yuan::{
-    sampler::{Sampler, Settings},
-    session::{Finish, Session},
+    sampler::Sampler,
+    session::{Engine, Finish, Restored, Session},
     tokenizer::{Message, Special},
 };
-use yuan_tools::{
-    console::{stopped, token_bar},
-    open::{Opened, RunArgs},
+use yuan_tools::open::RunArgs;
+
+use crate::{
+    answer::{Answer, answer, to_json},
+    sampling::Sampling,
 };
 
 /// Continue a prompt
@@ -27,14 +27,16 @@ use yuan_tools::{
 Examples:
   yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
-  yuan generate model.gguf --file prompt.txt --json
+  yuan generate model.gguf --file prompt.txt --json --stop 'THE END'
+  yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
+  yuan generate model.gguf --load story.session -n 500
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
 tokens unless --no-special or --chat is given.")]
 pub struct Generate {
     #[command(flatten)]
     run: RunArgs,
     /// The prompt
-    #[arg(long, short, value_name = "TEXT", required_unless_present = "file")]
+    #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["file", "load"])]
     prompt: Option<String>,
     /// Read the prompt from a file (- for standard input)
     #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
@@ -53,53 +55,15 @@ pub struct Generate {
     /// Leave special strings in the prompt as text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
-    /// Go on after <eod>
-    #[arg(long)]
-    ignore_eod: bool,
+    /// Begin where a saved session has ended; its sampler goes on, unless options of sampling are given
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// Save the session at the end, to go on from there
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
-}
-
-/// How to choose tokens.
-#[derive(Args, Clone)]
-pub struct Sampling {
-    /// Temperature; 0 always takes the best token
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temp: f32,
-    /// Keep the K best tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-    /// Keep the best tokens up to this sum of probabilities
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Seed of the random choices
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-}
-
-impl Sampling {
-    pub fn settings(&self) -> Settings {
-        Settings { temperature: self.temp, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
-    }
-}
-
-/// A generated text with its figures.
-pub struct Answer {
-    pub prompt: Vec<u32>,
-    pub tokens: Vec<u32>,
-    pub text: String,
-    pub finish: Finish,
-    pub prefill: Duration,
-    pub decode: Duration,
-}
-
-impl Answer {
-    /// Tokens a second of prefill and decode. The first token of the answer comes from the prefill.
-    pub fn rates(&self) -> (f64, f64) {
-        let decoded = self.tokens.len().saturating_sub(1) as f64;
-        (self.prompt.len() as f64 / self.prefill.as_secs_f64(), decoded / self.decode.as_secs_f64().max(1e-9))
-    }
 }
 
 impl Generate {
@@ -107,27 +71,53 @@ impl Generate {
         let text = match (&self.prompt, &self.file) {
             (Some(text), _) => text.clone(),
             (None, Some(file)) => read(file)?,
-            (None, None) => anyhow::bail!("give a prompt with -p TEXT or --file FILE"),
+            (None, None) => String::new(),
         };
-        let opened = self.run.open()?;
-        anyhow::ensure!(!text.is_empty(), "the prompt is empty; give some text");
+        let engine = self.run.open()?;
+        let tokenizer = engine.tokenizer();
+        anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
         let prompt = match (self.chat, self.no_special) {
-            (true, _) => opened.tokenizer.chat(&[Message::new("user", text)], true)?,
-            (false, true) => opened.tokenizer.encode(&text, Special::AsText),
-            (false, false) => opened.tokenizer.encode(&text, Special::Parse),
+            (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
+            (false, true) => tokenizer.encode(&text, Special::AsText),
+            (false, false) => tokenizer.encode(&text, Special::Parse),
         };
-        let context = self.context.unwrap_or(prompt.len() + self.most);
-        let mut session = Session::new(opened.model.clone(), context, self.run.kv)?;
-        let sampler = Sampler::new(self.sampling.settings())?;
+        let (mut session, mut sampler) = self.begin(&engine, prompt.len())?;
+        let timeline = [session.tokens(), &prompt].concat();
+        let limits = self.sampling.limits(self.most);
         let json = self.json;
-        let answer = answer(&opened, &mut session, prompt, self.most, self.ignore_eod, sampler, |text| {
+        let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
             if !json {
                 print!("{text}");
                 std::io::stdout().flush()?;
             }
             Ok(())
         })?;
-        if json { print_json(&answer) } else { print_figures(&answer) }
+        if json {
+            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt))?;
+        } else {
+            print_figures(&answer)?;
+        }
+        match &self.save {
+            Some(file) => Ok(session.save(file, Some(&sampler))?),
+            None => Ok(()),
+        }
+    }
+
+    /// The session and the sampler to begin with: new ones, or those of a file.
+    fn begin(&self, engine: &Arc<Engine>, prompt: usize) -> anyhow::Result<(Session, Sampler)> {
+        let Some(file) = &self.load else {
+            let context = self.context.unwrap_or(prompt + self.most);
+            return Ok((Session::new(engine.clone(), context, self.run.kv)?, self.sampling.sampler(engine)?));
+        };
+        let Restored { mut session, sampler, .. } = Session::restore(engine.clone(), file, self.context)?;
+        if self.context.is_none() {
+            session.reserve(session.position() + prompt + self.most)?;
+        }
+        let sampler = match sampler {
+            Some(sampler) if self.sampling.is_default() => sampler,
+            _ => self.sampling.sampler(engine)?,
+        };
+        Ok((session, sampler))
     }
 }
 
@@ -140,71 +130,23 @@ fn read(file: &PathBuf) -> anyhow::Result<String> {
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// Runs the prompt and streams the answer to `show`, until it ends or Ctrl-C is pressed.
-pub fn answer(
-    opened: &Opened,
-    session: &mut Session,
-    prompt: Vec<u32>,
-    most: usize,
-    ignore_eod: bool,
-    mut sampler: Sampler,
-    mut show: impl FnMut(&str) -> anyhow::Result<()>,
-) -> anyhow::Result<Answer> {
-    let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let start = Instant::now();
-    let bar = token_bar(prompt.len() as u64, "prompt");
-    let logits = session.extend(&prompt, |done| {
-        bar.set_position(done as u64);
-        flow()
-    })?;
-    bar.finish_and_clear();
-    let prefill = start.elapsed();
-
-    let start = Instant::now();
-    let stops: Vec<u32> = opened.tokenizer.eod().filter(|_| !ignore_eod).into_iter().collect();
-    let (mut tokens, mut text, mut stream) = (Vec::new(), String::new(), opened.tokenizer.stream());
-    let mut shown = Ok(());
-    let finish = session.generate(logits, most, &stops, &mut sampler, |token| {
-        tokens.push(token);
-        let piece = stream.push(token);
-        text.push_str(&piece);
-        shown = show(&piece);
-        if shown.is_err() { ControlFlow::Break(()) } else { flow() }
-    })?;
-    shown?;
-    let decode = start.elapsed();
-    let rest = stream.finish();
-    show(&rest)?;
-    text.push_str(&rest);
-    Ok(Answer { prompt, tokens, text, finish, prefill, decode })
-}
-
 fn print_figures(answer: &Answer) -> anyhow::Result<()> {
     writeln!(std::io::stdout())?;
     let (prefill, decode) = answer.rates();
+    let reused = match answer.synced.reused {
+        0 => String::new(),
+        n => format!("{n} tokens reused, "),
+    };
     eprintln!(
-        "{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
-        answer.prompt.len(),
+        "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
+        answer.synced.computed,
         answer.tokens.len(),
         match answer.finish {
             Finish::Stop => "",
+            Finish::StopText => " (stopped by --stop)",
             Finish::Length => " (stopped by -n)",
             Finish::Cancelled => " (stopped by Ctrl-C)",
         }
     );
     Ok(())
-}
-
-fn print_json(answer: &Answer) -> anyhow::Result<()> {
-    let (prefill, decode) = answer.rates();
-    let finish = match answer.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Cancelled => "cancelled",
-    };
-    let object = json!({
-        "prompt_tokens": answer.prompt, "tokens": answer.tokens, "text": answer.text, "finish": finish,
-        "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
-    });
-    Ok(writeln!(std::io::stdout(), "{object}")?)
 }

@@ -29,7 +29,8 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> anyhow::Result<()> {
-        let model = self.run.open()?.model;
+        let engine = self.run.open()?;
+        let model = engine.model();
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
         let mut rows = Vec::new();
         for batch in self.tokens.chunks(BATCH) {

@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod answer;
 mod bench;
 mod demo;
 mod generate;
 mod inspect;
 mod logits;
 mod perplexity;
+mod sampling;
 mod tokenize;
 
 /// Run Yuan2.0-M32 on the machine you own

@@ -1,13 +1,13 @@
 //! `yuan perplexity`: how well a model predicts a text, and how far it is from another.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
     model::{Model, State, Want},
-    session::BATCH,
+    session::{BATCH, Engine},
     tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
@@ -52,13 +52,13 @@ struct Score {
 
 impl Perplexity {
     pub fn run(self) -> anyhow::Result<()> {
-        let opened = self.run.open()?;
+        let engine = self.run.open()?;
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open()?.model),
+            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open()?),
         };
         if let Some(other) = &other {
-            let (a, b) = (opened.model.config().vocab, other.config().vocab);
+            let (a, b) = (engine.model().config().vocab, other.model().config().vocab);
             ensure!(
                 a == b,
                 "the models have vocabularies of {a} and {b}: their predictions cannot be compared"
@@ -66,7 +66,7 @@ impl Perplexity {
         }
         let text =
             fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
-        let documents = split(&text, &opened.tokenizer);
+        let documents = split(&text, engine.tokenizer());
         let (first, last) = self.documents.unwrap_or((1, documents.len()));
         ensure!(
             first <= last && last <= documents.len(),
@@ -79,9 +79,9 @@ impl Perplexity {
         let bar = token_bar(documents.iter().map(|d| d.len() as u64).sum(), "perplexity");
         let mut score = Score::default();
         for document in documents {
-            for window in document.chunks(opened.model.config().context) {
+            for window in document.chunks(engine.model().config().context) {
                 ensure!(!stopped(), "stopped on request");
-                self.score(window, &opened.model, other.as_ref(), &mut score)?;
+                self.score(window, engine.model(), other.as_deref().map(Engine::model), &mut score)?;
                 bar.inc(window.len() as u64);
             }
         }
@@ -95,7 +95,7 @@ impl Perplexity {
         &self,
         tokens: &[u32],
         model: &Model,
-        other: Option<&Arc<Model>>,
+        other: Option<&Model>,
         score: &mut Score,
     ) -> anyhow::Result<()> {
         let states = |model: &Model| State::new(model.config(), tokens.len(), self.run.kv);
