@@ -1,0 +1,104 @@
+"""The test of yuan.py: check.py MODEL FILE CHAT, where CHAT is what `yuan generate --chat` says with the settings below."""
+
+import json
+import sys
+import threading
+
+import yuan
+
+model, file, expected = sys.argv[1:]
+QUESTION, PROMPT = "春日山中 李白", "Psalms 151:1-4<sep>"
+
+
+def sampler() -> yuan.Sampler:
+    return yuan.Sampler(temperature=0.9, top_k=50, min_p=0.02, repeat_penalty=1.1, seed=3)
+
+
+def fails(status: str, function, *args) -> str:
+    try:
+        function(*args)
+    except yuan.Error as e:
+        assert e.status == status, e
+        return str(e)
+    raise AssertionError(f"{function} {args} does not fail")
+
+
+with yuan.Engine(model, threads=2) as engine:
+    # Text to tokens and back, and the chat form with sampling.
+    ids = engine.tokenize(PROMPT)
+    assert engine.detokenize(ids) == PROMPT and ids[-1] == engine.special_token("sep")
+    assert engine.tokenize("<sep>", special=False) != engine.tokenize("<sep>")
+    session = engine.session(context=256)
+    session.eval(engine.chat([("user", QUESTION)]))
+    pieces = list(session.stream(24, sampler()))
+    assert "".join(pieces) + "\n" == expected, (pieces, expected)
+    assert len(pieces) > 1 and session.finish == "length"
+    assert engine.describe()["layers"] > 0 and engine.statistics()["expert_bytes"] > 0
+
+    # Token by token is the same as an answer at once.
+    session.sync(ids)
+    whole = session.generate(12)
+    session.rewind(len(ids))
+    for _ in range(12):
+        session.eval([session.sample(yuan.Sampler())])
+    assert engine.detokenize(session.tokens[len(ids) :]) == whole
+    assert len(session.logits()) == engine.describe()["vocab"]
+    assert len(session.embedding()) == engine.describe()["hidden"]
+
+    # Saved in the middle of an answer, it goes on as if nothing had happened.
+    chooser = sampler()
+    session.sync(ids)
+    session.generate(6, chooser)
+    session.save(file, chooser)
+    rest = session.generate(10, chooser)
+    other = yuan.Sampler()
+    with engine.restore(file, other) as restored:
+        assert restored.generate(10, other) == rest
+
+    # Stops, and leaving a stream early.
+    session.sync(ids)
+    stop = whole[3:8]
+    assert session.generate(12, yuan.Sampler(stop=[stop])) == whole[: whole.index(stop)]
+    assert session.finish == "stop_text"
+    session.sync(ids)
+    for _ in session.stream(200):
+        break
+    assert session.finish == "cancelled"
+    session.sync(ids)
+
+    def cancel_elsewhere(_: str) -> None:
+        thread = threading.Thread(target=session.cancel)
+        thread.start()
+        thread.join()
+
+    session.generate(200, on_text=cancel_elsewhere)
+    assert session.finish == "cancelled"
+
+    # Progress, and exceptions out of callbacks.
+    heard: list[tuple[int, int]] = []
+    session.sync([])
+    session.eval(ids, lambda done, total: heard.append((done, total)))
+    assert heard[-1] == (len(ids), len(ids))
+
+    def raises(_: str) -> None:
+        raise KeyError("mine")
+
+    try:
+        session.generate(5, on_text=raises)
+        raise AssertionError("the exception is lost")
+    except KeyError:
+        pass
+
+    # Errors.
+    assert "outside the vocabulary" in fails("YUAN_ERROR_ARGUMENT", session.eval, [2**32 - 1])
+    assert "tokens" in fails("YUAN_ERROR_CONTEXT_FULL", session.eval, ids * 100)
+    fails("YUAN_ERROR_ARGUMENT", lambda: yuan.Sampler(temperature=-1.0))
+    fails("YUAN_ERROR_FILE", engine.restore, file + ".no")
+    fails("YUAN_ERROR_BAD_FILE", engine.restore, model)
+    session.close()
+    fails("YUAN_ERROR_HANDLE", session.generate, 1)
+
+fails("YUAN_ERROR_FILE", yuan.Engine, file + ".no")
+del chooser, other, restored, engine, session
+assert yuan.live_handles() == 0, yuan.live_handles()
+print(json.dumps({"version": yuan.version()}))

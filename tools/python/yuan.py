@@ -1,0 +1,357 @@
+"""Yuan2.0-M32 from Python: libyuan by ctypes, in one file that needs nothing but the standard library.
+
+    import yuan
+
+    engine = yuan.Engine("yuan2-m32.gguf")
+    session = engine.session()
+    session.eval(engine.chat([("user", "写一首关于秋天的诗")]))
+    for text in session.stream(200, yuan.Sampler(temperature=0.6, seed=7)):
+        print(text, end="", flush=True)
+
+The library is the one that YUAN_LIBRARY names, or the one that the system finds. As a program it continues a prompt:
+`python3 yuan.py MODEL PROMPT [TOKENS]`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import json
+import os
+import queue
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any
+
+__all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
+
+ABI_VERSION = 1
+OK, BUFFER_TOO_SMALL = 0, 5
+FINISHES = ("stop", "stop_text", "length", "cancelled")
+
+_Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
+_OnToken = ctypes.CFUNCTYPE(c_int32, c_uint32, c_void_p, c_size_t, c_void_p)
+
+
+class Error(Exception):
+    """What a call of the library complains about; `status` is its name ("YUAN_ERROR_BAD_FILE")."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _load() -> ctypes.CDLL:
+    name = os.environ.get("YUAN_LIBRARY") or ctypes.util.find_library("yuan")
+    if not name:
+        raise ImportError("there is no libyuan: install it with `cargo cinstall`, or name it in YUAN_LIBRARY")
+    library = ctypes.CDLL(name)
+    for function in ("version", "last_error", "status_name"):
+        getattr(library, f"yuan_{function}").restype = c_char_p
+    library.yuan_live_handles.restype = c_size_t
+    library.yuan_abi_version.restype = c_uint32
+    if library.yuan_abi_version() != ABI_VERSION:
+        raise ImportError(f"{name} has interface {library.yuan_abi_version()}, and this module is for {ABI_VERSION}")
+    return library
+
+
+_lib = _load()
+
+
+def _call(function: str, *args: Any) -> None:
+    status = getattr(_lib, f"yuan_{function}")(*args)
+    if status != OK:
+        raise Error(_lib.yuan_status_name(status).decode(), _lib.yuan_last_error().decode())
+
+
+def _buffer(kind: Any, function: str, *args: Any) -> Any:
+    """An array that the library fills: asked for its length first."""
+    needed = c_size_t()
+    _call(function, *args, None, c_size_t(0), byref(needed))
+    array = (kind * needed.value)()
+    _call(function, *args, array, needed, byref(needed))
+    return array
+
+
+def _text(function: str, *args: Any) -> str:
+    return _buffer(ctypes.c_char, function, *args).raw[:-1].decode()
+
+
+def _ids(tokens: Sequence[int]) -> Any:
+    return (c_uint32 * len(tokens))(*tokens)
+
+
+def version() -> str:
+    """The version of the library."""
+    return _lib.yuan_version().decode()
+
+
+def live_handles() -> int:
+    """How many engines, sessions, samplers and options are open in this process."""
+    return _lib.yuan_live_handles()
+
+
+class _Handle:
+    """Something of the library, freed with the Python object, by `close()`, or at the end of a `with`."""
+
+    _kind = ""
+
+    def __init__(self, maker: str, *args: Any) -> None:
+        handle = c_void_p()
+        _call(maker, *args, byref(handle))
+        self._handle: c_void_p = handle
+
+    def close(self) -> None:
+        """Frees it. Calls that still use it end first."""
+        handle, self._handle = self.__dict__.get("_handle"), c_void_p()
+        if handle:
+            _call(f"{self._kind}_free", handle)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close()
+        except Exception:  # The interpreter may be half gone.
+            pass
+
+
+class _EngineOptions(_Handle):
+    _kind = "engine_options"
+
+
+class _SessionOptions(_Handle):
+    _kind = "session_options"
+
+
+def _optional(thing: _Handle | None) -> c_void_p | None:
+    return thing._handle if thing else None
+
+
+class Engine(_Handle):
+    """An open model with its tokenizer. Threads may share it."""
+
+    _kind = "engine"
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0, rope: str | None = None) -> None:
+        with _EngineOptions("engine_options_new") as options:
+            _call("engine_options_set_threads", options._handle, c_size_t(threads))
+            _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
+            super().__init__("engine_open", os.fsencode(path), options._handle)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of a text; with `special=False` strings such as `<sep>` stay text."""
+        data = text.encode()
+        return list(_buffer(c_uint32, "tokenize", self._handle, data, c_size_t(len(data)), c_int32(special)))
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        return _text("detokenize", self._handle, _ids(tokens), c_size_t(len(tokens)))
+
+    def chat(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> list[int]:
+        """The tokens of a conversation of (role, content), closed so that the model answers."""
+        roles, contents = ((c_char_p * len(messages))(*(m[i].encode() for m in messages)) for i in (0, 1))
+        count = c_size_t(len(messages))
+        return list(_buffer(c_uint32, "chat_tokenize", self._handle, roles, contents, count, c_int32(answer)))
+
+    def special_token(self, name: str) -> int:
+        """The id of "eod", "sep" or "pad"."""
+        token = c_uint32()
+        _call("special_token", self._handle, name.encode(), byref(token))
+        return token.value
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is and how it runs."""
+        return json.loads(_text("engine_describe", self._handle))
+
+    def statistics(self) -> dict[str, Any]:
+        """What the engine did so far."""
+        return json.loads(_text("engine_statistics", self._handle))
+
+    def session(self, *, context: int = 0, kv: str = "f16", shift: int | None = None) -> Session:
+        """An empty session with room for `context` tokens (0: what the model was made for). With `shift`, an answer that fills the
+        context drops old tokens, but for the first `shift`."""
+        with _SessionOptions("session_options_new") as options:
+            _call("session_options_set_context", options._handle, c_size_t(context))
+            _call("session_options_set_kv_type", options._handle, kv.encode())
+            if shift is not None:
+                _call("session_options_set_context_shift", options._handle, c_int32(1), c_size_t(shift))
+            return Session("session_new", self._handle, options._handle)
+
+    def restore(self, path: str | os.PathLike[str], sampler: Sampler | None = None) -> Session:
+        """A session that was saved; `sampler` becomes the one that was saved with it."""
+        return Session("session_restore", self._handle, os.fsencode(path), None, _optional(sampler))
+
+
+class Sampler(_Handle):
+    """How the next token is chosen; by default always the best. One call at a time."""
+
+    _kind = "sampler"
+
+    def __init__(
+        self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
+        repeat_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
+        repeat_last_n: int = 64, logit_bias: dict[int, float] | None = None, seed: int = 0,
+        stop: Sequence[str] = (), stop_tokens: Sequence[int] = (), ignore_eod: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__("sampler_new")
+        settings: dict[str, Any] = {
+            "temperature": c_float(temperature), "top_k": c_size_t(top_k), "top_p": c_float(top_p),
+            "min_p": c_float(min_p), "repeat_penalty": c_float(repeat_penalty),
+            "presence_penalty": c_float(presence_penalty), "frequency_penalty": c_float(frequency_penalty),
+            "repeat_last_n": c_size_t(repeat_last_n), "seed": c_uint64(seed), "ignore_eod": c_int32(ignore_eod),
+        }  # fmt: skip
+        for name, value in settings.items():
+            _call(f"sampler_set_{name}", self._handle, value)
+        for token, bias in (logit_bias or {}).items():
+            _call("sampler_set_logit_bias", self._handle, c_uint32(token), c_float(bias))
+        for text in stop:
+            _call("sampler_add_stop_text", self._handle, text.encode())
+        for token in stop_tokens:
+            _call("sampler_add_stop_token", self._handle, c_uint32(token))
+
+
+class Session(_Handle):
+    """One sequence of tokens. One call at a time; `cancel` from any thread."""
+
+    _kind = "session"
+
+    def __init__(self, maker: str, *args: Any) -> None:
+        super().__init__(maker, *args)
+        self.finish: str | None = None
+        """Why the last answer ended: "stop", "stop_text", "length" or "cancelled"."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens that the session holds."""
+        return list(_buffer(c_uint32, "session_tokens", self._handle))
+
+    def eval(self, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None = None) -> None:
+        """Adds tokens. `progress` hears how many are done, and of how many; it stops the call with False."""
+        self._run("session_eval", tokens, progress)
+
+    def sync(self, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None = None) -> None:
+        """Makes the session hold these tokens; what it has in common with them at the beginning is not run again."""
+        self._run("session_sync", tokens, progress)
+
+    def rewind(self, position: int) -> None:
+        """Keeps the first `position` tokens."""
+        _call("session_rewind", self._handle, c_size_t(position))
+
+    def logits(self) -> list[float]:
+        """One for each token of the vocabulary, behind the last token of the session."""
+        return list(_buffer(c_float, "session_logits", self._handle))
+
+    def embedding(self) -> list[float]:
+        """The last hidden state of the last token."""
+        return list(_buffer(c_float, "session_embedding", self._handle))
+
+    def sample(self, sampler: Sampler) -> int:
+        """The next token, which is not added."""
+        token = c_uint32()
+        _call("session_sample", self._handle, sampler._handle, byref(token))
+        return token.value
+
+    def generate(
+        self, most: int, sampler: Sampler | None = None, on_text: Callable[[str], bool | None] | None = None
+    ) -> str:
+        """An answer of up to `most` tokens. `on_text` hears it piece by piece; it ends the answer with False."""
+        pieces: list[str] = []
+        failure: list[BaseException] = []
+
+        def hear(_token: int, text: int, length: int, _data: int) -> int:
+            try:
+                piece = ctypes.string_at(text, length).decode()
+                pieces.append(piece)
+                return int(bool(piece) and on_text is not None and on_text(piece) is False)
+            except BaseException as e:  # No exception may pass through C.
+                failure.append(e)
+                return 1
+
+        finish = c_int32()
+        sampler = sampler or Sampler()
+        callback = _OnToken(hear)
+        _call("session_generate", self._handle, sampler._handle, c_size_t(most), callback, None, byref(finish))
+        if failure:
+            raise failure.pop()
+        self.finish = FINISHES[finish.value]
+        return "".join(pieces)
+
+    def stream(self, most: int, sampler: Sampler | None = None) -> Iterator[str]:
+        """The pieces of an answer as they come. The answer is computed in another thread; leaving the loop ends it."""
+        pieces: queue.Queue[str | BaseException | None] = queue.Queue()
+        left = threading.Event()
+
+        def on_text(piece: str) -> bool:
+            pieces.put(piece)
+            return not left.is_set()
+
+        def work() -> None:
+            try:
+                self.generate(most, sampler, on_text)
+                pieces.put(None)
+            except BaseException as e:
+                pieces.put(e)
+
+        thread = threading.Thread(target=work, name="yuan-stream", daemon=True)
+        thread.start()
+        try:
+            while (piece := pieces.get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            left.set()
+            thread.join()
+
+    def cancel(self) -> None:
+        """Stops the call that is using the session, or else the next. Any thread."""
+        _call("session_cancel", self._handle)
+
+    def save(self, path: str | os.PathLike[str], sampler: Sampler | None = None) -> None:
+        """Writes the session, and where the sampler's choices stand, to a file; `Engine.restore` reads it."""
+        _call("session_save", self._handle, _optional(sampler), os.fsencode(path))
+
+    def _run(
+        self, function: str, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None
+    ) -> None:
+        failure: list[BaseException] = []
+
+        def hear(done: int, total: int, _data: int) -> int:
+            try:
+                return int(progress is not None and progress(done, total) is False)
+            except BaseException as e:  # No exception may pass through C.
+                failure.append(e)
+                return 1
+
+        callback = _Progress(hear) if progress else _Progress()
+        try:
+            _call(function, self._handle, _ids(tokens), c_size_t(len(tokens)), callback, None)
+        except Error:
+            if failure:
+                raise failure.pop() from None
+            raise
+
+
+def main() -> None:
+    if len(sys.argv) not in (3, 4):
+        sys.exit(f"usage: {sys.argv[0]} MODEL PROMPT [TOKENS]")
+    most = int(sys.argv[3]) if len(sys.argv) == 4 else 64
+    try:
+        with Engine(sys.argv[1]) as engine, engine.session() as session:
+            session.eval(engine.tokenize(sys.argv[2]))
+            for text in session.stream(most):
+                print(text, end="", flush=True)
+            print()
+    except Error as e:
+        sys.exit(f"error: {e} ({e.status})")
+
+
+if __name__ == "__main__":
+    main()
