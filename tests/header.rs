@@ -102,6 +102,13 @@ fn the_interface_changes_only_with_its_version() {
     );
 }
 
+#[test]
+fn cmake_knows_the_version() {
+    let file = fs::read_to_string(common::root().join("cmake/yuanConfigVersion.cmake")).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    assert!(file.contains(&format!("set(PACKAGE_VERSION \"{version}\")")), "{version} in {file}");
+}
+
 /// The shared library that this test was built with.
 fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
