@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use yuan::{
     sampler::Sampler,
-    session::{Engine, Finish, Restored, Session},
+    session::{Engine, Finish, Limits, Restored, Session},
     tokenizer::{Message, Special},
 };
 use yuan_tools::open::RunArgs;
@@ -49,6 +49,9 @@ pub struct Generate {
     /// Room for tokens; by default the prompt and -n
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
+    #[arg(long, value_name = "N")]
+    context_shift: Option<usize>,
     /// Take the prompt as a question, and put it into the chat form of the model
     #[arg(long)]
     chat: bool,
@@ -83,7 +86,7 @@ impl Generate {
         };
         let (mut session, mut sampler) = self.begin(&engine, prompt.len())?;
         let timeline = [session.tokens(), &prompt].concat();
-        let limits = self.sampling.limits(self.most);
+        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(self.most) };
         let json = self.json;
         let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
             if !json {

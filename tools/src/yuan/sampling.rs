@@ -45,9 +45,6 @@ pub struct Sampling {
     /// Go on after <eod>
     #[arg(long)]
     ignore_eod: bool,
-    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
-    #[arg(long, value_name = "N")]
-    context_shift: Option<usize>,
 }
 
 impl Sampling {
@@ -82,12 +79,7 @@ impl Sampling {
 
     /// What ends an answer of up to `most` tokens.
     pub fn limits(&self, most: usize) -> Limits {
-        Limits {
-            stop_texts: self.stop.clone(),
-            ignore_eod: self.ignore_eod,
-            shift: self.context_shift,
-            ..Limits::tokens(most)
-        }
+        Limits { stop_texts: self.stop.clone(), ignore_eod: self.ignore_eod, ..Limits::tokens(most) }
     }
 }
 
