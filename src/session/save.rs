@@ -153,8 +153,9 @@ fn write_beside(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.file_name().is_none() {
-        return Err(Error::Argument(format!("{} is no name of a file; give one", path.display())));
+    // A folder or a device would be replaced, or be in the way.
+    if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
     }
     let full = |free| Error::DiskFull { path: folder.into(), needed, free };
     match free_bytes(folder)? {

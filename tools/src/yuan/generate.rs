@@ -58,7 +58,7 @@ pub struct Generate {
     /// Leave special strings in the prompt as text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
-    /// Begin where a saved session has ended; its sampler goes on, unless options of sampling are given
+    /// Begin where a saved session has ended; so do its random choices, with its settings unless others are given
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
     /// Save the session at the end, to go on from there
@@ -116,11 +116,7 @@ impl Generate {
         if self.context.is_none() {
             session.reserve(session.position() + prompt + self.most)?;
         }
-        let sampler = match sampler {
-            Some(sampler) if self.sampling.is_default() => sampler,
-            _ => self.sampling.sampler(engine)?,
-        };
-        Ok((session, sampler))
+        Ok((session, self.sampling.resume(engine, sampler)?))
     }
 }
 

@@ -139,11 +139,9 @@ impl Conversation {
             bail!("{} holds no conversation: go on from it with yuan generate --load", file.display());
         };
         session.reserve(self.session.capacity())?;
+        self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;
         self.session = session;
         self.messages = note.messages.into_iter().map(|(role, content)| Message { role, content }).collect();
-        if let Some(sampler) = restored.sampler.filter(|_| self.sampling.is_default()) {
-            self.sampler = sampler;
-        }
         self.last = None;
         Ok(())
     }
