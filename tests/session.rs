@@ -120,6 +120,9 @@ fn a_prefix_of_the_timeline_costs_no_more_than_the_way_from_a_snapshot() {
     // The ends of the earlier lists are snapshots too.
     session.sync(&all[..100], go).unwrap();
     session.sync(&all[..130], go).unwrap();
+    let next = [&all[..129], &all[..20]].concat();
+    assert_eq!(session.sync(&next, go).unwrap(), Synced { reused: 129, computed: 20 });
+    assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &next, KvType::F16).logits().unwrap()));
     assert_eq!(session.sync(&all[..100], go).unwrap(), Synced { reused: 100, computed: 0 });
 }
 
@@ -254,8 +257,11 @@ fn a_restored_session_can_still_go_back() {
     let engine = tiny(&folder, 5);
     let file = folder.path().join("s.session");
     let all = tokens(300, 8);
-    fresh(&engine, &all, KvType::Q8_0).save(&file, None).unwrap();
+    let mut session = fresh(&engine, &all, KvType::Q8_0);
+    session.note = "三百 tokens".into();
+    session.save(&file, None).unwrap();
     let mut session = Session::restore(engine.clone(), &file, Some(400)).unwrap().session;
+    assert_eq!((session.note.as_str(), session.tokens(), session.capacity()), ("三百 tokens", &all[..], 400));
     assert_eq!(session.sync(&all[..130], go).unwrap(), Synced { reused: 128, computed: 2 });
     assert!(
         bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..130], KvType::Q8_0).logits().unwrap())

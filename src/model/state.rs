@@ -21,6 +21,8 @@ pub struct State {
     pub(super) position: usize,
     pub(super) hidden: Vec<f32>,
     pub(super) history: History,
+    /// A position that is to be marked when it is reached.
+    wanted: Option<usize>,
     capacity: usize,
     kv: KvType,
 }
@@ -61,6 +63,7 @@ impl State {
             position: 0,
             hidden: Vec::new(),
             history: History::new(),
+            wanted: None,
             capacity,
             kv,
         })
@@ -145,9 +148,21 @@ impl State {
         }
     }
 
+    /// As [`State::mark`], at a later `position`, when the model has run so many tokens. Only the last such wish counts.
+    pub fn mark_at(&mut self, position: usize) {
+        self.wanted = Some(position);
+    }
+
     /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
     pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
-        self.history.ends(self.position, tokens)
+        let mut ends = self.history.ends(self.position, tokens);
+        let wanted = self.wanted.and_then(|p| p.checked_sub(self.position));
+        if let Some(wanted) = wanted.filter(|&n| n > 0 && n < tokens)
+            && let Err(place) = ends.binary_search(&wanted)
+        {
+            ends.insert(place, wanted);
+        }
+        ends
     }
 
     /// Ends a pass: every layer has its keys, values and next filters. `hidden` gives the hidden state after so many tokens.
@@ -164,15 +179,18 @@ impl State {
         }
         self.position = start + tokens;
         self.hidden = hidden(*tokens);
-        if self.history.is_regular(self.position) {
+        if self.wanted == Some(self.position) || self.history.is_regular(self.position) {
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
             self.add(self.position, Snapshot { filters, hidden: self.hidden.clone() });
         }
     }
 
     fn add(&mut self, position: usize, snapshot: Snapshot) {
-        // The distance may have doubled since the pass began.
-        if self.history.is_regular(position) {
+        if self.wanted == Some(position) {
+            self.wanted = None;
+            self.history.mark(position, snapshot);
+        } else if self.history.is_regular(position) {
+            // The distance may have doubled since the pass began.
             self.history.add(position, snapshot);
         }
     }

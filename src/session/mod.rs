@@ -32,6 +32,8 @@ pub struct Session {
     tokens: Vec<u32>,
     /// Of the last token; empty when they are not computed.
     logits: Vec<f32>,
+    /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
+    pub note: String,
 }
 
 /// What [`Session::sync`] did.
@@ -50,7 +52,7 @@ impl Session {
     /// [`Error::Argument`] for a context that there is no memory for.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = State::new(engine.model().config(), context, kv)?;
-        Ok(Self { engine, state, tokens: Vec::new(), logits: Vec::new() })
+        Ok(Self { engine, state, tokens: Vec::new(), logits: Vec::new(), note: String::new() })
     }
 
     /// The engine.
@@ -110,6 +112,8 @@ impl Session {
         let reused = self.state.rewind(common);
         self.tokens.truncate(reused);
         self.tokens.extend_from_slice(&tokens[reused..]);
+        // A chat closes the prompt with a token that the next prompt does not have in this place.
+        self.state.mark_at(tokens.len().saturating_sub(1));
         if let Err(error) = self.run(progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);

@@ -103,6 +103,13 @@ impl Reader<'_> {
         Ok(words)
     }
 
+    /// Bytes, whose number was checked against the file's.
+    fn list(&mut self, count: u64, place: &str) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(count).unwrap_or(0)];
+        self.input.read_exact(&mut bytes).map_err(|e| self.failed(place, e))?;
+        Ok(bytes)
+    }
+
     /// The header, which fits the engine and the length of the file.
     fn header(&mut self, length: u64, engine: &Engine) -> Result<Header> {
         if self.bytes("the beginning")? != MAGIC {
@@ -132,6 +139,7 @@ impl Reader<'_> {
             snapshots: self.count()?,
             sampler: self.count()?,
             hot: self.count()?,
+            note: self.count()?,
         };
         self.check_model(&header, engine)?;
         if header.file_bytes(engine.model()) != Some(length) {
@@ -190,8 +198,7 @@ impl Reader<'_> {
         if let Some(id) = session.tokens.iter().find(|&&id| id as usize >= vocab) {
             return Err(self.damaged("the tokens", format!("{id} is outside the vocabulary of {vocab}")));
         }
-        let mut sampler = vec![0; header.sampler as usize];
-        self.input.read_exact(&mut sampler).map_err(|e| self.failed("the sampler", e))?;
+        let sampler = self.list(header.sampler, "the sampler")?;
         let sampler = match sampler.as_slice() {
             [] => None,
             bytes => {
@@ -199,6 +206,8 @@ impl Reader<'_> {
             }
         };
         let hot = self.words(header.hot * 2, "the experts")?.as_chunks().0.to_vec();
+        session.note = String::from_utf8(self.list(header.note, "the note")?)
+            .map_err(|_| self.damaged("the note", "it is no UTF-8 text"))?;
         let extent = Extent { position, snapshots: header.snapshots as usize };
         session.state.read(extent, &mut self.input).map_err(|e| self.failed("the state", e))?;
 

@@ -47,15 +47,18 @@ pub(super) struct Header {
     pub sampler: u64,
     /// Experts in the list of the most used ones.
     pub hot: u64,
+    /// Bytes of the note.
+    pub note: u64,
 }
 
 impl Header {
     /// Bytes of a header.
-    pub const BYTES: usize = 8 + 4 + 32 + 7 * 4 + 6 * 8;
+    pub const BYTES: usize = 8 + 4 + 32 + 7 * 4 + 7 * 8;
 
     pub fn to_bytes(&self) -> Vec<u8> {
         let words = [self.kv, self.arithmetic, self.rope].into_iter().chain(self.shape);
-        let counts = [self.capacity, self.tokens, self.position, self.snapshots, self.sampler, self.hot];
+        let counts =
+            [self.capacity, self.tokens, self.position, self.snapshots, self.sampler, self.hot, self.note];
         let mut out = MAGIC.to_vec();
         out.extend(VERSION.to_le_bytes());
         out.extend(self.fingerprint);
@@ -75,6 +78,7 @@ impl Header {
             self.tokens.checked_mul(4)?,
             self.sampler,
             self.hot.checked_mul(8)?,
+            self.note,
             extent.bytes(model.config(), kv)?,
         ]
         .into_iter()
@@ -94,7 +98,7 @@ pub(super) fn identity(model: &Model) -> ([u32; 4], u32, u32) {
 }
 
 impl Session {
-    /// Writes the whole state to `path`, and that of the sampler when one is given, so that [`Session::restore`] goes on as if
+    /// Writes the whole state, with the note, to `path`, and that of the sampler when one is given, so that [`Session::restore`] goes on as if
     /// nothing had happened. A file that is there is replaced only when the new one is whole and on the disk.
     ///
     /// # Errors
@@ -118,6 +122,7 @@ impl Session {
             snapshots: extent.snapshots as u64,
             sampler: sampler.len() as u64,
             hot: hot.len() as u64,
+            note: self.note.len() as u64,
         };
         let needed = header.file_bytes(model).unwrap_or(u64::MAX);
         write_beside(path, needed, |out| {
@@ -125,6 +130,7 @@ impl Session {
             out.write_all(bytemuck::cast_slice(&self.tokens))?;
             out.write_all(&sampler)?;
             hot.iter().flatten().try_for_each(|n| out.write_all(&n.to_le_bytes()))?;
+            out.write_all(self.note.as_bytes())?;
             self.state.write(out)
         })
     }
@@ -147,8 +153,9 @@ fn write_beside(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if path.file_name().is_none() {
-        return Err(Error::Argument(format!("{} is no name of a file; give one", path.display())));
+    // A folder or a device would be replaced, or be in the way.
+    if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
     }
     let full = |free| Error::DiskFull { path: folder.into(), needed, free };
     match free_bytes(folder)? {

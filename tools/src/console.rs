@@ -26,6 +26,17 @@ pub fn stopped() -> bool {
 /// What Ctrl-C cancels beside.
 static CANCEL: Mutex<Option<Cancel>> = Mutex::new(None);
 
+/// Whether Ctrl-C has nothing to stop but the program.
+static IDLE: AtomicBool = AtomicBool::new(false);
+
+/// Runs `wait`, during which Ctrl-C ends the program at once: it waits for the user and has nothing else to stop.
+pub fn idle<R>(wait: impl FnOnce() -> R) -> R {
+    IDLE.store(true, Relaxed);
+    let result = wait();
+    IDLE.store(false, Relaxed);
+    result
+}
+
 /// Forgets that Ctrl-C was pressed: it has stopped what it was meant for, and the program goes on.
 pub fn take_stop() -> bool {
     STOP.swap(false, Relaxed)
@@ -56,7 +67,7 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         let handler = || {
-            if STOP.swap(true, Relaxed) {
+            if STOP.swap(true, Relaxed) || IDLE.load(Relaxed) {
                 std::process::exit(INTERRUPTED.into());
             }
             if let Some(cancel) = &*CANCEL.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -79,7 +90,7 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
 }
 
 /// An error with its causes, each said once: the library's messages name the system's reason already.
-fn explain(error: &anyhow::Error) -> String {
+pub fn explain(error: &anyhow::Error) -> String {
     error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |said, cause| {
         if said.contains(&cause) { said } else { format!("{said}: {cause}") }
     })

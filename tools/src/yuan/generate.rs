@@ -11,7 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use yuan::{
     sampler::Sampler,
-    session::{Engine, Finish, Restored, Session},
+    session::{Engine, Finish, Limits, Restored, Session},
     tokenizer::{Message, Special},
 };
 use yuan_tools::open::RunArgs;
@@ -49,13 +49,16 @@ pub struct Generate {
     /// Room for tokens; by default the prompt and -n
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
+    #[arg(long, value_name = "N")]
+    context_shift: Option<usize>,
     /// Take the prompt as a question, and put it into the chat form of the model
     #[arg(long)]
     chat: bool,
     /// Leave special strings in the prompt as text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
-    /// Begin where a saved session has ended; its sampler goes on, unless options of sampling are given
+    /// Begin where a saved session has ended; so do its random choices, with its settings unless others are given
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
     /// Save the session at the end, to go on from there
@@ -83,7 +86,7 @@ impl Generate {
         };
         let (mut session, mut sampler) = self.begin(&engine, prompt.len())?;
         let timeline = [session.tokens(), &prompt].concat();
-        let limits = self.sampling.limits(self.most);
+        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(self.most) };
         let json = self.json;
         let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
             if !json {
@@ -113,11 +116,7 @@ impl Generate {
         if self.context.is_none() {
             session.reserve(session.position() + prompt + self.most)?;
         }
-        let sampler = match sampler {
-            Some(sampler) if self.sampling.is_default() => sampler,
-            _ => self.sampling.sampler(engine)?,
-        };
-        Ok((session, sampler))
+        Ok((session, self.sampling.resume(engine, sampler)?))
     }
 }
 

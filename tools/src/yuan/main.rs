@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod answer;
 mod bench;
+mod chat;
 mod demo;
 mod generate;
 mod inspect;
@@ -24,6 +25,7 @@ mod tokenize;
 Examples:
   yuan demo
   yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
+  yuan chat model.gguf --temp 0.7
   yuan bench model.gguf -p 512 -n 128
 Containers are made by yuan-quant."
 )]
@@ -38,6 +40,8 @@ enum Command {
     Demo(demo::Demo),
     /// Continue a prompt
     Generate(generate::Generate),
+    /// Talk with a model: questions and answers in turn
+    Chat(chat::Chat),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
     /// Write the logits of given tokens to a NumPy file
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     yuan_tools::console::run(|| match cli.command {
         Command::Demo(c) => c.run(),
         Command::Generate(c) => c.run(),
+        Command::Chat(c) => c.run(),
         Command::Tokenize(c) => c.run(),
         Command::Logits(c) => c.run(),
         Command::Perplexity(c) => c.run(),

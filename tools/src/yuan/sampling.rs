@@ -22,8 +22,8 @@ pub struct Sampling {
     #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f32,
     /// Seed of the random choices
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
     /// Divide the logits of recent tokens (1: none)
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f32,
@@ -45,9 +45,6 @@ pub struct Sampling {
     /// Go on after <eod>
     #[arg(long)]
     ignore_eod: bool,
-    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
-    #[arg(long, value_name = "N")]
-    context_shift: Option<usize>,
 }
 
 impl Sampling {
@@ -60,9 +57,15 @@ impl Sampling {
         Ok(Sampler::new(self.settings())?)
     }
 
-    /// Whether no option of the choice was given.
-    pub fn is_default(&self) -> bool {
-        self.settings() == Settings::default()
+    /// The sampler of a saved session, which goes on with its settings, or with those that were given.
+    pub fn resume(&self, engine: &Engine, saved: Option<Sampler>) -> anyhow::Result<Sampler> {
+        let fresh = self.sampler(engine)?;
+        let Some(mut saved) = saved else { return Ok(fresh) };
+        let seed = self.seed.unwrap_or(saved.settings().seed);
+        if *fresh.settings() != Settings::default() {
+            saved.set(Settings { seed, ..fresh.settings().clone() })?;
+        }
+        Ok(saved)
     }
 
     fn settings(&self) -> Settings {
@@ -76,18 +79,13 @@ impl Sampling {
             top_p: self.top_p,
             min_p: self.min_p,
             temperature: self.temp,
-            seed: self.seed,
+            seed: self.seed.unwrap_or(0),
         }
     }
 
     /// What ends an answer of up to `most` tokens.
     pub fn limits(&self, most: usize) -> Limits {
-        Limits {
-            stop_texts: self.stop.clone(),
-            ignore_eod: self.ignore_eod,
-            shift: self.context_shift,
-            ..Limits::tokens(most)
-        }
+        Limits { stop_texts: self.stop.clone(), ignore_eod: self.ignore_eod, ..Limits::tokens(most) }
     }
 }
 
