@@ -415,6 +415,23 @@ yuan_status yuan_session_sync(yuan_session *session,
                               void *user_data);
 
 /**
+ * Keeps a text of the program with the session, in the files that it is saved to too; UTF-8 of `length` bytes, in place of an earlier one. One call
+ * at a time.
+ */
+yuan_status yuan_session_set_note(yuan_session *session,
+                                  const char *note,
+                                  size_t length);
+
+/**
+ * Copies the text that was kept with the session, with a NUL behind it, and writes the bytes that it needs to `needed`. One call
+ * at a time.
+ */
+yuan_status yuan_session_note(const yuan_session *session,
+                              char *note,
+                              size_t capacity,
+                              size_t *needed);
+
+/**
  * Keeps the first `position` tokens, which may be 0 and no more than there are. One call at a time.
  */
 yuan_status yuan_session_rewind(yuan_session *session, size_t position);

@@ -330,7 +330,10 @@ impl Caller<'_> {
         let (chars, char_room) = self.spoil(chars.as_mut_ptr(), room);
         let (needed, _) = self.spoil(&raw mut needed, 1);
         let turns = [text.as_ptr(), if self.one_in(9) { null() } else { text.as_ptr() }];
-        let status = match self.random.below(6) {
+        let session = self.session();
+        let status = match self.random.below(8) {
+            6 => unsafe { yuan_session_set_note(session, text_start, length) },
+            7 => unsafe { yuan_session_note(session, chars, char_room, needed) },
             0 => unsafe { yuan_tokenize(engine, text_start, length, 1, ids, id_room, needed) },
             1 => unsafe { yuan_detokenize(engine, tokens, count, chars, char_room, needed) },
             2 => unsafe {

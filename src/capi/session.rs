@@ -1,7 +1,7 @@
 //! Sequences: tokens in, logits and embeddings out.
 
 use std::{
-    ffi::c_void,
+    ffi::{c_char, c_void},
     sync::{Arc, Mutex},
 };
 
@@ -137,6 +137,36 @@ pub unsafe extern "C" fn yuan_session_sync(
         session.sync(tokens, |done| progress.tell(done, tokens.len()))?;
         Ok(())
     })
+}
+
+/// Keeps a text of the program with the session, in the files that it is saved to too; UTF-8 of `length` bytes, in place of an earlier one. One call
+/// at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_set_note(
+    session: *mut yuan_session,
+    note: *const c_char,
+    length: usize,
+) -> yuan_status {
+    // SAFETY: the contract of the header.
+    let note = || unsafe { args::text("the note", note, length) };
+    with(session, note, |session, note| {
+        session.note = note.to_owned();
+        Ok(())
+    })
+}
+
+/// Copies the text that was kept with the session, with a NUL behind it, and writes the bytes that it needs to `needed`. One call
+/// at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_note(
+    session: *const yuan_session,
+    note: *mut c_char,
+    capacity: usize,
+    needed: *mut usize,
+) -> yuan_status {
+    // SAFETY: the contract of the header.
+    let buffer = || unsafe { Buffer::new(note, capacity, needed) };
+    with(session, buffer, |session, buffer| buffer.fill_text(&session.note))
 }
 
 /// Keeps the first `position` tokens, which may be 0 and no more than there are. One call at a time.

@@ -49,10 +49,12 @@ with yuan.Engine(model, threads=2) as engine:
     chooser = sampler()
     session.sync(ids)
     session.generate(6, chooser)
+    session.note = "第一回"
     session.save(file, chooser)
     rest = session.generate(10, chooser)
     other = yuan.Sampler()
     with engine.restore(file, other) as restored:
+        assert restored.note == "第一回"
         assert restored.generate(10, other) == rest
 
     # Stops, and leaving a stream early.

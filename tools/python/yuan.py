@@ -232,6 +232,16 @@ class Session(_Handle):
         """The tokens that the session holds."""
         return list(_buffer(c_uint32, "session_tokens", self._handle))
 
+    @property
+    def note(self) -> str:
+        """A text of the program's own that is saved with the session."""
+        return _text("session_note", self._handle)
+
+    @note.setter
+    def note(self, text: str) -> None:
+        data = text.encode()
+        _call("session_set_note", self._handle, data, c_size_t(len(data)))
+
     def eval(self, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None = None) -> None:
         """Adds tokens. `progress` hears how many are done, and of how many; it stops the call with False."""
         self._run("session_eval", tokens, progress)

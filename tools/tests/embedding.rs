@@ -1,10 +1,14 @@
 //! The library in other programs: the examples in C and C++ and the Python module are built and run, and say what `yuan` says.
 
+mod common;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
+
+use common::{Folder, text};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -20,7 +24,7 @@ fn library() -> PathBuf {
 }
 
 /// What a program says; `None` where it is not installed. It must succeed.
-fn run(command: &mut Command) -> Option<String> {
+fn finish(command: &mut Command) -> Option<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = match command.output() {
         Ok(output) => output,
@@ -29,52 +33,23 @@ fn run(command: &mut Command) -> Option<String> {
             return None;
         }
     };
-    Some(checked(&program, output))
-}
-
-fn checked(program: &str, output: Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program}: {}\n{stderr}", output.status);
-    String::from_utf8(output.stdout).expect("UTF-8")
+    Some(String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    /// The demo model as a container.
-    fn model(&self) -> String {
-        let model = self.path("m.gguf");
-        let mut convert = Command::new(env!("CARGO_BIN_EXE_yuan-quant"));
-        convert.arg(root().join("assets/demo-model")).args(["-o", &model, "--rope", "f32"]);
-        run(&mut convert).expect("yuan-quant");
-        model
-    }
-
-    /// An example, compiled; `None` where there is no compiler.
-    fn example(&self, compiler: &str, standard: &str, source: &str) -> Option<String> {
-        let program = self.path("example");
-        let mut command = Command::new(compiler);
-        command.args([standard, "-g", "-Wall", "-Wextra", "-pedantic", "-Werror"]);
-        command.arg("-I").arg(root().join("include")).arg(root().join("examples/c").join(source));
-        command.arg("-L").arg(libraries()).args(["-lyuan", "-o", &program]);
-        run(&mut command).map(|_| program)
-    }
-}
-
-fn yuan(args: &[&str]) -> String {
-    run(Command::new(env!("CARGO_BIN_EXE_yuan")).args(args)).expect("yuan")
+/// An example, compiled; `None` where there is no compiler.
+fn example(folder: &Folder, compiler: &str, standard: &str, source: &str) -> Option<String> {
+    let program = folder.path("example");
+    let mut command = Command::new(compiler);
+    command.args([standard, "-g", "-Wall", "-Wextra", "-pedantic", "-Werror"]);
+    command.arg("-I").arg(root().join("include")).arg(root().join("examples/c").join(source));
+    command.arg("-L").arg(libraries()).args(["-lyuan", "-o", &program]);
+    finish(&mut command).map(|_| program)
 }
 
 fn embedded(program: &str, args: &[&str]) -> String {
-    run(Command::new(program).args(args).env("LD_LIBRARY_PATH", libraries())).expect("the example")
+    finish(Command::new(program).args(args).env("LD_LIBRARY_PATH", libraries())).expect("the example")
 }
 
 const PROMPTS: [&str; 2] = ["Psalms 151:1-4<sep>", "春日山中 李白<sep>"];
@@ -82,10 +57,10 @@ const PROMPTS: [&str; 2] = ["Psalms 151:1-4<sep>", "春日山中 李白<sep>"];
 #[test]
 fn the_c_example_says_what_yuan_says() {
     let folder = Folder::new();
-    let Some(program) = folder.example("cc", "-std=c99", "generate.c") else { return };
-    let model = folder.model();
+    let Some(program) = example(&folder, "cc", "-std=c99", "generate.c") else { return };
+    let model = folder.converted("m.gguf", &[]);
     for prompt in PROMPTS {
-        let expected = yuan(&["generate", &model, "-p", prompt, "-n", "32"]);
+        let expected = text("yuan", &["generate", &model, "-p", prompt, "-n", "32"]);
         assert_eq!(embedded(&program, &[&model, prompt, "32"]), expected);
     }
     let mut command = Command::new(&program);
@@ -101,11 +76,12 @@ fn the_c_example_says_what_yuan_says() {
 #[test]
 fn the_cpp_example_says_what_yuan_says() {
     let folder = Folder::new();
-    let Some(program) = folder.example("c++", "-std=c++11", "chat.cc") else { return };
-    let model = folder.model();
+    let Some(program) = example(&folder, "c++", "-std=c++11", "chat.cc") else { return };
+    let model = folder.converted("m.gguf", &[]);
     for question in ["Psalms 151:1-4", "春日山中 李白"] {
         let args = ["generate", &model, "--chat", "-p", question, "-n", "32"];
-        let expected = yuan(&[&args[..], &["--temp", "0.6", "--top-p", "0.95", "--seed", "7"]].concat());
+        let expected =
+            text("yuan", &[&args[..], &["--temp", "0.6", "--top-p", "0.95", "--seed", "7"]].concat());
         assert_eq!(embedded(&program, &[&model, question, "32", "7"]), expected);
     }
 }
@@ -113,37 +89,40 @@ fn the_cpp_example_says_what_yuan_says() {
 #[test]
 fn the_python_module_says_what_yuan_says() {
     let folder = Folder::new();
-    let model = folder.model();
+    let model = folder.converted("m.gguf", &[]);
     let python = |args: &[&str]| {
         let mut command = Command::new("python3");
         command.args(args).env("YUAN_LIBRARY", library()).env("PYTHONPATH", root().join("tools/python"));
-        run(command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONIOENCODING", "utf-8"))
+        finish(command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONIOENCODING", "utf-8"))
     };
     let module = root().join("tools/python/yuan.py");
     for prompt in PROMPTS {
         let Some(found) = python(&[module.to_str().unwrap(), &model, prompt, "32"]) else { return };
-        assert_eq!(found, yuan(&["generate", &model, "-p", prompt, "-n", "32"]));
+        assert_eq!(found, text("yuan", &["generate", &model, "-p", prompt, "-n", "32"]));
     }
     let check = root().join("tools/python/check.py");
-    let chat = yuan(&[
-        "generate",
-        &model,
-        "--chat",
-        "-p",
-        "春日山中 李白",
-        "-n",
-        "24",
-        "--temp",
-        "0.9",
-        "--top-k",
-        "50",
-        "--min-p",
-        "0.02",
-        "--repeat-penalty",
-        "1.1",
-        "--seed",
-        "3",
-    ]);
+    let chat = text(
+        "yuan",
+        &[
+            "generate",
+            &model,
+            "--chat",
+            "-p",
+            "春日山中 李白",
+            "-n",
+            "24",
+            "--temp",
+            "0.9",
+            "--top-k",
+            "50",
+            "--min-p",
+            "0.02",
+            "--repeat-penalty",
+            "1.1",
+            "--seed",
+            "3",
+        ],
+    );
     python(&[check.to_str().unwrap(), &model, &folder.path("saved"), &chat]).expect("python3");
 }
 
@@ -152,15 +131,15 @@ fn the_python_module_says_what_yuan_says() {
 #[test]
 fn valgrind_finds_no_invalid_access_and_no_leak() {
     let folder = Folder::new();
-    let Some(program) = folder.example("cc", "-std=c99", "generate.c") else { return };
-    let model = folder.model();
+    let Some(program) = example(&folder, "cc", "-std=c99", "generate.c") else { return };
+    let model = folder.converted("m.gguf", &[]);
     let log = folder.path("valgrind.log");
     let mut command = Command::new("valgrind");
     command.args(["--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite,indirect,possible"]);
     command.args(["--errors-for-leak-kinds=definite,indirect", &format!("--log-file={log}")]);
     command.args([&program, &model, PROMPTS[1], "3"]).env("LD_LIBRARY_PATH", libraries());
-    let Some(text) = run(&mut command) else { return };
-    assert_eq!(text, yuan(&["generate", &model, "-p", PROMPTS[1], "-n", "3"]));
+    let Some(found) = finish(&mut command) else { return };
+    assert_eq!(found, text("yuan", &["generate", &model, "-p", PROMPTS[1], "-n", "3"]));
     let said = fs::read_to_string(&log).unwrap();
     assert!(said.contains("ERROR SUMMARY: 0 errors"), "{said}");
 }
