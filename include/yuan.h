@@ -16,6 +16,8 @@
  *   buffer may then be NULL) nothing else is, and a capacity that is too small gives YUAN_ERROR_BUFFER_TOO_SMALL.
  * Callbacks. NULL where none is wanted. They must return: no C++ exception and no longjmp may leave them. They may call the library,
  *   but the objects of the call that they come from are busy.
+ * Processes. A child that fork() made must not use handles of its parent: their threads are not there. The library must not be unloaded
+ *   (dlclose): the threads of an engine end a moment after it.
  */
 
 

@@ -38,12 +38,12 @@ fn finish(command: &mut Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
-/// An example, compiled; `None` where there is no compiler.
+/// A program, compiled; `None` where there is no compiler.
 fn example(folder: &Folder, compiler: &str, standard: &str, source: &str) -> Option<String> {
     let program = folder.path("example");
     let mut command = Command::new(compiler);
     command.args([standard, "-g", "-Wall", "-Wextra", "-pedantic", "-Werror"]);
-    command.arg("-I").arg(root().join("include")).arg(root().join("examples/c").join(source));
+    command.arg("-I").arg(root().join("include")).arg(root().join(source));
     command.arg("-L").arg(libraries()).args(["-lyuan", "-o", &program]);
     finish(&mut command).map(|_| program)
 }
@@ -57,7 +57,7 @@ const PROMPTS: [&str; 2] = ["Psalms 151:1-4<sep>", "春日山中 李白<sep>"];
 #[test]
 fn the_c_example_says_what_yuan_says() {
     let folder = Folder::new();
-    let Some(program) = example(&folder, "cc", "-std=c99", "generate.c") else { return };
+    let Some(program) = example(&folder, "cc", "-std=c99", "examples/c/generate.c") else { return };
     let model = folder.converted("m.gguf", &[]);
     for prompt in PROMPTS {
         let expected = text("yuan", &["generate", &model, "-p", prompt, "-n", "32"]);
@@ -76,7 +76,7 @@ fn the_c_example_says_what_yuan_says() {
 #[test]
 fn the_cpp_example_says_what_yuan_says() {
     let folder = Folder::new();
-    let Some(program) = example(&folder, "c++", "-std=c++11", "chat.cc") else { return };
+    let Some(program) = example(&folder, "c++", "-std=c++11", "examples/c/chat.cc") else { return };
     let model = folder.converted("m.gguf", &[]);
     for question in ["Psalms 151:1-4", "春日山中 李白"] {
         let args = ["generate", &model, "--chat", "-p", question, "-n", "32"];
@@ -126,20 +126,27 @@ fn the_python_module_says_what_yuan_says() {
     python(&[check.to_str().unwrap(), &model, &folder.path("saved"), &chat]).expect("python3");
 }
 
+#[test]
+fn every_function_works_from_c() {
+    let folder = Folder::new();
+    let Some(program) = example(&folder, "cc", "-std=c99", "tools/tests/surface.c") else { return };
+    let model = folder.converted("m.gguf", &[]);
+    assert_eq!(embedded(&program, &[&model, &folder.path("saved")]), "");
+}
+
 /// Valgrind follows every access of the library and of the program, and counts what is left.
 #[cfg(target_os = "linux")]
 #[test]
 fn valgrind_finds_no_invalid_access_and_no_leak() {
     let folder = Folder::new();
-    let Some(program) = example(&folder, "cc", "-std=c99", "generate.c") else { return };
+    let Some(program) = example(&folder, "cc", "-std=c99", "tools/tests/surface.c") else { return };
     let model = folder.converted("m.gguf", &[]);
     let log = folder.path("valgrind.log");
     let mut command = Command::new("valgrind");
-    command.args(["--error-exitcode=9", "--leak-check=full", "--show-leak-kinds=definite,indirect,possible"]);
-    command.args(["--errors-for-leak-kinds=definite,indirect", &format!("--log-file={log}")]);
-    command.args([&program, &model, PROMPTS[1], "3"]).env("LD_LIBRARY_PATH", libraries());
-    let Some(found) = finish(&mut command) else { return };
-    assert_eq!(found, text("yuan", &["generate", &model, "-p", PROMPTS[1], "-n", "3"]));
-    let said = fs::read_to_string(&log).unwrap();
-    assert!(said.contains("ERROR SUMMARY: 0 errors"), "{said}");
+    command.args(["--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect"]);
+    command.args([&format!("--log-file={log}"), &program, &model, &folder.path("saved")]);
+    if finish(command.env("LD_LIBRARY_PATH", libraries())).is_some() {
+        let said = fs::read_to_string(&log).unwrap();
+        assert!(said.contains("ERROR SUMMARY: 0 errors"), "{said}");
+    }
 }
