@@ -1,7 +1,7 @@
 //! The C surface: `include/yuan.h` is generated from this folder.
 //!
 //! Nothing that a C program does wrong may take it down where that can be known: handles are numbers in a table
-//! ([`handles`]) and never dereferenced, arguments are checked ([`args`]), panics stop at the border ([`border`]), and
+//! (`handles.rs`) and never dereferenced, arguments are checked (`args.rs`), panics stop at the border (`border.rs`), and
 //! a session that is in use is busy. What cannot be known is a pointer that is not null, is aligned, and points nowhere.
 #![allow(non_camel_case_types)] // C's names.
 #![allow(clippy::missing_safety_doc)] // One contract for all: the top of the header (`cbindgen.toml`).
