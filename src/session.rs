@@ -2,14 +2,12 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+pub use crate::model::BATCH;
 use crate::{
     error::{Error, Result},
     model::{KvType, Model, State, Want},
     sampler::Sampler,
 };
-
-/// Tokens of a prompt that go through the model together.
-pub const BATCH: usize = 512;
 
 /// One sequence.
 #[derive(Debug)]
@@ -64,7 +62,7 @@ impl Session {
             return Err(Error::ContextFull { capacity: self.state.capacity(), wanted });
         }
         let (mut logits, mut done) = (Vec::new(), 0);
-        for batch in tokens.chunks(BATCH) {
+        for batch in tokens.chunks(self.model.batch()) {
             let want = if done + batch.len() == tokens.len() { Want::Last } else { Want::Nothing };
             logits = self.model.forward(batch, &mut self.state, want)?;
             done += batch.len();

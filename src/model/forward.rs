@@ -5,7 +5,10 @@ use super::{
     Model, attention::attend, buffer::Buffer, feed_forward::FeedForward, norm::rms_norm, rope::rotate,
     state::State,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    pager::Pass,
+};
 
 /// Which rows of logits a call wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
-    /// has no room; the state is then as before.
+    /// has no room, [`Error::Io`] when an expert cannot be read, [`Error::Cancelled`] when a prompt was interrupted; the state
+    /// is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -62,17 +66,32 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        let (pass, before) = (self.pager.begin()?, state.mark());
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        self.compute.run(|| self.run(tokens, state, want, probe))
+        let done = self.compute.run(|| self.run(&pass, tokens, state, want, probe));
+        if done.is_err() {
+            state.rewind(before);
+        }
+        done
     }
 
-    fn run(&self, tokens: &[u32], state: &mut State, want: Want, probe: Probe<'_>) -> Result<Vec<f32>> {
+    fn run(
+        &self,
+        pass: &Pass<'_>,
+        tokens: &[u32],
+        state: &mut State,
+        want: Want,
+        probe: Probe<'_>,
+    ) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
 
         let mut x = self.embed(tokens);
         probe(Stage::Embedding, 0, &x);
         for (l, (layer, memory)) in self.layers.iter().zip(&mut state.layers).enumerate() {
+            if tokens.len() > 1 && self.interrupt.is_some_and(|asked| asked()) {
+                return Err(Error::Cancelled);
+            }
             // Attention: v sees the normed input, q and k see its filtered form.
             let a = rms_norm(&x, &layer.input_norm, config.rms_eps);
             let v = compute.product(&layer.v, &a);
@@ -101,7 +120,7 @@ impl Model {
                 FeedForward::Moe { router, experts } => {
                     let routing = router.route(compute, &m);
                     probe(Stage::RouterLogits, l, &routing.logits);
-                    experts.apply(compute, &self.pager, &m, &routing)?
+                    experts.apply(compute, pass, &m, &routing)?
                 }
             };
             add(&mut x, &y);

@@ -124,6 +124,11 @@ impl KvCache {
         self.len += rows;
     }
 
+    /// Forgets the positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
     /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given and queries [T, head_dim].
     pub fn scores(
         &self,

@@ -27,6 +27,11 @@ pub struct LayerState {
     pub filter: FilterState,
 }
 
+/// The part of a state that a call overwrites: all filters.
+pub(super) struct Mark {
+    filters: Vec<FilterState>,
+}
+
 impl State {
     /// An empty state with room for `capacity` tokens.
     ///
@@ -65,6 +70,19 @@ impl State {
     /// Tokens that there is room for.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// What a call that fails is taken back to.
+    pub(super) fn mark(&self) -> Mark {
+        Mark { filters: self.layers.iter().map(|l| l.filter.clone()).collect() }
+    }
+
+    /// Takes back all that happened since `mark`, which no finished call lies behind.
+    pub(super) fn rewind(&mut self, mark: Mark) {
+        for (layer, filter) in self.layers.iter_mut().zip(mark.filters) {
+            layer.kv.truncate(self.position);
+            layer.filter = filter;
+        }
     }
 
     pub(super) fn advance(&mut self, tokens: usize) {

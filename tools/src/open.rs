@@ -45,7 +45,7 @@ impl RunArgs {
     pub fn open(&self) -> anyhow::Result<Opened> {
         let container = Container::open(&self.model)?;
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
-        let options = Options { threads: self.threads, arithmetic, rope: self.rope };
+        let options = Options { threads: self.threads, arithmetic, rope: self.rope, ..Default::default() };
         let model = Arc::new(Model::load(&container, &options)?);
         let vocab =
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use yuan::{
     model::KvType,
+    pager::Usage,
     quantize::{DType, Options},
     sampler::{Sampler, Settings},
     session::Session,
@@ -136,19 +137,23 @@ impl Demo {
     }
 }
 
-fn report(opened: &Opened, answer: &Answer, before: &yuan::pager::Usage) {
+fn report(opened: &Opened, answer: &Answer, before: &Usage) {
     let usage = opened.model.pager().usage();
     let config = opened.model.config();
     let tokens = (answer.prompt.len() + answer.tokens.len().saturating_sub(1)).max(1);
-    let touched = usage.reads.iter().zip(&before.reads).filter(|(now, then)| now > then).count();
+    let touched = usage.uses.iter().zip(&before.uses).filter(|(now, then)| now > then).count();
     let (_, decode) = answer.rates();
+    // Every request that names an expert reads it once.
+    let requests =
+        |usage: &Usage| [usage.prefill, usage.decode].map(|h| h.hits + h.misses).iter().sum::<u64>();
+    let read = (requests(&usage) - requests(before)) * opened.model.pager().expert_bytes() as u64;
     println!(
         "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
         answer.prompt.len(),
         answer.tokens.len(),
         config.layers * config.experts_used,
         config.layers * config.experts,
-        size((usage.bytes - before.bytes) / tokens as u64),
+        size(read / tokens as u64),
     );
 }
 
