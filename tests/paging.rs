@@ -1,78 +1,29 @@
-//! Experts that come and go: the same bits as from memory, and what happens when reads fail.
+//! Experts that come and go: the same bits as from memory.
 
 mod common;
 
 use std::{
-    io,
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
+use common::paging::{Fault, config, container, faulty, keeping, logits, options, resident, tokens};
 use yuan::{
-    Error,
     config::ModelConfig,
-    container::{Bytes, Container, Conversion},
+    container::{Container, Conversion},
     model::{KvType, Model, Options, Placement, State, Want},
     pager::{
         Eviction, Hits, Mode, Paging, Settings,
         budget::Limit,
         source::{DirectIo, Source},
+        trace::{Trace, Traced},
     },
-    quantize::{DType, Options as QuantOptions, Plan, synth},
+    quantize::{DType, Options as QuantOptions, Plan},
     session::Session,
 };
-
-/// 3 layers of 8 experts of 3 tiles.
-fn config() -> ModelConfig {
-    ModelConfig { layers: 3, experts: 8, ffn: 768, ..synth::tiny() }
-}
-
-fn container(folder: &tempfile::TempDir) -> Container {
-    let path = folder.path().join("m.gguf");
-    let plan = Plan::new(config(), &QuantOptions::default()).unwrap();
-    Conversion::synth(plan, 5, &common::letters(512)).unwrap().write(&path, &|_| true).unwrap();
-    Container::open(&path).unwrap()
-}
-
-/// The model in memory of its own, without a pager.
-fn resident(container: &Container) -> Model {
-    let bytes = Bytes::copy(&std::fs::read(container.path()).unwrap());
-    let container = Container::parse(bytes, container.path()).unwrap();
-    let model = Model::load(&container, &Options { threads: 2, ..Options::default() }).unwrap();
-    assert_eq!(model.pager().mode(), Mode::Plain);
-    model
-}
-
-fn options(mode: Paging) -> Options {
-    Options { threads: 2, paging: Settings { mode, ..Settings::default() }, ..Options::default() }
-}
-
-/// Options that stream with `keep` experts in memory.
-fn keeping(container: &Container, keep: u64) -> Options {
-    let mut options = options(Paging::Streamed);
-    let plan = Placement::new(container, &options).unwrap();
-    options.paging.memory = Some(Limit::Bytes(plan.smallest + keep * plan.expert_bytes));
-    assert_eq!(Placement::new(container, &options).unwrap().resident as u64, keep);
-    options
-}
-
-fn tokens(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * i * 31 + i * 7) % 512).collect()
-}
-
-/// All logits of `tokens`: a prompt of `prompt` tokens, then one by one.
-fn logits(model: &Model, tokens: &[u32], prompt: usize) -> Vec<u32> {
-    let mut state = State::new(model.config(), tokens.len(), KvType::F16).unwrap();
-    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
-    for token in &tokens[prompt..] {
-        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
-    }
-    out.into_iter().map(f32::to_bits).collect()
-}
 
 #[test]
 fn every_way_of_paging_gives_the_same_bits() {
@@ -223,6 +174,37 @@ fn what_fits_is_mapped_and_what_does_not_is_streamed() {
     assert!(problem.contains("yuan-quant"), "{problem}");
 }
 
+#[test]
+fn a_replayed_trace_hits_as_often_as_the_engine_did() {
+    let folder = common::folder();
+    let container = container(&folder);
+    let tokens = tokens(80);
+    for (eviction, keep) in [(Eviction::Lfu, 7), (Eviction::Lfu, 15), (Eviction::Lru, 7), (Eviction::Lru, 0)]
+    {
+        let mut options = keeping(&container, keep);
+        options.paging.eviction = eviction;
+        let model = Model::load(&container, &options).unwrap();
+        model.pager().record();
+        logits(&model, &tokens, 30);
+        let config = model.config();
+        let traced = Traced {
+            yuan_trace: 1,
+            layers: config.layers,
+            experts: config.experts,
+            used: config.experts_used,
+            expert_bytes: model.pager().expert_bytes() as u64,
+            fixed_bytes: 0,
+        };
+        let trace = Trace { model: traced, requests: model.pager().recorded() };
+        assert_eq!(trace.requests.len(), 3 * 51);
+        let (replayed, usage) = (trace.replay(eviction, keep as usize), model.pager().usage());
+        assert_eq!((replayed.prefill, replayed.decode), (usage.prefill, usage.decode));
+        assert_eq!(replayed.misses.len(), 50);
+        assert_eq!(trace.uses(), usage.uses);
+        assert!(keep == 0 || usage.decode.hits > 0);
+    }
+}
+
 /// Counts reads.
 #[derive(Default)]
 struct Counting {
@@ -236,154 +218,6 @@ impl Counting {
             counting.reads.fetch_add(1, Relaxed);
             Fault::None
         })
-    }
-}
-
-/// What happens to a read.
-enum Fault {
-    None,
-    Error(io::ErrorKind),
-    /// Only half of it comes.
-    Short,
-    Delay(Duration),
-}
-
-/// A source whose `plan` says what happens to the n-th read at an offset.
-struct Faulty<F> {
-    file: Box<dyn Source>,
-    reads: AtomicU64,
-    plan: F,
-}
-
-fn faulty(
-    file: Box<dyn Source>,
-    plan: impl Fn(u64, u64) -> Fault + Send + Sync + 'static,
-) -> Box<dyn Source> {
-    Box::new(Faulty { file, reads: AtomicU64::new(0), plan })
-}
-
-impl<F: Fn(u64, u64) -> Fault + Send + Sync> Source for Faulty<F> {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        match (self.plan)(self.reads.fetch_add(1, Relaxed), offset) {
-            Fault::None => self.file.read_at(buffer, offset),
-            Fault::Error(kind) => Err(kind.into()),
-            Fault::Short => {
-                let half = buffer.len() / 2 / 4096 * 4096;
-                self.file.read_at(&mut buffer[..half], offset)
-            }
-            Fault::Delay(time) => {
-                std::thread::sleep(time);
-                self.file.read_at(buffer, offset)
-            }
-        }
-    }
-}
-
-/// A number that looks random.
-fn hash(n: u64) -> u64 {
-    n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40
-}
-
-#[test]
-fn late_and_shuffled_tiles_change_nothing() {
-    let folder = common::folder();
-    let container = container(&folder);
-    let tokens = tokens(30);
-    let wanted = logits(&resident(&container), &tokens, 20);
-    for threads in [1, 2] {
-        let mut options = Options { threads, ..keeping(&container, 3) };
-        options.paging.readers = 8;
-        let late = |n: u64, _| Fault::Delay(Duration::from_micros(hash(n) % 700));
-        let model = Model::load_with(&container, &options, &|file| faulty(file, late)).unwrap();
-        assert!(logits(&model, &tokens, 20) == wanted, "{threads} threads");
-        assert!(model.pager().usage().waited > Duration::ZERO);
-    }
-}
-
-#[test]
-fn a_read_that_fails_once_is_tried_again() {
-    let folder = common::folder();
-    let container = container(&folder);
-    let tokens = tokens(30);
-    let wanted = logits(&resident(&container), &tokens, 20);
-    for kind in [0, 1] {
-        let mut options = keeping(&container, 3);
-        options.paging.readers = 1;
-        let plan = move |n: u64, _| match (n % 5, kind) {
-            (0, 0) => Fault::Short,
-            (0, _) => Fault::Error(io::ErrorKind::Other),
-            _ => Fault::None,
-        };
-        let model = Model::load_with(&container, &options, &|file| faulty(file, plan)).unwrap();
-        assert!(logits(&model, &tokens, 20) == wanted);
-        assert!(model.pager().usage().retries > 10);
-    }
-}
-
-/// A drive that is broken for a while: the call fails, the state is as before it, and the same call succeeds later.
-#[test]
-fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
-    let folder = common::folder();
-    let container = container(&folder);
-    let tokens = tokens(40);
-    let wanted = logits(&resident(&container), &tokens, 20);
-    for (threads, readers, keep) in [(1, 1, 0), (2, 4, 3), (2, 2, 9), (3, 4, 5)] {
-        for fault in [true, false] {
-            let broken = Arc::new(AtomicU64::new(0));
-            let plan = {
-                let broken = broken.clone();
-                // While it is broken, reads of every seventh hash fail.
-                move |_, offset| match broken.load(Relaxed) {
-                    n if n > 0 && hash(offset + n).is_multiple_of(7) && fault => {
-                        Fault::Error(io::ErrorKind::Other)
-                    }
-                    n if n > 0 && hash(offset + n).is_multiple_of(7) => Fault::Short,
-                    _ => Fault::None,
-                }
-            };
-            let mut options = Options { threads, ..keeping(&container, keep) };
-            options.paging.readers = readers;
-            let model = Model::load_with(&container, &options, &|file| faulty(file, plan.clone())).unwrap();
-            let mut state = State::new(model.config(), 40, KvType::F16).unwrap();
-            let (mut out, mut failures, mut at) = (Vec::new(), 0, 0);
-            while at < tokens.len() {
-                let call = &tokens[at..if at == 0 { 20 } else { at + 1 }];
-                broken.store(1 + at as u64, Relaxed);
-                let first = model.forward(call, &mut state, Want::All);
-                broken.store(0, Relaxed);
-                let logits = first.unwrap_or_else(|problem| {
-                    assert!(matches!(problem, Error::Io { .. }), "{problem}");
-                    failures += 1;
-                    assert_eq!(state.position(), at);
-                    model.forward(call, &mut state, Want::All).unwrap()
-                });
-                out.extend(logits.into_iter().map(f32::to_bits));
-                at += call.len();
-            }
-            assert!(failures > 3, "{failures}");
-            assert!(out == wanted, "{threads} threads, {readers} readers, keep {keep}");
-        }
-    }
-}
-
-#[test]
-fn a_file_that_shrinks_is_an_error() {
-    let folder = common::folder();
-    let container = container(&folder);
-    let copy = folder.path().join("short.gguf");
-    std::fs::copy(container.path(), &copy).unwrap();
-    let shrinking = Container::open(&copy).unwrap();
-    let models = [
-        Model::load(&shrinking, &options(Paging::Mapped)).unwrap(),
-        Model::load(&shrinking, &keeping(&shrinking, 4)).unwrap(),
-    ];
-    let length = std::fs::metadata(&copy).unwrap().len();
-    std::fs::File::options().write(true).open(&copy).unwrap().set_len(length / 2).unwrap();
-    for model in models {
-        let mut state = State::new(model.config(), 40, KvType::F16).unwrap();
-        let problem = model.forward(&tokens(40), &mut state, Want::Last).unwrap_err();
-        assert!(problem.to_string().contains("short.gguf"), "{problem}");
-        assert_eq!(state.position(), 0);
     }
 }
 

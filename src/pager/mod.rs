@@ -5,6 +5,7 @@
 //! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
 pub mod budget;
+pub mod drive;
 mod pass;
 mod policy;
 mod pool;
@@ -13,6 +14,7 @@ mod settings;
 mod slot;
 pub mod source;
 pub mod system;
+pub mod trace;
 mod usage;
 
 use std::{
@@ -56,7 +58,11 @@ pub struct Pager {
     decode: Requests,
     /// By `layer * experts + expert`.
     uses: Vec<AtomicU64>,
+    record: Record,
 }
+
+/// The requests since the recording began, if one did.
+type Record = Mutex<Option<Vec<(usize, Vec<usize>)>>>;
 
 /// The experts of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,6 +165,7 @@ impl Pager {
             prefill: Requests::default(),
             decode: Requests::default(),
             uses: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
+            record: Record::default(),
             backing: Backing::Streamed(Streamed {
                 pool: Pool::new(readers, Some(source))?,
                 arena,
@@ -196,6 +203,7 @@ impl Pager {
             prefill: Requests::default(),
             decode: Requests::default(),
             uses: slots.iter().map(|_| AtomicU64::new(0)).collect(),
+            record: Record::default(),
             backing: Backing::Views { slots, pool, file, cool, faults: AtomicU64::new(0) },
             arrivals,
         })
@@ -261,6 +269,16 @@ impl Pager {
             drive_time: work.busy,
             waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
         }
+    }
+
+    /// Writes down every request from now on.
+    pub fn record(&self) {
+        *lock(&self.record) = Some(Vec::new());
+    }
+
+    /// The requests since [`Pager::record`]: of each the layer, and the experts chosen by its tokens. Ends the recording.
+    pub fn recorded(&self) -> Vec<(usize, Vec<usize>)> {
+        lock(&self.record).take().unwrap_or_default()
     }
 
     /// The experts `(layer, expert)` that are kept in memory, the most valuable first; none where the system decides.

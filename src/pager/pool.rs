@@ -18,7 +18,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Threads that read when the caller does not say: enough to keep an NVMe drive busy with tiles.
-const READERS: usize = 4;
+pub const READERS: usize = 4;
 
 /// Reading threads with their queue. They end when the pool is dropped.
 pub struct Pool {

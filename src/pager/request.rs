@@ -100,6 +100,9 @@ impl<'p> Request<'p> {
         let (loading, aborted) = (Mutex::new(loading), AtomicBool::new(false));
         let request = Self { pager, layer, order, hits, passing, loading, aborted };
         request.count(chosen, used);
+        if let Some(record) = &mut *lock(&pager.record) {
+            record.push((layer, chosen.to_vec()));
+        }
         request.start(&mut lock(&request.loading));
         request
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod mutate;
+pub mod paging;
 pub mod weights;
 
 use std::{

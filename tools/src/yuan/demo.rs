@@ -19,7 +19,7 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
-    open::{Opened, RunArgs},
+    open::{Opened, PagingArgs, RunArgs},
 };
 
 use crate::generate::{Answer, answer};
@@ -65,8 +65,15 @@ fn tile_type(name: &str) -> Result<DType, String> {
 impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
         let model = self.convert()?;
-        let run = RunArgs { model, threads: self.threads, kv: KvType::F16, rope: None, float: false };
-        let opened = run.open()?;
+        let run = RunArgs {
+            model,
+            threads: self.threads,
+            kv: KvType::F16,
+            rope: None,
+            float: false,
+            paging: PagingArgs::default(),
+        };
+        let opened = run.open(self.most)?;
         let config = opened.model.config();
         println!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",

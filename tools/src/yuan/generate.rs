@@ -19,6 +19,7 @@ use yuan::{
 use yuan_tools::{
     console::{stopped, token_bar},
     open::{Opened, RunArgs},
+    stats::{self, Lap, Meter},
 };
 
 /// Continue a prompt
@@ -28,6 +29,7 @@ Examples:
   yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
   yuan generate model.gguf --file prompt.txt --json
+  yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
 tokens unless --no-special or --chat is given.")]
 pub struct Generate {
@@ -56,6 +58,9 @@ pub struct Generate {
     /// Go on after <eod>
     #[arg(long)]
     ignore_eod: bool,
+    /// Say on stderr how experts came into memory, and how long tokens took
+    #[arg(long)]
+    stats: bool,
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
@@ -92,6 +97,10 @@ pub struct Answer {
     pub finish: Finish,
     pub prefill: Duration,
     pub decode: Duration,
+    /// What the pager did in each.
+    pub laps: [Lap; 2],
+    /// Of the tokens behind the first.
+    pub times: Vec<Duration>,
 }
 
 impl Answer {
@@ -109,14 +118,17 @@ impl Generate {
             (None, Some(file)) => read(file)?,
             (None, None) => anyhow::bail!("give a prompt with -p TEXT or --file FILE"),
         };
-        let opened = self.run.open()?;
-        anyhow::ensure!(!text.is_empty(), "the prompt is empty; give some text");
-        let prompt = match (self.chat, self.no_special) {
-            (true, _) => opened.tokenizer.chat(&[Message::new("user", text)], true)?,
-            (false, true) => opened.tokenizer.encode(&text, Special::AsText),
-            (false, false) => opened.tokenizer.encode(&text, Special::Parse),
-        };
-        let context = self.context.unwrap_or(prompt.len() + self.most);
+        let (mut prompt, mut context) = (Vec::new(), 0);
+        let opened = self.run.open_for(|tokenizer, _| {
+            anyhow::ensure!(!text.is_empty(), "the prompt is empty; give some text");
+            prompt = match (self.chat, self.no_special) {
+                (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
+                (false, true) => tokenizer.encode(&text, Special::AsText),
+                (false, false) => tokenizer.encode(&text, Special::Parse),
+            };
+            context = self.context.unwrap_or(prompt.len() + self.most);
+            Ok(context)
+        })?;
         let mut session = Session::new(opened.model.clone(), context, self.run.kv)?;
         let sampler = Sampler::new(self.sampling.settings())?;
         let json = self.json;
@@ -127,7 +139,16 @@ impl Generate {
             }
             Ok(())
         })?;
-        if json { print_json(&answer) } else { print_figures(&answer) }
+        if json {
+            print_json(&opened, &answer)
+        } else {
+            print_figures(&answer)?;
+            if self.stats {
+                let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
+                eprintln!("{}", stats::describe(&opened.model, &laps, &answer.times));
+            }
+            Ok(())
+        }
     }
 }
 
@@ -151,6 +172,7 @@ pub fn answer(
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
     let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let mut meter = Meter::new(&opened.model);
     let start = Instant::now();
     let bar = token_bar(prompt.len() as u64, "prompt");
     let logits = session.extend(&prompt, |done| {
@@ -159,13 +181,18 @@ pub fn answer(
     })?;
     bar.finish_and_clear();
     let prefill = start.elapsed();
+    let prompt_lap = meter.lap(prompt.len());
 
     let start = Instant::now();
     let stops: Vec<u32> = opened.tokenizer.eod().filter(|_| !ignore_eod).into_iter().collect();
     let (mut tokens, mut text, mut stream) = (Vec::new(), String::new(), opened.tokenizer.stream());
-    let mut shown = Ok(());
+    let (mut shown, mut times, mut last) = (Ok(()), Vec::new(), start);
     let finish = session.generate(logits, most, &stops, &mut sampler, |token| {
         tokens.push(token);
+        if tokens.len() > 1 {
+            times.push(last.elapsed());
+        }
+        last = Instant::now();
         let piece = stream.push(token);
         text.push_str(&piece);
         shown = show(&piece);
@@ -176,7 +203,8 @@ pub fn answer(
     let rest = stream.finish();
     show(&rest)?;
     text.push_str(&rest);
-    Ok(Answer { prompt, tokens, text, finish, prefill, decode })
+    let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
+    Ok(Answer { prompt, tokens, text, finish, prefill, decode, laps, times })
 }
 
 fn print_figures(answer: &Answer) -> anyhow::Result<()> {
@@ -195,7 +223,7 @@ fn print_figures(answer: &Answer) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_json(answer: &Answer) -> anyhow::Result<()> {
+fn print_json(opened: &Opened, answer: &Answer) -> anyhow::Result<()> {
     let (prefill, decode) = answer.rates();
     let finish = match answer.finish {
         Finish::Stop => "stop",
@@ -205,6 +233,8 @@ fn print_json(answer: &Answer) -> anyhow::Result<()> {
     let object = json!({
         "prompt_tokens": answer.prompt, "tokens": answer.tokens, "text": answer.text, "finish": finish,
         "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+        "token_ms": stats::token_times(&answer.times), "paging": stats::placement(&opened.model),
+        "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
     });
     Ok(writeln!(std::io::stdout(), "{object}")?)
 }

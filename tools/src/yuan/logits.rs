@@ -29,7 +29,7 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> anyhow::Result<()> {
-        let model = self.run.open()?.model;
+        let model = self.run.open(self.tokens.len())?.model;
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
         let mut rows = Vec::new();
         for batch in self.tokens.chunks(BATCH) {

@@ -10,7 +10,10 @@ mod generate;
 mod inspect;
 mod logits;
 mod perplexity;
+mod plan;
+mod replay;
 mod tokenize;
+mod trace;
 
 /// Run Yuan2.0-M32 on the machine you own
 #[derive(Parser)]
@@ -46,6 +49,12 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Say how a model would run on this machine, and why
+    Plan(plan::Plan),
+    /// Write down which experts a run uses
+    Trace(trace::Trace),
+    /// Replay a trace against other memories, drives and policies, without the model
+    Replay(replay::Replay),
 }
 
 fn main() -> ExitCode {
@@ -58,5 +67,8 @@ fn main() -> ExitCode {
         Command::Perplexity(c) => c.run(),
         Command::Inspect(c) => c.run(),
         Command::Bench(c) => c.run(),
+        Command::Plan(c) => c.run(),
+        Command::Trace(c) => c.run(),
+        Command::Replay(c) => c.run(),
     })
 }

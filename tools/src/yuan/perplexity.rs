@@ -52,10 +52,17 @@ struct Score {
 
 impl Perplexity {
     pub fn run(self) -> anyhow::Result<()> {
-        let opened = self.run.open()?;
+        let text =
+            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let mut documents = Vec::new();
+        let opened = self.run.open_for(|tokenizer, config| {
+            documents = split(&text, tokenizer);
+            Ok(documents.iter().map(Vec::len).max().unwrap_or(0).min(config.context))
+        })?;
+        let context = documents.iter().map(Vec::len).max().unwrap_or(0);
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open()?.model),
+            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?.model),
         };
         if let Some(other) = &other {
             let (a, b) = (opened.model.config().vocab, other.config().vocab);
@@ -64,9 +71,6 @@ impl Perplexity {
                 "the models have vocabularies of {a} and {b}: their predictions cannot be compared"
             );
         }
-        let text =
-            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
-        let documents = split(&text, &opened.tokenizer);
         let (first, last) = self.documents.unwrap_or((1, documents.len()));
         ensure!(
             first <= last && last <= documents.len(),
