@@ -242,6 +242,33 @@ yuan_status yuan_engine_options_set_rope(yuan_engine_options *options,
                                          const char *rope);
 
 /**
+ * The memory to use at most, weights and sessions all included: "8G", "6.5GiB", or "50%" of what is free; NULL, the default, for what is
+ * free less a reserve. One call at a time.
+ */
+yuan_status yuan_engine_options_set_memory(yuan_engine_options *options,
+                                           const char *memory);
+
+/**
+ * How experts come into memory: "auto" (the default: mapped where the file fits, else streamed), "mapped", "streamed" or "plain" (mapped, by
+ * page faults alone). One call at a time.
+ */
+yuan_status yuan_engine_options_set_paging(yuan_engine_options *options,
+                                           const char *paging);
+
+/**
+ * Whether streamed reads go past the page cache: "auto" (the default), "on" or "off". One call at a time.
+ */
+yuan_status yuan_engine_options_set_direct_io(yuan_engine_options *options, const char *direct_io);
+
+/**
+ * The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
+ * program that streams says what it needs. One call at a time.
+ */
+yuan_status yuan_engine_options_set_sessions(yuan_engine_options *options,
+                                             size_t tokens,
+                                             const char *kv_type);
+
+/**
  * 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. Any thread.
  */
 yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
@@ -280,8 +307,9 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
                                  size_t *needed);
 
 /**
- * What the engine did so far, as a JSON object of which keys may be added: the bytes of experts that all sessions read. `json`,
- * `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+ * What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
+ * the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
+ * threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
  */
 yuan_status yuan_engine_statistics(const yuan_engine *engine,
                                    char *json,

@@ -116,8 +116,20 @@ impl Caller<'_> {
     }
 
     fn text(&mut self) -> CString {
-        let texts: [&[u8]; 8] =
-            [b"", b"a b", "春日山中<sep>".as_bytes(), b"eod", b"\xFF\xFE", b"q8_0", b"f32", b"w1 w2 w3 w4"];
+        let texts: [&[u8]; 12] = [
+            b"1G",
+            b"streamed",
+            b"auto",
+            b"70%",
+            b"",
+            b"a b",
+            "春日山中<sep>".as_bytes(),
+            b"eod",
+            b"\xFF\xFE",
+            b"q8_0",
+            b"f32",
+            b"w1 w2 w3 w4",
+        ];
         CString::new(texts[self.random.below(texts.len())]).unwrap()
     }
 
@@ -253,7 +265,11 @@ impl Caller<'_> {
     fn set_options(&mut self) {
         let (engine, session) = (self.engine_options(), self.session_options());
         let (name, number) = (self.text(), self.random.next());
-        let status = match self.random.below(7) {
+        let status = match self.random.below(11) {
+            7 => unsafe { yuan_engine_options_set_memory(engine, name.as_ptr()) },
+            8 => unsafe { yuan_engine_options_set_paging(engine, name.as_ptr()) },
+            9 => unsafe { yuan_engine_options_set_direct_io(engine, name.as_ptr()) },
+            10 => unsafe { yuan_engine_options_set_sessions(engine, CONTEXT, name.as_ptr()) },
             0 => yuan_engine_options_set_threads(engine, 1 + (number % 2) as usize),
             1 => yuan_engine_options_set_threads(engine, usize::MAX),
             2 => unsafe { yuan_engine_options_set_rope(engine, name.as_ptr()) },

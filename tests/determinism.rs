@@ -18,7 +18,7 @@ fn container(config: ModelConfig, options: &Options, folder: &tempfile::TempDir)
 }
 
 fn load(container: &Container, threads: usize, arithmetic: Arithmetic) -> Model {
-    Model::load(container, &RunOptions { threads, arithmetic, rope: None }).unwrap()
+    Model::load(container, &RunOptions { threads, arithmetic, ..Default::default() }).unwrap()
 }
 
 fn tokens(n: usize) -> Vec<u32> {

@@ -68,8 +68,9 @@ pub unsafe extern "C" fn yuan_engine_describe(
     })
 }
 
-/// What the engine did so far, as a JSON object of which keys may be added: the bytes of experts that all sessions read. `json`,
-/// `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+/// What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
+/// the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
+/// threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_statistics(
     engine: *const yuan_engine,
@@ -80,7 +81,24 @@ pub unsafe extern "C" fn yuan_engine_statistics(
     call(|| {
         // SAFETY: the contract of the header.
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
-        let usage = ENGINES.get(engine)?.model().pager().usage();
-        buffer.fill_text(&json!({ "expert_bytes": usage.bytes }).to_string())
+        let engine = ENGINES.get(engine)?;
+        let (placement, usage) = (engine.model().placement(), engine.model().pager().usage());
+        let statistics = json!({
+            "mode": placement.mode.name(),
+            "why": placement.why,
+            "budget": placement.budget.bytes,
+            "budget_is": placement.budget.set_by,
+            "experts": placement.experts,
+            "experts_resident": placement.resident,
+            "prefill_hits": usage.prefill.hits,
+            "prefill_misses": usage.prefill.misses,
+            "decode_hits": usage.decode.hits,
+            "decode_misses": usage.decode.misses,
+            "bytes_read": usage.bytes_read,
+            "retries": usage.retries,
+            "drive_seconds": usage.drive_time.as_secs_f64(),
+            "waited_seconds": usage.waited.as_secs_f64(),
+        });
+        buffer.fill_text(&statistics.to_string())
     })
 }

@@ -13,7 +13,8 @@ use super::{
 };
 use crate::{
     config::RopePrecision,
-    model::{Arithmetic, Options},
+    model::{Arithmetic, KvType, Options},
+    pager::{Paging, source::DirectIo},
     session::Engine,
 };
 
@@ -81,6 +82,73 @@ pub unsafe extern "C" fn yuan_engine_options_set_rope(
     })
 }
 
+/// The memory to use at most, weights and sessions all included: "8G", "6.5GiB", or "50%" of what is free; NULL, the default, for what is
+/// free less a reserve. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_memory(
+    options: *mut yuan_engine_options,
+    memory: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        options.paging.memory = match memory.is_null() {
+            true => None,
+            // SAFETY: the contract of the header.
+            false => Some(
+                unsafe { args::c_text("the memory", memory) }?
+                    .parse()
+                    .map_err(|e: String| Failure::argument(e))?,
+            ),
+        };
+        Ok(())
+    })
+}
+
+/// How experts come into memory: "auto" (the default: mapped where the file fits, else streamed), "mapped", "streamed" or "plain" (mapped, by
+/// page faults alone). One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_paging(
+    options: *mut yuan_engine_options,
+    paging: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the paging", paging) }?;
+        options.paging.mode =
+            named(name, |name| by_name(&Paging::ALL, name), "auto, mapped, streamed or plain")?;
+        Ok(())
+    })
+}
+
+/// Whether streamed reads go past the page cache: "auto" (the default), "on" or "off". One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_direct_io(
+    options: *mut yuan_engine_options,
+    direct_io: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the direct reads", direct_io) }?;
+        options.paging.direct_io = named(name, |name| by_name(&DirectIo::ALL, name), "auto, on or off")?;
+        Ok(())
+    })
+}
+
+/// The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
+/// program that streams says what it needs. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_sessions(
+    options: *mut yuan_engine_options,
+    tokens: usize,
+    kv_type: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
+        (options.context, options.kv) = (tokens, named(name, KvType::from_name, KV_TYPES)?);
+        Ok(())
+    })
+}
+
 /// 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_float(options: *mut yuan_engine_options, on: i32) -> yuan_status {
@@ -98,6 +166,13 @@ fn set(
         let options = OPTIONS.get(options)?;
         change(&mut *exclusive("engine options", &options)?)
     })
+}
+
+/// The choices of [`KvType::from_name`].
+pub(super) const KV_TYPES: &str = "f16, q8_0, q4_0 or f32";
+
+fn by_name<T: Copy>(choices: &[(&str, T)], name: &str) -> Option<T> {
+    choices.iter().find(|(choice, _)| *choice == name).map(|(_, value)| *value)
 }
 
 /// A choice by its name.

@@ -5,7 +5,7 @@ use std::{ffi::c_char, sync::Mutex};
 use super::{
     args::{self, Out},
     border::call,
-    engine::named,
+    engine::{KV_TYPES, named},
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn yuan_session_options_set_kv_type(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
-        options.kv = named(name, KvType::from_name, "f16, q8_0, q4_0 or f32")?;
+        options.kv = named(name, KvType::from_name, KV_TYPES)?;
         Ok(())
     })
 }

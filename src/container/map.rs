@@ -2,12 +2,15 @@
 
 use std::{
     fs::File,
+    io,
     ops::{Deref, Range},
     path::Path,
     sync::Arc,
 };
 
-use memmap2::Mmap;
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::{Mmap, MmapMut};
 
 use crate::error::{Error, Result};
 
@@ -19,15 +22,17 @@ pub struct Bytes {
 }
 
 enum Owner {
-    Mapped(Mmap),
+    Mapped(Mmap, File),
     /// Words, so that what is aligned in a file is aligned in memory (to 16 bytes).
     Owned(Vec<u128>),
+    /// Whole pages of memory.
+    Pages(Mmap),
 }
 
 impl Owner {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped(map, _) | Self::Pages(map) => map,
             Self::Owned(words) => bytemuck::cast_slice(words),
         }
     }
@@ -52,7 +57,7 @@ impl Bytes {
         // (our own tools never change a finished container: they write beside it and rename).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         let range = 0..map.len();
-        Ok(Self { owner: Arc::new(Owner::Mapped(map)), range })
+        Ok(Self { owner: Arc::new(Owner::Mapped(map, file)), range })
     }
 
     /// A copy of `bytes`, aligned to 16.
@@ -60,6 +65,93 @@ impl Bytes {
         let mut words = vec![0u128; bytes.len().div_ceil(16)];
         bytemuck::cast_slice_mut::<_, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
         Self { owner: Arc::new(Owner::Owned(words)), range: 0..bytes.len() }
+    }
+
+    /// Memory of its own, in huge pages where they are to be had, that is filled in pieces: `fill` hands them to its argument one after another.
+    ///
+    /// # Errors
+    /// Those of `fill`; [`Error::Argument`] when it gives more or less than `length` bytes.
+    pub fn collect(length: usize, fill: impl FnOnce(&mut dyn FnMut(&[u8])) -> Result<()>) -> Result<Self> {
+        let fault =
+            |e: io::Error| Error::Argument(format!("the system has no memory for {length} bytes: {e}"));
+        let mut bytes = MmapMut::map_anon(length.max(1)).map_err(fault)?;
+        #[cfg(target_os = "linux")]
+        let _ = bytes.advise(Advice::HugePage);
+        let mut at = 0;
+        fill(&mut |piece| {
+            if let Some(place) = bytes.get_mut(at..at + piece.len()) {
+                place.copy_from_slice(piece);
+            }
+            at += piece.len();
+        })?;
+        if at != length {
+            return Err(Error::Argument(format!("{at} bytes were read in place of {length}")));
+        }
+        let pages = bytes.make_read_only().map_err(fault)?;
+        Ok(Self { owner: Arc::new(Owner::Pages(pages)), range: 0..length })
+    }
+
+    /// Where these bytes begin in their file, if they are mapped.
+    pub fn file_offset(&self) -> Option<u64> {
+        matches!(*self.owner, Owner::Mapped(..)).then_some(self.range.start as u64)
+    }
+
+    /// Brings a range of these bytes into memory. What cannot be read is an error here, and the end of the process where
+    /// it is first touched.
+    ///
+    /// # Errors
+    /// The system's; where it has no such call, none, and the pages are brought in when they are used.
+    pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        let Owner::Mapped(map, _) = &*self.owner else { return Ok(()) };
+        #[cfg(target_os = "linux")]
+        {
+            let start = self.range.start + range.start;
+            // Reading ahead fills large requests; populating then waits for the pages and enters them.
+            map.advise_range(Advice::WillNeed, start, range.len())?;
+            match map.advise_range(Advice::PopulateRead, start, range.len()) {
+                // Linux before 5.14.
+                Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                done => done,
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let pages = self[range].chunks(4096).map(|page| u64::from(page[0]));
+            std::hint::black_box((pages.sum::<u64>(), map.len()));
+            Ok(())
+        }
+    }
+
+    /// Tells the system that these bytes will be needed least soon of all.
+    pub fn cool(&self) {
+        #[cfg(target_os = "linux")]
+        if let Owner::Mapped(map, _) = &*self.owner {
+            let start = self.range.start.next_multiple_of(4096);
+            let length = self.range.end.saturating_sub(start);
+            // SAFETY: the range lies within the mapping, which is alive; MADV_COLD changes the order in which pages are
+            // reclaimed and no contents.
+            let _ = unsafe {
+                rustix::mm::madvise(
+                    map.as_ptr().add(start.min(map.len())).cast_mut().cast(),
+                    length,
+                    rustix::mm::Advice::LinuxCold,
+                )
+            };
+        }
+    }
+
+    /// Checks that the file still holds what was mapped.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it has become shorter; [`Error::Io`].
+    pub fn check_file(&self, path: &Path) -> Result<()> {
+        let Owner::Mapped(map, file) = &*self.owner else { return Ok(()) };
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        if length < map.len() as u64 {
+            let problem = format!("it was {} bytes when it was opened and is {length} now", map.len());
+            return Err(Error::bad_file(path, "the file", problem));
+        }
+        Ok(())
     }
 
     /// A part of these bytes, or `None` where they end before it does.

@@ -63,7 +63,7 @@ impl Bench {
     pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
         let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
         let x = Activations::new(copied(x), layer.hidden);
-        layer.experts.apply(&self.0, &layer.pager, &x, &routing)
+        layer.experts.apply(&self.0, &layer.pager.begin()?, &x, &routing)
     }
 }
 
@@ -94,7 +94,7 @@ impl Layer {
     /// Where a blob is not an expert of this layout.
     pub fn new(layout: TileLayout, experts: &[Vec<u8>]) -> Result<Self> {
         let blobs = experts.iter().map(|blob| Bytes::copy(blob)).collect();
-        let pager = Pager::new(blobs, experts.len(), layout.tile_bytes())?;
+        let pager = Pager::plain(blobs, experts.len(), layout.tile_bytes())?;
         let experts = match layout.dtype {
             DType::Q4_0 => Experts::TilesQ4_0 { layer: 0 },
             _ => Experts::TilesQ4K { layer: 0 },

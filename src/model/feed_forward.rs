@@ -1,5 +1,13 @@
 //! The second half of a layer: routed experts, or the one MLP of a dense model.
 
+use std::sync::{
+    Mutex, OnceLock, PoisonError,
+    atomic::{
+        AtomicUsize,
+        Ordering::{AcqRel, Relaxed},
+    },
+};
+
 use rayon::prelude::*;
 use yuan_kernels::{
     PanelQ4_0, PanelQ4K,
@@ -14,7 +22,10 @@ use super::{
     matrix::Matrix,
     router::{Router, Routing},
 };
-use crate::{error::Result, pager::Pager};
+use crate::{
+    error::{Error, Result},
+    pager::{Expert, Pass, Request},
+};
 
 /// What stands behind a layer's second norm.
 #[derive(Clone, Debug)]
@@ -105,17 +116,21 @@ impl Experts {
     pub fn apply(
         &self,
         compute: &Compute,
-        pager: &Pager,
+        pass: &Pass<'_>,
         m: &Activations,
         routing: &Routing,
     ) -> Result<Buffer> {
         let groups = group(routing);
+        let request = |layer: usize| {
+            let chosen: Vec<usize> = routing.chosen.iter().flatten().map(|(expert, _)| *expert).collect();
+            pass.request(layer, &chosen, routing.chosen.first().map_or(0, Vec::len))
+        };
         let outputs = match self {
             Self::Rows(experts) => {
                 groups.iter().map(|g| experts[g.expert].apply(compute, &m.gather(&g.tokens))).collect()
             }
-            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, pager, *layer, m, &groups)?,
-            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, pager, *layer, m, &groups)?,
+            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, &request(*layer)?, m, &groups)?,
+            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, &request(*layer)?, m, &groups)?,
         };
         let hidden = m.cols();
         let mut y = Buffer::zeroed(m.data().len());
@@ -160,17 +175,17 @@ fn group(routing: &Routing) -> Vec<Group> {
 }
 
 /// The outputs [n, H] of each group's expert. A tile's share is added to an output in the order of the tiles, whether one
-/// thread walks all tiles of a block of tokens or every tile has a thread and a partial output of its own.
+/// thread walks all tiles of a block of tokens or every tile has a thread and a partial output of its own. Experts are computed
+/// in the order of the request: those that have arrived first.
 fn tiled<P: Panel>(
     compute: &Compute,
-    pager: &Pager,
-    layer: usize,
+    request: &Request<'_>,
     m: &Activations,
     groups: &[Group],
 ) -> Result<Vec<Buffer>> {
-    let (hidden, tiles) = (m.cols(), pager.tiles());
-    let pass = |expert: usize, t: usize, x: &Activations, first: usize, y: &mut [f32]| -> Result<()> {
-        let tile: &[P] = bytemuck::cast_slice(pager.tile(layer, expert, t)?);
+    let hidden = m.cols();
+    let pass = |expert: &Expert<'_>, t: usize, x: &Activations, first: usize, y: &mut [f32]| -> Result<()> {
+        let tile: &[P] = bytemuck::cast_slice(expert.tile(t)?);
         match compute.arithmetic {
             Arithmetic::Integer => {
                 let x = &x.q8(compute.kernels)[first * x.blocks()..][..y.len() / hidden * x.blocks()];
@@ -184,29 +199,69 @@ fn tiled<P: Panel>(
     };
     let inputs: Vec<Activations> = groups.iter().map(|g| m.gather(&g.tokens)).collect();
     let mut outputs: Vec<Buffer> = groups.iter().map(|g| Buffer::zeroed(g.tokens.len() * hidden)).collect();
+    // Groups go by the experts' numbers, ranks by the order of the request.
+    let group_of: Vec<usize> =
+        request.order().iter().map(|e| groups.partition_point(|g| g.expert < *e)).collect();
 
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
     if blocks >= 4 * compute.threads() {
-        compute.run(|| {
-            let by_group = outputs.par_iter_mut().zip(&inputs).zip(groups);
-            by_group.try_for_each(|((output, x), group)| {
-                output.par_chunks_mut(TOKEN_BLOCK * hidden).enumerate().try_for_each(|(block, y)| {
-                    (0..tiles).try_for_each(|t| pass(group.expert, t, x, block * TOKEN_BLOCK, y))
-                })
-            })
+        let places: Vec<Vec<Mutex<&mut [f32]>>> = outputs
+            .iter_mut()
+            .map(|output| output.chunks_mut(TOKEN_BLOCK * hidden).map(Mutex::new).collect())
+            .collect();
+        let parts = group_of.iter().map(|&g| places[g].len());
+        in_order(compute, request, parts.collect(), |rank, block, expert| {
+            let g = group_of[rank];
+            let mut y = places[g][block].lock().unwrap_or_else(PoisonError::into_inner);
+            (0..expert.tiles()).try_for_each(|t| pass(expert, t, &inputs[g], block * TOKEN_BLOCK, &mut y))
         })?;
     } else {
-        let partial = |i: usize| -> Result<Vec<f32>> {
-            let (g, t) = (i / tiles, i % tiles);
+        let tiles = request.tiles();
+        let partials: Vec<OnceLock<Vec<f32>>> = (0..groups.len() * tiles).map(|_| OnceLock::new()).collect();
+        in_order(compute, request, vec![tiles; groups.len()], |rank, t, expert| {
+            let g = group_of[rank];
             let mut y = vec![0.0; groups[g].tokens.len() * hidden];
-            pass(groups[g].expert, t, &inputs[g], 0, &mut y)?;
-            Ok(y)
-        };
-        let partials: Vec<_> =
-            compute.run(|| (0..groups.len() * tiles).into_par_iter().map(partial).collect());
-        for (i, partial) in partials.into_iter().enumerate() {
-            outputs[i / tiles].iter_mut().zip(partial?).for_each(|(o, p)| *o += p);
+            pass(expert, t, &inputs[g], 0, &mut y)?;
+            let _ = partials[g * tiles + t].set(y);
+            Ok(())
+        })?;
+        for (i, partial) in partials.iter().enumerate() {
+            let partial = partial.get().expect("every part is done");
+            outputs[i / tiles].iter_mut().zip(partial).for_each(|(o, p)| *o += p);
         }
     }
     Ok(outputs)
+}
+
+/// Does `work(rank, part, expert)` for the `parts` of every rank of the request. Threads take the parts in order, so that
+/// none waits for an expert while another part could be done, and an expert is finished when its last part is.
+fn in_order(
+    compute: &Compute,
+    request: &Request<'_>,
+    parts: Vec<usize>,
+    work: impl Fn(usize, usize, &Expert<'_>) -> Result<()> + Sync,
+) -> Result<()> {
+    let items: Vec<(usize, usize)> =
+        parts.iter().enumerate().flat_map(|(rank, &n)| (0..n).map(move |part| (rank, part))).collect();
+    let left: Vec<AtomicUsize> = parts.into_iter().map(AtomicUsize::new).collect();
+    let next = AtomicUsize::new(0);
+    let take = |_| -> Result<()> {
+        while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
+            let done = request.expert(rank).and_then(|expert| work(rank, part, &expert));
+            if let Err(problem) = done {
+                next.store(items.len(), Relaxed);
+                request.abort();
+                return Err(problem);
+            }
+            if left[rank].fetch_sub(1, AcqRel) == 1 {
+                request.finish(rank);
+            }
+        }
+        Ok(())
+    };
+    let ends: Vec<Result<()>> =
+        compute.run(|| (0..compute.threads()).into_par_iter().with_max_len(1).map(take).collect());
+    // Of several problems the one that made the others.
+    let problems = ends.into_iter().filter_map(Result::err);
+    problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)
 }

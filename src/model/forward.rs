@@ -5,7 +5,10 @@ use super::{
     Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
     norm::rms_norm, rope::rotate, state::State,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    pager::Pass,
+};
 
 /// Which rows of logits a call wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +48,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
-    /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used; those of the pager. The state is then as before.
+    /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
+    /// read; the state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -62,10 +66,11 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let logits = self.compute.run(|| self.run(tokens, state, want, probe));
+        let logits = self.compute.run(|| self.run(&pass, tokens, state, want, probe));
         if logits.is_err() {
             state.undo();
         }
@@ -87,7 +92,14 @@ impl Model {
         Ok(self.compute.run(|| self.compute.product(&self.head, &row)).into_vec())
     }
 
-    fn run(&self, tokens: &[u32], state: &mut State, want: Want, probe: Probe<'_>) -> Result<Vec<f32>> {
+    fn run(
+        &self,
+        pass: &Pass<'_>,
+        tokens: &[u32],
+        state: &mut State,
+        want: Want,
+        probe: Probe<'_>,
+    ) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
         let (ends, cancel) = (state.ends(tokens.len()), state.cancel.clone());
@@ -127,7 +139,7 @@ impl Model {
                 FeedForward::Moe { router, experts } => {
                     let routing = router.route(compute, &m);
                     probe(Stage::RouterLogits, l, &routing.logits);
-                    experts.apply(compute, &self.pager, &m, &routing)?
+                    experts.apply(compute, pass, &m, &routing)?
                 }
             };
             add(&mut x, &y);

@@ -4,7 +4,7 @@
 use yuan_kernels::DType;
 
 use super::{
-    Layer, Model,
+    KvType, Layer, Model, Placement,
     compute::{Arithmetic, Compute},
     feed_forward::{ExpertRows, Experts, FeedForward, Mlp},
     filter::{Conv, Filter, Taps},
@@ -16,7 +16,10 @@ use crate::{
     config::{Architecture, RopePrecision},
     container::{Bytes, Container, ConvLayout, ExpertView, TensorView},
     error::{Error, Result},
-    pager::Pager,
+    pager::{
+        Mode, Pager, Policy, Settings, Shape,
+        source::{DirectIo, FileSource, PAGE, Source, Throttle},
+    },
 };
 
 /// How to run a model.
@@ -28,7 +31,16 @@ pub struct Options {
     pub arithmetic: Arithmetic,
     /// Another rotary convention than the container's.
     pub rope: Option<RopePrecision>,
+    /// How experts are brought into memory.
+    pub paging: Settings,
+    /// Tokens that sessions will have room for; the memory's budget counts them.
+    pub context: usize,
+    /// The type of their keys and values.
+    pub kv: KvType,
 }
+
+/// Puts something between the reading threads and the file.
+pub type Wrap<'w> = &'w dyn Fn(Box<dyn Source>) -> Box<dyn Source>;
 
 impl Model {
     /// Makes the container's weights ready to run.
@@ -36,20 +48,31 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] when kernels or threads are not to be had, or a tensor is not as its description says.
     pub fn load(container: &Container, options: &Options) -> Result<Self> {
+        Self::load_with(container, options, &|source| source)
+    }
+
+    /// [`Model::load`] with something between the reading threads and the file, for tests.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    #[doc(hidden)]
+    pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         let compute = Compute::new(options.threads, options.arithmetic)?;
-        let weights = Weights { container };
+        let placement = Placement::new(container, options)?;
+        let weights = Weights::new(container, &placement, &options.paging)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
         Ok(Self {
             compute,
-            pager: weights.pager()?,
             rope: Rope::of(&config),
             embedding: weights.matrix("token_embd.weight")?,
             layers,
             final_norm: weights.vector("output_norm.weight")?,
             head: weights.matrix(head)?,
+            pager: weights.pager(&placement, &options.paging, wrap)?,
+            placement,
             config,
         })
     }
@@ -57,13 +80,41 @@ impl Model {
 
 struct Weights<'c> {
     container: &'c Container,
+    mode: Mode,
+    /// Streamed: the trunk is read into memory of its own, past the page cache, which could drop it.
+    file: Option<FileSource>,
 }
 
-impl Weights<'_> {
+impl<'c> Weights<'c> {
+    fn new(container: &'c Container, placement: &Placement, settings: &Settings) -> Result<Self> {
+        let probe = container.tensors().first().map_or(0, |t| t.offset / PAGE as u64 * PAGE as u64);
+        let open = || FileSource::open(container.path(), settings.direct_io, probe);
+        let file = (placement.mode == Mode::Streamed).then(open).transpose()?;
+        Ok(Self { container, mode: placement.mode, file })
+    }
+
     fn view(&self, name: &str) -> Result<TensorView> {
-        self.container
-            .tensor(name)
-            .ok_or_else(|| Error::Argument(format!("the container has no tensor {name}; convert it again")))
+        let view = self.container.tensor(name).ok_or_else(|| {
+            Error::Argument(format!("the container has no tensor {name}; convert it again"))
+        })?;
+        self.bring_in(view)
+    }
+
+    /// The tensor in memory, where the mode asks for that: what cannot be read is an error now.
+    fn bring_in(&self, view: TensorView) -> Result<TensorView> {
+        let bytes = match (&self.file, view.bytes.file_offset()) {
+            (Some(file), Some(offset)) => {
+                Bytes::collect(view.bytes.len(), |give| file.copy(offset, view.bytes.len(), give))?
+            }
+            _ => {
+                if self.mode == Mode::Mapped {
+                    let populated = view.bytes.populate(0..view.bytes.len());
+                    populated.map_err(Error::io("read", self.container.path()))?;
+                }
+                view.bytes
+            }
+        };
+        Ok(TensorView { bytes, ..view })
     }
 
     fn matrix(&self, name: &str) -> Result<Matrix> {
@@ -130,6 +181,7 @@ impl Weights<'_> {
             ConvLayout::Split => Taps::Split,
             ConvLayout::Interleaved => Taps::Interleaved,
         };
+        let view = self.bring_in(view)?;
         Ok(Conv { weight: Matrix::new(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
     }
 
@@ -149,17 +201,42 @@ impl Weights<'_> {
         Ok(Experts::Rows(rows))
     }
 
-    fn pager(&self) -> Result<Pager> {
+    fn pager(self, placement: &Placement, settings: &Settings, wrap: Wrap<'_>) -> Result<Pager> {
         let config = self.container.config();
-        let (mut blobs, mut tile_bytes) = (Vec::new(), 0);
+        let (mut blobs, mut tiles, mut tile_bytes) = (Vec::new(), 0, 0);
         for l in 0..config.layers {
             for e in 0..config.experts {
                 if let ExpertView::Tiles { layout, bytes } = self.container.expert(l, e)? {
-                    tile_bytes = layout.tile_bytes();
+                    (tiles, tile_bytes) = (layout.tiles(), layout.tile_bytes());
                     blobs.push(bytes);
                 }
             }
         }
-        Pager::new(blobs, config.experts, tile_bytes)
+        let path = self.container.path();
+        match (placement.mode, self.file) {
+            (Mode::Streamed, Some(file)) => {
+                let offsets: Vec<u64> = blobs.iter().filter_map(Bytes::file_offset).collect();
+                // Containers of ours have experts at whole pages; direct reads can do no others.
+                let aligned =
+                    offsets.iter().all(|o| o.is_multiple_of(PAGE as u64)) && tile_bytes.is_multiple_of(PAGE);
+                let file = match aligned {
+                    true => file,
+                    false => FileSource::open(path, DirectIo::Off, 0)?,
+                };
+                let mut source = wrap(Box::new(file));
+                if let Some(rate) = settings.throttle {
+                    source = Box::new(Throttle::new(source, rate));
+                }
+                let policy =
+                    Policy::new(settings.eviction, config.layers, config.experts, placement.resident);
+                let shape = Shape { experts: config.experts, tiles, tile_bytes };
+                Pager::streamed(source, offsets, shape, policy, placement.transient, settings.readers, path)
+            }
+            (Mode::Mapped, _) => {
+                let cool = self.container.data_bytes() > placement.budget.bytes;
+                Pager::mapped(blobs, config.experts, tile_bytes, path, settings.readers, cool)
+            }
+            _ => Pager::plain(blobs, config.experts, tile_bytes),
+        }
     }
 }

@@ -15,6 +15,7 @@ mod kv;
 mod load;
 mod matrix;
 mod norm;
+mod placement;
 pub mod rope;
 mod router;
 mod saved;
@@ -25,6 +26,7 @@ pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
 pub use load::Options;
+pub use placement::{BATCH, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
 
@@ -41,6 +43,7 @@ pub struct Model {
     config: ModelConfig,
     compute: Compute,
     pager: Pager,
+    placement: Placement,
     rope: Rope,
     /// [V, H].
     embedding: Matrix,
@@ -98,6 +101,16 @@ impl Model {
             trunk + layer.feed_forward.bytes_per_token(self.pager.expert_bytes())
         };
         self.layers.iter().map(layer).sum::<usize>() + self.head.len_bytes()
+    }
+
+    /// Where the weights are, and why.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Tokens of a prompt to run together. Streamed experts are read once a call, so there it is as many as the budget has room for.
+    pub fn batch(&self) -> usize {
+        self.placement.batch
     }
 
     /// The pager, for its counters.

@@ -1,40 +1,190 @@
 //! Bringing experts into memory. One interface: *give me tile t of expert (layer, e)*.
 //!
-//! The container is mapped and the page cache is the cache; [`Usage`] counts what was asked for.
+//! A [`Pass`] is one call of the model; each of its layers makes a [`Request`] for all experts that its tokens want, and takes
+//! their tiles in any order. Behind that, experts are mapped and the page cache is the cache, or they are streamed: read
+//! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+pub mod budget;
+pub mod drive;
+mod pass;
+mod policy;
+mod pool;
+mod request;
+mod settings;
+mod slot;
+pub mod source;
+pub mod system;
+pub mod trace;
+mod usage;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use crate::{
     container::Bytes,
     error::{Error, Result},
 };
+pub use pass::Pass;
+use pass::Turn;
+pub use policy::{Eviction, Plan, Policy};
+use pool::Pool;
+pub use request::{Expert, Request};
+pub use settings::{Paging, Settings};
+use slot::{Arena, Arrivals, Slot, lock};
+use source::Source;
+pub use usage::{Hits, Mode, Usage};
 
-/// The tiles of every expert of a model, and the counters of their use.
-#[derive(Debug)]
+/// Slots beside those that a policy fills, for `used` experts a token: what is read is not cached yet. One more, so that the drive
+/// works on while the last one is computed.
+pub const fn transient_slots(used: usize) -> usize {
+    used + 1
+}
+
+/// The experts of a model, wherever they are, and the counters of their use.
 pub struct Pager {
-    blobs: Vec<Bytes>,
+    backing: Backing,
+    path: PathBuf,
     experts: usize,
     tile_bytes: usize,
     tiles: usize,
-    reads: Vec<AtomicU64>,
+    arrivals: Arc<Arrivals>,
+    prefill: Requests,
+    decode: Requests,
+    /// By `layer * experts + expert`.
+    uses: Vec<AtomicU64>,
+    record: Record,
 }
 
-/// What a pager was asked for so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tiles handed out for each expert, by `layer * experts + expert`.
-    pub reads: Vec<u64>,
-    /// Bytes of tiles handed out.
-    pub bytes: u64,
+/// The requests since the recording began, if one did.
+type Record = Mutex<Option<Vec<(usize, Vec<usize>)>>>;
+
+/// The experts of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Experts of a layer.
+    pub experts: usize,
+    /// Tiles of an expert.
+    pub tiles: usize,
+    /// Bytes of a tile.
+    pub tile_bytes: usize,
+}
+
+enum Backing {
+    /// Every expert lies in the bytes of the container.
+    Views {
+        slots: Vec<Arc<Slot>>,
+        /// Brings mapped pages in; none where that is left to the system.
+        pool: Option<Pool>,
+        /// Of the file, to see whether it is still whole.
+        file: Option<Bytes>,
+        /// Whether the page cache cannot hold everything: experts that were brought in for a single use leave first.
+        cool: bool,
+        /// Major faults when the pages were last known to be there.
+        faults: AtomicU64,
+    },
+    Streamed(Streamed),
+}
+
+struct Streamed {
+    /// Before the arena: reads end first.
+    pool: Pool,
+    arena: Arc<Arena>,
+    residency: Mutex<Residency>,
+    offsets: Vec<u64>,
+    turn: Turn,
+}
+
+struct Residency {
+    policy: Policy,
+    /// By `layer * experts + expert`.
+    slots: Vec<Option<Arc<Slot>>>,
+}
+
+#[derive(Default)]
+struct Requests {
+    hits: AtomicU64,
+    misses: AtomicU64,
 }
 
 impl Pager {
-    /// A pager over `blobs` (layer-major, `experts` a layer), each a whole number of tiles of `tile_bytes`.
-    /// A model without tiled experts has none.
+    /// A pager over `blobs` (layer-major, `experts` a layer), each a whole number of tiles of `tile_bytes`, that lie in memory or are
+    /// left to the system. A model without tiled experts has none.
     ///
     /// # Errors
     /// [`Error::Argument`] when a blob has another size than the others or is no whole number of tiles.
-    pub fn new(blobs: Vec<Bytes>, experts: usize, tile_bytes: usize) -> Result<Self> {
+    pub fn plain(blobs: Vec<Bytes>, experts: usize, tile_bytes: usize) -> Result<Self> {
+        Self::views(blobs, experts, tile_bytes, true, None, false, Path::new(""))
+    }
+
+    /// A pager over `blobs` as in [`Pager::plain`], which `readers` threads (0: the usual number) bring in from the file at `path` when they
+    /// are asked for. `cool` when the page cache cannot hold them all.
+    ///
+    /// # Errors
+    /// As [`Pager::plain`]; [`Error::Argument`] when threads cannot be started.
+    pub fn mapped(
+        blobs: Vec<Bytes>,
+        experts: usize,
+        tile_bytes: usize,
+        path: &Path,
+        readers: usize,
+        cool: bool,
+    ) -> Result<Self> {
+        let pool = Pool::new(readers, None)?;
+        Self::views(blobs, experts, tile_bytes, false, Some(pool), cool, path)
+    }
+
+    /// A pager that reads the experts at `offsets` of `source` (layer-major) into as many
+    /// slots as `policy` keeps and `transient` more. `path` names the source in errors.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there is no memory for the slots or no threads can be started.
+    pub fn streamed(
+        source: Box<dyn Source>,
+        offsets: Vec<u64>,
+        shape: Shape,
+        policy: Policy,
+        transient: usize,
+        readers: usize,
+        path: &Path,
+    ) -> Result<Self> {
+        let Shape { experts, tiles, tile_bytes } = shape;
+        let arena = Arena::new(policy.capacity() + transient.max(1), tiles * tile_bytes)?;
+        let slots = vec![None; offsets.len()];
+        Ok(Self {
+            path: path.into(),
+            experts,
+            tile_bytes,
+            tiles,
+            arrivals: Arc::default(),
+            prefill: Requests::default(),
+            decode: Requests::default(),
+            uses: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
+            record: Record::default(),
+            backing: Backing::Streamed(Streamed {
+                pool: Pool::new(readers, Some(source))?,
+                arena,
+                residency: Mutex::new(Residency { policy, slots }),
+                offsets,
+                turn: Turn::default(),
+            }),
+        })
+    }
+
+    fn views(
+        blobs: Vec<Bytes>,
+        experts: usize,
+        tile_bytes: usize,
+        there: bool,
+        pool: Option<Pool>,
+        cool: bool,
+        path: &Path,
+    ) -> Result<Self> {
         let tiles = blobs.first().map_or(0, |b| b.len() / tile_bytes.max(1));
         if let Some(i) = blobs.iter().position(|b| b.len() != tiles * tile_bytes) {
             let (layer, expert) = (i / experts.max(1), i % experts.max(1));
@@ -42,8 +192,30 @@ impl Pager {
                 "expert {expert} of layer {layer} is no row of {tiles} tiles of {tile_bytes} bytes"
             )));
         }
-        let reads = blobs.iter().map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { blobs, experts, tile_bytes, tiles, reads })
+        let (arrivals, file) = (Arc::default(), blobs.first().cloned());
+        let slot = |bytes| Arc::new(Slot::of_bytes(bytes, tile_bytes, there, &arrivals));
+        let slots: Vec<_> = blobs.into_iter().map(slot).collect();
+        Ok(Self {
+            path: path.into(),
+            experts,
+            tile_bytes,
+            tiles,
+            prefill: Requests::default(),
+            decode: Requests::default(),
+            uses: slots.iter().map(|_| AtomicU64::new(0)).collect(),
+            record: Record::default(),
+            backing: Backing::Views { slots, pool, file, cool, faults: AtomicU64::new(0) },
+            arrivals,
+        })
+    }
+
+    /// How experts come into memory.
+    pub fn mode(&self) -> Mode {
+        match &self.backing {
+            Backing::Views { pool: None, .. } => Mode::Plain,
+            Backing::Views { .. } => Mode::Mapped,
+            Backing::Streamed(_) => Mode::Streamed,
+        }
     }
 
     /// Tiles of one expert.
@@ -56,23 +228,127 @@ impl Pager {
         self.tiles * self.tile_bytes
     }
 
-    /// Tile `t` of an expert.
+    /// One call of the model begins. Where experts are streamed, calls of several threads wait for each other here: not inside a
+    /// thread pool, whose threads may take up another call's work while they wait.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an expert or a tile that does not exist.
-    pub fn tile(&self, layer: usize, expert: usize, t: usize) -> Result<&[u8]> {
-        let index = layer * self.experts + expert;
-        if expert >= self.experts || index >= self.blobs.len() || t >= self.tiles {
-            return Err(Error::Argument(format!("there is no tile {t} of expert {expert} of layer {layer}")));
-        }
-        self.reads[index].fetch_add(1, Relaxed);
-        Ok(&self.blobs[index][t * self.tile_bytes..][..self.tile_bytes])
+    /// [`Error::BadFile`] when the mapped file has become shorter; [`Error::Argument`] when this thread is within a call already.
+    pub fn begin(&self) -> Result<Pass<'_>> {
+        let turn = match &self.backing {
+            Backing::Streamed(streamed) => Some(streamed.turn.take()?),
+            Backing::Views { slots, pool: Some(_), file, faults, .. } => {
+                if let Some(file) = file {
+                    file.check_file(&self.path)?;
+                }
+                // The system has dropped pages: which ones, only the next requests will find out.
+                let now = system::major_faults();
+                if faults.swap(now, Relaxed) != now {
+                    slots.iter().for_each(|s| s.reset());
+                }
+                None
+            }
+            Backing::Views { .. } => None,
+        };
+        Ok(Pass { pager: self, _turn: turn })
     }
 
     /// The counters so far.
     pub fn usage(&self) -> Usage {
-        let reads: Vec<u64> = self.reads.iter().map(|r| r.load(Relaxed)).collect();
-        let bytes = reads.iter().sum::<u64>() * self.tile_bytes as u64;
-        Usage { reads, bytes }
+        let hits = |r: &Requests| Hits { hits: r.hits.load(Relaxed), misses: r.misses.load(Relaxed) };
+        let pool = match &self.backing {
+            Backing::Views { pool, .. } => pool.as_ref(),
+            Backing::Streamed(streamed) => Some(&streamed.pool),
+        };
+        let work = pool.map(Pool::work).unwrap_or_default();
+        Usage {
+            uses: self.uses.iter().map(|u| u.load(Relaxed)).collect(),
+            prefill: hits(&self.prefill),
+            decode: hits(&self.decode),
+            bytes_read: self.arrivals.bytes.load(Relaxed),
+            retries: work.retries,
+            drive_time: work.busy,
+            waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
+        }
+    }
+
+    /// Writes down every request from now on.
+    pub fn record(&self) {
+        *lock(&self.record) = Some(Vec::new());
+    }
+
+    /// The requests since [`Pager::record`]: of each the layer, and the experts chosen by its tokens. Ends the recording.
+    pub fn recorded(&self) -> Vec<(usize, Vec<usize>)> {
+        lock(&self.record).take().unwrap_or_default()
+    }
+
+    /// The experts `(layer, expert)` that are kept in memory, the most valuable first; none where the system decides.
+    pub fn hot(&self) -> Vec<(usize, usize)> {
+        match &self.backing {
+            Backing::Views { .. } => Vec::new(),
+            Backing::Streamed(streamed) => lock(&streamed.residency).policy.hot(),
+        }
+    }
+
+    /// Reads experts into free slots, as many of the first ones of `wanted` as there is room for, and returns how many.
+    ///
+    /// # Errors
+    /// As [`Pager::begin`]; [`Error::Io`] when one cannot be read; [`Error::Argument`] for an expert that there is not.
+    pub fn warm(&self, wanted: &[(usize, usize)]) -> Result<usize> {
+        let Backing::Streamed(streamed) = &self.backing else { return Ok(0) };
+        let _pass = self.begin()?;
+        let mut read = Vec::new();
+        for &(layer, expert) in wanted {
+            let index = self.index(layer, expert)?;
+            let mut residency = lock(&streamed.residency);
+            if !residency.policy.insert(layer, expert) {
+                continue;
+            }
+            let Some(place) = streamed.arena.take() else {
+                residency.policy.forget(layer, expert);
+                break;
+            };
+            let slot = Arc::new(Slot::in_arena(
+                &streamed.arena,
+                place,
+                streamed.offsets[index],
+                self.tile_bytes,
+                self.tiles,
+                &self.arrivals,
+            ));
+            residency.slots[index] = Some(slot.clone());
+            streamed.pool.ask(&slot);
+            read.push((layer, expert, slot));
+        }
+        let mut failure = None;
+        for (layer, expert, slot) in &read {
+            if let Some(problem) = (0..self.tiles).find_map(|t| slot.tile(t).err()) {
+                let mut residency = lock(&streamed.residency);
+                residency.policy.forget(*layer, *expert);
+                residency.slots[layer * self.experts + expert] = None;
+                failure = Some(problem);
+            }
+        }
+        match failure {
+            None => Ok(read.len()),
+            Some(e) => Err(Error::Io {
+                action: "read",
+                path: self.path.clone(),
+                source: std::io::Error::new(e.kind(), e.to_string()),
+            }),
+        }
+    }
+
+    fn index(&self, layer: usize, expert: usize) -> Result<usize> {
+        let index = layer.checked_mul(self.experts).and_then(|i| i.checked_add(expert));
+        match index {
+            Some(index) if expert < self.experts && index < self.uses.len() => Ok(index),
+            _ => Err(Error::Argument(format!("there is no expert {expert} of layer {layer}"))),
+        }
+    }
+}
+
+impl std::fmt::Debug for Pager {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pager({}, {} experts of {} tiles)", self.mode().name(), self.uses.len(), self.tiles)
     }
 }

@@ -31,8 +31,20 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub fn new(container: Container, options: &Options) -> Result<Arc<Self>> {
-        let model = Model::load(&container, options)?;
         let tokenizer = Tokenizer::new(container.vocab()?)?;
+        Self::with_tokenizer(container, tokenizer, options)
+    }
+
+    /// [`Engine::new`] with the container's tokenizer, for who needs it before: to know how many tokens there will be.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn with_tokenizer(
+        container: Container,
+        tokenizer: Tokenizer,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
+        let model = Model::load(&container, options)?;
         Ok(Arc::new(Self { container, model, tokenizer }))
     }
 

@@ -12,13 +12,10 @@ use crate::{
     model::{KvType, State, Want},
 };
 
-pub use crate::model::Cancel;
+pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
 pub use generate::{Finish, Limits};
-pub use restore::Restored;
-
-/// Tokens of a prompt that go through the model together.
-pub const BATCH: usize = 512;
+pub use restore::{Restored, room_of};
 
 /// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time.
 ///
@@ -191,7 +188,7 @@ impl Session {
         let model = self.engine.model();
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
-            let batch = &rest[..rest.len().min(BATCH)];
+            let batch = &rest[..rest.len().min(model.batch())];
             self.logits.clear();
             let result = model.forward(batch, &mut self.state, Want::Nothing);
             if let Err(Error::Cancelled) = result {

@@ -26,8 +26,8 @@ pub struct Restored {
     pub session: Session,
     /// The sampler, where one was saved.
     pub sampler: Option<Sampler>,
-    /// (layer, expert) of the experts that the session used, the most used first.
-    pub hot: Vec<[u32; 2]>,
+    /// (layer, expert) of the experts that the session used, the most valuable first: for [`Pager::warm`](crate::pager::Pager::warm).
+    pub hot: Vec<(usize, usize)>,
 }
 
 /// Context of a session that was saved, at most, unless the caller asks for another.
@@ -42,16 +42,19 @@ impl Session {
     /// differs, for a session of another model, other settings or another version of the format; [`Error::ContextFull`] when
     /// `context` is too small for it.
     pub fn restore(engine: Arc<Engine>, path: &Path, context: Option<usize>) -> Result<Restored> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let metadata = file.metadata().map_err(Error::io("open", path))?;
-        if !metadata.is_file() {
-            return Err(Error::Argument(format!("{} is no file; give a saved session", path.display())));
-        }
-        let input = Hashing { input: BufReader::with_capacity(1 << 20, file), hasher: blake3::Hasher::new() };
-        let mut reader = Reader { path, input };
-        let header = reader.header(metadata.len(), &engine)?;
+        let (mut reader, length) = Reader::open(path)?;
+        let header = reader.header(length, &engine)?;
         reader.session(engine, &header, context)
     }
+}
+
+/// Room for tokens that the session in a file had, or that its tokens need: before a model is opened for it.
+///
+/// # Errors
+/// As [`Session::restore`], but nothing behind the header is looked at.
+pub fn room_of(path: &Path) -> Result<usize> {
+    let header = Reader::open(path)?.0.counts()?;
+    Ok(header.capacity.min(MOST_CONTEXT).max(header.tokens.min(MOST_CONTEXT)) as usize)
 }
 
 struct Reader<'p> {
@@ -59,7 +62,18 @@ struct Reader<'p> {
     input: Hashing<BufReader<File>>,
 }
 
-impl Reader<'_> {
+impl<'p> Reader<'p> {
+    /// At the beginning of a file, and the file's length.
+    fn open(path: &'p Path) -> Result<(Self, u64)> {
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let metadata = file.metadata().map_err(Error::io("open", path))?;
+        if !metadata.is_file() {
+            return Err(Error::Argument(format!("{} is no file; give a saved session", path.display())));
+        }
+        let input = Hashing { input: BufReader::with_capacity(1 << 20, file), hasher: blake3::Hasher::new() };
+        Ok((Self { path, input }, metadata.len()))
+    }
+
     fn damaged(&self, place: &str, problem: impl Into<String>) -> Error {
         Error::BadFile {
             path: self.path.into(),
@@ -110,8 +124,8 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
-    /// The header, which fits the engine and the length of the file.
-    fn header(&mut self, length: u64, engine: &Engine) -> Result<Header> {
+    /// The header as it stands there.
+    fn counts(&mut self) -> Result<Header> {
         if self.bytes("the beginning")? != MAGIC {
             return Err(Error::BadFile {
                 path: self.path.into(),
@@ -127,7 +141,7 @@ impl Reader<'_> {
                 self.differs(what, "save the session again with this program, which writes version 1")
             );
         }
-        let header = Header {
+        Ok(Header {
             fingerprint: self.bytes("the header")?,
             kv: self.word()?,
             arithmetic: self.word()?,
@@ -140,7 +154,12 @@ impl Reader<'_> {
             sampler: self.count()?,
             hot: self.count()?,
             note: self.count()?,
-        };
+        })
+    }
+
+    /// The header, which fits the engine and the length of the file.
+    fn header(&mut self, length: u64, engine: &Engine) -> Result<Header> {
+        let header = self.counts()?;
         self.check_model(&header, engine)?;
         if header.file_bytes(engine.model()) != Some(length) {
             return Err(
@@ -205,7 +224,12 @@ impl Reader<'_> {
                 Some(Sampler::from_bytes(bytes).map_err(|e| self.damaged("the sampler", e.to_string()))?)
             }
         };
-        let hot = self.words(header.hot * 2, "the experts")?.as_chunks().0.to_vec();
+        let hot = self.words(header.hot * 2, "the experts")?;
+        let hot: Vec<_> = hot.as_chunks().0.iter().map(|&[l, e]| (l as usize, e as usize)).collect();
+        let config = session.engine.model().config();
+        if let Some((l, e)) = hot.iter().find(|(l, e)| *l >= config.layers || *e >= config.experts) {
+            return Err(self.damaged("the experts", format!("there is no expert {e} of layer {l}")));
+        }
         session.note = String::from_utf8(self.list(header.note, "the note")?)
             .map_err(|_| self.damaged("the note", "it is no UTF-8 text"))?;
         let extent = Extent { position, snapshots: header.snapshots as usize };

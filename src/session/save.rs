@@ -135,14 +135,20 @@ impl Session {
         })
     }
 
-    /// (layer, expert) of the experts that were used, the most used first.
+    /// (layer, expert) of the experts that are worth having in memory, the most valuable first: as the pager says, or else the
+    /// most used ones.
     fn hot_experts(&self) -> Vec<[u32; 2]> {
         let model = self.engine.model();
-        let reads = model.pager().usage().reads;
+        let word = |n: usize| n as u32;
+        let hot = model.pager().hot();
+        if !hot.is_empty() {
+            return hot.into_iter().map(|(layer, expert)| [word(layer), word(expert)]).collect();
+        }
+        let uses = model.pager().usage().uses;
         let experts = model.config().experts.max(1);
-        let mut used: Vec<usize> = (0..reads.len()).filter(|&i| reads[i] > 0).collect();
-        used.sort_by_key(|&i| std::cmp::Reverse(reads[i]));
-        used.into_iter().map(|i| [(i / experts) as u32, (i % experts) as u32]).collect()
+        let mut used: Vec<usize> = (0..uses.len()).filter(|&i| uses[i] > 0).collect();
+        used.sort_by_key(|&i| std::cmp::Reverse(uses[i]));
+        used.into_iter().map(|i| [word(i / experts), word(i % experts)]).collect()
     }
 }
 

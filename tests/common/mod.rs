@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod mutate;
+pub mod paging;
 pub mod weights;
 
 use std::{
@@ -92,7 +93,7 @@ pub fn load(container: &Container, options: RunOptions) -> Arc<Model> {
 
 /// Two threads, float products.
 pub fn float() -> RunOptions {
-    RunOptions { threads: 2, arithmetic: Arithmetic::Float, rope: None }
+    RunOptions { threads: 2, arithmetic: Arithmetic::Float, ..Default::default() }
 }
 
 /// Golden numbers of one file.

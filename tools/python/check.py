@@ -23,7 +23,7 @@ def fails(status: str, function, *args) -> str:
     raise AssertionError(f"{function} {args} does not fail")
 
 
-with yuan.Engine(model, threads=2) as engine:
+with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) as engine:
     # Text to tokens and back, and the chat form with sampling.
     ids = engine.tokenize(PROMPT)
     assert engine.detokenize(ids) == PROMPT and ids[-1] == engine.special_token("sep")
@@ -33,7 +33,7 @@ with yuan.Engine(model, threads=2) as engine:
     pieces = list(session.stream(24, sampler()))
     assert "".join(pieces) + "\n" == expected, (pieces, expected)
     assert len(pieces) > 1 and session.finish == "length"
-    assert engine.describe()["layers"] > 0 and engine.statistics()["expert_bytes"] > 0
+    assert engine.describe()["layers"] > 0 and engine.statistics()["bytes_read"] > 0
 
     # Token by token is the same as an answer at once.
     session.sync(ids)

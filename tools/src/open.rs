@@ -2,11 +2,15 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use anyhow::Context;
 use clap::Args;
 use yuan::{
-    config::RopePrecision,
+    config::{ModelConfig, RopePrecision},
+    container::Container,
     model::{Arithmetic, KvType, Options},
+    pager::{Paging, Settings, budget::Limit, source::DirectIo},
     session::Engine,
+    tokenizer::Tokenizer,
 };
 
 /// Options of every command that runs a model.
@@ -26,15 +30,71 @@ pub struct RunArgs {
     /// Widen 4- and 8-bit weights to f32 instead of multiplying in integers: slow, for comparisons
     #[arg(long)]
     pub float: bool,
+    /// How experts come into memory
+    #[command(flatten)]
+    pub paging: PagingArgs,
+}
+
+/// Options of the memory.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Memory")]
+pub struct PagingArgs {
+    /// Memory to use at most, all included: 8G, 6.5GiB or 50% of what is free; by default what is free, less a reserve
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
+    pub memory: Option<Limit>,
+    /// How experts come into memory: mapped from the file, streamed into slots, plain (mapped, by page faults alone), or auto:
+    /// mapped if the container fits, else streamed
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = of(&Paging::ALL))]
+    pub paging: Paging,
+    /// Read streamed experts past the page cache: auto, on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = of(&DirectIo::ALL))]
+    pub direct_io: DirectIo,
+    /// Threads that read experts (0: the usual number)
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = readers)]
+    pub readers: usize,
 }
 
 impl RunArgs {
-    /// Opens the container and makes the model and its tokenizer.
-    pub fn open(&self) -> anyhow::Result<Arc<Engine>> {
-        let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
-        let options = Options { threads: self.threads, arithmetic, rope: self.rope };
-        Ok(Engine::open(&self.model, &options)?)
+    /// Opens the container and makes the model and its tokenizer, for sessions of `context` tokens.
+    pub fn open(&self, context: usize) -> anyhow::Result<Arc<Engine>> {
+        self.open_for(|_, _| Ok(context))
     }
+
+    /// [`RunArgs::open`] where `context` needs the tokenizer or the model's shape to say how many tokens.
+    pub fn open_for(
+        &self,
+        context: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<usize>,
+    ) -> anyhow::Result<Arc<Engine>> {
+        let container = Container::open(&self.model)?;
+        let vocab =
+            container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
+        let tokenizer = Tokenizer::new(vocab)?;
+        let options = self.options(context(&tokenizer, container.config())?);
+        Ok(Engine::with_tokenizer(container, tokenizer, &options)?)
+    }
+
+    /// The library's options, for sessions of `context` tokens.
+    pub fn options(&self, context: usize) -> Options {
+        let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
+        let PagingArgs { memory, paging, direct_io, readers } = self.paging.clone();
+        let paging = Settings { mode: paging, memory, direct_io, readers, ..Settings::default() };
+        Options { threads: self.threads, arithmetic, rope: self.rope, paging, context, kv: self.kv }
+    }
+}
+
+/// A parser of one of these names.
+fn of<T: Copy + Send + Sync>(
+    names: &'static [(&'static str, T)],
+) -> impl Fn(&str) -> Result<T, String> + Clone {
+    move |text| {
+        let found = names.iter().find(|(name, _)| *name == text);
+        let choices = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        found.map(|(_, value)| *value).ok_or_else(|| format!("choose one of {}", choices()))
+    }
+}
+
+fn readers(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|n| (0..=256).contains(n)).ok_or_else(|| "give a number up to 256".into())
 }
 
 fn kv_type(name: &str) -> Result<KvType, String> {

@@ -118,7 +118,8 @@ fn without_speed(like: &[Value]) -> impl Fn(&Value) -> Value {
     move |answer| {
         let mut answer = answer.clone();
         let same = like.iter().find(|l| l["tokens"] == answer["tokens"]);
-        for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "reused_tokens"] {
+        let keys = ["prefill_tokens_per_second", "decode_tokens_per_second", "reused_tokens"];
+        for key in keys.into_iter().chain(["token_ms", "paging", "prefill", "decode"]) {
             answer[key] = same.map_or(Value::Null, |same| same[key].clone());
         }
         answer

@@ -2,6 +2,8 @@
 
 use std::{
     hint::black_box,
+    ops::Range,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -9,12 +11,14 @@ use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
 use yuan::{
-    model::{State, Want},
-    session::BATCH,
+    container::Container,
+    model::{Model, Placement, State, Want},
+    pager::{Mode, drive},
 };
 use yuan_tools::{
-    console::{size, stopped},
+    console::{cancel_on_stop, size, stopped},
     open::RunArgs,
+    stats::{self, Lap, Meter},
 };
 
 /// Measure the speed of prefill and decode
@@ -23,6 +27,7 @@ use yuan_tools::{
 Examples:
   yuan bench model.gguf
   yuan bench model.gguf -p 512 -n 128 -r 5 --threads 4 --json
+  yuan bench model.gguf --memory 50% --paging streamed --throttle 0.5
   yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
 pub struct Bench {
@@ -40,6 +45,9 @@ pub struct Bench {
     /// Repetitions
     #[arg(long, short, value_name = "N", default_value_t = 3)]
     repeat: usize,
+    /// Streamed: deliver reads at so many GB a second, as a slower drive would
+    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    throttle: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -51,46 +59,73 @@ impl Bench {
             self.prompt + self.tokens > 0 && self.repeat > 0,
             "there is nothing to measure: raise -p, -n or -r"
         );
-        let engine = self.run.open()?;
-        let model = engine.model();
-        let bandwidth = read_bandwidth(model.threads());
+        let depth = self.depth.unwrap_or(self.prompt);
+        let context = self.prompt.max(depth) + self.tokens;
+        let mut options = self.run.options(context);
+        options.paging.throttle = self.throttle.map(|gb| gb * 1e9);
+        let container = Container::open(&self.run.model)?;
+        let placement = Placement::new(&container, &options)?;
+        let streamed = placement.mode == Mode::Streamed;
+        ensure!(
+            streamed || self.throttle.is_none(),
+            "--throttle slows streamed reads: give --paging streamed"
+        );
+        // Before the model takes its memory.
+        let threads =
+            if self.run.threads == 0 { thread::available_parallelism()?.get() } else { self.run.threads };
+        let bandwidth = read_bandwidth(threads);
+        let drive = match streamed {
+            true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+            false => None,
+        };
+        let model = Model::load(&container, &options)?;
         let vocab = model.config().vocab as u64;
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
         let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
 
-        let depth = self.depth.unwrap_or(self.prompt);
-        let run =
-            |state: &mut State, tokens: std::ops::Range<usize>, batch: usize| -> anyhow::Result<Duration> {
-                let tokens: Vec<u32> = tokens.map(token).collect();
+        let run = |state: &mut State, tokens: Range<usize>, batch: usize| -> anyhow::Result<Vec<Duration>> {
+            let tokens: Vec<u32> = tokens.map(token).collect();
+            let _stop = cancel_on_stop(state.cancel.clone());
+            let call = |batch: &[u32]| {
                 let start = Instant::now();
-                for batch in tokens.chunks(batch) {
-                    model.forward(batch, state, Want::Last)?;
-                    ensure!(!stopped(), "stopped on request");
-                }
+                model.forward(batch, state, Want::Last)?;
+                ensure!(!stopped(), "stopped on request");
                 Ok(start.elapsed())
             };
-        let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+            tokens.chunks(batch).map(call).collect()
+        };
+        let (mut prefill, mut decode, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut laps = [Lap::default(), Lap::default()];
+        let mut meter = Meter::new(&model);
         for _ in 0..self.repeat {
-            let mut state = State::new(model.config(), self.prompt.max(depth) + self.tokens, self.run.kv)?;
-            prefill.push(run(&mut state, 0..self.prompt, BATCH)?);
+            let mut state = State::new(model.config(), context, self.run.kv)?;
+            meter.lap(0);
+            prefill.push(run(&mut state, 0..self.prompt, model.batch())?.iter().sum());
+            laps[0].add(&meter.lap(self.prompt));
             if depth < self.prompt {
                 state = State::new(model.config(), depth + self.tokens, self.run.kv)?;
             }
             let filled = state.position();
-            run(&mut state, filled..depth, BATCH)?;
-            decode.push(run(&mut state, depth..depth + self.tokens, 1)?);
+            run(&mut state, filled..depth, model.batch())?;
+            meter.lap(0);
+            let tokens = run(&mut state, depth..depth + self.tokens, 1)?;
+            laps[1].add(&meter.lap(self.tokens));
+            decode.push(tokens.iter().sum());
+            times.extend(tokens);
         }
 
         let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
         let (prefill, decode) = (rate(self.prompt, prefill), rate(self.tokens, decode));
         let bytes = model.bytes_per_token();
-        let streamed = decode * bytes as f64 / 1e9;
+        let weights = decode * bytes as f64 / 1e9;
         if self.json {
             let object = json!({
                 "model": self.run.model, "kernels": model.kernels(), "threads": model.threads(),
                 "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
                 "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
-                "bytes_per_token": bytes, "weights_gb_per_second": streamed, "memory_gb_per_second": bandwidth,
+                "bytes_per_token": bytes, "weights_gb_per_second": weights, "memory_gb_per_second": bandwidth,
+                "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
+                "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
             println!("{object}");
             return Ok(());
@@ -99,13 +134,25 @@ impl Bench {
         println!("memory     {bandwidth:.1} GB/s read");
         println!("token      {} of weights", size(bytes as u64));
         println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
-        let share = 100.0 * streamed / bandwidth;
+        let share = 100.0 * weights / bandwidth;
         println!(
-            "decode     {decode:.2} tok/s ({} tokens behind {depth}), {streamed:.1} GB/s of weights, {share:.0} % of memory",
+            "decode     {decode:.2} tok/s ({} tokens behind {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
             self.tokens
         );
+        if let Some(drive) = drive {
+            println!("drive      {drive:.2} GB/s by reads of a tile");
+        }
+        let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
+        println!("{}", stats::describe(&model, &laps, &times));
         Ok(())
     }
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|r| (1e-3..1e6).contains(r))
+        .ok_or_else(|| "give GB a second, such as 0.5".into())
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {
@@ -114,7 +161,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 }
 
 /// GB/s at which `threads` threads read memory that no cache holds: the best of five passes.
-fn read_bandwidth(threads: usize) -> f64 {
+pub fn read_bandwidth(threads: usize) -> f64 {
     const WORDS: usize = (256 << 20) / 8;
     let data = vec![1u64; WORDS * threads];
     let pass = || {

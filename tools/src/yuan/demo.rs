@@ -11,6 +11,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use yuan::{
     model::KvType,
+    pager::Usage,
     quantize::{DType, Options},
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
@@ -19,7 +20,7 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
-    open::RunArgs,
+    open::{PagingArgs, RunArgs},
 };
 
 use crate::answer::{Answer, answer};
@@ -65,8 +66,15 @@ fn tile_type(name: &str) -> Result<DType, String> {
 impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
         let model = self.convert()?;
-        let run = RunArgs { model, threads: self.threads, kv: KvType::F16, rope: None, float: false };
-        let engine = run.open()?;
+        let run = RunArgs {
+            model,
+            threads: self.threads,
+            kv: KvType::F16,
+            rope: None,
+            float: false,
+            paging: PagingArgs::default(),
+        };
+        let engine = run.open(self.most)?;
         let config = engine.model().config();
         println!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
@@ -139,19 +147,23 @@ impl Demo {
     }
 }
 
-fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &yuan::pager::Usage) {
+fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
     let usage = engine.model().pager().usage();
     let config = engine.model().config();
     let tokens = (prompt + answer.tokens.len().saturating_sub(1)).max(1);
-    let touched = usage.reads.iter().zip(&before.reads).filter(|(now, then)| now > then).count();
+    let touched = usage.uses.iter().zip(&before.uses).filter(|(now, then)| now > then).count();
     let (_, decode) = answer.rates();
+    // Every request that names an expert reads it once.
+    let requests =
+        |usage: &Usage| [usage.prefill, usage.decode].map(|h| h.hits + h.misses).iter().sum::<u64>();
+    let read = (requests(&usage) - requests(before)) * engine.model().pager().expert_bytes() as u64;
     println!(
         "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
         prompt,
         answer.tokens.len(),
         config.layers * config.experts_used,
         config.layers * config.experts,
-        size((usage.bytes - before.bytes) / tokens as u64),
+        size(read / tokens as u64),
     );
 }
 

@@ -11,13 +11,13 @@ use anyhow::Context;
 use clap::Args;
 use yuan::{
     sampler::Sampler,
-    session::{Engine, Finish, Limits, Restored, Session},
+    session::{Engine, Finish, Limits, Restored, Session, room_of},
     tokenizer::{Message, Special},
 };
-use yuan_tools::open::RunArgs;
+use yuan_tools::{open::RunArgs, stats};
 
 use crate::{
-    answer::{Answer, answer, to_json},
+    answer::{Answer, answer, to_json, warm},
     sampling::Sampling,
 };
 
@@ -28,6 +28,7 @@ Examples:
   yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
   yuan generate model.gguf --file prompt.txt --json --stop 'THE END'
+  yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
   yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
   yuan generate model.gguf --load story.session -n 500
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
@@ -64,6 +65,9 @@ pub struct Generate {
     /// Save the session at the end, to go on from there
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+    /// Say on stderr how experts came into memory, and how long tokens took
+    #[arg(long)]
+    stats: bool,
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
@@ -76,15 +80,19 @@ impl Generate {
             (None, Some(file)) => read(file)?,
             (None, None) => String::new(),
         };
-        let engine = self.run.open()?;
-        let tokenizer = engine.tokenizer();
-        anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
-        let prompt = match (self.chat, self.no_special) {
-            (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
-            (false, true) => tokenizer.encode(&text, Special::AsText),
-            (false, false) => tokenizer.encode(&text, Special::Parse),
-        };
-        let (mut session, mut sampler) = self.begin(&engine, prompt.len())?;
+        let (mut prompt, mut context) = (Vec::new(), 0);
+        let engine = self.run.open_for(|tokenizer, _| {
+            anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
+            prompt = match (self.chat, self.no_special) {
+                (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
+                (false, true) => tokenizer.encode(&text, Special::AsText),
+                (false, false) => tokenizer.encode(&text, Special::Parse),
+            };
+            let before = self.load.as_deref().map_or(Ok(0), room_of)?;
+            context = self.context.unwrap_or(before + prompt.len() + self.most);
+            Ok(context)
+        })?;
+        let (mut session, mut sampler) = self.begin(&engine, context)?;
         let timeline = [session.tokens(), &prompt].concat();
         let limits = Limits { shift: self.context_shift, ..self.sampling.limits(self.most) };
         let json = self.json;
@@ -96,9 +104,13 @@ impl Generate {
             Ok(())
         })?;
         if json {
-            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt))?;
+            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt, engine.model()))?;
         } else {
             print_figures(&answer)?;
+        }
+        if self.stats && !json {
+            let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
+            eprintln!("{}", stats::describe(engine.model(), &laps, &answer.times));
         }
         match &self.save {
             Some(file) => Ok(session.save(file, Some(&sampler))?),
@@ -107,15 +119,12 @@ impl Generate {
     }
 
     /// The session and the sampler to begin with: new ones, or those of a file.
-    fn begin(&self, engine: &Arc<Engine>, prompt: usize) -> anyhow::Result<(Session, Sampler)> {
+    fn begin(&self, engine: &Arc<Engine>, context: usize) -> anyhow::Result<(Session, Sampler)> {
         let Some(file) = &self.load else {
-            let context = self.context.unwrap_or(prompt + self.most);
             return Ok((Session::new(engine.clone(), context, self.run.kv)?, self.sampling.sampler(engine)?));
         };
-        let Restored { mut session, sampler, .. } = Session::restore(engine.clone(), file, self.context)?;
-        if self.context.is_none() {
-            session.reserve(session.position() + prompt + self.most)?;
-        }
+        let Restored { session, sampler, hot } = Session::restore(engine.clone(), file, Some(context))?;
+        warm(engine, &hot);
         Ok((session, self.sampling.resume(engine, sampler)?))
     }
 }

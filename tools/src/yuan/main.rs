@@ -12,8 +12,11 @@ mod generate;
 mod inspect;
 mod logits;
 mod perplexity;
+mod plan;
+mod replay;
 mod sampling;
 mod tokenize;
+mod trace;
 
 /// Run Yuan2.0-M32 on the machine you own
 #[derive(Parser)]
@@ -52,6 +55,12 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure the speed of prefill and decode
     Bench(bench::Bench),
+    /// Say how a model would run on this machine, and why
+    Plan(plan::Plan),
+    /// Write down which experts a run uses
+    Trace(trace::Trace),
+    /// Replay a trace against other memories, drives and policies, without the model
+    Replay(replay::Replay),
 }
 
 fn main() -> ExitCode {
@@ -65,5 +74,8 @@ fn main() -> ExitCode {
         Command::Perplexity(c) => c.run(),
         Command::Inspect(c) => c.run(),
         Command::Bench(c) => c.run(),
+        Command::Plan(c) => c.run(),
+        Command::Trace(c) => c.run(),
+        Command::Replay(c) => c.run(),
     })
 }

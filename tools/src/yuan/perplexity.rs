@@ -11,7 +11,7 @@ use yuan::{
     tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
-    console::{stopped, token_bar},
+    console::{cancel_on_stop, stopped, token_bar},
     open::RunArgs,
 };
 
@@ -52,10 +52,17 @@ struct Score {
 
 impl Perplexity {
     pub fn run(self) -> anyhow::Result<()> {
-        let engine = self.run.open()?;
+        let text =
+            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let mut documents = Vec::new();
+        let engine = self.run.open_for(|tokenizer, config| {
+            documents = split(&text, tokenizer);
+            Ok(documents.iter().map(Vec::len).max().unwrap_or(0).min(config.context))
+        })?;
+        let context = documents.iter().map(Vec::len).max().unwrap_or(0);
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open()?),
+            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?),
         };
         if let Some(other) = &other {
             let (a, b) = (engine.model().config().vocab, other.model().config().vocab);
@@ -64,9 +71,6 @@ impl Perplexity {
                 "the models have vocabularies of {a} and {b}: their predictions cannot be compared"
             );
         }
-        let text =
-            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
-        let documents = split(&text, engine.tokenizer());
         let (first, last) = self.documents.unwrap_or((1, documents.len()));
         ensure!(
             first <= last && last <= documents.len(),
@@ -100,7 +104,11 @@ impl Perplexity {
     ) -> anyhow::Result<()> {
         let states = |model: &Model| State::new(model.config(), tokens.len(), self.run.kv);
         let mut state = states(model)?;
+        let _stop = cancel_on_stop(state.cancel.clone());
         let mut other = other.map(|m| Ok::<_, yuan::Error>((m, states(m)?))).transpose()?;
+        if let Some((_, other)) = &mut other {
+            other.cancel = state.cancel.clone();
+        }
         let vocab = model.config().vocab;
         let mut at = 0;
         for batch in tokens.chunks(BATCH) {

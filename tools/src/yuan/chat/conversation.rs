@@ -13,7 +13,7 @@ use yuan::{
 };
 
 use crate::{
-    answer::{Answer, answer},
+    answer::{Answer, answer, warm},
     sampling::Sampling,
 };
 
@@ -140,10 +140,16 @@ impl Conversation {
         };
         session.reserve(self.session.capacity())?;
         self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;
+        warm(&self.engine, &restored.hot);
         self.session = session;
         self.messages = note.messages.into_iter().map(|(role, content)| Message { role, content }).collect();
         self.last = None;
         Ok(())
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     /// Number of questions.
@@ -155,7 +161,7 @@ impl Conversation {
     pub fn stats(&self) -> Vec<String> {
         let (used, room) = (self.session.position(), self.session.capacity());
         let usage = self.engine.model().pager().usage();
-        let touched = usage.reads.iter().filter(|&&n| n > 0).count();
+        let touched = usage.uses.iter().filter(|&&n| n > 0).count();
         let mut lines = vec![format!(
             "{} questions; {used} of {room} tokens of context in use; key-value cache in {}",
             self.questions(),
@@ -166,8 +172,8 @@ impl Conversation {
                 "last answer: {reused} tokens reused, {computed} read at {prefill:.1} tok/s, {tokens} written at {decode:.1} tok/s"
             ));
         }
-        if !usage.reads.is_empty() {
-            lines.push(format!("{touched} of {} experts used so far", usage.reads.len()));
+        if !usage.uses.is_empty() {
+            lines.push(format!("{touched} of {} experts used so far", usage.uses.len()));
         }
         lines
     }

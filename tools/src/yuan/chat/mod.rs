@@ -9,7 +9,10 @@ use std::{
 };
 
 use clap::Args;
-use yuan::{Error, session::Finish};
+use yuan::{
+    Error,
+    session::{Finish, room_of},
+};
 use yuan_tools::{
     console::{stopped, take_stop},
     open::RunArgs,
@@ -72,8 +75,12 @@ enum Next {
 
 impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
-        let engine = self.run.open()?;
-        let context = self.context.unwrap_or(engine.model().config().context);
+        let mut context = 0;
+        let engine = self.run.open_for(|_, config| {
+            let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
+            context = self.context.unwrap_or(config.context).max(saved);
+            Ok(context)
+        })?;
         let mut talk = Conversation::new(engine, context, self.run.kv, self.sampling.clone())?;
         if let Some(file) = &self.load {
             talk.load(file)?;
@@ -146,7 +153,7 @@ impl Chat {
         };
         let mut out = std::io::stdout();
         if self.json {
-            writeln!(out, "{}", to_json(&reply.answer, &reply.prompt))?;
+            writeln!(out, "{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
         } else {
             writeln!(out)?;
         }

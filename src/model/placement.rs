@@ -1,0 +1,155 @@
+//! Where a model's weights will be, decided before any of them is read: mapped or streamed, with how many experts in memory.
+
+use super::{Options, State};
+use crate::{
+    config::ModelConfig,
+    container::{Container, ExpertView},
+    error::{Error, Result},
+    pager::{Mode, Paging, budget::Budget, transient_slots},
+};
+
+/// Tokens that go through the model together where nothing asks for more.
+pub const BATCH: usize = 512;
+/// Tokens of the smallest batch.
+const LEAST: usize = 32;
+/// The program itself: code, vocabulary, stacks of threads.
+const PROGRAM: u64 = 96 << 20;
+/// Streamed: an eighth of what trunk and cache leave may go to the intermediate results of a batch, since every expert is read once a batch.
+const SCRATCH_SHARE: u64 = 8;
+
+/// How a container would run.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// How experts come into memory.
+    pub mode: Mode,
+    /// Why this one, for people.
+    pub why: String,
+    /// The memory that the model may take.
+    pub budget: Budget,
+    /// Bytes of everything but the experts.
+    pub trunk: u64,
+    /// Bytes of the key-value cache.
+    pub kv: u64,
+    /// Bytes of the intermediate results of a batch.
+    pub scratch: u64,
+    /// Bytes of one expert; 0 where they are not in tiles.
+    pub expert_bytes: u64,
+    /// Experts of all layers.
+    pub experts: usize,
+    /// Experts that are kept in memory; all of them unless streamed.
+    pub resident: usize,
+    /// Slots beside those, for experts that pass through.
+    pub transient: usize,
+    /// Tokens of a prompt that go through the model together.
+    pub batch: usize,
+    /// The smallest budget that can be streamed with.
+    pub smallest: u64,
+}
+
+impl Placement {
+    /// The rule: mapped when the container fits into three quarters of the budget, less cache and scratch; otherwise streamed.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with the smallest budget that works, when this one is too small, and when streaming is asked for and cannot be.
+    pub fn new(container: &Container, options: &Options) -> Result<Self> {
+        let config = container.config();
+        let budget = Budget::of(options.paging.memory);
+        let experts = config.layers * config.experts;
+        let tiles = container.tile_layout();
+        let expert_bytes = tiles.map_or(0, |t| t.expert_bytes() as u64);
+        let trunk = container.data_bytes() - expert_bytes * experts as u64;
+        let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
+        let (transient, token) = (transient_slots(config.experts_used), scratch_bytes(config));
+        let fixed = (PROGRAM + trunk + State::history_bytes(config) as u64).saturating_add(kv);
+        let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
+        let mut placement = Self {
+            mode: Mode::Mapped,
+            why: String::new(),
+            trunk,
+            kv,
+            scratch: token * BATCH as u64,
+            expert_bytes,
+            experts,
+            resident: experts,
+            transient: 0,
+            batch: BATCH,
+            smallest,
+            budget,
+        };
+        let can_stream = tiles.is_some() && is_mapped(container);
+        let room = placement.budget.bytes.saturating_sub(kv.saturating_add(placement.scratch));
+        let fits = container.data_bytes() <= room / 4 * 3;
+        let container_is = format!("the container of {} bytes", container.data_bytes());
+        placement.mode = match options.paging.mode {
+            Paging::Plain => Mode::Plain,
+            Paging::Streamed if !can_stream => {
+                let path = container.path().display();
+                return Err(Error::Argument(format!(
+                    "the experts of {path} are not in tiles and cannot be streamed; convert it with yuan-quant"
+                )));
+            }
+            Paging::Streamed => Mode::Streamed,
+            Paging::Mapped | Paging::Auto if !can_stream => Mode::Plain,
+            Paging::Mapped => Mode::Mapped,
+            Paging::Auto if fits => Mode::Mapped,
+            Paging::Auto => Mode::Streamed,
+        };
+        placement.why = match (options.paging.mode, placement.mode) {
+            (Paging::Auto, Mode::Mapped) => format!("{container_is} fits into three quarters of the memory"),
+            (Paging::Auto, Mode::Streamed) => {
+                format!("{container_is} does not fit into three quarters of the memory")
+            }
+            (Paging::Auto | Paging::Mapped, Mode::Plain) => "no experts in tiles of a file".into(),
+            _ => "as asked for".into(),
+        };
+        if placement.mode == Mode::Streamed {
+            let most = if options.context == 0 { config.context } else { options.context };
+            placement.divide(config, most, fixed, token)?;
+        }
+        Ok(placement)
+    }
+
+    /// Shares what trunk and cache leave out between scratch, for batches of up to `context` tokens, and slots.
+    fn divide(&mut self, config: &ModelConfig, context: usize, fixed: u64, token: u64) -> Result<()> {
+        let budget = self.budget.bytes;
+        if budget < self.smallest {
+            return Err(Error::Argument(format!(
+                "a memory of {budget} bytes ({}) is too small: the trunk takes {}, the cache of keys and values {}, and {} experts {} each. \
+                 The smallest that works is --memory {}; a shorter --context or another --kv makes it smaller",
+                self.budget.set_by,
+                self.trunk,
+                self.kv,
+                self.transient.max(transient_slots(config.experts_used)),
+                self.expert_bytes,
+                self.smallest
+            )));
+        }
+        let left = budget - fixed;
+        let tokens = (left / SCRATCH_SHARE / token.max(1)) as usize / LEAST * LEAST;
+        self.batch = tokens.clamp(LEAST, context.div_ceil(LEAST).max(1).saturating_mul(LEAST));
+        self.scratch = token * self.batch as u64;
+        self.transient = transient_slots(config.experts_used);
+        let slots = (left.saturating_sub(self.scratch) / self.expert_bytes) as usize;
+        self.resident = slots.saturating_sub(self.transient).min(self.experts);
+        Ok(())
+    }
+
+    /// Bytes of the slots of experts.
+    pub fn arena(&self) -> u64 {
+        match self.mode {
+            Mode::Streamed => (self.resident + self.transient) as u64 * self.expert_bytes,
+            Mode::Plain | Mode::Mapped => 0,
+        }
+    }
+}
+
+/// Bytes of intermediate results that one token of a batch takes, twice what is alive at once: buffers are kept for the next use.
+fn scratch_bytes(config: &ModelConfig) -> u64 {
+    let dense = if config.experts == 0 { 4 * config.ffn } else { 0 };
+    let values = 8 * config.projection + (10 + 2 * config.experts_used) * config.hidden + dense;
+    2 * 4 * values as u64
+}
+
+fn is_mapped(container: &Container) -> bool {
+    matches!(container.expert(0, 0), Ok(ExpertView::Tiles { bytes, .. }) if bytes.file_offset().is_some())
+}

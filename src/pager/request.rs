@@ -1,0 +1,260 @@
+//! The experts that one layer wants for the tokens of one call.
+
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use super::{
+    Backing, Pager, Streamed,
+    slot::{Slot, lock},
+};
+use crate::error::{Error, Result};
+
+/// The experts of a request. All that are not there are asked for, as far as there is room, before the request is handed out;
+/// the others follow as room is given back.
+pub struct Request<'p> {
+    pager: &'p Pager,
+    layer: usize,
+    /// Those that are there, then those that are not.
+    order: Vec<usize>,
+    hits: usize,
+    /// Mapped experts that a prompt used and its end did not.
+    passing: Vec<usize>,
+    loading: Mutex<Loading>,
+    aborted: AtomicBool,
+}
+
+/// Tokens at the end of a prompt whose experts are expected to be used again.
+const TAIL: usize = 64;
+
+/// By rank in the order.
+struct Loading {
+    slots: Vec<Option<Arc<Slot>>>,
+    finished: Vec<bool>,
+    /// The next expert that has no place yet.
+    next: usize,
+}
+
+/// One expert whose tiles are there or on their way.
+pub struct Expert<'r> {
+    slot: Arc<Slot>,
+    path: &'r Path,
+}
+
+impl<'p> Request<'p> {
+    pub(super) fn new(pager: &'p Pager, layer: usize, chosen: &[usize], used: usize) -> Self {
+        let (order, hits, slots) = match &pager.backing {
+            Backing::Views { slots, pool, .. } => {
+                let of = |e: usize| &slots[layer * pager.experts + e];
+                let mut wanted = chosen.to_vec();
+                wanted.sort_unstable();
+                wanted.dedup();
+                let (mut order, misses): (Vec<_>, Vec<_>) =
+                    wanted.into_iter().partition(|&e| of(e).is_whole());
+                let hits = order.len();
+                for &expert in &misses {
+                    of(expert).reset();
+                    if let Some(pool) = pool {
+                        pool.ask(of(expert));
+                    }
+                }
+                order.extend(misses);
+                let slots = order.iter().map(|&e| Some(of(e).clone())).collect();
+                (order, hits, slots)
+            }
+            Backing::Streamed(streamed) => {
+                let mut residency = lock(&streamed.residency);
+                let plan = residency.policy.request(layer, chosen, used);
+                let index = |e: usize| layer * pager.experts + e;
+                let mut slots: Vec<_> =
+                    plan.hits.iter().map(|&e| residency.slots[index(e)].clone()).collect();
+                let left =
+                    plan.leaving.iter().filter_map(|(l, e)| residency.slots[l * pager.experts + e].take());
+                // Dropped outside the lock.
+                let left: Vec<_> = left.collect();
+                drop(residency);
+                drop(left);
+                slots.resize(plan.hits.len() + plan.misses.len(), None);
+                let hits = plan.hits.len();
+                ([plan.hits, plan.misses].concat(), hits, slots)
+            }
+        };
+        let n = order.len();
+        let loading = Loading {
+            next: slots.iter().take_while(|s| s.is_some()).count(),
+            slots,
+            finished: vec![false; n],
+        };
+        let passing = match &pager.backing {
+            Backing::Views { cool: true, .. } if chosen.len() > used => {
+                let tail = &chosen[chosen.len().saturating_sub(TAIL * used)..];
+                order[hits..].iter().copied().filter(|e| !tail.contains(e)).collect()
+            }
+            _ => Vec::new(),
+        };
+        let (loading, aborted) = (Mutex::new(loading), AtomicBool::new(false));
+        let request = Self { pager, layer, order, hits, passing, loading, aborted };
+        request.count(chosen, used);
+        if let Some(record) = &mut *lock(&pager.record) {
+            record.push((layer, chosen.to_vec()));
+        }
+        request.start(&mut lock(&request.loading));
+        request
+    }
+
+    /// The experts, in the order in which to use them.
+    pub fn order(&self) -> &[usize] {
+        &self.order
+    }
+
+    /// Tiles of an expert.
+    pub fn tiles(&self) -> usize {
+        self.pager.tiles
+    }
+
+    /// How many of them were there: the first ones of the order.
+    pub fn hits(&self) -> usize {
+        self.hits
+    }
+
+    /// The expert of a rank in the order, once it has a place. Whoever waits here must have everything of lower ranks finished or
+    /// under way.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when the request was aborted.
+    pub fn expert(&self, rank: usize) -> Result<Expert<'_>> {
+        loop {
+            let seen = match &self.pager.backing {
+                Backing::Streamed(streamed) => streamed.arena.events(),
+                Backing::Views { .. } => 0,
+            };
+            {
+                let mut loading = lock(&self.loading);
+                self.start(&mut loading);
+                if let Some(slot) = &loading.slots[rank] {
+                    return Ok(Expert { slot: slot.clone(), path: &self.pager.path });
+                }
+            }
+            if self.aborted.load(Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            if let Backing::Streamed(streamed) = &self.pager.backing {
+                streamed.arena.wait_beyond(seen);
+            }
+        }
+    }
+
+    /// The request is given up: those who wait for a place of an expert wake up.
+    pub fn abort(&self) {
+        self.aborted.store(true, Relaxed);
+        if let Backing::Streamed(streamed) = &self.pager.backing {
+            streamed.arena.announce();
+        }
+    }
+
+    /// Nothing of this expert is needed any more.
+    pub fn finish(&self, rank: usize) {
+        let slot = {
+            let mut loading = lock(&self.loading);
+            loading.finished[rank] = true;
+            loading.slots[rank].take()
+        };
+        drop(slot);
+        self.start(&mut lock(&self.loading));
+    }
+
+    /// Gives places to the next experts, and asks for them.
+    fn start(&self, loading: &mut Loading) {
+        let Backing::Streamed(streamed) = &self.pager.backing else { return };
+        while loading.next < self.order.len() {
+            let Some(place) = streamed.arena.take() else { return };
+            let index = self.layer * self.pager.experts + self.order[loading.next];
+            let slot = Arc::new(Slot::in_arena(
+                &streamed.arena,
+                place,
+                streamed.offsets[index],
+                self.pager.tile_bytes,
+                self.pager.tiles,
+                &self.pager.arrivals,
+            ));
+            streamed.pool.ask(&slot);
+            let mut residency = lock(&streamed.residency);
+            if residency.policy.is_resident(self.layer, self.order[loading.next]) {
+                residency.slots[index] = Some(slot.clone());
+            }
+            loading.slots[loading.next] = Some(slot);
+            loading.next += 1;
+            streamed.arena.announce();
+        }
+    }
+
+    fn count(&self, chosen: &[usize], used: usize) {
+        let of = if chosen.len() > used { &self.pager.prefill } else { &self.pager.decode };
+        of.hits.fetch_add(self.hits as u64, Relaxed);
+        of.misses.fetch_add((self.order.len() - self.hits) as u64, Relaxed);
+        let uses = &self.pager.uses[self.layer * self.pager.experts..];
+        chosen.iter().for_each(|&e| {
+            uses[e].fetch_add(1, Relaxed);
+        });
+    }
+
+    /// What was not used to the end is given up: an expert that may lack tiles is not kept.
+    fn give_up(&self, streamed: &Streamed) {
+        let mut loading = lock(&self.loading);
+        let mut dropped = Vec::new();
+        let mut residency = lock(&streamed.residency);
+        for rank in self.hits..self.order.len() {
+            if loading.finished[rank] {
+                continue;
+            }
+            let slot = loading.slots[rank].take();
+            if let Some(slot) = &slot {
+                slot.cancel();
+            }
+            let expert = self.order[rank];
+            if residency.policy.is_resident(self.layer, expert) {
+                residency.policy.forget(self.layer, expert);
+                dropped.push(residency.slots[self.layer * self.pager.experts + expert].take());
+            }
+            dropped.push(slot);
+        }
+    }
+}
+
+impl Drop for Request<'_> {
+    fn drop(&mut self) {
+        match &self.pager.backing {
+            Backing::Streamed(streamed) => self.give_up(streamed),
+            Backing::Views { slots, .. } => {
+                let passing = self.passing.iter().map(|e| &slots[self.layer * self.pager.experts + e]);
+                passing.for_each(|slot| slot.cool());
+            }
+        }
+    }
+}
+
+impl Expert<'_> {
+    /// Number of tiles.
+    pub fn tiles(&self) -> usize {
+        self.slot.tiles()
+    }
+
+    /// Tile `t`, as soon as it has arrived.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it could not be read; [`Error::Argument`] when there is no such tile.
+    pub fn tile(&self, t: usize) -> Result<&[u8]> {
+        if t >= self.slot.tiles() {
+            return Err(Error::Argument(format!("there is no tile {t} of {}", self.slot.tiles())));
+        }
+        self.slot.tile(t).map_err(|e| {
+            let source = io::Error::new(e.kind(), e.to_string());
+            Error::Io { action: "read", path: self.path.into(), source }
+        })
+    }
+}

@@ -1,0 +1,44 @@
+//! How the caller wants experts paged.
+
+use super::{Eviction, budget::Limit, source::DirectIo};
+
+/// Which way to take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Paging {
+    /// Mapped where the container fits, streamed where it does not.
+    #[default]
+    Auto,
+    /// Mapped, whatever the memory.
+    Mapped,
+    /// Streamed, whatever the memory.
+    Streamed,
+    /// Mapped, without the pager: the system's page faults. For comparison.
+    Plain,
+}
+
+impl Paging {
+    /// All of them, by their names on the command line.
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("mapped", Self::Mapped),
+        ("streamed", Self::Streamed),
+        ("plain", Self::Plain),
+    ];
+}
+
+/// How to page.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// Which way.
+    pub mode: Paging,
+    /// The memory to use; by default what is free, less a reserve.
+    pub memory: Option<Limit>,
+    /// Whether streamed reads go past the page cache.
+    pub direct_io: DirectIo,
+    /// How the expert that leaves is chosen.
+    pub eviction: Eviction,
+    /// Threads that read; 0 means as many as an NVMe drive wants.
+    pub readers: usize,
+    /// Streamed: delivers reads at so many bytes a second, to see how a slower drive would do.
+    pub throttle: Option<f64>,
+}

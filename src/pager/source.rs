@@ -1,0 +1,183 @@
+//! Where the bytes of experts are read from: a file, past the page cache where that works, and slower drives for experiments.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use memmap2::MmapMut;
+
+use super::system;
+use crate::error::{Error, Result};
+
+/// Offsets, lengths and memory of direct reads are multiples of this.
+pub const PAGE: usize = 4096;
+
+/// Something that tiles are read from, by several threads at once.
+pub trait Source: Send + Sync {
+    /// Reads `buffer.len()` bytes at `offset`, or as many as there are.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+}
+
+/// Whether reads go past the page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DirectIo {
+    /// Where that works.
+    #[default]
+    Auto,
+    /// Or not at all.
+    On,
+    /// Never.
+    Off,
+}
+
+impl DirectIo {
+    /// All of them, by their names on the command line.
+    pub const ALL: [(&'static str, Self); 3] = [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+}
+
+/// A container as a source.
+#[derive(Debug)]
+pub struct FileSource {
+    path: PathBuf,
+    file: File,
+    direct: bool,
+}
+
+impl FileSource {
+    /// Opens `path`. Direct reads are compared with a buffered one at `probe`, the offset of a whole page that is read anyway.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened; [`Error::Argument`] when direct reads are insisted on and do not work.
+    pub fn open(path: &Path, how: DirectIo, probe: u64) -> Result<Self> {
+        let buffered = File::open(path).map_err(Error::io("open", path))?;
+        if how == DirectIo::Off {
+            return Ok(Self { path: path.into(), file: buffered, direct: false });
+        }
+        let direct = system::open_direct(path);
+        let problem = match direct.and_then(|file| check(&file, &buffered, probe).map(|()| file)) {
+            Ok(file) => return Ok(Self { path: path.into(), file, direct: true }),
+            Err(problem) => problem,
+        };
+        if how == DirectIo::On {
+            return Err(Error::Argument(format!(
+                "{} cannot be read past the page cache: {problem}; use --direct-io auto",
+                path.display()
+            )));
+        }
+        tracing::debug!("{}: reads go through the page cache: {problem}", path.display());
+        Ok(Self { path: path.into(), file: buffered, direct: false })
+    }
+
+    /// Whether reads go past the page cache.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// A copy of `length` bytes at `offset`, read in pieces through a buffer of its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn copy(&self, offset: u64, length: usize, into: &mut dyn FnMut(&[u8])) -> Result<()> {
+        const PIECE: usize = 4 << 20;
+        let error = || Error::io("read", &self.path);
+        let mut piece = MmapMut::map_anon(PIECE).map_err(error())?;
+        let (mut at, end) = (offset, offset + length as u64);
+        while at < end {
+            let start = at / PAGE as u64 * PAGE as u64;
+            let wanted = (end - start).next_multiple_of(PAGE as u64).min(PIECE as u64) as usize;
+            let skip = (at - start) as usize;
+            let needed = wanted.min((end - start) as usize);
+            // The last page of a file is short.
+            let n = self.read_at(&mut piece[..wanted], start).map_err(error())?;
+            if n < needed {
+                return Err(error()(io::ErrorKind::UnexpectedEof.into()));
+            }
+            into(&piece[skip..needed]);
+            at = start + needed as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Source for FileSource {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        loop {
+            match system::read_at(&self.file, buffer, offset) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Whether both files say the same at `offset`.
+fn check(direct: &File, buffered: &File, offset: u64) -> io::Result<()> {
+    let mut pages = MmapMut::map_anon(2 * PAGE)?;
+    let (a, b) = pages.split_at_mut(PAGE);
+    let read = [system::read_at(direct, a, offset)?, system::read_at(buffered, b, offset)?];
+    if read[0] == 0 || read[0] != read[1] || a != b {
+        return Err(io::Error::other("its pages read otherwise than through the page cache"));
+    }
+    Ok(())
+}
+
+/// A slower drive: reads of the source behind it are delivered at a given rate.
+pub struct Throttle {
+    source: Box<dyn Source>,
+    bytes_per_second: f64,
+    /// When the drive is free again.
+    free: Mutex<Instant>,
+}
+
+impl Throttle {
+    /// `source` at `bytes_per_second`, which is positive.
+    pub fn new(source: Box<dyn Source>, bytes_per_second: f64) -> Self {
+        Self { source, bytes_per_second, free: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Source for Throttle {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let read = self.source.read_at(buffer, offset)?;
+        let time = Duration::from_secs_f64(read as f64 / self.bytes_per_second);
+        let done = {
+            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+            *free = (*free).max(Instant::now()) + time;
+            *free
+        };
+        thread::sleep(done.saturating_duration_since(Instant::now()));
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_place_and_length_are_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        let bytes: Vec<u8> = (0..9_000_001u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        for how in [DirectIo::Auto, DirectIo::Off] {
+            let source = FileSource::open(&path, how, 4096).unwrap();
+            for (offset, length) in
+                [(0, 1), (4095, 2), (8192, 4096), (5, 9_000_001 - 5), (4_194_304, 4_194_305)]
+            {
+                let mut copy = Vec::new();
+                source.copy(offset, length, &mut |piece| copy.extend_from_slice(piece)).unwrap();
+                assert!(copy == bytes[offset as usize..][..length], "{length} bytes at {offset}");
+            }
+            assert!(source.copy(9_000_000, 2, &mut |_| {}).is_err());
+        }
+    }
+}

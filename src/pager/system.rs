@@ -1,0 +1,103 @@
+//! What differs between operating systems: files that are read past the page cache, and what the system counts for this process.
+//! Linux is measured; the other forms are small and have not been tried.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    path::Path,
+};
+
+/// Opens a file whose reads go past the page cache. Offsets, lengths and memory of reads are then whole pages.
+///
+/// # Errors
+/// The system's, where the file system has no such reads.
+pub fn open_direct(path: &Path) -> io::Result<File> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+        OpenOptions::new().read(true).custom_flags(direct).open(path)
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        let file = OpenOptions::new().read(true).open(path)?;
+        rustix::fs::fcntl_nocache(&file, true)?;
+        Ok(file)
+    }
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::OpenOptionsExt;
+        const FILE_FLAG_NO_BUFFERING: u32 = 0x2000_0000;
+        OpenOptions::new().read(true).custom_flags(FILE_FLAG_NO_BUFFERING).open(path)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows)))]
+    {
+        let _ = (path, OpenOptions::new());
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Reads at an offset without moving anything that threads share.
+///
+/// # Errors
+/// The system's.
+pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    #[cfg(unix)]
+    return std::os::unix::fs::FileExt::read_at(file, buffer, offset);
+    #[cfg(windows)]
+    return std::os::windows::fs::FileExt::seek_read(file, buffer, offset);
+}
+
+/// What the system has counted for this process since it started. Zero where the system does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessUse {
+    /// The most memory that it had at once, in bytes.
+    pub peak_memory: u64,
+    /// Page faults that waited for a disk.
+    pub major_faults: u64,
+    /// Bytes that it had storage deliver, by reads and by page faults.
+    pub storage_read: u64,
+}
+
+impl ProcessUse {
+    /// The counters now.
+    pub fn now() -> Self {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/self/{name}")).unwrap_or_default();
+        Self {
+            peak_memory: field(&read("status"), "VmHWM:") * 1024,
+            major_faults: major_faults(),
+            storage_read: field(&read("io"), "read_bytes:"),
+        }
+    }
+}
+
+/// Page faults of this process that waited for a disk.
+pub fn major_faults() -> u64 {
+    // The twelfth field; the second, in brackets, may hold blanks.
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let behind = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    behind.split_whitespace().nth(9).and_then(|f| f.parse().ok()).unwrap_or(0)
+}
+
+/// The number behind `name` in a list of `name number` lines.
+pub(super) fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
+    line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_system_counts_this_process() {
+        assert!(ProcessUse::now().peak_memory > 1 << 20);
+    }
+
+    #[test]
+    fn fields_are_found_by_name() {
+        let text = "VmPeak:\t  12 kB\nVmHWM:\t  34 kB\n";
+        assert_eq!((field(text, "VmHWM:"), field(text, "VmSwap:")), (34, 0));
+    }
+}

@@ -1,0 +1,121 @@
+//! `yuan plan`: how a model would run on this machine, and why, before it does.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::ensure;
+use clap::Args;
+use serde_json::json;
+use yuan::{
+    container::Container,
+    model::Placement,
+    pager::{Mode, drive, trace::Trace},
+};
+use yuan_tools::{console::size, open::RunArgs};
+
+use crate::bench::read_bandwidth;
+
+/// Say how a model would run on this machine, and why
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan plan model.gguf
+  yuan plan model.gguf --memory 8G --context 4096
+  yuan plan model.gguf --memory 8G --trace poem.trace
+Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers
+the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
+pub struct Plan {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Tokens of prompt and answer
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    context: usize,
+    /// A trace of a run, for the share of experts that will be there
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(self) -> anyhow::Result<()> {
+        let container = Container::open(&self.run.model)?;
+        let options = self.run.options(self.context);
+        let p = Placement::new(&container, &options)?;
+        let config = container.config();
+        let threads = match self.run.threads {
+            0 => thread::available_parallelism()?.get(),
+            n => n,
+        };
+        let memory = read_bandwidth(threads);
+        let drive = match p.expert_bytes {
+            0 => None,
+            _ => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+        };
+        let rate = match (&self.trace, p.mode) {
+            (_, Mode::Plain | Mode::Mapped) => 1.0,
+            (None, Mode::Streamed) => p.resident as f64 / p.experts.max(1) as f64,
+            (Some(path), Mode::Streamed) => {
+                let trace = Trace::read(path)?;
+                let shape = (trace.model.layers, trace.model.experts);
+                ensure!(shape == (config.layers, config.experts), "{} is of another model", path.display());
+                trace.replay(options.paging.eviction, p.resident).decode.rate()
+            }
+        };
+        let embedding = container.tensor("token_embd.weight").map_or(0, |t| t.bytes.len() as u64);
+        let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
+        let weights = p.trunk - if config.tied_embeddings { 0 } else { embedding } + experts;
+        let compute = weights as f64 / 1e9 / memory;
+        let read = experts as f64 * (1.0 - rate);
+        let wait = drive.map_or(0.0, |d| read / 1e9 / d);
+        let tokens = 1.0 / compute.max(wait);
+        let once = (p.experts - p.resident) as u64 * p.expert_bytes;
+        if self.json {
+            let object = json!({
+                "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by, "smallest": p.smallest,
+                "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
+                "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
+                "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
+                "bytes_read_per_token": read, "tokens_per_second": tokens,
+            });
+            println!("{object}");
+            return Ok(());
+        }
+        println!("mode       {}: {}", p.mode.name(), p.why);
+        println!(
+            "budget     {} ({}); streaming needs {} at least",
+            size(p.budget.bytes),
+            p.budget.set_by,
+            size(p.smallest)
+        );
+        println!(
+            "takes      trunk {}, keys and values {}, scratch {} (batches of {})",
+            size(p.trunk),
+            size(p.kv),
+            size(p.scratch),
+            p.batch
+        );
+        println!("experts    {} of {} in memory, {} each", p.resident, p.experts, size(p.expert_bytes));
+        println!(
+            "memory     {memory:.1} GB/s; a token reads {} of weights: {:.0} ms",
+            size(weights),
+            1e3 * compute
+        );
+        if let (Some(drive), Mode::Streamed) = (drive, p.mode) {
+            let of = if self.trace.is_some() { "as in the trace" } else { "if they are used evenly" };
+            println!(
+                "drive      {drive:.2} GB/s; {:.0} % of a token's experts are there {of}, it reads {}: {:.0} ms",
+                100.0 * rate,
+                size(read as u64),
+                1e3 * wait
+            );
+            println!(
+                "prompt     each expert once a batch: {}, {:.1} s",
+                size(once),
+                once as f64 / 1e9 / drive
+            );
+        }
+        println!("expect     at most {tokens:.1} tok/s");
+        Ok(())
+    }
+}
