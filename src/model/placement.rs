@@ -10,6 +10,8 @@ use crate::{
 
 /// Tokens that go through the model together where nothing asks for more.
 pub const BATCH: usize = 512;
+/// Tokens of the smallest batch.
+const LEAST: usize = 32;
 /// The program itself: code, vocabulary, stacks of threads.
 const PROGRAM: u64 = 96 << 20;
 /// Streamed: an eighth of what trunk and cache leave may go to the intermediate results of a batch, since every expert is read once a batch.
@@ -56,10 +58,10 @@ impl Placement {
         let tiles = container.tile_layout();
         let expert_bytes = tiles.map_or(0, |t| t.expert_bytes() as u64);
         let trunk = container.data_bytes() - expert_bytes * experts as u64;
-        let kv = State::kv_bytes(config, options.kv) as u64 * options.context as u64;
+        let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
         let (transient, token) = (transient_slots(config.experts_used), scratch_bytes(config));
-        let fixed = PROGRAM + trunk + kv;
-        let smallest = fixed + token * 32 + transient as u64 * expert_bytes;
+        let fixed = (PROGRAM + trunk).saturating_add(kv);
+        let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
             mode: Mode::Mapped,
             why: String::new(),
@@ -75,7 +77,7 @@ impl Placement {
             budget,
         };
         let can_stream = tiles.is_some() && is_mapped(container);
-        let room = placement.budget.bytes.saturating_sub(kv + placement.scratch);
+        let room = placement.budget.bytes.saturating_sub(kv.saturating_add(placement.scratch));
         let fits = container.data_bytes() <= room / 4 * 3;
         let container_is = format!("the container of {} bytes", container.data_bytes());
         placement.mode = match options.paging.mode {
@@ -97,17 +99,18 @@ impl Placement {
             (Paging::Auto, Mode::Streamed) => {
                 format!("{container_is} does not fit into three quarters of the memory")
             }
-            (Paging::Auto | Paging::Mapped, Mode::Plain) => "the experts are no tiles of a file".into(),
+            (Paging::Auto | Paging::Mapped, Mode::Plain) => "no experts in tiles of a file".into(),
             _ => "as asked for".into(),
         };
         if placement.mode == Mode::Streamed {
-            placement.divide(config, fixed, token)?;
+            let most = if options.context == 0 { config.context } else { options.context };
+            placement.divide(config, most, fixed, token)?;
         }
         Ok(placement)
     }
 
-    /// Shares what trunk and cache leave out between scratch and slots.
-    fn divide(&mut self, config: &ModelConfig, fixed: u64, token: u64) -> Result<()> {
+    /// Shares what trunk and cache leave out between scratch, for batches of up to `context` tokens, and slots.
+    fn divide(&mut self, config: &ModelConfig, context: usize, fixed: u64, token: u64) -> Result<()> {
         let budget = self.budget.bytes;
         if budget < self.smallest {
             return Err(Error::Argument(format!(
@@ -122,8 +125,8 @@ impl Placement {
             )));
         }
         let left = budget - fixed;
-        let tokens = (left / SCRATCH_SHARE / token.max(1)) as usize / 32 * 32;
-        self.batch = tokens.clamp(32, config.context.max(BATCH));
+        let tokens = (left / SCRATCH_SHARE / token.max(1)) as usize / LEAST * LEAST;
+        self.batch = tokens.clamp(LEAST, context.div_ceil(LEAST).max(1).saturating_mul(LEAST));
         self.scratch = token * self.batch as u64;
         self.transient = transient_slots(config.experts_used);
         let slots = (left.saturating_sub(self.scratch) / self.expert_bytes) as usize;

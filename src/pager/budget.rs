@@ -53,7 +53,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// What `limit` asks for, or what is usable less a reserve for everything else: an eighth, from 256 MiB to 2 GiB.
+    /// What `limit` asks for, or what is usable less a reserve for everything else: a sixteenth, from 256 MiB to 1 GiB.
     pub fn of(limit: Option<Limit>) -> Self {
         let usable = usable(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
         match limit {
@@ -75,7 +75,7 @@ impl Budget {
                 }
             }
             None => {
-                let reserve = (usable.bytes / 8).clamp(256 << 20, 2 << 30);
+                let reserve = (usable.bytes / 16).clamp(256 << 20, 1 << 30);
                 Self { bytes: usable.bytes.saturating_sub(reserve), ..usable }
             }
         }

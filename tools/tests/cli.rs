@@ -271,6 +271,107 @@ fn a_synthetic_checkpoint_is_converted_and_runs() {
     }
 }
 
+/// The smallest memory that a plan names, and so many bytes more.
+fn memory(model: &str, more: u64) -> String {
+    let plan =
+        json("yuan", &["plan", model, "--json", "--context", "64", "--paging", "streamed", "--memory", "8G"]);
+    (plan["smallest"].as_u64().unwrap() + more).to_string()
+}
+
+#[test]
+fn a_model_in_little_memory_writes_the_same_text() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let generate = |options: &[&str]| {
+        json(
+            "yuan",
+            &[&["generate", &model, "-p", "春日山中 李白<sep>", "-n", "40", "--json"], options].concat(),
+        )
+    };
+    let (all, little) =
+        (generate(&[]), generate(&["--paging", "streamed", "--memory", &memory(&model, 1_000_000)]));
+    assert_eq!((&all["tokens"], &all["text"]), (&little["tokens"], &little["text"]));
+    assert_eq!((&all["paging"]["mode"], &little["paging"]["mode"]), (&"mapped".into(), &"streamed".into()));
+    let count = |key: &str| little["decode"][key].as_u64().unwrap();
+    assert!(count("expert_hits") > 0 && count("expert_misses") > 0, "{little}");
+    let expert = little["paging"]["expert_bytes"].as_u64().unwrap();
+    assert_eq!(count("bytes_read"), count("expert_misses") * expert);
+    assert!(
+        little["paging"]["experts_resident"].as_u64().unwrap()
+            < little["paging"]["experts"].as_u64().unwrap()
+    );
+    let shown = run("yuan", &["generate", &model, "-p", "Psalms 1:1<sep>", "-n", "8", "--stats"]);
+    let stderr = String::from_utf8(shown.stderr).unwrap();
+    for part in ["paging     mapped", "budget", "prefill", "decode", "major faults"] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+    let refused =
+        complaint("yuan", &["generate", &model, "-p", "x", "--paging", "streamed", "--memory", "1M"]);
+    assert!(refused.contains("The smallest that works is --memory"), "{refused}");
+    let unslowed = complaint("yuan", &["bench", &model, "-p", "4", "-n", "1", "--throttle", "1"]);
+    assert!(unslowed.contains("--paging streamed"), "{unslowed}");
+}
+
+#[test]
+fn a_trace_replays_to_the_hits_of_the_run() {
+    let folder = Folder::new();
+    let (model, trace, svg) = (folder.converted("m.gguf", &[]), folder.path("t.trace"), folder.path("t.svg"));
+    let memory = memory(&model, 1_000_000);
+    let run =
+        ["-p", "Genesis 1:1-4<sep>", "-n", "40", "--ignore-eod", "--paging", "streamed", "--memory", &memory];
+    let generated = json("yuan", &[&["generate", &model, "--json"], &run[..]].concat());
+    text("yuan", &[&["trace", &model, "-o", &trace], &run[..]].concat());
+    let resident = generated["paging"]["experts_resident"].to_string();
+    let replayed = json("yuan", &["replay", &trace, "--resident", &resident, "--svg", &svg, "--json"]);
+    for kind in ["prefill", "decode"] {
+        assert_eq!(replayed[kind]["hits"], generated[kind]["expert_hits"]);
+        assert_eq!(replayed[kind]["misses"], generated[kind]["expert_misses"]);
+    }
+    let picture = fs::read_to_string(&svg).unwrap();
+    assert!(picture.starts_with("<svg") && picture.contains("layer 1, expert 31: "));
+    let table = text("yuan", &["replay", &trace, "--eviction", "lfu,lru"]);
+    assert_eq!(table.lines().count(), 1 + 2 * 9, "{table}");
+    let bench = [
+        "bench",
+        &model,
+        "-p",
+        "16",
+        "-n",
+        "8",
+        "-r",
+        "1",
+        "--paging",
+        "streamed",
+        "--memory",
+        &memory,
+        "--throttle",
+        "0.5",
+        "--json",
+    ];
+    let bench = json("yuan", &bench);
+    assert!(bench["drive_gb_per_second"].as_f64().unwrap() < 0.6, "{bench}");
+    assert_eq!(bench["decode"]["tokens"], 8);
+    let plan = json(
+        "yuan",
+        &[
+            "plan",
+            &model,
+            "--context",
+            "64",
+            "--trace",
+            &trace,
+            "--paging",
+            "streamed",
+            "--memory",
+            &memory,
+            "--json",
+        ],
+    );
+    assert!(plan["tokens_per_second"].as_f64().unwrap() > 0.0, "{plan}");
+    fs::write(&trace, "nonsense").unwrap();
+    assert!(complaint("yuan", &["replay", &trace]).contains("line 1"));
+}
+
 #[test]
 fn complaints_say_what_where_and_the_remedy() {
     let folder = Folder::new();
@@ -310,6 +411,9 @@ fn help_has_examples() {
         ("yuan", &["perplexity"]),
         ("yuan", &["inspect"]),
         ("yuan", &["bench"]),
+        ("yuan", &["plan"]),
+        ("yuan", &["trace"]),
+        ("yuan", &["replay"]),
         ("yuan-quant", &[]),
         ("yuan-quant", &["synth"]),
         ("yuan-quant", &["verify"]),
