@@ -77,9 +77,11 @@ impl Compute {
         if self.quantizes(w.dtype) {
             x.q8(self.kernels);
         }
-        let row_work = (w.len_bytes() / w.rows).saturating_mul(x.rows()).max(1);
+        // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
+        let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());
+        let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / TASK_BYTES).max(1);
         let grain = if w.panels { PANEL_ROWS } else { 1 };
-        let chunk = (TASK_BYTES / row_work).next_multiple_of(grain).max(grain);
+        let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
         if chunk >= w.rows {
             Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {

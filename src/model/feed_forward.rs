@@ -186,12 +186,14 @@ fn tiled<P: Panel>(
     let mut outputs: Vec<Buffer> = groups.iter().map(|g| Buffer::zeroed(g.tokens.len() * hidden)).collect();
 
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
+    // A thread takes as many tokens through an expert as leaves every thread some: each tile is then read once.
+    let together = (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK;
     if blocks >= 4 * compute.threads() {
         compute.run(|| {
             let by_group = outputs.par_iter_mut().zip(&inputs).zip(groups);
             by_group.try_for_each(|((output, x), group)| {
-                output.par_chunks_mut(TOKEN_BLOCK * hidden).enumerate().try_for_each(|(block, y)| {
-                    (0..tiles).try_for_each(|t| pass(group.expert, t, x, block * TOKEN_BLOCK, y))
+                output.par_chunks_mut(together * hidden).enumerate().try_for_each(|(chunk, y)| {
+                    (0..tiles).try_for_each(|t| pass(group.expert, t, x, chunk * together, y))
                 })
             })
         })?;
