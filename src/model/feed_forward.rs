@@ -2,13 +2,14 @@
 
 use rayon::prelude::*;
 use yuan_kernels::{
-    PanelQ4_0, PanelQ4K,
-    panel::Panel,
+    BlockQ8, Columns, PanelQ4_0, PanelQ4K,
+    blocks::QK,
+    panel::{PANEL_ROWS, Panel},
     tile::{TOKEN_BLOCK, tile_pass, tile_pass_float},
 };
 
 use super::{
-    activations::Activations,
+    activations::{Activations, gather},
     buffer::Buffer,
     compute::{Arithmetic, Compute},
     matrix::Matrix,
@@ -100,6 +101,21 @@ struct Group {
     weights: Vec<f32>,
 }
 
+/// What an expert made of `n` tokens: rows [n, H], or in the order of the panels, [H / 16][n][16].
+struct Output {
+    n: usize,
+    panels: bool,
+    data: Buffer,
+}
+
+impl Output {
+    /// Outputs `16 g..16 g + 16` of token `i`.
+    fn piece(&self, i: usize, g: usize) -> &[f32] {
+        let at = if self.panels { g * self.n + i } else { i * (self.data.len() / self.n / PANEL_ROWS) + g };
+        &self.data[at * PANEL_ROWS..][..PANEL_ROWS]
+    }
+}
+
 impl Experts {
     /// `sum of weight * expert(m)` [T, H], added up in the order of the experts' numbers.
     pub fn apply(
@@ -109,23 +125,34 @@ impl Experts {
         m: &Activations,
         routing: &Routing,
     ) -> Result<Buffer> {
-        let groups = group(routing);
+        let mut groups = group(routing);
         let outputs = match self {
-            Self::Rows(experts) => {
-                groups.iter().map(|g| experts[g.expert].apply(compute, &m.gather(&g.tokens))).collect()
-            }
-            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, pager, *layer, m, &groups)?,
-            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, pager, *layer, m, &groups)?,
+            Self::Rows(experts) => groups
+                .iter()
+                .map(|g| Output {
+                    n: g.tokens.len(),
+                    panels: false,
+                    data: experts[g.expert].apply(compute, &m.gather(&g.tokens)),
+                })
+                .collect(),
+            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, pager, *layer, m, &mut groups)?,
+            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, pager, *layer, m, &mut groups)?,
         };
         let hidden = m.cols();
         let mut y = Buffer::zeroed(m.data().len());
-        for (group, output) in groups.iter().zip(outputs) {
-            for ((&t, weight), output) in
-                group.tokens.iter().zip(&group.weights).zip(output.chunks_exact(hidden))
-            {
-                y[t * hidden..][..hidden].iter_mut().zip(output).for_each(|(y, o)| *y += weight * o);
-            }
-        }
+        let columns = if m.rows() < TOKEN_BLOCK { hidden } else { QK };
+        compute.run(|| {
+            Columns::split(&mut y, hidden, columns).par_iter_mut().for_each(|y| {
+                let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
+                for (group, output) in groups.iter().zip(&outputs) {
+                    for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
+                        for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
+                            y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
+                        }
+                    }
+                }
+            });
+        });
         Ok(y)
     }
 }
@@ -159,56 +186,83 @@ fn group(routing: &Routing) -> Vec<Group> {
     by_expert.into_values().collect()
 }
 
-/// The outputs [n, H] of each group's expert. A tile's share is added to an output in the order of the tiles, whether one
-/// thread walks all tiles of a block of tokens or every tile has a thread and a partial output of its own.
+/// The outputs of each group's expert, for which large groups are cut up. A tile's share is added to an output in the order of
+/// the tiles, whether one thread walks all tiles or every tile has a thread and a partial output of its own.
 fn tiled<P: Panel>(
     compute: &Compute,
     pager: &Pager,
     layer: usize,
     m: &Activations,
-    groups: &[Group],
-) -> Result<Vec<Buffer>> {
+    groups: &mut Vec<Group>,
+) -> Result<Vec<Output>> {
     let (hidden, tiles) = (m.cols(), pager.tiles());
-    let pass = |expert: usize, t: usize, x: &Activations, first: usize, y: &mut [f32]| -> Result<()> {
-        let tile: &[P] = bytemuck::cast_slice(pager.tile(layer, expert, t)?);
-        match compute.arithmetic {
-            Arithmetic::Integer => {
-                let x = &x.q8(compute.kernels)[first * x.blocks()..][..y.len() / hidden * x.blocks()];
-                tile_pass(compute.kernels, tile, hidden, x, y);
-            }
-            Arithmetic::Float => {
-                tile_pass_float(compute.kernels, tile, hidden, &x.data()[first * hidden..][..y.len()], y);
-            }
+    let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
+    let walk = blocks >= 4 * compute.threads();
+    if walk {
+        // As many tokens together as leave every thread some: a group that is not cut reads each tile once.
+        cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
+    }
+    let inputs = Inputs::gather(compute, m, groups);
+    let pass = |g: usize, t: usize, y: &mut [f32]| -> Result<()> {
+        let tile: &[P] = bytemuck::cast_slice(pager.tile(layer, groups[g].expert, t)?);
+        let y = y.as_chunks_mut().0;
+        match &inputs {
+            Inputs::Integer(x) => tile_pass(compute.kernels, tile, hidden, &x[g], y),
+            Inputs::Float(x) => tile_pass_float(compute.kernels, tile, hidden, &x[g], y),
         }
         Ok(())
     };
-    let inputs: Vec<Activations> = groups.iter().map(|g| m.gather(&g.tokens)).collect();
-    let mut outputs: Vec<Buffer> = groups.iter().map(|g| Buffer::zeroed(g.tokens.len() * hidden)).collect();
-
-    let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
-    // A thread takes as many tokens through an expert as leaves every thread some: each tile is then read once.
-    let together = (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK;
-    if blocks >= 4 * compute.threads() {
-        compute.run(|| {
-            let by_group = outputs.par_iter_mut().zip(&inputs).zip(groups);
-            by_group.try_for_each(|((output, x), group)| {
-                output.par_chunks_mut(together * hidden).enumerate().try_for_each(|(chunk, y)| {
-                    (0..tiles).try_for_each(|t| pass(group.expert, t, x, chunk * together, y))
-                })
-            })
-        })?;
-    } else {
+    let output = |g: &Group| {
+        let n = g.tokens.len();
+        Output { n, panels: true, data: Buffer::zeroed(n * hidden) }
+    };
+    let mut outputs: Vec<Output> = groups.iter().map(output).collect();
+    compute.run(|| {
+        if walk {
+            let by_group = outputs.par_iter_mut().enumerate().with_max_len(1);
+            return by_group.try_for_each(|(g, y)| (0..tiles).try_for_each(|t| pass(g, t, &mut y.data)));
+        }
         let partial = |i: usize| -> Result<Vec<f32>> {
-            let (g, t) = (i / tiles, i % tiles);
-            let mut y = vec![0.0; groups[g].tokens.len() * hidden];
-            pass(groups[g].expert, t, &inputs[g], 0, &mut y)?;
+            let mut y = vec![0.0; groups[i / tiles].tokens.len() * hidden];
+            pass(i / tiles, i % tiles, &mut y)?;
             Ok(y)
         };
-        let partials: Vec<_> =
-            compute.run(|| (0..groups.len() * tiles).into_par_iter().map(partial).collect());
+        let partials: Vec<_> = (0..groups.len() * tiles).into_par_iter().map(partial).collect();
         for (i, partial) in partials.into_iter().enumerate() {
-            outputs[i / tiles].iter_mut().zip(partial?).for_each(|(o, p)| *o += p);
+            outputs[i / tiles].data.iter_mut().zip(partial?).for_each(|(o, p)| *o += p);
+        }
+        Ok(())
+    })?;
+    Ok(outputs)
+}
+
+/// Cuts groups into parts of up to `most` tokens.
+fn cut(groups: &mut Vec<Group>, most: usize) {
+    let parts = groups.drain(..).flat_map(|g| {
+        let parts = g.tokens.chunks(most).zip(g.weights.chunks(most));
+        let part =
+            |(t, w): (&[usize], &[f32])| Group { expert: g.expert, tokens: t.into(), weights: w.into() };
+        parts.map(part).collect::<Vec<_>>()
+    });
+    *groups = parts.collect();
+}
+
+/// The rows of activations of each group, as the arithmetic wants them.
+enum Inputs {
+    Integer(Vec<Buffer<BlockQ8>>),
+    Float(Vec<Buffer>),
+}
+
+impl Inputs {
+    fn gather(compute: &Compute, m: &Activations, groups: &[Group]) -> Self {
+        match compute.arithmetic {
+            Arithmetic::Integer => {
+                m.quantize(compute);
+                Self::Integer(groups.iter().map(|g| gather(m.q8(), m.blocks(), &g.tokens)).collect())
+            }
+            Arithmetic::Float => {
+                Self::Float(groups.iter().map(|g| gather(m.data(), m.cols(), &g.tokens)).collect())
+            }
         }
     }
-    Ok(outputs)
 }
