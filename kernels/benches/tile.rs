@@ -80,7 +80,7 @@ fn bench(c: &mut Criterion) {
             let weights = filled::<PanelQ4K>(tiles * tile_panels(COLUMNS));
             for tokens in TOKENS {
                 let x = filled::<BlockQ8>(tokens * COLUMNS / 256);
-                let mut y = vec![0.0; tokens * COLUMNS];
+                let mut y = vec![[0.0; 16]; tokens * COLUMNS / 16];
                 let mut group = c.benchmark_group(format!("q4_k tile pass/{place}"));
                 group.throughput(Throughput::Bytes(size_of_val(&weights[..tile_panels(COLUMNS)]) as u64));
                 let mut at = 0;

@@ -28,10 +28,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let x: Vec<f32> = (0..tokens * HIDDEN).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect();
     let mut blocks = vec![BlockQ8::zeroed(); x.len() / 256];
     (kernels.quantize)(&x, &mut blocks);
-    let mut y = vec![0.0; x.len()];
+    let mut y = vec![[0.0; 16]; x.len() / 16];
     for _ in 0..passes {
         tile_pass(kernels, &tile, HIDDEN, &blocks, &mut y);
     }
-    println!("{name}: {}", y[0]);
+    println!("{name}: {}", y[0][0]);
     Ok(())
 }

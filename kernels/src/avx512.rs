@@ -57,91 +57,75 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [__m512; T] = acc.map(cast);
+    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
     for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel);
-        }
+        prefetch_header::<T, _>(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let mut unsigned = [_mm512_setzero_si512(); 8];
             for g in 0..8 {
-                if T == 1 {
-                    prefetch(&lines[s][g]);
-                }
+                prefetch::<T, _>(&lines[s][g], ahead);
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
+            let dots = dots::<T, -128>(unsigned, &x, i, s);
             for t in 0..T {
-                let xs: &[[[i8; 4]; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
-                let mut dots = [_mm512_set1_epi32(-128 * i32::from(x[t][i].sums[s])), _mm512_setzero_si512()];
-                for g in 0..8 {
-                    let x = _mm512_set1_epi32(cast(xs[s][g]));
-                    dots[g % 2] = _mm512_dpbusd_epi32(dots[g % 2], unsigned[g], x);
-                }
-                let dots = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[0], dots[1]));
-                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, dots));
+                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
         }
         for t in 0..T {
             sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part[t], _mm512_set1_ps(x[t][i].d)));
         }
     }
-    *acc = sums.map(cast);
+    store(sums, acc);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [__m512; T] = acc.map(cast);
+    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
     for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel);
-        }
+        prefetch_header::<T, _>(panel, ahead);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let nibbles = nibbles::<T>(&panel.qs, s);
+            let dots = dots::<T, -8>(nibbles::<T>(&panel.qs, s, ahead), &x, i, s);
             for t in 0..T {
-                let start = _mm512_set1_epi32(-8 * i32::from(x[t][i].sums[s]));
-                let dots = _mm512_cvtepi32_ps(dots(start, &nibbles, &x[t][i], s));
-                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, dots));
+                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
         }
         for t in 0..T {
             sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part[t], _mm512_set1_ps(x[t][i].d)));
         }
     }
-    *acc = sums.map(cast);
+    store(sums, acc);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [__m512; T] = acc.map(cast);
+    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
     for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel);
-        }
+        prefetch_header::<T, _>(panel, ahead);
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let nibbles = nibbles::<T>(&panel.qs, s);
+            let dots = dots::<T, 0>(nibbles::<T>(&panel.qs, s, ahead), &x, i, s);
             for t in 0..T {
-                let dots = dots(_mm512_setzero_si512(), &nibbles, &x[t][i], s);
-                sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots, scale));
+                sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
         }
         let mut min_sum = [_mm512_setzero_si512(); T];
         for s in 0..4 {
-            // Each row's mins of sub-blocks s and s + 4, side by side.
-            let (min, min_4) = (_mm512_cvtepu8_epi32(cast(mins[s])), _mm512_cvtepu8_epi32(cast(mins[s + 4])));
-            let pairs = _mm512_or_si512(min, _mm512_slli_epi32::<16>(min_4));
+            // Each row's mins of two neighbouring sub-blocks, side by side as their sums are.
+            let (min, next) =
+                (_mm512_cvtepu8_epi32(cast(mins[2 * s])), _mm512_cvtepu8_epi32(cast(mins[2 * s + 1])));
+            let pairs = _mm512_or_si512(min, _mm512_slli_epi32::<16>(next));
             for t in 0..T {
-                let two = _mm512_set1_epi32(cast([x[t][i].sums[s], x[t][i].sums[s + 4]]));
-                min_sum[t] = _mm512_dpwssd_epi32(min_sum[t], pairs, two);
+                min_sum[t] =
+                    _mm512_dpwssd_epi32(min_sum[t], pairs, _mm512_set1_epi32(sum_pairs(&x[t][i])[s]));
             }
         }
         let (d, dmin) = (widen(&panel.d), widen(&panel.dmin));
@@ -152,40 +136,78 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
             sums[t] = _mm512_add_ps(sums[t], part);
         }
     }
-    *acc = sums.map(cast);
+    store(sums, acc);
 }
 
-/// The nibbles of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.
+// Loops, where `map` would be a call: it is compiled without these instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize) -> [[__m512i; 2]; 4] {
+fn load<const T: usize>(acc: &[[f32; 16]; T]) -> [__m512; T] {
+    let mut sums = [_mm512_setzero_ps(); T];
+    for t in 0..T {
+        sums[t] = cast(acc[t]);
+    }
+    sums
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn store<const T: usize>(sums: [__m512; T], acc: &mut [[f32; 16]; T]) {
+    for t in 0..T {
+        acc[t] = cast(sums[t]);
+    }
+}
+
+/// The nibbles of sub-block `s`, as bytes, in the order of the activations' words: of each line the low ones, then of
+/// each line the high ones.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, ahead: usize) -> [__m512i; 8] {
     let lines: &[[[u8; 64]; 4]; 8] = bytemuck::cast_ref(qs);
     let low = _mm512_set1_epi8(15);
-    let mut out = [[_mm512_setzero_si512(); 2]; 4];
+    let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        // A single row of activations is bound by memory; a block of them finds its panels in cache.
-        if T == 1 {
-            prefetch(&lines[s][g]);
-        }
+        prefetch::<T, _>(&lines[s][g], ahead);
         let bytes = cast(lines[s][g]);
-        out[g] = [_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low)];
+        out[g] = _mm512_and_si512(bytes, low);
+        out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
     }
     out
 }
 
-/// `start` and the integer products of sub-block `s` with one row of activations, for each of 16 rows.
+/// The integer products of sub-block `s` of panel `i`, whose 8 x 4 columns are `w`, with T rows of activations, for each of
+/// 16 rows, plus `START` times the sum of the activations. The rows of activations take turns, so that no product waits for
+/// the one before it; a single row has two sums for that.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dots(start: __m512i, nibbles: &[[__m512i; 2]; 4], x: &BlockQ8, s: usize) -> __m512i {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let mut sums = [start, _mm512_setzero_si512()];
-    for g in 0..4 {
-        for part in 0..2 {
-            sums[part] =
-                _mm512_dpbusd_epi32(sums[part], nibbles[g][part], _mm512_set1_epi32(cast(xs[s][part][g])));
+fn dots<const T: usize, const START: i32>(
+    w: [__m512i; 8],
+    x: &[&[BlockQ8]; T],
+    i: usize,
+    s: usize,
+) -> [__m512i; T] {
+    let mut words = [&[0; 8]; T];
+    let mut sums = [[_mm512_setzero_si512(); T]; 2];
+    for t in 0..T {
+        let sub_blocks: &[[i32; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
+        words[t] = &sub_blocks[s];
+        if START != 0 {
+            sums[0][t] = _mm512_set1_epi32(START * i32::from(x[t][i].sums[s]));
         }
     }
-    _mm512_add_epi32(sums[0], sums[1])
+    for g in 0..8 {
+        let sums = &mut sums[if T == 1 { g % 2 } else { 0 }];
+        for t in 0..T {
+            sums[t] = _mm512_dpbusd_epi32(sums[t], w[g], _mm512_set1_epi32(words[t][g]));
+        }
+    }
+    if T == 1 { [_mm512_add_epi32(sums[0][0], sums[1][0]); T] } else { sums[0] }
+}
+
+/// The sums of the activations of two neighbouring sub-blocks, two to a word.
+#[inline]
+fn sum_pairs(x: &BlockQ8) -> &[i32; 4] {
+    bytemuck::cast_ref(&x.sums)
 }
 
 /// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.
@@ -210,21 +232,29 @@ fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
 }
 
-/// Asks for the weights 4 KiB further on: a file mapping of small pages is read at full speed only so.
+/// Asks for the weights further on: a file mapping of small pages is read at full speed only so. Blocks of activations have
+/// time, and want the next row of panels in the L2 cache.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn prefetch<T>(weights: &T) {
-    let ahead = std::ptr::from_ref(weights).wrapping_byte_add(4096).cast();
-    _mm_prefetch::<_MM_HINT_T0>(ahead);
+fn prefetch<const T: usize, W>(weights: &W, ahead: usize) {
+    if T == 1 {
+        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(weights).wrapping_byte_add(4096).cast());
+    } else {
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
+    }
 }
 
 /// [`prefetch`] for the 256 bytes that a panel begins with.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn prefetch_header<P>(panel: &P) {
-    let header = std::ptr::from_ref(panel).cast::<[u8; 64]>();
+fn prefetch_header<const T: usize, P>(panel: &P, ahead: usize) {
+    let lines = std::ptr::from_ref(panel).cast::<[u8; 64]>();
     for line in 0..4 {
-        let ahead = header.wrapping_add(line).wrapping_byte_add(4096).cast();
-        _mm_prefetch::<_MM_HINT_T0>(ahead);
+        let header = lines.wrapping_add(line);
+        if T == 1 {
+            _mm_prefetch::<_MM_HINT_T0>(header.wrapping_byte_add(4096).cast());
+        } else {
+            _mm_prefetch::<_MM_HINT_T1>(header.wrapping_byte_add(ahead).cast());
+        }
     }
 }

@@ -14,7 +14,12 @@ macro_rules! in_blocks {
             let (blocks, acc) = acc.as_chunks_mut::<$rows>();
             let (here, x) = x.split_at(blocks.len() * $rows * width);
             for (i, acc) in blocks.iter_mut().enumerate() {
-                $block($panels, std::array::from_fn(|t| &here[(i * $rows + t) * width..][..width]), acc);
+                // A loop, where `from_fn` would be a call: it is compiled without the caller's instructions.
+                let mut rows = [&here[..0]; $rows];
+                for t in 0..$rows {
+                    rows[t] = &here[(i * $rows + t) * width..][..width];
+                }
+                $block($panels, rows, acc);
             }
         )*
         debug_assert!(x.is_empty() && acc.is_empty());

@@ -24,59 +24,59 @@ pub const fn tile_bytes(hidden: usize) -> usize {
     tile_panels(hidden) * PANEL_BYTES
 }
 
-/// Adds the tile's share of the expert's output to `y` [n, hidden], for the n rows `x` of `hidden / 256` blocks each.
+/// Adds the tile's share of the expert's output to `y`, for the n rows `x` of `hidden / 256` blocks each. `y` is in the order
+/// of the panels, [hidden / 16][n][16].
 ///
 /// # Panics
 /// If `tile`, `x` and `y` do not fit `hidden`.
-pub fn tile_pass<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[BlockQ8], y: &mut [f32]) {
-    let width = hidden / QK;
+pub fn tile_pass<P: Panel>(
+    kernels: &Kernels,
+    tile: &[P],
+    hidden: usize,
+    x: &[BlockQ8],
+    y: &mut [[f32; PANEL_ROWS]],
+) {
     assert_eq!(tile.len(), tile_panels(hidden));
-    assert_eq!(x.len() * QK, y.len());
+    assert_eq!(x.len() * QK, y.len() * PANEL_ROWS);
     // A single token, which is bound by memory, has no time to clear the buffers of a block.
-    match x.len() / width {
-        1 => pass_block::<P, 1>(kernels, tile, hidden, x, y),
-        _ => x
-            .chunks(TOKEN_BLOCK * width)
-            .zip(y.chunks_mut(TOKEN_BLOCK * hidden))
-            .for_each(|(x, y)| pass_block::<P, TOKEN_BLOCK>(kernels, tile, hidden, x, y)),
+    match x.len() / (hidden / QK) {
+        1 => pass_block::<P, 1>(kernels, tile, hidden, x, 0, y),
+        n => (0..n)
+            .step_by(TOKEN_BLOCK)
+            .for_each(|t| pass_block::<P, TOKEN_BLOCK>(kernels, tile, hidden, x, t, y)),
     }
 }
 
-/// [`tile_pass`] for up to `T` tokens.
+/// [`tile_pass`] for the up to `T` tokens from `first` on.
 fn pass_block<P: Panel, const T: usize>(
     kernels: &Kernels,
     tile: &[P],
     hidden: usize,
     x: &[BlockQ8],
-    y: &mut [f32],
+    first: usize,
+    y: &mut [[f32; PANEL_ROWS]],
 ) {
     let width = hidden / QK;
-    let tokens = x.len() / width;
+    let n = x.len() / width;
+    let tokens = T.min(n - first);
+    let x = &x[first * width..][..tokens * width];
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
-    let (mut h, mut u) = ([[0f32; TILE_NEURONS]; T], [[0f32; TILE_NEURONS]; T]);
-    for (group, panels) in gate_up.chunks_exact(2 * width).enumerate() {
-        for (panels, h) in panels.chunks_exact(width).zip([&mut h, &mut u]) {
-            let mut acc = [[0f32; PANEL_ROWS]; T];
-            P::product(kernels, panels, x, &mut acc[..tokens]);
-            for (h, acc) in h.iter_mut().zip(acc).take(tokens) {
-                h[group * PANEL_ROWS..][..PANEL_ROWS].copy_from_slice(&acc);
-            }
-        }
+
+    // Sixteen neurons of all tokens after another, as the panels give them.
+    let mut h = [[[0f32; PANEL_ROWS]; T]; TILE_NEURONS / PANEL_ROWS];
+    for (panels, h) in gate_up.chunks_exact(2 * width).zip(&mut h) {
+        let (h, mut u) = (&mut h[..tokens], [[0f32; PANEL_ROWS]; T]);
+        P::product(kernels, &panels[..width], x, h);
+        P::product(kernels, &panels[width..], x, &mut u[..tokens]);
+        (kernels.swiglu)(h.as_flattened_mut(), u[..tokens].as_flattened());
     }
-    h.iter_mut().zip(&u).take(tokens).for_each(|(h, u)| (kernels.swiglu)(h, u));
     let mut quantized = [bytemuck::Zeroable::zeroed(); T];
-    for (h, q) in h.iter().zip(quantized.chunks_exact_mut(1)).take(tokens) {
-        (kernels.quantize)(h, q);
+    for (t, q) in quantized.chunks_exact_mut(1).enumerate().take(tokens) {
+        let row = std::array::from_fn::<_, { TILE_NEURONS / PANEL_ROWS }, _>(|group| h[group][t]);
+        (kernels.quantize)(row.as_flattened(), q);
     }
-    for (panel, out) in down.chunks_exact(1).zip((0..hidden).step_by(PANEL_ROWS)) {
-        let mut acc = [[0f32; PANEL_ROWS]; T];
-        for (acc, y) in acc.iter_mut().zip(y.chunks_exact(hidden)) {
-            acc.copy_from_slice(&y[out..out + PANEL_ROWS]);
-        }
-        P::product(kernels, panel, &quantized[..tokens], &mut acc[..tokens]);
-        for (acc, y) in acc.iter().zip(y.chunks_exact_mut(hidden)) {
-            y[out..out + PANEL_ROWS].copy_from_slice(acc);
-        }
+    for (panel, y) in down.chunks_exact(1).zip(y.chunks_exact_mut(n)) {
+        P::product(kernels, panel, &quantized[..tokens], &mut y[first..first + tokens]);
     }
 }
 
@@ -84,22 +84,28 @@ fn pass_block<P: Panel, const T: usize>(
 ///
 /// # Panics
 /// If `tile`, `x` and `y` do not fit `hidden`.
-pub fn tile_pass_float<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[f32], y: &mut [f32]) {
+pub fn tile_pass_float<P: Panel>(
+    kernels: &Kernels,
+    tile: &[P],
+    hidden: usize,
+    x: &[f32],
+    y: &mut [[f32; PANEL_ROWS]],
+) {
     let width = hidden / QK;
     assert_eq!(tile.len(), tile_panels(hidden));
-    assert_eq!(x.len(), y.len());
+    assert_eq!(x.len(), y.len() * PANEL_ROWS);
+    let n = x.len() / hidden;
     let (gate_up, down) = tile.split_at(tile.len() - hidden / PANEL_ROWS);
-    for (x, y) in x.chunks_exact(hidden).zip(y.chunks_exact_mut(hidden)) {
-        let (mut h, mut u) = ([0f32; TILE_NEURONS], [0f32; TILE_NEURONS]);
-        let (groups, _) = h.as_chunks_mut::<PANEL_ROWS>();
-        let (up_groups, _) = u.as_chunks_mut::<PANEL_ROWS>();
-        for ((panels, h), u) in gate_up.chunks_exact(2 * width).zip(groups).zip(up_groups) {
+    for (t, x) in x.chunks_exact(hidden).enumerate() {
+        let mut h = [[0f32; PANEL_ROWS]; TILE_NEURONS / PANEL_ROWS];
+        let mut u = h;
+        for ((panels, h), u) in gate_up.chunks_exact(2 * width).zip(&mut h).zip(&mut u) {
             panels_float(kernels, &panels[..width], x, std::slice::from_mut(h));
             panels_float(kernels, &panels[width..], x, std::slice::from_mut(u));
         }
-        (kernels.swiglu)(&mut h, &u);
-        for (panel, y) in down.chunks_exact(1).zip(y.chunks_exact_mut(PANEL_ROWS)) {
-            panels_float(kernels, panel, &h, y.as_chunks_mut().0);
+        (kernels.swiglu)(h.as_flattened_mut(), u.as_flattened());
+        for (panel, y) in down.chunks_exact(1).zip(y.chunks_exact_mut(n)) {
+            panels_float(kernels, panel, h.as_flattened(), &mut y[t..=t]);
         }
     }
 }

@@ -2,9 +2,13 @@
 
 use std::sync::OnceLock;
 
-use yuan_kernels::{BlockQ8, Kernels, blocks::QK};
+use rayon::prelude::*;
+use yuan_kernels::{BlockQ8, blocks::QK};
 
-use super::buffer::Buffer;
+use super::{
+    buffer::{Buffer, Pooled},
+    compute::Compute,
+};
 
 /// `[rows, cols]` activations. The 8-bit form is made once, by the first product that needs it.
 #[derive(Debug)]
@@ -51,21 +55,35 @@ impl Activations {
         self.cols.div_ceil(QK)
     }
 
-    /// The 8-bit form: `rows() * blocks()` blocks, row after row.
-    pub fn q8(&self, kernels: &Kernels) -> &[BlockQ8] {
+    /// Makes the 8-bit form, where it is not there yet. Not for use inside a parallel piece of work.
+    pub fn quantize(&self, compute: &Compute) {
         self.q8.get_or_init(|| {
             let mut out = Buffer::zeroed(self.rows() * self.blocks());
-            for (row, blocks) in self.data.chunks_exact(self.cols).zip(out.chunks_exact_mut(self.blocks())) {
-                (kernels.quantize)(row, blocks);
-            }
+            let rows = self.data.par_chunks_exact(self.cols).zip(out.par_chunks_exact_mut(self.blocks()));
+            compute.run(|| {
+                rows.with_min_len(8).for_each(|(row, blocks)| (compute.kernels.quantize)(row, blocks));
+            });
             out
-        })
+        });
+    }
+
+    /// The 8-bit form: `rows() * blocks()` blocks, row after row.
+    ///
+    /// # Panics
+    /// Before [`Activations::quantize`].
+    pub fn q8(&self) -> &[BlockQ8] {
+        self.q8.get().expect("quantized before the work is shared out")
     }
 
     /// The rows that `indices` names, in its order.
     pub fn gather(&self, indices: &[usize]) -> Self {
-        let mut data = Buffer::with_capacity(indices.len() * self.cols);
-        indices.iter().for_each(|&r| data.extend_from_slice(self.row(r)));
-        Self::new(data, self.cols)
+        Self::new(gather(&self.data, self.cols, indices), self.cols)
     }
+}
+
+/// The rows, `width` long, that `indices` names, in its order.
+pub fn gather<T: Pooled>(rows: &[T], width: usize, indices: &[usize]) -> Buffer<T> {
+    let mut out = Buffer::with_capacity(indices.len() * width);
+    indices.iter().for_each(|&r| out.extend_from_slice(&rows[r * width..][..width]));
+    out
 }

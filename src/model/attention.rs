@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use yuan_kernels::Kernels;
+use yuan_kernels::{Columns, Kernels};
 
 use super::{activations::Activations, buffer::Buffer, compute::Compute, kv::KvCache};
 
@@ -60,13 +60,18 @@ pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
         };
         (0..heads * blocks).into_par_iter().map(item).collect()
     });
-    for (i, attended) in attended.into_iter().enumerate() {
-        let (head, block) = block_of(i);
-        for (t, (mixed, sum)) in block.zip(attended.mixed.chunks_exact(dim).zip(attended.sums)) {
-            let out = &mut out[t * width + head * dim..][..dim];
-            out.iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
-        }
-    }
+    let mut by_head = Columns::split(&mut out, width, dim);
+    let by_head = by_head.par_iter_mut().enumerate().with_min_len(heads.div_ceil(tokens));
+    compute.run(|| {
+        by_head.for_each(|(head, out)| {
+            for i in (head..attended.len()).step_by(heads) {
+                let (mixed, sums) = (attended[i].mixed.chunks_exact(dim), &attended[i].sums);
+                for (t, (mixed, sum)) in block_of(i).1.zip(mixed.zip(sums)) {
+                    out.row(t).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
+                }
+            }
+        });
+    });
     Activations::new(out, width)
 }
 

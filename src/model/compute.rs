@@ -75,11 +75,13 @@ impl Compute {
         debug_assert_eq!(w.cols, x.cols());
         let mut out = Buffer::zeroed(x.rows() * w.rows);
         if self.quantizes(w.dtype) {
-            x.q8(self.kernels);
+            x.quantize(self);
         }
-        let row_work = (w.len_bytes() / w.rows).saturating_mul(x.rows()).max(1);
+        // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
+        let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());
+        let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / TASK_BYTES).max(1);
         let grain = if w.panels { PANEL_ROWS } else { 1 };
-        let chunk = (TASK_BYTES / row_work).next_multiple_of(grain).max(grain);
+        let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
         if chunk >= w.rows {
             Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {
@@ -134,7 +136,7 @@ impl Compute {
                 acc.fill([0.0; PANEL_ROWS]);
                 match self.arithmetic {
                     Arithmetic::Integer => {
-                        let x = &x.q8(self.kernels)[first * x.blocks()..][..tokens * x.blocks()];
+                        let x = &x.q8()[first * x.blocks()..][..tokens * x.blocks()];
                         P::product(self.kernels, panels, x, acc);
                     }
                     Arithmetic::Float => {
@@ -156,7 +158,7 @@ impl Compute {
     fn dot(&self, dtype: DType, weights: &[u8], x: &Activations, t: usize) -> f32 {
         use bytemuck::cast_slice;
         let k = self.kernels;
-        let q8 = || &x.q8(k)[t * x.blocks()..][..x.blocks()];
+        let q8 = || &x.q8()[t * x.blocks()..][..x.blocks()];
         match dtype {
             DType::F32 => (k.dot_f32)(cast_slice(weights), x.row(t)),
             DType::F16 => (k.dot_f16)(cast_slice(weights), x.row(t)),

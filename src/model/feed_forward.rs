@@ -1,22 +1,26 @@
 //! The second half of a layer: routed experts, or the one MLP of a dense model.
 
-use std::sync::{
-    Mutex, OnceLock, PoisonError,
-    atomic::{
-        AtomicUsize,
-        Ordering::{AcqRel, Relaxed},
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{
+            AtomicUsize,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
 };
 
 use rayon::prelude::*;
 use yuan_kernels::{
-    PanelQ4_0, PanelQ4K,
-    panel::Panel,
+    BlockQ8, Columns, PanelQ4_0, PanelQ4K,
+    blocks::QK,
+    panel::{PANEL_ROWS, Panel},
     tile::{TOKEN_BLOCK, tile_pass, tile_pass_float},
 };
 
 use super::{
-    activations::Activations,
+    activations::{Activations, gather},
     buffer::Buffer,
     compute::{Arithmetic, Compute},
     matrix::Matrix,
@@ -111,6 +115,21 @@ struct Group {
     weights: Vec<f32>,
 }
 
+/// What an expert made of `n` tokens: rows [n, H], or in the order of the panels, [H / 16][n][16].
+struct Output {
+    n: usize,
+    panels: bool,
+    data: Buffer,
+}
+
+impl Output {
+    /// Outputs `16 g..16 g + 16` of token `i`.
+    fn piece(&self, i: usize, g: usize) -> &[f32] {
+        let at = if self.panels { g * self.n + i } else { i * (self.data.len() / self.n / PANEL_ROWS) + g };
+        &self.data[at * PANEL_ROWS..][..PANEL_ROWS]
+    }
+}
+
 impl Experts {
     /// `sum of weight * expert(m)` [T, H], added up in the order of the experts' numbers.
     pub fn apply(
@@ -120,27 +139,38 @@ impl Experts {
         m: &Activations,
         routing: &Routing,
     ) -> Result<Buffer> {
-        let groups = group(routing);
+        let mut groups = group(routing);
         let request = |layer: usize| {
             let chosen: Vec<usize> = routing.chosen.iter().flatten().map(|(expert, _)| *expert).collect();
             pass.request(layer, &chosen, routing.chosen.first().map_or(0, Vec::len))
         };
         let outputs = match self {
-            Self::Rows(experts) => {
-                groups.iter().map(|g| experts[g.expert].apply(compute, &m.gather(&g.tokens))).collect()
-            }
-            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, &request(*layer)?, m, &groups)?,
-            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, &request(*layer)?, m, &groups)?,
+            Self::Rows(experts) => groups
+                .iter()
+                .map(|g| Output {
+                    n: g.tokens.len(),
+                    panels: false,
+                    data: experts[g.expert].apply(compute, &m.gather(&g.tokens)),
+                })
+                .collect(),
+            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, &request(*layer)?, m, &mut groups)?,
+            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, &request(*layer)?, m, &mut groups)?,
         };
         let hidden = m.cols();
         let mut y = Buffer::zeroed(m.data().len());
-        for (group, output) in groups.iter().zip(outputs) {
-            for ((&t, weight), output) in
-                group.tokens.iter().zip(&group.weights).zip(output.chunks_exact(hidden))
-            {
-                y[t * hidden..][..hidden].iter_mut().zip(output).for_each(|(y, o)| *y += weight * o);
-            }
-        }
+        let columns = if m.rows() < TOKEN_BLOCK { hidden } else { QK };
+        compute.run(|| {
+            Columns::split(&mut y, hidden, columns).par_iter_mut().for_each(|y| {
+                let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
+                for (group, output) in groups.iter().zip(&outputs) {
+                    for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
+                        for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
+                            y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
+                        }
+                    }
+                }
+            });
+        });
         Ok(y)
     }
 }
@@ -174,60 +204,63 @@ fn group(routing: &Routing) -> Vec<Group> {
     by_expert.into_values().collect()
 }
 
-/// The outputs [n, H] of each group's expert. A tile's share is added to an output in the order of the tiles, whether one
-/// thread walks all tiles of a block of tokens or every tile has a thread and a partial output of its own. Experts are computed
-/// in the order of the request: those that have arrived first.
+/// The outputs of each group's expert, for which large groups are cut up. A tile's share is added to an output in the order of
+/// the tiles, whether one thread walks all tiles or every tile has a thread and a partial output of its own. Experts are computed
+/// in the order of the request: those that are there first.
 fn tiled<P: Panel>(
     compute: &Compute,
     request: &Request<'_>,
     m: &Activations,
-    groups: &[Group],
-) -> Result<Vec<Buffer>> {
-    let hidden = m.cols();
-    let pass = |expert: &Expert<'_>, t: usize, x: &Activations, first: usize, y: &mut [f32]| -> Result<()> {
+    groups: &mut Vec<Group>,
+) -> Result<Vec<Output>> {
+    let (hidden, tiles) = (m.cols(), request.tiles());
+    let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
+    let walk = blocks >= 4 * compute.threads();
+    if walk {
+        // As many tokens together as leave every thread some: a group that is not cut reads each tile once.
+        cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
+    }
+    let inputs = Inputs::gather(compute, m, groups);
+    let pass = |expert: &Expert<'_>, g: usize, t: usize, y: &mut [f32]| -> Result<()> {
         let tile: &[P] = bytemuck::cast_slice(expert.tile(t)?);
-        match compute.arithmetic {
-            Arithmetic::Integer => {
-                let x = &x.q8(compute.kernels)[first * x.blocks()..][..y.len() / hidden * x.blocks()];
-                tile_pass(compute.kernels, tile, hidden, x, y);
-            }
-            Arithmetic::Float => {
-                tile_pass_float(compute.kernels, tile, hidden, &x.data()[first * hidden..][..y.len()], y);
-            }
+        let y = y.as_chunks_mut().0;
+        match &inputs {
+            Inputs::Integer(x) => tile_pass(compute.kernels, tile, hidden, &x[g], y),
+            Inputs::Float(x) => tile_pass_float(compute.kernels, tile, hidden, &x[g], y),
         }
         Ok(())
     };
-    let inputs: Vec<Activations> = groups.iter().map(|g| m.gather(&g.tokens)).collect();
-    let mut outputs: Vec<Buffer> = groups.iter().map(|g| Buffer::zeroed(g.tokens.len() * hidden)).collect();
+    let output = |g: &Group| {
+        let n = g.tokens.len();
+        Output { n, panels: true, data: Buffer::zeroed(n * hidden) }
+    };
+    let mut outputs: Vec<Output> = groups.iter().map(output).collect();
     // Groups go by the experts' numbers, ranks by the order of the request.
-    let group_of: Vec<usize> =
-        request.order().iter().map(|e| groups.partition_point(|g| g.expert < *e)).collect();
-
-    let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
-    if blocks >= 4 * compute.threads() {
-        let places: Vec<Vec<Mutex<&mut [f32]>>> = outputs
-            .iter_mut()
-            .map(|output| output.chunks_mut(TOKEN_BLOCK * hidden).map(Mutex::new).collect())
-            .collect();
-        let parts = group_of.iter().map(|&g| places[g].len());
-        in_order(compute, request, parts.collect(), |rank, block, expert| {
-            let g = group_of[rank];
-            let mut y = places[g][block].lock().unwrap_or_else(PoisonError::into_inner);
-            (0..expert.tiles()).try_for_each(|t| pass(expert, t, &inputs[g], block * TOKEN_BLOCK, &mut y))
+    let groups_of = |expert: usize| {
+        groups.partition_point(|g| g.expert < expert)..groups.partition_point(|g| g.expert <= expert)
+    };
+    let ranks: Vec<Range<usize>> = request.order().iter().map(|&e| groups_of(e)).collect();
+    if walk {
+        let parts = ranks.iter().map(Range::len).collect();
+        let places: Vec<Mutex<&mut [f32]>> =
+            outputs.iter_mut().map(|o| Mutex::new(&mut o.data[..])).collect();
+        in_order(compute, request, parts, |rank, part, expert| {
+            let g = ranks[rank].start + part;
+            let mut y = places[g].lock().unwrap_or_else(PoisonError::into_inner);
+            (0..tiles).try_for_each(|t| pass(expert, g, t, &mut y))
         })?;
     } else {
-        let tiles = request.tiles();
         let partials: Vec<OnceLock<Vec<f32>>> = (0..groups.len() * tiles).map(|_| OnceLock::new()).collect();
         in_order(compute, request, vec![tiles; groups.len()], |rank, t, expert| {
-            let g = group_of[rank];
+            let g = ranks[rank].start;
             let mut y = vec![0.0; groups[g].tokens.len() * hidden];
-            pass(expert, t, &inputs[g], 0, &mut y)?;
+            pass(expert, g, t, &mut y)?;
             let _ = partials[g * tiles + t].set(y);
             Ok(())
         })?;
         for (i, partial) in partials.iter().enumerate() {
             let partial = partial.get().expect("every part is done");
-            outputs[i / tiles].iter_mut().zip(partial).for_each(|(o, p)| *o += p);
+            outputs[i / tiles].data.iter_mut().zip(partial).for_each(|(o, p)| *o += p);
         }
     }
     Ok(outputs)
@@ -264,4 +297,35 @@ fn in_order(
     // Of several problems the one that made the others.
     let problems = ends.into_iter().filter_map(Result::err);
     problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)
+}
+
+/// Cuts groups into parts of up to `most` tokens.
+fn cut(groups: &mut Vec<Group>, most: usize) {
+    let parts = groups.drain(..).flat_map(|g| {
+        let parts = g.tokens.chunks(most).zip(g.weights.chunks(most));
+        let part =
+            |(t, w): (&[usize], &[f32])| Group { expert: g.expert, tokens: t.into(), weights: w.into() };
+        parts.map(part).collect::<Vec<_>>()
+    });
+    *groups = parts.collect();
+}
+
+/// The rows of activations of each group, as the arithmetic wants them.
+enum Inputs {
+    Integer(Vec<Buffer<BlockQ8>>),
+    Float(Vec<Buffer>),
+}
+
+impl Inputs {
+    fn gather(compute: &Compute, m: &Activations, groups: &[Group]) -> Self {
+        match compute.arithmetic {
+            Arithmetic::Integer => {
+                m.quantize(compute);
+                Self::Integer(groups.iter().map(|g| gather(m.q8(), m.blocks(), &g.tokens)).collect())
+            }
+            Arithmetic::Float => {
+                Self::Float(groups.iter().map(|g| gather(m.data(), m.cols(), &g.tokens)).collect())
+            }
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! Localized filtering: two causal two-tap convolutions, a residual and a norm (MODEL.md, "Localized filter").
 
+use rayon::prelude::*;
+
 use super::{activations::Activations, buffer::Buffer, compute::Compute, matrix::Matrix, norm::rms_norm};
 
 /// How a convolution's weights lie in a row.
@@ -61,7 +63,7 @@ impl Filter {
     ) -> (Activations, Vec<FilterState>) {
         let o1 = self.conv1.apply(compute, a, &state.input);
         let mut o2 = self.conv2.apply(compute, &o1, &state.conv1).into_data();
-        o2.iter_mut().zip(a.data()).for_each(|(o, a)| *o += a);
+        o2.par_iter_mut().zip(a.data()).with_min_len(1 << 14).for_each(|(o, a)| *o += a);
         let after =
             |end: &usize| FilterState { input: a.row(end - 1).to_vec(), conv1: o1.row(end - 1).to_vec() };
         (rms_norm(&o2, &self.norm, 1e-6), ends.iter().map(after).collect())
@@ -71,22 +73,24 @@ impl Filter {
 impl Conv {
     /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`.
     fn apply(&self, compute: &Compute, x: &Activations, last: &[f32]) -> Activations {
-        let mut pairs = Buffer::with_capacity(2 * x.data().len());
-        let mut previous = last;
-        for current in x.data().chunks_exact(x.cols()) {
+        let cols = x.cols();
+        let mut pairs = Buffer::zeroed(2 * x.data().len());
+        pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8).for_each(|(t, pair)| {
+            let (previous, current) = (if t == 0 { last } else { x.row(t - 1) }, x.row(t));
             match self.taps {
                 Taps::Split => {
-                    pairs.extend_from_slice(previous);
-                    pairs.extend_from_slice(current);
+                    pair[..cols].copy_from_slice(previous);
+                    pair[cols..].copy_from_slice(current);
                 }
-                Taps::Interleaved => pairs.extend(previous.iter().zip(current).flat_map(|(p, c)| [*p, *c])),
+                Taps::Interleaved => {
+                    let (pairs, _) = pair.as_chunks_mut::<2>();
+                    pairs.iter_mut().zip(previous.iter().zip(current)).for_each(|(o, (p, c))| *o = [*p, *c]);
+                }
             }
-            previous = current;
-        }
-        let mut out = compute.product(&self.weight, &Activations::new(pairs, 2 * x.cols()));
-        for row in out.chunks_exact_mut(self.bias.len()) {
-            row.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b);
-        }
+        });
+        let mut out = compute.product(&self.weight, &Activations::new(pairs, 2 * cols));
+        let rows = out.par_chunks_exact_mut(self.bias.len()).with_min_len(8);
+        rows.for_each(|row| row.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b));
         Activations::new(out, self.bias.len())
     }
 }

@@ -1,6 +1,8 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
+use rayon::prelude::*;
+
 use super::{
     Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
     norm::rms_norm, rope::rotate, state::State,
@@ -116,11 +118,13 @@ impl Model {
             let (g, filters) = layer.filter.apply(compute, &a, &memory.filter, &ends);
             memory.next = filters;
             let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
-            join_and_split(&mut q, &mut k, config.projection, config.head_dim());
-            for x in [&mut q, &mut k] {
-                let heads = x.chunks_exact_mut(config.head_dim());
-                heads.enumerate().for_each(|(i, head)| rotate(head, &angles[i / config.heads]));
-            }
+            let rows =
+                q.par_chunks_exact_mut(config.projection).zip(k.par_chunks_exact_mut(config.projection));
+            rows.zip(&angles).for_each(|((q, k), angles)| {
+                join_and_split(q, k, config.head_dim());
+                let heads = [q, k].into_iter().flat_map(|x| x.chunks_exact_mut(config.head_dim()));
+                heads.for_each(|head| rotate(head, angles));
+            });
             memory.kv.push(&k, &v);
             let attended = attend(compute, &memory.kv, &q);
             let o = compute.product(&layer.o, &attended);
@@ -177,30 +181,25 @@ impl Model {
 
     fn embed(&self, tokens: &[u32]) -> Buffer {
         let mut x = Buffer::zeroed(tokens.len() * self.config.hidden);
-        for (&id, x) in tokens.iter().zip(x.chunks_exact_mut(self.config.hidden)) {
-            self.embedding.dequantize_row(id as usize, x);
-        }
+        let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
+        rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));
         x
     }
 }
 
-/// Turns the rows of the q and k projections into queries and keys: the joined row `q | k` is cut into slices of
+/// Turns a row of the q and of the k projection into queries and keys: the joined row `q | k` is cut into slices of
 /// `head_dim`; head i's query is slice 2i, its key slice 2i + 1.
-fn join_and_split(q: &mut [f32], k: &mut [f32], width: usize, head_dim: usize) {
-    let mut joined = vec![0.0; 2 * width];
-    for (q, k) in q.chunks_exact_mut(width).zip(k.chunks_exact_mut(width)) {
-        joined[..width].copy_from_slice(q);
-        joined[width..].copy_from_slice(k);
-        let heads = q.chunks_exact_mut(head_dim).zip(k.chunks_exact_mut(head_dim));
-        for ((q, k), slices) in heads.zip(joined.chunks_exact(2 * head_dim)) {
-            q.copy_from_slice(&slices[..head_dim]);
-            k.copy_from_slice(&slices[head_dim..]);
-        }
+fn join_and_split(q: &mut [f32], k: &mut [f32], head_dim: usize) {
+    let joined = [&*q, &*k].concat();
+    let heads = q.chunks_exact_mut(head_dim).zip(k.chunks_exact_mut(head_dim));
+    for ((q, k), slices) in heads.zip(joined.chunks_exact(2 * head_dim)) {
+        q.copy_from_slice(&slices[..head_dim]);
+        k.copy_from_slice(&slices[head_dim..]);
     }
 }
 
 fn add(x: &mut [f32], y: &[f32]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    x.par_iter_mut().zip(y).with_min_len(1 << 14).for_each(|(x, y)| *x += y);
 }
 
 #[cfg(test)]
@@ -210,7 +209,7 @@ mod tests {
     #[test]
     fn heads_take_alternate_slices_of_the_joined_rows() {
         let (mut q, mut k) = (vec![0., 1., 2., 3.], vec![4., 5., 6., 7.]);
-        join_and_split(&mut q, &mut k, 4, 1);
+        join_and_split(&mut q, &mut k, 1);
         assert_eq!((q, k), (vec![0., 2., 4., 6.], vec![1., 3., 5., 7.]));
     }
 }
