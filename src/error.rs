@@ -88,6 +88,10 @@ pub enum Error {
         wanted: usize,
     },
 
+    /// There is not the memory for what the caller asked for.
+    #[error("{0}")]
+    Memory(String),
+
     /// The caller asked for something impossible.
     #[error("{0}")]
     Argument(String),

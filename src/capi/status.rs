@@ -69,6 +69,7 @@ impl From<Error> for Failure {
             Error::Unsupported { .. } => YUAN_ERROR_UNSUPPORTED,
             Error::DiskFull { .. } => YUAN_ERROR_DISK_FULL,
             Error::ContextFull { .. } => YUAN_ERROR_CONTEXT_FULL,
+            Error::Memory(_) => YUAN_ERROR_MEMORY,
             Error::Argument(_) => YUAN_ERROR_ARGUMENT,
             Error::Cancelled => YUAN_ERROR_CANCELLED,
         };

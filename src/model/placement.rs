@@ -50,7 +50,7 @@ impl Placement {
     /// The rule: mapped when the container fits into three quarters of the budget, less cache and scratch; otherwise streamed.
     ///
     /// # Errors
-    /// [`Error::Argument`] with the smallest budget that works, when this one is too small, and when streaming is asked for and cannot be.
+    /// [`Error::Memory`] with the smallest budget that works, when this one is too small; [`Error::Argument`] when streaming is asked for and cannot be.
     pub fn new(container: &Container, options: &Options) -> Result<Self> {
         let config = container.config();
         let budget = Budget::of(options.paging.memory);
@@ -113,7 +113,7 @@ impl Placement {
     fn divide(&mut self, config: &ModelConfig, context: usize, fixed: u64, token: u64) -> Result<()> {
         let budget = self.budget.bytes;
         if budget < self.smallest {
-            return Err(Error::Argument(format!(
+            return Err(Error::Memory(format!(
                 "a memory of {budget} bytes ({}) is too small: the trunk takes {}, the cache of keys and values {}, and {} experts {} each. \
                  The smallest that works is --memory {}; a shorter --context or another --kv makes it smaller",
                 self.budget.set_by,

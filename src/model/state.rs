@@ -42,7 +42,7 @@ impl State {
     /// An empty state with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Argument`] when that is more memory than there is, or the type's blocks do not divide a head.
+    /// [`Error::Memory`] when that is more memory than there is; [`Error::Argument`] when the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
         check_size(Self::kv_bytes(config, kv), capacity)?;
         if !config.head_dim().is_multiple_of(kv.block_len()) {
@@ -213,5 +213,5 @@ fn check_size(bytes_per_token: usize, capacity: usize) -> Result<()> {
 }
 
 fn too_large(capacity: usize) -> Error {
-    Error::Argument(format!("a context of {capacity} tokens is too large; ask for less"))
+    Error::Memory(format!("a context of {capacity} tokens is too large; ask for less"))
 }

@@ -53,13 +53,13 @@ impl Arena {
     /// `slots` of `slot_bytes` each. Pages cost memory when they are first written.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the system does not give so much.
+    /// [`Error::Memory`] when the system does not give so much.
     pub fn new(slots: usize, slot_bytes: usize) -> Result<Arc<Self>> {
         let slot_bytes = slot_bytes.next_multiple_of(PAGE);
         let bytes = slots.checked_mul(slot_bytes).filter(|&b| b > 0);
         let map = bytes.map(MmapMut::map_anon);
         let Some(Ok(mut memory)) = map else {
-            return Err(Error::Argument(format!(
+            return Err(Error::Memory(format!(
                 "the system has no memory for {slots} experts of {slot_bytes} bytes; lower --memory"
             )));
         };
