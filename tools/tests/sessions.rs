@@ -198,7 +198,12 @@ fn options_of_the_choice_reach_it() {
     assert!(complaint("yuan", &[&args[..], &["--logit-bias", "4096+1"]].concat()).contains("4095"));
     assert!(complaint("yuan", &[&args[..], &["--min-p", "2"]].concat()).contains("min-p"));
     let short = ["--context", "20"];
-    assert!(complaint("yuan", &[&args[..], &short].concat()).contains("the context holds 20 tokens"));
+    let file = folder.path("full.session");
+    let full = complaint("yuan", &[&args[..], &short, &["--save", &file]].concat());
+    assert!(full.contains("the context holds 20 tokens"), "{full}");
+    let more = json("yuan", &["generate", &model, "--load", &file, "-n", "5", "--ignore-eod", "--json"]);
+    let first = 21 - plain["prompt_tokens"].as_array().unwrap().len();
+    assert_eq!(more["tokens"].as_array().unwrap()[..], tokens[first..first + 5]);
     let shifted = run(&[&short[..], &["--context-shift", "4"]].concat());
     assert_eq!(shifted["tokens"].as_array().unwrap().len(), 30);
 }
