@@ -79,7 +79,7 @@ impl Model {
         logits
     }
 
-    /// The logits of a hidden state behind the final norm ([`State::hidden`]), [V].
+    /// The logits of a hidden state behind the final norm ([`State::hidden`]), \[V\].
     ///
     /// # Errors
     /// [`Error::Argument`] when it has another width than the model.

@@ -114,7 +114,7 @@ impl State {
         self.kv
     }
 
-    /// The last token's hidden state behind the final norm, [H]; empty before the first token.
+    /// The last token's hidden state behind the final norm, \[H\]; empty before the first token.
     pub fn hidden(&self) -> &[f32] {
         &self.hidden
     }

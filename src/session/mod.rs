@@ -137,7 +137,7 @@ impl Session {
         Ok(())
     }
 
-    /// The logits of the last token, [V].
+    /// The logits of the last token, \[V\].
     ///
     /// # Errors
     /// [`Error::Argument`] for an empty timeline; as [`Session::sync`], when the last tokens have not been run yet.
