@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, Write},
+    io::{BufRead, Read, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -124,6 +124,47 @@ fn without_speed(like: &[Value]) -> impl Fn(&Value) -> Value {
         }
         answer
     }
+}
+
+/// At a terminal lines are edited, and kept for the next time.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_has_line_editing_and_a_history() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let history = folder.path("state/history");
+    let yuan = env!("CARGO_BIN_EXE_yuan");
+    let command = format!("'{yuan}' chat '{model}' -n 8 --ignore-eod --history '{history}'");
+    let script = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut script) = script else {
+        eprintln!("skipped: there is no script(1) to make a terminal");
+        return;
+    };
+    // Typed wrong and taken back with Ctrl-U and with the backspace key; the first line once more by arrow up.
+    let (mut input, mut screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
+    let mut shown = Vec::new();
+    for (i, typed) in ["wrong\x15秋夜 杜甫王\x7f\r", "\x1b[A\r", "/stats\r", "/exit\r"].iter().enumerate()
+    {
+        // A prompt begins with the announcement that text may be pasted.
+        let prompts = |shown: &[u8]| String::from_utf8_lossy(shown).matches("\x1b[?2004h").count();
+        while prompts(&shown) <= i {
+            let mut byte = [0];
+            screen.read_exact(&mut byte).unwrap();
+            shown.extend(byte);
+        }
+        input.write_all(typed.as_bytes()).unwrap();
+    }
+    screen.read_to_end(&mut shown).unwrap();
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(script.wait().unwrap().success(), "{shown}");
+    assert!(shown.contains("2 questions"), "{shown}");
+    let kept = fs::read_to_string(&history).unwrap();
+    assert_eq!(kept.lines().skip(1).collect::<Vec<_>>(), ["秋夜 杜甫", "/stats", "/exit"], "{kept}");
 }
 
 #[test]
@@ -317,7 +358,6 @@ fn a_killed_save_leaves_the_old_file_or_the_new_one() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_an_answer() {
-    use std::io::Read;
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let file = folder.path("s.session");
