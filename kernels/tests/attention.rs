@@ -34,7 +34,7 @@ const EXTREMES: [f32; 10] =
 fn exponentials_are_close_and_agree() {
     let random = &mut Random(1);
     for n in [0, 1, 7, 8, 31, 32, 33, 300] {
-        let x: Vec<f32> = random.floats(n, 40.0).into_iter().chain(EXTREMES).collect();
+        let x: Vec<f32> = random.floats(n, 80.0).into_iter().chain(EXTREMES).collect();
         let of = |k: &Kernels| {
             let mut x = x.clone();
             let sum = (k.exp_sum)(&mut x, 3.0);
@@ -46,6 +46,10 @@ fn exponentials_are_close_and_agree() {
             assert_eq!((sum, powers), (expected.0.clone(), expected.1.clone()), "{}, {n}", k.name);
         }
         for (x, power) in x.iter().zip(expected.2).filter(|(x, _)| (-80.0..80.0).contains(*x)) {
+            if x - 3.0 < -60.0 {
+                assert_eq!(power, 0.0, "e^({x} - 3) is nothing beside e^0");
+                continue;
+            }
             let exact = f64::from(x - 3.0).exp();
             assert!((f64::from(power) / exact - 1.0).abs() < 3e-7, "e^({x} - 3) is {power}, not {exact}");
         }

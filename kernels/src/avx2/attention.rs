@@ -10,7 +10,8 @@ use half::f16;
 
 use crate::blocks::{BlockQ4_0, BlockQ8_0};
 use crate::scalar::{
-    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, add_to_lanes, each_score, exp, sum_lanes,
+    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, each_score, exp,
+    sum_lanes, weight,
 };
 
 #[target_feature(enable = "avx2,f16c")]
@@ -56,14 +57,16 @@ pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     let (whole, tail) = x.as_chunks_mut::<32>();
     for x in whole {
         for (lane, x) in lanes.iter_mut().zip(x.as_chunks_mut::<8>().0) {
-            let power = exp_8(_mm256_sub_ps(cast(*x), _mm256_set1_ps(max)));
+            let score = _mm256_sub_ps(cast(*x), _mm256_set1_ps(max));
+            let nothing = _mm256_cmp_ps::<_CMP_LT_OQ>(score, _mm256_set1_ps(WEIGHT_LEAST));
+            let power = _mm256_andnot_ps(nothing, exp_8(score));
             *x = cast(power);
             *lane = _mm256_add_ps(*lane, power);
         }
     }
     let mut lanes: [f32; 32] = cast(lanes);
     for (lane, x) in lanes.iter_mut().zip(tail) {
-        *x = exp(*x - max);
+        *x = weight(*x - max);
         *lane += *x;
     }
     sum_lanes(lanes)
@@ -158,7 +161,15 @@ pub(super) fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
         let eight: &[f32; 8] = values[i * dim + k..].first_chunk().expect("eight values of a position");
         cast(*eight)
     };
-    mix(p, dim, values.len() / dim, y, value, |i, k| values[i * dim + k]);
+    mix(
+        p,
+        dim,
+        values.len() / dim,
+        y,
+        value,
+        |i, k| prefetch(&values[i * dim + k], 4096),
+        |i, k| values[i * dim + k],
+    );
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -167,7 +178,15 @@ pub(super) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
         let eight: &[f16; 8] = values[i * dim + k..].first_chunk().expect("eight values of a position");
         _mm256_cvtph_ps(cast(*eight))
     };
-    mix(p, dim, values.len() / dim, y, value, |i, k| values[i * dim + k].to_f32());
+    mix(
+        p,
+        dim,
+        values.len() / dim,
+        y,
+        value,
+        |i, k| prefetch(&values[i * dim + k], 4096),
+        |i, k| values[i * dim + k].to_f32(),
+    );
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -199,10 +218,18 @@ pub(super) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32
     });
 }
 
+/// Asks for what lies `ahead` bytes further on: where positions are visited by blocks of dims, the machine does not see that
+/// they are read from the first byte to the last.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn prefetch<V>(value: &V, ahead: usize) {
+    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).wrapping_byte_add(ahead).cast());
+}
+
 /// Positions whose values pass while they are in the nearest cache.
 const NEAR: usize = 16;
 
-/// A query's 32 sums of one block's dims stay in registers while [`NEAR`] positions pass.
+/// A few sums of one or four queries stay in registers while [`NEAR`] positions pass.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn mix_blocks<B>(
@@ -216,19 +243,57 @@ fn mix_blocks<B>(
     let blocks = dim / 32;
     let positions = values.len() / blocks;
     assert_eq!(y.len() / dim * positions, p.len(), "weights of positions");
-    for (p, y) in p.chunks_exact(positions.max(1)).zip(y.chunks_exact_mut(dim)) {
-        for (p, values) in p.chunks(NEAR).zip(values.chunks(NEAR * blocks)) {
-            for (b, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let mut sums: [__m256; 4] = cast(*y);
-                for (p, values) in p.iter().zip(values.chunks_exact(blocks)) {
-                    let (d, q) = quants(&values[b]);
-                    let d = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(d.to_bits())));
-                    let weight = _mm256_set1_ps(p * _mm_cvtss_f32(d));
-                    for v in 0..4 {
-                        sums[v] = _mm256_add_ps(sums[v], _mm256_mul_ps(weight, _mm256_cvtepi32_ps(q[v])));
-                    }
+    let queries = y.len() / dim;
+    let whole = queries / 4 * 4;
+    for start in (0..positions).step_by(NEAR) {
+        let near = &values[start * blocks..positions.min(start + NEAR) * blocks];
+        for t in (0..whole).step_by(4) {
+            mix_near::<4, 2, B>(p, positions, start, near, blocks, t, y, &quants);
+        }
+        for t in whole..queries {
+            mix_near::<1, 4, B>(p, positions, start, near, blocks, t, y, &quants);
+        }
+    }
+}
+
+/// Adds the values `near`, positions from `start` on, to the sums of queries `t..t + T`, of which `8 V` dims stay in registers.
+#[allow(clippy::too_many_arguments)]
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn mix_near<const T: usize, const V: usize, B>(
+    p: &[f32],
+    positions: usize,
+    start: usize,
+    near: &[B],
+    blocks: usize,
+    t: usize,
+    y: &mut [f32],
+    quants: &impl Fn(&B) -> (f16, [__m256i; 4]),
+) {
+    let dim = 32 * blocks;
+    for (b, first) in (0..blocks).flat_map(|b| (0..4).step_by(V).map(move |first| (b, first))) {
+        let at = |i: usize, v: usize| (t + i) * dim + 32 * b + 8 * (first + v);
+        let mut sums = [[_mm256_setzero_ps(); V]; T];
+        for i in 0..T {
+            for v in 0..V {
+                sums[i][v] = cast::<[f32; 8], _>(*y[at(i, v)..].first_chunk().expect("eight sums"));
+            }
+        }
+        for (position, values) in near.chunks_exact(blocks).enumerate() {
+            prefetch(&values[b], size_of::<B>() * NEAR * blocks);
+            let (d, q) = quants(&values[b]);
+            let d = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(d.to_bits()))));
+            for i in 0..T {
+                let weight = _mm256_set1_ps(p[(t + i) * positions + start + position] * d);
+                for v in 0..V {
+                    let q = _mm256_cvtepi32_ps(q[first + v]);
+                    sums[i][v] = _mm256_add_ps(sums[i][v], _mm256_mul_ps(weight, q));
                 }
-                *y = cast(sums);
+            }
+        }
+        for i in 0..T {
+            for v in 0..V {
+                *y[at(i, v)..].first_chunk_mut().expect("eight sums") = cast::<_, [f32; 8]>(sums[i][v]);
             }
         }
     }
@@ -243,19 +308,20 @@ fn mix(
     positions: usize,
     y: &mut [f32],
     value: impl Fn(usize, usize) -> __m256,
+    ahead: impl Fn(usize, usize),
     one: impl Fn(usize, usize) -> f32,
 ) {
     let queries = y.len() / dim;
     assert_eq!(queries * positions, p.len(), "weights of positions");
     let (whole, by_16, by_8) = (queries / 4 * 4, dim / 16 * 16, dim / 8 * 8);
     for t in (0..whole).step_by(4) {
-        (0..by_16).step_by(16).for_each(|k| mix_block::<4, 2>(p, dim, positions, y, t, k, &value));
-        (by_16..by_8).step_by(8).for_each(|k| mix_block::<4, 1>(p, dim, positions, y, t, k, &value));
+        (0..by_16).step_by(16).for_each(|k| mix_block::<4, 2>(p, dim, positions, y, t, k, &value, &ahead));
+        (by_16..by_8).step_by(8).for_each(|k| mix_block::<4, 1>(p, dim, positions, y, t, k, &value, &ahead));
     }
     for t in whole..queries {
         let by_64 = dim / 64 * 64;
-        (0..by_64).step_by(64).for_each(|k| mix_block::<1, 8>(p, dim, positions, y, t, k, &value));
-        (by_64..by_8).step_by(8).for_each(|k| mix_block::<1, 1>(p, dim, positions, y, t, k, &value));
+        (0..by_64).step_by(64).for_each(|k| mix_block::<1, 8>(p, dim, positions, y, t, k, &value, &ahead));
+        (by_64..by_8).step_by(8).for_each(|k| mix_block::<1, 1>(p, dim, positions, y, t, k, &value, &ahead));
     }
     for t in 0..queries {
         for k in by_8..dim {
@@ -267,6 +333,7 @@ fn mix(
 }
 
 /// Dims `k..k + 8 V` of queries `t..t + T`.
+#[allow(clippy::too_many_arguments)]
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
 fn mix_block<const T: usize, const V: usize>(
@@ -277,6 +344,7 @@ fn mix_block<const T: usize, const V: usize>(
     t: usize,
     k: usize,
     value: &impl Fn(usize, usize) -> __m256,
+    ahead: &impl Fn(usize, usize),
 ) {
     let at = |i: usize, v: usize| (t + i) * dim + k + 8 * v;
     let mut sums = [[_mm256_setzero_ps(); V]; T];
@@ -289,6 +357,9 @@ fn mix_block<const T: usize, const V: usize>(
         let mut values = [_mm256_setzero_ps(); V];
         for (v, values) in values.iter_mut().enumerate() {
             *values = value(position, k + 8 * v);
+            if T == 1 && v % 2 == 0 {
+                ahead(position, k + 8 * v);
+            }
         }
         for i in 0..T {
             let p = _mm256_set1_ps(p[(t + i) * positions + position]);

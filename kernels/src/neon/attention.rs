@@ -10,7 +10,9 @@ use half::f16;
 
 use super::{dot_floats, to_f32, widen};
 use crate::blocks::{BlockQ4_0, BlockQ8_0};
-use crate::scalar::{EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, each_score, exp, sum_lanes};
+use crate::scalar::{
+    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, each_score, exp, sum_lanes, weight,
+};
 
 #[target_feature(enable = "neon")]
 #[inline]
@@ -47,14 +49,16 @@ pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     let (whole, tail) = x.as_chunks_mut::<32>();
     for x in whole {
         for (lane, x) in lanes.iter_mut().zip(x.as_chunks_mut::<4>().0) {
-            let power = exp_4(vsubq_f32(cast(*x), vdupq_n_f32(max)));
+            let score = vsubq_f32(cast(*x), vdupq_n_f32(max));
+            let nothing = vcltq_f32(score, vdupq_n_f32(WEIGHT_LEAST));
+            let power: float32x4_t = cast(vbicq_u32(cast(exp_4(score)), nothing));
             *x = cast(power);
             *lane = vaddq_f32(*lane, power);
         }
     }
     let mut lanes: [f32; 32] = cast(lanes);
     for (lane, x) in lanes.iter_mut().zip(tail) {
-        *x = exp(*x - max);
+        *x = weight(*x - max);
         *lane += *x;
     }
     sum_lanes(lanes)
