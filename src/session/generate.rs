@@ -74,40 +74,45 @@ impl Session {
         let mut stop_text = StopText::new(&limits.stop_texts);
         sampler.follow(&self.tokens);
 
-        let mut finish = Finish::Length;
-        for _ in 0..limits.most {
+        let mut chosen = 0;
+        let finish = loop {
+            if chosen == limits.most {
+                break Ok(Finish::Length);
+            }
             match self.next_logits(limits.shift) {
                 Ok(()) => {}
-                Err(Error::Cancelled) => {
-                    finish = Finish::Cancelled;
-                    break;
-                }
-                Err(error) => {
-                    show_rest(stop_text.push(&stream.finish()).0 + &stop_text.finish(), &mut show);
-                    return Err(error);
-                }
+                Err(Error::Cancelled) => break Ok(Finish::Cancelled),
+                Err(error) => break Err(error),
             }
             let token = sampler.sample(&self.logits);
             if eod == Some(token) || limits.stop_tokens.contains(&token) {
-                finish = Finish::Stop;
-                break;
+                break Ok(Finish::Stop);
             }
             self.tokens.push(token);
             self.logits.clear();
+            chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
             let flow = show(Some(token), &text);
             if stopped {
                 return Ok(Finish::StopText);
             }
             if flow.is_break() {
-                finish = Finish::Cancelled;
-                break;
+                break Ok(Finish::Cancelled);
+            }
+        };
+        // What is held back belongs to the answer, or, when there is none, to the prompt.
+        if chosen > 0 {
+            let (text, stopped) = stop_text.push(&stream.finish());
+            let held = if stopped { String::new() } else { stop_text.finish() };
+            if !(text.is_empty() && held.is_empty()) {
+                // It is the end already: there is nothing to break off.
+                let _ = show(None, &(text + &held));
+            }
+            if stopped {
+                return finish.map(|_| Finish::StopText);
             }
         }
-        let (text, stopped) = stop_text.push(&stream.finish());
-        let held = if stopped { String::new() } else { stop_text.finish() };
-        show_rest(text + &held, &mut show);
-        Ok(if stopped { Finish::StopText } else { finish })
+        finish
     }
 
     /// Computes the logits of the last token, and makes room for one more where that is asked for.
@@ -133,12 +138,5 @@ impl Session {
         tracing::info!("the context is full: {} tokens are dropped", newer - keep);
         let kept = [&self.tokens[..keep], &self.tokens[newer..]].concat();
         self.sync(&kept, |_| ControlFlow::Continue(())).map(|_| ())
-    }
-}
-
-fn show_rest(text: String, show: &mut impl FnMut(Option<u32>, &str) -> ControlFlow<()>) {
-    if !text.is_empty() {
-        // It is the end already: there is nothing to break off.
-        let _ = show(None, &text);
     }
 }

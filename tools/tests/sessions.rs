@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, Read, Write},
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -126,6 +126,47 @@ fn without_speed(like: &[Value]) -> impl Fn(&Value) -> Value {
     }
 }
 
+/// At a terminal lines are edited, and kept for the next time.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_terminal_has_line_editing_and_a_history() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let history = folder.path("state/history");
+    let yuan = env!("CARGO_BIN_EXE_yuan");
+    let command = format!("'{yuan}' chat '{model}' -n 8 --ignore-eod --history '{history}'");
+    let script = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let Ok(mut script) = script else {
+        eprintln!("skipped: there is no script(1) to make a terminal");
+        return;
+    };
+    // Typed wrong and taken back with Ctrl-U and with the backspace key; the first line once more by arrow up.
+    let (mut input, mut screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
+    let mut shown = Vec::new();
+    for (i, typed) in ["wrong\x15秋夜 杜甫王\x7f\r", "\x1b[A\r", "/stats\r", "/exit\r"].iter().enumerate()
+    {
+        // A prompt begins with the announcement that text may be pasted.
+        let prompts = |shown: &[u8]| String::from_utf8_lossy(shown).matches("\x1b[?2004h").count();
+        while prompts(&shown) <= i {
+            let mut byte = [0];
+            screen.read_exact(&mut byte).unwrap();
+            shown.extend(byte);
+        }
+        input.write_all(typed.as_bytes()).unwrap();
+    }
+    screen.read_to_end(&mut shown).unwrap();
+    let shown = String::from_utf8_lossy(&shown);
+    assert!(script.wait().unwrap().success(), "{shown}");
+    assert!(shown.contains("2 questions"), "{shown}");
+    let kept = fs::read_to_string(&history).unwrap();
+    assert_eq!(kept.lines().skip(1).collect::<Vec<_>>(), ["秋夜 杜甫", "/stats", "/exit"], "{kept}");
+}
+
 #[test]
 fn a_full_context_is_said_and_the_conversation_lives() {
     let folder = Folder::new();
@@ -198,7 +239,12 @@ fn options_of_the_choice_reach_it() {
     assert!(complaint("yuan", &[&args[..], &["--logit-bias", "4096+1"]].concat()).contains("4095"));
     assert!(complaint("yuan", &[&args[..], &["--min-p", "2"]].concat()).contains("min-p"));
     let short = ["--context", "20"];
-    assert!(complaint("yuan", &[&args[..], &short].concat()).contains("the context holds 20 tokens"));
+    let file = folder.path("full.session");
+    let full = complaint("yuan", &[&args[..], &short, &["--save", &file]].concat());
+    assert!(full.contains("the context holds 20 tokens"), "{full}");
+    let more = json("yuan", &["generate", &model, "--load", &file, "-n", "5", "--ignore-eod", "--json"]);
+    let first = 21 - plain["prompt_tokens"].as_array().unwrap().len();
+    assert_eq!(more["tokens"].as_array().unwrap()[..], tokens[first..first + 5]);
     let shifted = run(&[&short[..], &["--context-shift", "4"]].concat());
     assert_eq!(shifted["tokens"].as_array().unwrap().len(), 30);
 }
@@ -252,6 +298,91 @@ fn a_full_disk_and_a_read_only_folder_are_errors_with_a_remedy() {
         assert!(err(&output).contains(words) && err(&output).contains("error: "), "{}", err(&output));
         assert!(!out(&output).is_empty(), "the answer is there all the same");
     }
+}
+
+/// The disk refuses in the midst of the file: the old one stays, and nothing is left beside it.
+#[cfg(unix)]
+#[test]
+fn a_save_that_fails_half_way_keeps_the_old_file() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("s.session");
+    let generate = ["generate", &model, "-p", "Ruth 1:1<sep>", "--ignore-eod", "--save", &file];
+    text("yuan", &[&generate[..], &["-n", "5"]].concat());
+    let before = fs::read(&file).unwrap();
+    let limited = Command::new("sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 100; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_yuan")])
+        .args(generate)
+        .args(["-n", "80"])
+        .output()
+        .unwrap();
+    assert_eq!(limited.status.code(), Some(1));
+    assert!(err(&limited).contains("error: cannot write"), "{}", err(&limited));
+    assert_eq!(fs::read(&file).unwrap(), before);
+    let mut left: Vec<_> = fs::read_dir(folder.0.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["m.gguf", "s.session"]);
+}
+
+/// Killed while it saves again and again: what is there can always be loaded.
+#[cfg(unix)]
+#[test]
+fn a_killed_save_leaves_the_old_file_or_the_new_one() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("talk.session");
+    let lines = ["Ruth 1:1".to_owned()].into_iter().chain((0..800).map(|_| format!("/save {file}")));
+    let lines = lines.collect::<Vec<_>>().join("\n");
+    for round in 0..8 {
+        let mut child = program("yuan")
+            .args(["chat", &model, "-n", "200", "--ignore-eod"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = child.stdin.take().unwrap();
+        // Less than a pipe holds.
+        input.write_all(lines.as_bytes()).unwrap();
+        let mut saved = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(saved.nth(round).unwrap().unwrap().contains("[saved: "));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let loaded = answers(&model, &["-n", "1", "--ignore-eod", "--load", &file], &["Ruth 1:2"]);
+        assert!(loaded[0]["reused_tokens"].as_u64() > Some(0));
+    }
+}
+
+/// Ctrl-C in the midst of an answer without end: what there is of it is shown and saved, and the status is that of an
+/// interrupted program.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_an_answer() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("s.session");
+    let endless = ["--ignore-eod", "--context", "200000", "-n", "199000"];
+    let generate = ["generate", &model, "-p", "Ruth 1:1<sep>", "--save", &file];
+    for args in [&generate[..], &["chat", &model]] {
+        let mut child = program("yuan")
+            .args(args)
+            .args(endless)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(b"Ruth 1:1\nRuth 1:2\n").unwrap();
+        let mut first = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{}", err(&output));
+        assert!(err(&output).contains("stopped"), "{}", err(&output));
+    }
+    let more = json("yuan", &["generate", &model, "--load", &file, "-n", "3", "--ignore-eod", "--json"]);
+    assert_eq!(more["tokens"].as_array().unwrap().len(), 3);
 }
 
 #[test]

@@ -102,7 +102,11 @@ impl Generate {
                 std::io::stdout().flush()?;
             }
             Ok(())
-        })?;
+        });
+        // Also what was broken off, or did not fit: it can go on from there.
+        let saved = self.save.as_deref().filter(|_| session.position() > 0);
+        let saved = saved.map_or(Ok(()), |file| session.save(file, Some(&sampler)));
+        let answer = answer?;
         if json {
             writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt, engine.model()))?;
         } else {
@@ -112,10 +116,7 @@ impl Generate {
             let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
             eprintln!("{}", stats::describe(engine.model(), &laps, &answer.times));
         }
-        match &self.save {
-            Some(file) => Ok(session.save(file, Some(&sampler))?),
-            None => Ok(()),
-        }
+        Ok(saved?)
     }
 
     /// The session and the sampler to begin with: new ones, or those of a file.
@@ -123,8 +124,10 @@ impl Generate {
         let Some(file) = &self.load else {
             return Ok((Session::new(engine.clone(), context, self.run.kv)?, self.sampling.sampler(engine)?));
         };
-        let Restored { session, sampler, hot } = Session::restore(engine.clone(), file, Some(context))?;
+        let Restored { mut session, sampler, hot } = Session::restore(engine.clone(), file, Some(context))?;
         warm(engine, &hot);
+        // It is no conversation any more.
+        session.note.clear();
         Ok((session, self.sampling.resume(engine, sampler)?))
     }
 }
