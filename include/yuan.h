@@ -275,8 +275,9 @@ yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
                                           int32_t on);
 
 /**
- * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file is mapped: it must not be
- * changed or truncated while the engine is open. Free the engine with yuan_engine_free. Any thread.
+ * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while
+ * the engine is open; where experts are mapped or streamed, one that has become shorter is an error of the next call. Free the engine
+ * with yuan_engine_free. Any thread.
  */
 yuan_status yuan_engine_open(const char *path,
                              const yuan_engine_options *options,

@@ -180,8 +180,9 @@ pub(super) fn named<T>(name: &str, from_name: fn(&str) -> Option<T>, choices: &s
     from_name(name).ok_or_else(|| Failure::argument(format!("{name:?} is not known; choose {choices}")))
 }
 
-/// Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file is mapped: it must not be
-/// changed or truncated while the engine is open. Free the engine with yuan_engine_free. Any thread.
+/// Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while
+/// the engine is open; where experts are mapped or streamed, one that has become shorter is an error of the next call. Free the engine
+/// with yuan_engine_free. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_open(
     path: *const c_char,

@@ -82,12 +82,13 @@ impl Model {
     /// The logits of a hidden state behind the final norm ([`State::hidden`]), \[V\].
     ///
     /// # Errors
-    /// [`Error::Argument`] when it has another width than the model.
+    /// [`Error::Argument`] when it has another width than the model; [`Error::BadFile`] when the mapped file has become shorter.
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         if hidden.len() != self.config.hidden {
             let (found, wanted) = (hidden.len(), self.config.hidden);
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
         }
+        self.pager.check_file()?;
         let mut row = Buffer::with_capacity(hidden.len());
         row.extend_from_slice(hidden);
         let row = Activations::new(row, hidden.len());

@@ -236,10 +236,8 @@ impl Pager {
     pub fn begin(&self) -> Result<Pass<'_>> {
         let turn = match &self.backing {
             Backing::Streamed(streamed) => Some(streamed.turn.take()?),
-            Backing::Views { slots, pool: Some(_), file, faults, .. } => {
-                if let Some(file) = file {
-                    file.check_file(&self.path)?;
-                }
+            Backing::Views { slots, pool: Some(_), faults, .. } => {
+                self.check_file()?;
                 // The system has dropped pages: which ones, only the next requests will find out.
                 let now = system::major_faults();
                 if faults.swap(now, Relaxed) != now {
@@ -250,6 +248,17 @@ impl Pager {
             Backing::Views { .. } => None,
         };
         Ok(Pass { pager: self, _turn: turn })
+    }
+
+    /// Whether the mapped file still has its length: to touch what is cut off would end the program. [`Pager::begin`] asks this too.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] when it has become shorter.
+    pub fn check_file(&self) -> Result<()> {
+        match &self.backing {
+            Backing::Views { pool: Some(_), file: Some(file), .. } => file.check_file(&self.path),
+            _ => Ok(()),
+        }
     }
 
     /// The counters so far.

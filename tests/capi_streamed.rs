@@ -1,0 +1,127 @@
+//! Engines that stream: files that fail under them are an error, and the host lives.
+#![allow(clippy::undocumented_unsafe_blocks)] // One for all: a pointer is what the call asks for, or wrong in a way that can be known.
+
+mod common;
+
+use std::{
+    ffi::{CStr, CString},
+    fs::{self, OpenOptions},
+    path::Path,
+    ptr::{null, null_mut},
+};
+
+use yuan::{
+    capi::{yuan_status::*, *},
+    pager::budget::Limit,
+};
+
+use common::paging::{container, keeping, tokens};
+
+fn message() -> String {
+    unsafe { CStr::from_ptr(yuan_last_error()) }.to_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn ok(status: yuan_status) {
+    assert_eq!(status, YUAN_OK, "{}", message());
+}
+
+/// An engine, with room for two experts where it streams, and a session on it.
+fn open(path: &Path, paging: &CStr) -> (*mut yuan_engine, *mut yuan_session) {
+    let container = yuan::container::Container::open(path).unwrap();
+    let Some(Limit::Bytes(memory)) = keeping(&container, 2).paging.memory else { unreachable!() };
+    let (memory, path) =
+        (CString::new(memory.to_string()).unwrap(), CString::new(path.to_str().unwrap()).unwrap());
+    let (mut options, mut engine, mut session) = (null_mut(), null_mut(), null_mut());
+    unsafe {
+        ok(yuan_engine_options_new(&raw mut options));
+        ok(yuan_engine_options_set_threads(options, 2));
+        ok(yuan_engine_options_set_paging(options, paging.as_ptr()));
+        if paging == c"streamed" {
+            ok(yuan_engine_options_set_memory(options, memory.as_ptr()));
+        }
+        ok(yuan_engine_open(path.as_ptr(), options, &raw mut engine));
+        ok(yuan_engine_options_free(options));
+        ok(yuan_session_new(engine, null(), &raw mut session));
+    }
+    (engine, session)
+}
+
+fn eval(session: *mut yuan_session, tokens: &[u32]) -> yuan_status {
+    unsafe { yuan_session_eval(session, tokens.as_ptr(), tokens.len(), None, null_mut()) }
+}
+
+fn logits(session: *mut yuan_session) -> Vec<u32> {
+    let (mut logits, mut count) = (vec![0f32; 512], 0);
+    ok(unsafe { yuan_session_logits(session, logits.as_mut_ptr(), 512, &raw mut count) });
+    logits.into_iter().map(f32::to_bits).collect()
+}
+
+/// Streamed, everything that is not an expert is in the engine's own memory, and a file that is cut is an error of the reads. Mapped, every
+/// call looks at the length of the file first. When the file is whole again the session goes on as if nothing had happened.
+#[test]
+fn a_model_that_is_truncated_between_calls_is_an_error_and_no_signal() {
+    let folder = common::folder();
+    let path = container(&folder).path().to_owned();
+    let whole = fs::read(&path).unwrap();
+    let tokens = tokens(60);
+    let (engine, session) = open(&path, c"plain");
+    ok(eval(session, &tokens));
+    let expected = logits(session);
+    ok(yuan_session_free(session));
+    ok(yuan_engine_free(engine));
+
+    for paging in [c"streamed", c"mapped"] {
+        for length in [0, 4096, whole.len() / 2, whole.len() - 1] {
+            let (engine, session) = open(&path, paging);
+            ok(eval(session, &tokens[..20]));
+            OpenOptions::new().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
+            let mut count = 0;
+            let status = unsafe { yuan_session_logits(session, null_mut(), 0, &raw mut count) };
+            assert_eq!(status, if paging == c"mapped" { YUAN_ERROR_BAD_FILE } else { YUAN_OK });
+            let status = tokens[20..].iter().map(|&token| eval(session, &[token])).find(|&s| s != YUAN_OK);
+            // One byte less may be one that no token reads.
+            if length < whole.len() - 1 || paging == c"mapped" {
+                let status = status.expect("the experts of forty tokens are not all in two slots");
+                assert!(
+                    status == YUAN_ERROR_FILE || status == YUAN_ERROR_BAD_FILE,
+                    "{paging:?}: {status:?}: {}",
+                    message()
+                );
+                assert!(message().contains("m.gguf"), "{}", message());
+            }
+            // The file as it was, in place.
+            fs::write(&path, &whole).unwrap();
+            ok(unsafe { yuan_session_sync(session, tokens.as_ptr(), tokens.len(), None, null_mut()) });
+            assert!(logits(session) == expected, "{paging:?}: cut to {length} bytes and mended");
+            ok(yuan_session_free(session));
+            ok(yuan_engine_free(engine));
+        }
+    }
+}
+
+/// Sessions that take each other's experts away.
+#[test]
+fn eight_sessions_on_a_streamed_engine_compute_the_same_at_once_as_alone() {
+    let folder = common::folder();
+    let (engine, first) = open(container(&folder).path(), c"streamed");
+    ok(yuan_session_free(first));
+    let engine = engine.addr();
+    let run = |seed: u32| {
+        let mut session = null_mut();
+        ok(unsafe { yuan_session_new(std::ptr::without_provenance(engine), null(), &raw mut session) });
+        let tokens: Vec<u32> = (0..30).map(|i| (i * 31 + seed * 77) % 500).collect();
+        ok(eval(session, &tokens[..20]));
+        tokens[20..].iter().for_each(|&token| ok(eval(session, &[token])));
+        let logits = logits(session);
+        ok(yuan_session_free(session));
+        logits
+    };
+    let alone: Vec<_> = (0..8).map(run).collect();
+    let at_once: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|seed| scope.spawn(move || run(seed))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(at_once == alone);
+    ok(yuan_engine_free(std::ptr::without_provenance_mut(engine)));
+}
