@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused an operation on a file.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried: "open", "read", "write", …
         action: &'static str,
@@ -67,7 +67,7 @@ pub enum Error {
     },
 
     /// The disk is too small for the output.
-    #[error("{}: {needed} bytes are needed and {free} are free; make room or choose another folder with -o", path.display())]
+    #[error("{}: {needed} bytes are needed and {free} are free; make room or choose another folder", path.display())]
     DiskFull {
         /// The folder of the output.
         path: PathBuf,
@@ -95,6 +95,17 @@ pub enum Error {
     /// The caller cancelled the operation.
     #[error("stopped on request")]
     Cancelled,
+}
+
+/// What helps against the usual refusals of the system.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "; check the path",
+        io::ErrorKind::PermissionDenied => "; check who may use the file and its folder",
+        io::ErrorKind::ReadOnlyFilesystem => "; choose another folder",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room or choose another folder",
+        _ => "",
+    }
 }
 
 /// The ways in which a set of tensors can differ from what the config asks for.

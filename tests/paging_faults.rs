@@ -6,16 +6,18 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use common::paging::{Fault, container, faulty, hash, keeping, logits, options, resident, tokens};
+use common::paging::{
+    Fault, container, faulty, hash, keeping, logits, looking_ahead, options, resident, tokens,
+};
 use yuan::{
     Error,
     container::Container,
-    model::{KvType, Model, Options, State, Want},
+    model::{KvType, Model, Options, Stage, State, Want},
     pager::{
         Paging,
         source::{Source, Throttle},
@@ -74,14 +76,18 @@ impl Source for Memory {
 /// Breaks off between the layers of a prompt.
 #[test]
 fn an_interrupted_prompt_leaves_the_state_as_before() {
-    static ASKED: AtomicUsize = AtomicUsize::new(0);
     let folder = common::folder();
     let container = container(&folder);
-    let mut options = keeping(&container, 4);
-    options.interrupt = Some(|| ASKED.fetch_add(1, Relaxed) == 2);
-    let model = Model::load(&container, &options).unwrap();
+    let model = Model::load(&container, &keeping(&container, 4)).unwrap();
     let mut state = State::new(model.config(), 40, KvType::F16).unwrap();
-    let stopped = model.forward(&tokens(30), &mut state, Want::All);
+    let cancel = state.cancel.clone();
+    let mut probe = |stage, layer, _: &[f32]| {
+        if (stage, layer) == (Stage::Hidden, 1) {
+            cancel.cancel();
+        }
+    };
+    let stopped = model.forward_probed(&tokens(30), &mut state, Want::All, &mut probe);
+    cancel.clear();
     assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(state.position(), 0);
     let again = model.forward(&tokens(30), &mut state, Want::All).unwrap();
@@ -116,7 +122,9 @@ fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
     let container = container(&folder);
     let tokens = tokens(40);
     let wanted = logits(&resident(&container), &tokens, 20);
-    for (threads, readers, keep) in [(1, 1, 0), (2, 4, 3), (2, 2, 9), (3, 4, 5)] {
+    for (threads, readers, keep, ahead) in
+        [(1, 1, 0, true), (2, 4, 3, false), (2, 2, 9, true), (3, 4, 5, false)]
+    {
         for fault in [true, false] {
             let broken = Arc::new(AtomicU64::new(0));
             let plan = {
@@ -130,7 +138,8 @@ fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
                     _ => Fault::None,
                 }
             };
-            let mut options = Options { threads, ..keeping(&container, keep) };
+            let paged = if ahead { looking_ahead(&container, keep) } else { keeping(&container, keep) };
+            let mut options = Options { threads, ..paged };
             options.paging.readers = readers;
             let model = Model::load_with(&container, &options, &|file| faulty(file, plan.clone())).unwrap();
             let mut state = State::new(model.config(), 40, KvType::F16).unwrap();

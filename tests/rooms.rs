@@ -14,7 +14,7 @@ const ROOMS: [(&str, &[&str]); 8] = [
     ("pager", &["container"]),
     ("model", &["container", "pager"]),
     ("sampler", &[]),
-    ("session", &["tokenizer", "model", "sampler"]),
+    ("session", &["container", "tokenizer", "pager", "model", "sampler"]),
 ];
 const COMMON: [&str; 3] = ["config", "error", "vocab"];
 

@@ -140,15 +140,16 @@ fn check_space(path: &Path, partial: &Path, needed: u64) -> Result<()> {
     }
 }
 
+/// Bytes that are free for us on the disk of a folder, where the system tells.
 #[cfg(unix)]
-fn free_bytes(folder: &Path) -> Result<Option<u64>> {
+pub(crate) fn free_bytes(folder: &Path) -> Result<Option<u64>> {
     let stat = rustix::fs::statvfs(folder)
         .map_err(|e| Error::io("ask for the free space of", folder)(io::Error::from(e)))?;
     Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
 #[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Result<Option<u64>> {
+pub(crate) fn free_bytes(_: &Path) -> Result<Option<u64>> {
     Ok(None)
 }
 

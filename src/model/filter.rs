@@ -52,22 +52,31 @@ impl FilterState {
 }
 
 impl Filter {
-    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a`; moves `state` on by T steps.
-    pub fn apply(&self, compute: &Compute, a: &Activations, state: &mut FilterState) -> Activations {
-        let o1 = self.conv1.apply(compute, a, &mut state.input);
-        let mut o2 = self.conv2.apply(compute, &o1, &mut state.conv1).into_data();
+    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a` behind `state`, and the states after each of `ends` rows
+    /// (1 to T).
+    pub fn apply(
+        &self,
+        compute: &Compute,
+        a: &Activations,
+        state: &FilterState,
+        ends: &[usize],
+    ) -> (Activations, Vec<FilterState>) {
+        let o1 = self.conv1.apply(compute, a, &state.input);
+        let mut o2 = self.conv2.apply(compute, &o1, &state.conv1).into_data();
         o2.par_iter_mut().zip(a.data()).with_min_len(1 << 14).for_each(|(o, a)| *o += a);
-        rms_norm(&o2, &self.norm, 1e-6)
+        let after =
+            |end: &usize| FilterState { input: a.row(end - 1).to_vec(), conv1: o1.row(end - 1).to_vec() };
+        (rms_norm(&o2, &self.norm, 1e-6), ends.iter().map(after).collect())
     }
 }
 
 impl Conv {
-    /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`; leaves the last row of `x` there.
-    fn apply(&self, compute: &Compute, x: &Activations, last: &mut [f32]) -> Activations {
+    /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`.
+    fn apply(&self, compute: &Compute, x: &Activations, last: &[f32]) -> Activations {
         let cols = x.cols();
         let mut pairs = Buffer::zeroed(2 * x.data().len());
         pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8).for_each(|(t, pair)| {
-            let (previous, current) = (if t == 0 { &*last } else { x.row(t - 1) }, x.row(t));
+            let (previous, current) = (if t == 0 { last } else { x.row(t - 1) }, x.row(t));
             match self.taps {
                 Taps::Split => {
                     pair[..cols].copy_from_slice(previous);
@@ -79,7 +88,6 @@ impl Conv {
                 }
             }
         });
-        last.copy_from_slice(x.row(x.rows() - 1));
         let mut out = compute.product(&self.weight, &Activations::new(pairs, 2 * cols));
         let rows = out.par_chunks_exact_mut(self.bias.len()).with_min_len(8);
         rows.for_each(|row| row.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b));

@@ -4,8 +4,8 @@
 use rayon::prelude::*;
 
 use super::{
-    Model, attention::attend, buffer::Buffer, feed_forward::FeedForward, norm::rms_norm, rope::rotate,
-    state::State,
+    Layer, Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
+    norm::rms_norm, rope::rotate, state::State,
 };
 use crate::{
     error::{Error, Result},
@@ -50,8 +50,8 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
-    /// has no room, [`Error::Io`] when an expert cannot be read, [`Error::Cancelled`] when a prompt was interrupted; the state
-    /// is then as before.
+    /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
+    /// read; the state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -68,13 +68,30 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
-        let (pass, before) = (self.pager.begin()?, state.mark());
+        let pass = self.pager.begin()?;
+        // What a pass that failed or panicked has left is dropped.
+        state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let done = self.compute.run(|| self.run(&pass, tokens, state, want, probe));
-        if done.is_err() {
-            state.rewind(before);
+        let logits = self.compute.run(|| self.run(&pass, tokens, state, want, probe));
+        if logits.is_err() {
+            state.undo();
         }
-        done
+        logits
+    }
+
+    /// The logits of a hidden state behind the final norm ([`State::hidden`]), [V].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when it has another width than the model.
+    pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
+        if hidden.len() != self.config.hidden {
+            let (found, wanted) = (hidden.len(), self.config.hidden);
+            return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
+        }
+        let mut row = Buffer::with_capacity(hidden.len());
+        row.extend_from_slice(hidden);
+        let row = Activations::new(row, hidden.len());
+        Ok(self.compute.run(|| self.compute.product(&self.head, &row)).into_vec())
     }
 
     fn run(
@@ -87,17 +104,19 @@ impl Model {
     ) -> Result<Vec<f32>> {
         let (config, compute, start) = (&self.config, &self.compute, state.position());
         let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
+        let (ends, cancel) = (state.ends(tokens.len()), state.cancel.clone());
 
         let mut x = self.embed(tokens);
         probe(Stage::Embedding, 0, &x);
         for (l, (layer, memory)) in self.layers.iter().zip(&mut state.layers).enumerate() {
-            if tokens.len() > 1 && self.interrupt.is_some_and(|asked| asked()) {
+            if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
             // Attention: v sees the normed input, q and k see its filtered form.
             let a = rms_norm(&x, &layer.input_norm, config.rms_eps);
             let v = compute.product(&layer.v, &a);
-            let g = layer.filter.apply(compute, &a, &mut memory.filter);
+            let (g, filters) = layer.filter.apply(compute, &a, &memory.filter, &ends);
+            memory.next = filters;
             let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
             let rows =
                 q.par_chunks_exact_mut(config.projection).zip(k.par_chunks_exact_mut(config.projection));
@@ -124,23 +143,41 @@ impl Model {
                 FeedForward::Moe { router, experts } => {
                     let routing = router.route(compute, &m);
                     probe(Stage::RouterLogits, l, &routing.logits);
-                    experts.apply(compute, pass, &m, &routing)?
+                    let request = experts.request(pass, &routing)?;
+                    self.look_ahead(pass, l + 1, &x)?;
+                    experts.apply(compute, request.as_ref(), &m, &routing)?
                 }
             };
             add(&mut x, &y);
             probe(Stage::FeedForward, l, &y);
             probe(Stage::Hidden, l, &x);
         }
-        state.advance(tokens.len());
+        let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
+        let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
+        state.advance(&ends, |end| final_norm(row(end)).data().to_vec());
 
         let rows = match want {
             Want::Nothing => return Ok(Vec::new()),
-            Want::Last => &x[(tokens.len() - 1) * config.hidden..],
+            Want::Last => row(tokens.len()),
             Want::All => &x,
         };
-        let last = rms_norm(rows, &self.final_norm, config.rms_eps);
+        let last = final_norm(rows);
         probe(Stage::FinalNorm, 0, last.data());
         Ok(compute.product(&self.head, &last).into_vec())
+    }
+
+    /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.
+    fn look_ahead(&self, pass: &Pass<'_>, next: usize, x: &Buffer) -> Result<()> {
+        let Some(Layer { post_norm, feed_forward: FeedForward::Moe { router, .. }, .. }) =
+            self.layers.get(next)
+        else {
+            return Ok(());
+        };
+        if !self.look_ahead || x.len() > self.config.hidden {
+            return Ok(());
+        }
+        let m = rms_norm(x, post_norm, self.config.rms_eps);
+        pass.guess(next, &router.route(&self.compute, &m).experts())
     }
 
     fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
@@ -151,7 +188,7 @@ impl Model {
             let last = self.config.vocab - 1;
             return Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")));
         }
-        let wanted = state.position() + tokens.len();
+        let wanted = state.position().saturating_add(tokens.len());
         if wanted > state.capacity() {
             return Err(Error::ContextFull { capacity: state.capacity(), wanted });
         }

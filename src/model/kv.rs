@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use bytemuck::cast_slice_mut;
+use bytemuck::{allocation::try_zeroed_vec, cast_slice, cast_slice_mut};
 use half::{f16, slice::HalfFloatSliceExt};
 use yuan_kernels::{BlockQ4_0, BlockQ8, BlockQ8_0, Kernels, blocks::QK, encode::best_encoders};
 
@@ -79,16 +79,18 @@ enum Store {
 }
 
 impl KvCache {
-    /// An empty cache. `head_dim` is a multiple of the type's blocks.
-    pub fn new(heads: usize, head_dim: usize, capacity: usize, kv: KvType) -> Self {
+    /// An empty cache, or `None` where the system has no memory for it. `head_dim` is a multiple of the type's blocks.
+    pub fn new(heads: usize, head_dim: usize, capacity: usize, kv: KvType) -> Option<Self> {
         let n = heads * head_dim * capacity / kv.block_len();
-        let store = || match kv {
-            KvType::F16 => Store::F16(bytemuck::allocation::zeroed_vec(n)),
-            KvType::F32 => Store::F32(vec![0.0; n]),
-            KvType::Q8_0 => Store::Q8_0(bytemuck::allocation::zeroed_vec(n)),
-            KvType::Q4_0 => Store::Q4_0(bytemuck::allocation::zeroed_vec(n)),
+        let store = || {
+            Some(match kv {
+                KvType::F16 => Store::F16(try_zeroed_vec(n).ok()?),
+                KvType::F32 => Store::F32(try_zeroed_vec(n).ok()?),
+                KvType::Q8_0 => Store::Q8_0(try_zeroed_vec(n).ok()?),
+                KvType::Q4_0 => Store::Q4_0(try_zeroed_vec(n).ok()?),
+            })
         };
-        Self { heads, head_dim, capacity, len: 0, keys: store(), values: store() }
+        Some(Self { heads, head_dim, capacity, len: 0, keys: store()?, values: store()? })
     }
 
     /// Heads that share the width of a row.
@@ -111,6 +113,52 @@ impl KvCache {
         self.len == 0
     }
 
+    /// The type of keys and values.
+    pub fn kv_type(&self) -> KvType {
+        match self.keys {
+            Store::F16(_) => KvType::F16,
+            Store::F32(_) => KvType::F32,
+            Store::Q8_0(_) => KvType::Q8_0,
+            Store::Q4_0(_) => KvType::Q4_0,
+        }
+    }
+
+    /// Forgets the positions from `len` on, if there are such.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// A copy of the first `positions` with room for `capacity`, or `None` where the system has no memory for it.
+    pub fn resized(&self, positions: usize, capacity: usize) -> Option<Self> {
+        let mut new = Self::new(self.heads, self.head_dim, capacity, self.kv_type())?;
+        new.pieces_mut(positions).zip(self.pieces(positions)).for_each(|(to, from)| to.copy_from_slice(from));
+        Some(new)
+    }
+
+    /// The bytes of the first `positions`: keys, head by head, then values, head by head.
+    pub fn pieces(&self, positions: usize) -> impl Iterator<Item = &[u8]> {
+        let stores = [self.keys.bytes(), self.values.bytes()];
+        let (head, part) = self.head_bytes(positions);
+        stores.into_iter().flat_map(move |bytes| bytes.chunks_exact(head).map(move |bytes| &bytes[..part]))
+    }
+
+    /// [`KvCache::pieces`], to be overwritten; the cache then holds `positions`.
+    pub fn pieces_mut(&mut self, positions: usize) -> impl Iterator<Item = &mut [u8]> {
+        assert!(positions <= self.capacity, "the state checks the context");
+        self.len = positions;
+        let (head, part) = self.head_bytes(positions);
+        let stores = [self.keys.bytes_mut(), self.values.bytes_mut()];
+        stores
+            .into_iter()
+            .flat_map(move |bytes| bytes.chunks_exact_mut(head).map(move |bytes| &mut bytes[..part]))
+    }
+
+    /// Bytes of all positions of one head, and of the first `positions`.
+    fn head_bytes(&self, positions: usize) -> (usize, usize) {
+        let bytes = self.kv_type().bytes(self.head_dim);
+        ((bytes * self.capacity).max(1), bytes * positions)
+    }
+
     /// Adds the next positions: `keys` (rotated) and `values` are [T, heads * head_dim].
     pub fn push(&mut self, keys: &[f32], values: &[f32]) {
         let rows = keys.len() / (self.heads * self.head_dim);
@@ -122,11 +170,6 @@ impl KvCache {
             }
         }
         self.len += rows;
-    }
-
-    /// Forgets the positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
     }
 
     /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given and queries [T, head_dim].
@@ -203,6 +246,24 @@ fn quantized_scores<B>(
 }
 
 impl Store {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F16(store) => cast_slice(store),
+            Self::F32(store) => cast_slice(store),
+            Self::Q8_0(store) => cast_slice(store),
+            Self::Q4_0(store) => cast_slice(store),
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F16(store) => cast_slice_mut(store),
+            Self::F32(store) => cast_slice_mut(store),
+            Self::Q8_0(store) => cast_slice_mut(store),
+            Self::Q4_0(store) => cast_slice_mut(store),
+        }
+    }
+
     fn write(&mut self, at: usize, data: &[f32]) {
         match self {
             Self::F16(store) => store[at..][..data.len()].convert_from_f32_slice(data),

@@ -37,8 +37,6 @@ pub struct Options {
     pub context: usize,
     /// The type of their keys and values.
     pub kv: KvType,
-    /// Asked between the layers of a prompt: whether to break off.
-    pub interrupt: Option<fn() -> bool>,
 }
 
 /// Puts something between the reading threads and the file.
@@ -74,8 +72,8 @@ impl Model {
             final_norm: weights.vector("output_norm.weight")?,
             head: weights.matrix(head)?,
             pager: weights.pager(&placement, &options.paging, wrap)?,
+            look_ahead: options.paging.look_ahead && placement.mode == Mode::Streamed,
             placement,
-            interrupt: options.interrupt,
             config,
         })
     }

@@ -5,10 +5,12 @@ mod attention;
 #[doc(hidden)]
 pub mod bench;
 mod buffer;
+mod cancel;
 mod compute;
 mod feed_forward;
 mod filter;
 pub mod forward;
+mod history;
 mod kv;
 mod load;
 mod matrix;
@@ -16,13 +18,16 @@ mod norm;
 mod placement;
 pub mod rope;
 mod router;
+mod saved;
 mod state;
 
+pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
 pub use load::Options;
 pub use placement::{BATCH, Placement};
+pub(crate) use saved::Extent;
 pub use state::State;
 
 use crate::{config::ModelConfig, pager::Pager};
@@ -39,7 +44,8 @@ pub struct Model {
     compute: Compute,
     pager: Pager,
     placement: Placement,
-    interrupt: Option<fn() -> bool>,
+    /// Whether experts of the next layer are guessed.
+    look_ahead: bool,
     rope: Rope,
     /// [V, H].
     embedding: Matrix,
@@ -71,6 +77,11 @@ impl Model {
     /// The shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Integer or float products.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.compute.arithmetic
     }
 
     /// Threads that share the work.

@@ -1,7 +1,9 @@
 //! What a model remembers of the tokens so far.
 
 use super::{
+    cancel::Cancel,
     filter::FilterState,
+    history::{History, Snapshot},
     kv::{KvCache, KvType},
 };
 use crate::{
@@ -14,8 +16,15 @@ use crate::{
 pub struct State {
     /// By layer.
     pub layers: Vec<LayerState>,
-    position: usize,
+    /// Stops a call between two layers, and leaves the state as before the call.
+    pub cancel: Cancel,
+    pub(super) position: usize,
+    pub(super) hidden: Vec<f32>,
+    pub(super) history: History,
+    /// A position that is to be marked when it is reached.
+    wanted: Option<usize>,
     capacity: usize,
+    kv: KvType,
 }
 
 /// The memory of one layer.
@@ -25,41 +34,54 @@ pub struct LayerState {
     pub kv: KvCache,
     /// The filter's last inputs.
     pub filter: FilterState,
-}
-
-/// The part of a state that a call overwrites: all filters.
-pub(super) struct Mark {
-    filters: Vec<FilterState>,
+    /// What [`LayerState::filter`] becomes when the pass that is running succeeds, after the filters of the snapshots.
+    pub(super) next: Vec<FilterState>,
 }
 
 impl State {
     /// An empty state with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Argument`] when that is more memory than can be addressed, or the type's blocks do not divide a head.
+    /// [`Error::Argument`] when that is more memory than there is, or the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
-        let bytes = Self::kv_bytes(config, kv).checked_mul(capacity);
-        if bytes.is_none_or(|b| b > 1 << 46) {
-            return Err(Error::Argument(format!(
-                "a context of {capacity} tokens is too large; ask for less"
-            )));
-        }
+        check_size(Self::kv_bytes(config, kv), capacity)?;
         if !config.head_dim().is_multiple_of(kv.block_len()) {
             let (dim, name) = (config.head_dim(), kv.name());
             return Err(Error::Argument(format!(
                 "heads of {dim} have no key-value cache in {name}; choose f16"
             )));
         }
-        let layer = |_| LayerState {
-            kv: KvCache::new(config.heads, config.head_dim(), capacity, kv),
-            filter: FilterState::new(config.hidden),
+        let layer = |_| {
+            let kv = KvCache::new(config.heads, config.head_dim(), capacity, kv)
+                .ok_or_else(|| too_large(capacity));
+            let kv = kv?;
+            Ok(LayerState { kv, filter: FilterState::new(config.hidden), next: Vec::new() })
         };
-        Ok(Self { layers: (0..config.layers).map(layer).collect(), position: 0, capacity })
+        Ok(Self {
+            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            cancel: Cancel::new(),
+            position: 0,
+            hidden: Vec::new(),
+            history: History::new(),
+            wanted: None,
+            capacity,
+            kv,
+        })
     }
 
     /// Bytes of keys and values that one token takes in all layers.
     pub fn kv_bytes(config: &ModelConfig, kv: KvType) -> usize {
         2 * config.layers * kv.bytes(config.projection)
+    }
+
+    /// Bytes that the snapshots of earlier positions take at most.
+    pub fn history_bytes(config: &ModelConfig) -> usize {
+        History::MOST * Self::snapshot_bytes(config)
+    }
+
+    /// Bytes of one snapshot: the filter's last inputs of all layers, and a hidden state.
+    pub(super) fn snapshot_bytes(config: &ModelConfig) -> usize {
+        4 * (config.layers * (config.hidden + config.hidden / 2) + config.hidden)
     }
 
     /// Tokens so far.
@@ -72,20 +94,124 @@ impl State {
         self.capacity
     }
 
-    /// What a call that fails is taken back to.
-    pub(super) fn mark(&self) -> Mark {
-        Mark { filters: self.layers.iter().map(|l| l.filter.clone()).collect() }
+    /// Makes room for `capacity` tokens, at least those that there are.
+    ///
+    /// # Errors
+    /// As [`State::new`]; the room is then as before.
+    pub fn resize(&mut self, capacity: usize) -> Result<()> {
+        let capacity = capacity.max(self.position);
+        let kv = &self.layers.first().ok_or_else(|| too_large(capacity))?.kv;
+        check_size(2 * self.layers.len() * self.kv.bytes(kv.heads() * kv.head_dim()), capacity)?;
+        let grown = self.layers.iter().map(|l| l.kv.resized(self.position, capacity));
+        let grown: Vec<KvCache> = grown.collect::<Option<_>>().ok_or_else(|| too_large(capacity))?;
+        self.layers.iter_mut().zip(grown).for_each(|(layer, kv)| layer.kv = kv);
+        self.capacity = capacity;
+        Ok(())
     }
 
-    /// Takes back all that happened since `mark`, which no finished call lies behind.
-    pub(super) fn rewind(&mut self, mark: Mark) {
-        for (layer, filter) in self.layers.iter_mut().zip(mark.filters) {
-            layer.kv.truncate(self.position);
-            layer.filter = filter;
+    /// The type of keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.kv
+    }
+
+    /// The last token's hidden state behind the final norm, [H]; empty before the first token.
+    pub fn hidden(&self) -> &[f32] {
+        &self.hidden
+    }
+
+    /// Goes back to `position`, or as far before it as there is a snapshot, and returns the position that was reached. The
+    /// tokens from there on are to be run again, and give the same bits.
+    pub fn rewind(&mut self, position: usize) -> usize {
+        if position >= self.position {
+            return self.position;
+        }
+        let snapshot = self.history.at_or_before(position).map(|(p, s)| (p, s.clone()));
+        let hidden = self.layers.first().map_or(0, |l| l.filter.input.len());
+        let (reached, snapshot) = snapshot.unwrap_or_else(|| {
+            let filters = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
+            (0, Snapshot { filters, hidden: Vec::new() })
+        });
+        self.position = reached;
+        self.hidden = snapshot.hidden;
+        self.layers.iter_mut().zip(snapshot.filters).for_each(|(layer, filter)| layer.filter = filter);
+        self.history.truncate(reached);
+        self.undo();
+        reached
+    }
+
+    /// Takes a snapshot here, so that [`State::rewind`] can come back to this very position. The last sixteen are kept, beside
+    /// those that are taken at regular distances.
+    pub fn mark(&mut self) {
+        if self.position > 0 {
+            let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
+            self.history.mark(self.position, Snapshot { filters, hidden: self.hidden.clone() });
         }
     }
 
-    pub(super) fn advance(&mut self, tokens: usize) {
-        self.position += tokens;
+    /// As [`State::mark`], at a later `position`, when the model has run so many tokens. Only the last such wish counts.
+    pub fn mark_at(&mut self, position: usize) {
+        self.wanted = Some(position);
     }
+
+    /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
+    pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
+        let mut ends = self.history.ends(self.position, tokens);
+        let wanted = self.wanted.and_then(|p| p.checked_sub(self.position));
+        if let Some(wanted) = wanted.filter(|&n| n > 0 && n < tokens)
+            && let Err(place) = ends.binary_search(&wanted)
+        {
+            ends.insert(place, wanted);
+        }
+        ends
+    }
+
+    /// Ends a pass: every layer has its keys, values and next filters. `hidden` gives the hidden state after so many tokens.
+    pub(super) fn advance(&mut self, ends: &[usize], hidden: impl Fn(usize) -> Vec<f32>) {
+        let start = self.position;
+        let (tokens, earlier) = ends.split_last().expect("a pass has tokens");
+        for (i, end) in earlier.iter().enumerate() {
+            let filters = self.layers.iter().map(|l| l.next[i].clone()).collect();
+            self.add(start + end, Snapshot { filters, hidden: hidden(*end) });
+        }
+        for layer in &mut self.layers {
+            layer.filter = layer.next.pop().expect("a filter for every end");
+            layer.next.clear();
+        }
+        self.position = start + tokens;
+        self.hidden = hidden(*tokens);
+        if self.wanted == Some(self.position) || self.history.is_regular(self.position) {
+            let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
+            self.add(self.position, Snapshot { filters, hidden: self.hidden.clone() });
+        }
+    }
+
+    fn add(&mut self, position: usize, snapshot: Snapshot) {
+        if self.wanted == Some(position) {
+            self.wanted = None;
+            self.history.mark(position, snapshot);
+        } else if self.history.is_regular(position) {
+            // The distance may have doubled since the pass began.
+            self.history.add(position, snapshot);
+        }
+    }
+
+    /// Drops what an unfinished pass has left.
+    pub(super) fn undo(&mut self) {
+        for layer in &mut self.layers {
+            layer.kv.truncate(self.position);
+            layer.next.clear();
+        }
+    }
+}
+
+/// `capacity` tokens of so many bytes can be addressed.
+fn check_size(bytes_per_token: usize, capacity: usize) -> Result<()> {
+    match bytes_per_token.checked_mul(capacity) {
+        Some(bytes) if bytes <= 1 << 46 => Ok(()),
+        _ => Err(too_large(capacity)),
+    }
+}
+
+fn too_large(capacity: usize) -> Error {
+    Error::Argument(format!("a context of {capacity} tokens is too large; ask for less"))
 }

@@ -15,6 +15,7 @@ use std::{
 use safetensors::SafeTensors;
 use yuan::{
     checkpoint::{Checkpoint, vocab::read_vocab},
+    config::ModelConfig,
     container::{Container, Conversion},
     model::{Arithmetic, Model, Options as RunOptions},
     quantize::{DType, Options, Plan},
@@ -72,6 +73,15 @@ pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container
     };
     let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
     let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
+    conversion.write(output, &|_| true).expect("the conversion runs");
+    Container::open(output).expect("the container opens")
+}
+
+/// A container of random weights.
+pub fn synth(config: ModelConfig, options: &Options, seed: u64, output: &Path) -> Container {
+    let vocab = letters(config.vocab);
+    let plan = Plan::new(config, options).expect("a plan");
+    let conversion = Conversion::synth(plan, seed, &vocab).expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");
     Container::open(output).expect("the container opens")
 }

@@ -3,7 +3,7 @@
 use std::{
     process::ExitCode,
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -11,6 +11,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use yuan::model::Cancel;
 
 /// Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -20,6 +21,38 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether Ctrl-C was pressed. The first press asks to stop, the second kills.
 pub fn stopped() -> bool {
     STOP.load(Relaxed)
+}
+
+/// What Ctrl-C cancels beside.
+static CANCEL: Mutex<Option<Cancel>> = Mutex::new(None);
+
+/// Whether Ctrl-C has nothing to stop but the program.
+static IDLE: AtomicBool = AtomicBool::new(false);
+
+/// Runs `wait`, during which Ctrl-C ends the program at once: it waits for the user and has nothing else to stop.
+pub fn idle<R>(wait: impl FnOnce() -> R) -> R {
+    IDLE.store(true, Relaxed);
+    let result = wait();
+    IDLE.store(false, Relaxed);
+    result
+}
+
+/// Forgets that Ctrl-C was pressed: it has stopped what it was meant for, and the program goes on.
+pub fn take_stop() -> bool {
+    STOP.swap(false, Relaxed)
+}
+
+/// While the result lives, Ctrl-C also cancels a session, in the midst of a token.
+pub fn cancel_on_stop(cancel: Cancel) -> impl Drop {
+    struct Guard;
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+    cancel.clear();
+    *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel);
+    Guard
 }
 
 /// Runs a tool's `main`: logs to stderr (`RUST_LOG` chooses), catches Ctrl-C, prints an error with its causes.
@@ -34,8 +67,11 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         let handler = || {
-            if STOP.swap(true, Relaxed) {
+            if STOP.swap(true, Relaxed) || IDLE.load(Relaxed) {
                 std::process::exit(INTERRUPTED.into());
+            }
+            if let Some(cancel) = &*CANCEL.lock().unwrap_or_else(PoisonError::into_inner) {
+                cancel.cancel();
             }
         };
         if let Err(e) = ctrlc::set_handler(handler) {
@@ -54,9 +90,9 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
 }
 
 /// An error with its causes, each said once: the library's messages name the system's reason already.
-fn explain(error: &anyhow::Error) -> String {
+pub fn explain(error: &anyhow::Error) -> String {
     error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |said, cause| {
-        if said.ends_with(&cause) { said } else { format!("{said}: {cause}") }
+        if said.contains(&cause) { said } else { format!("{said}: {cause}") }
     })
 }
 

@@ -7,12 +7,11 @@ use clap::Args;
 use yuan::{
     config::{ModelConfig, RopePrecision},
     container::Container,
-    model::{Arithmetic, KvType, Model, Options},
+    model::{Arithmetic, KvType, Options},
     pager::{Paging, Settings, budget::Limit, source::DirectIo},
+    session::Engine,
     tokenizer::Tokenizer,
 };
-
-use crate::console::stopped;
 
 /// Options of every command that runs a model.
 #[derive(Args, Clone, Debug)]
@@ -50,24 +49,17 @@ pub struct PagingArgs {
     /// Read streamed experts past the page cache: auto, on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = of(&DirectIo::ALL))]
     pub direct_io: DirectIo,
+    /// Streamed: read what the next layer will probably want while nothing else is asked for
+    #[arg(long)]
+    pub look_ahead: bool,
     /// Threads that read experts (0: the usual number)
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = readers)]
     pub readers: usize,
 }
 
-/// An open model.
-pub struct Opened {
-    /// The file.
-    pub container: Container,
-    /// The weights, ready to run.
-    pub model: Arc<Model>,
-    /// The container's tokenizer.
-    pub tokenizer: Tokenizer,
-}
-
 impl RunArgs {
     /// Opens the container and makes the model and its tokenizer, for sessions of `context` tokens.
-    pub fn open(&self, context: usize) -> anyhow::Result<Opened> {
+    pub fn open(&self, context: usize) -> anyhow::Result<Arc<Engine>> {
         self.open_for(|_, _| Ok(context))
     }
 
@@ -75,29 +67,21 @@ impl RunArgs {
     pub fn open_for(
         &self,
         context: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<usize>,
-    ) -> anyhow::Result<Opened> {
+    ) -> anyhow::Result<Arc<Engine>> {
         let container = Container::open(&self.model)?;
         let vocab =
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
         let options = self.options(context(&tokenizer, container.config())?);
-        Ok(Opened { model: Arc::new(Model::load(&container, &options)?), tokenizer, container })
+        Ok(Engine::with_tokenizer(container, tokenizer, &options)?)
     }
 
     /// The library's options, for sessions of `context` tokens.
     pub fn options(&self, context: usize) -> Options {
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
-        let PagingArgs { memory, paging, direct_io, readers } = self.paging.clone();
-        let paging = Settings { mode: paging, memory, direct_io, readers, ..Settings::default() };
-        Options {
-            threads: self.threads,
-            arithmetic,
-            rope: self.rope,
-            paging,
-            context,
-            kv: self.kv,
-            interrupt: Some(stopped),
-        }
+        let PagingArgs { memory, paging, direct_io, look_ahead, readers } = self.paging.clone();
+        let paging = Settings { mode: paging, memory, direct_io, look_ahead, readers, ..Settings::default() };
+        Options { threads: self.threads, arithmetic, rope: self.rope, paging, context, kv: self.kv }
     }
 }
 

@@ -1,67 +1,11 @@
 //! The two programs, run as a person or a script runs them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Output},
-};
+mod common;
 
+use std::{fs, path::Path};
+
+use common::{Folder, complaint, demo_model, json, program, run, text};
 use serde_json::Value;
-
-fn demo_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo-model")
-}
-
-fn program(name: &str) -> Command {
-    Command::new(match name {
-        "yuan" => env!("CARGO_BIN_EXE_yuan"),
-        _ => env!("CARGO_BIN_EXE_yuan-quant"),
-    })
-}
-
-fn run(name: &str, args: &[&str]) -> Output {
-    program(name).args(args).output().expect("the program starts")
-}
-
-/// Standard output of a run that must succeed.
-fn text(name: &str, args: &[&str]) -> String {
-    let output = run(name, args);
-    assert!(output.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-fn json(name: &str, args: &[&str]) -> Value {
-    serde_json::from_str(&text(name, args)).expect("JSON")
-}
-
-/// Standard error of a run that must fail in a civil way: status 1, one line that begins with `error:`.
-fn complaint(name: &str, args: &[&str]) -> String {
-    let output = run(name, args);
-    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(1), "{name} {args:?}: {stderr}");
-    assert!(stderr.starts_with("error: ") && !stderr.contains("panicked"), "{stderr}");
-    stderr
-}
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().expect("a temporary folder"))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    /// The demo model as a container.
-    fn converted(&self, name: &str, options: &[&str]) -> String {
-        let output = self.path(name);
-        let demo = demo_model();
-        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output, "--rope", "f32"], options].concat());
-        output
-    }
-}
 
 #[test]
 fn the_demo_streams_english_and_chinese() {
@@ -406,6 +350,7 @@ fn help_has_examples() {
         ("yuan", &[][..]),
         ("yuan", &["demo"]),
         ("yuan", &["generate"]),
+        ("yuan", &["chat"]),
         ("yuan", &["tokenize"]),
         ("yuan", &["logits"]),
         ("yuan", &["perplexity"]),

@@ -16,7 +16,7 @@ use yuan::{
     pager::{Mode, drive},
 };
 use yuan_tools::{
-    console::{size, stopped},
+    console::{cancel_on_stop, size, stopped},
     open::RunArgs,
     stats::{self, Lap, Meter},
 };
@@ -85,6 +85,7 @@ impl Bench {
 
         let run = |state: &mut State, tokens: Range<usize>, batch: usize| -> anyhow::Result<Vec<Duration>> {
             let tokens: Vec<u32> = tokens.map(token).collect();
+            let _stop = cancel_on_stop(state.cancel.clone());
             let call = |batch: &[u32]| {
                 let start = Instant::now();
                 model.forward(batch, state, Want::Last)?;

@@ -4,6 +4,7 @@ use std::{
     env, fs,
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, ensure};
@@ -13,16 +14,16 @@ use yuan::{
     pager::Usage,
     quantize::{DType, Options},
     sampler::{Sampler, Settings},
-    session::Session,
+    session::{Engine, Limits, Session},
     tokenizer::Special,
 };
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
-    open::{Opened, PagingArgs, RunArgs},
+    open::{PagingArgs, RunArgs},
 };
 
-use crate::generate::{Answer, answer};
+use crate::answer::{Answer, answer};
 
 /// Headers as the demo model knows them: what follows is made up.
 const PROMPTS: [(&str, u64); 2] = [("Psalms 151:1-4<sep>", 4), ("春日山中 李白<sep>", 4)];
@@ -73,12 +74,12 @@ impl Demo {
             float: false,
             paging: PagingArgs::default(),
         };
-        let opened = run.open(self.most)?;
-        let config = opened.model.config();
+        let engine = run.open(self.most)?;
+        let config = engine.model().config();
         println!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
-            opened.model.kernels(),
-            opened.model.threads(),
+            engine.model().kernels(),
+            engine.model().threads(),
             config.experts_used,
             config.experts,
             config.layers
@@ -87,7 +88,7 @@ impl Demo {
             if stopped() {
                 return Ok(());
             }
-            self.tell(&opened, prompt, self.seed.unwrap_or(seed))?;
+            self.tell(&engine, prompt, self.seed.unwrap_or(seed))?;
         }
         println!(
             "\nThe same by hand: yuan generate {} -p '{}' --temp 0.7",
@@ -127,36 +128,38 @@ impl Demo {
         Ok(output)
     }
 
-    fn tell(&self, opened: &Opened, prompt: &str, seed: u64) -> anyhow::Result<()> {
-        let ids = opened.tokenizer.encode(prompt, Special::Parse);
+    fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: u64) -> anyhow::Result<()> {
+        let ids = engine.tokenizer().encode(prompt, Special::Parse);
         ensure!(!ids.is_empty(), "the demo model's tokenizer makes nothing of {prompt:?}");
-        let mut session = Session::new(opened.model.clone(), ids.len() + self.most, KvType::F16)?;
-        let settings = Settings { temperature: 0.7, top_k: 0, top_p: 0.9, seed };
-        let before = opened.model.pager().usage();
+        let mut session = Session::new(engine.clone(), ids.len() + self.most, KvType::F16)?;
+        let settings = Settings { temperature: 0.7, top_p: 0.9, seed, ..Settings::default() };
+        let mut sampler = Sampler::new(settings)?;
+        let limits = Limits::tokens(self.most);
+        let before = engine.model().pager().usage();
         println!("\n> {prompt}");
-        let answer = answer(opened, &mut session, ids, self.most, false, Sampler::new(settings)?, |text| {
+        let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| {
             print!("{text}");
             Ok(std::io::stdout().flush()?)
         })?;
         println!();
-        report(opened, &answer, &before);
+        report(engine, ids.len(), &answer, &before);
         Ok(())
     }
 }
 
-fn report(opened: &Opened, answer: &Answer, before: &Usage) {
-    let usage = opened.model.pager().usage();
-    let config = opened.model.config();
-    let tokens = (answer.prompt.len() + answer.tokens.len().saturating_sub(1)).max(1);
+fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
+    let usage = engine.model().pager().usage();
+    let config = engine.model().config();
+    let tokens = (prompt + answer.tokens.len().saturating_sub(1)).max(1);
     let touched = usage.uses.iter().zip(&before.uses).filter(|(now, then)| now > then).count();
     let (_, decode) = answer.rates();
     // Every request that names an expert reads it once.
     let requests =
         |usage: &Usage| [usage.prefill, usage.decode].map(|h| h.hits + h.misses).iter().sum::<u64>();
-    let read = (requests(&usage) - requests(before)) * opened.model.pager().expert_bytes() as u64;
+    let read = (requests(&usage) - requests(before)) * engine.model().pager().expert_bytes() as u64;
     println!(
         "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
-        answer.prompt.len(),
+        prompt,
         answer.tokens.len(),
         config.layers * config.experts_used,
         config.layers * config.experts,

@@ -3,23 +3,22 @@
 use std::{
     fs,
     io::{Read, Write},
-    ops::ControlFlow,
     path::PathBuf,
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
 use anyhow::Context;
 use clap::Args;
-use serde_json::json;
 use yuan::{
-    sampler::{Sampler, Settings},
-    session::{Finish, Session},
+    sampler::Sampler,
+    session::{Engine, Finish, Limits, Restored, Session, room_of},
     tokenizer::{Message, Special},
 };
-use yuan_tools::{
-    console::{stopped, token_bar},
-    open::{Opened, RunArgs},
-    stats::{self, Lap, Meter},
+use yuan_tools::{open::RunArgs, stats};
+
+use crate::{
+    answer::{Answer, answer, to_json, warm},
+    sampling::Sampling,
 };
 
 /// Continue a prompt
@@ -28,15 +27,17 @@ use yuan_tools::{
 Examples:
   yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
-  yuan generate model.gguf --file prompt.txt --json
+  yuan generate model.gguf --file prompt.txt --json --stop 'THE END'
   yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
+  yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
+  yuan generate model.gguf --load story.session -n 500
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
 tokens unless --no-special or --chat is given.")]
 pub struct Generate {
     #[command(flatten)]
     run: RunArgs,
     /// The prompt
-    #[arg(long, short, value_name = "TEXT", required_unless_present = "file")]
+    #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["file", "load"])]
     prompt: Option<String>,
     /// Read the prompt from a file (- for standard input)
     #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
@@ -49,15 +50,21 @@ pub struct Generate {
     /// Room for tokens; by default the prompt and -n
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
+    #[arg(long, value_name = "N")]
+    context_shift: Option<usize>,
     /// Take the prompt as a question, and put it into the chat form of the model
     #[arg(long)]
     chat: bool,
     /// Leave special strings in the prompt as text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
-    /// Go on after <eod>
-    #[arg(long)]
-    ignore_eod: bool,
+    /// Begin where a saved session has ended; so do its random choices, with its settings unless others are given
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// Save the session at the end, to go on from there
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
     /// Say on stderr how experts came into memory, and how long tokens took
     #[arg(long)]
     stats: bool,
@@ -66,73 +73,30 @@ pub struct Generate {
     json: bool,
 }
 
-/// How to choose tokens.
-#[derive(Args, Clone)]
-pub struct Sampling {
-    /// Temperature; 0 always takes the best token
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
-    temp: f32,
-    /// Keep the K best tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    top_k: usize,
-    /// Keep the best tokens up to this sum of probabilities
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
-    top_p: f32,
-    /// Seed of the random choices
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-}
-
-impl Sampling {
-    pub fn settings(&self) -> Settings {
-        Settings { temperature: self.temp, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
-    }
-}
-
-/// A generated text with its figures.
-pub struct Answer {
-    pub prompt: Vec<u32>,
-    pub tokens: Vec<u32>,
-    pub text: String,
-    pub finish: Finish,
-    pub prefill: Duration,
-    pub decode: Duration,
-    /// What the pager did in each.
-    pub laps: [Lap; 2],
-    /// Of the tokens behind the first.
-    pub times: Vec<Duration>,
-}
-
-impl Answer {
-    /// Tokens a second of prefill and decode. The first token of the answer comes from the prefill.
-    pub fn rates(&self) -> (f64, f64) {
-        let decoded = self.tokens.len().saturating_sub(1) as f64;
-        (self.prompt.len() as f64 / self.prefill.as_secs_f64(), decoded / self.decode.as_secs_f64().max(1e-9))
-    }
-}
-
 impl Generate {
     pub fn run(self) -> anyhow::Result<()> {
         let text = match (&self.prompt, &self.file) {
             (Some(text), _) => text.clone(),
             (None, Some(file)) => read(file)?,
-            (None, None) => anyhow::bail!("give a prompt with -p TEXT or --file FILE"),
+            (None, None) => String::new(),
         };
         let (mut prompt, mut context) = (Vec::new(), 0);
-        let opened = self.run.open_for(|tokenizer, _| {
-            anyhow::ensure!(!text.is_empty(), "the prompt is empty; give some text");
+        let engine = self.run.open_for(|tokenizer, _| {
+            anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
             prompt = match (self.chat, self.no_special) {
                 (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
                 (false, true) => tokenizer.encode(&text, Special::AsText),
                 (false, false) => tokenizer.encode(&text, Special::Parse),
             };
-            context = self.context.unwrap_or(prompt.len() + self.most);
+            let before = self.load.as_deref().map_or(Ok(0), room_of)?;
+            context = self.context.unwrap_or(before + prompt.len() + self.most);
             Ok(context)
         })?;
-        let mut session = Session::new(opened.model.clone(), context, self.run.kv)?;
-        let sampler = Sampler::new(self.sampling.settings())?;
+        let (mut session, mut sampler) = self.begin(&engine, context)?;
+        let timeline = [session.tokens(), &prompt].concat();
+        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(self.most) };
         let json = self.json;
-        let answer = answer(&opened, &mut session, prompt, self.most, self.ignore_eod, sampler, |text| {
+        let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
             if !json {
                 print!("{text}");
                 std::io::stdout().flush()?;
@@ -140,15 +104,28 @@ impl Generate {
             Ok(())
         })?;
         if json {
-            print_json(&opened, &answer)
+            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt, engine.model()))?;
         } else {
             print_figures(&answer)?;
-            if self.stats {
-                let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
-                eprintln!("{}", stats::describe(&opened.model, &laps, &answer.times));
-            }
-            Ok(())
         }
+        if self.stats && !json {
+            let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
+            eprintln!("{}", stats::describe(engine.model(), &laps, &answer.times));
+        }
+        match &self.save {
+            Some(file) => Ok(session.save(file, Some(&sampler))?),
+            None => Ok(()),
+        }
+    }
+
+    /// The session and the sampler to begin with: new ones, or those of a file.
+    fn begin(&self, engine: &Arc<Engine>, context: usize) -> anyhow::Result<(Session, Sampler)> {
+        let Some(file) = &self.load else {
+            return Ok((Session::new(engine.clone(), context, self.run.kv)?, self.sampling.sampler(engine)?));
+        };
+        let Restored { session, sampler, hot } = Session::restore(engine.clone(), file, Some(context))?;
+        warm(engine, &hot);
+        Ok((session, self.sampling.resume(engine, sampler)?))
     }
 }
 
@@ -161,80 +138,23 @@ fn read(file: &PathBuf) -> anyhow::Result<String> {
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// Runs the prompt and streams the answer to `show`, until it ends or Ctrl-C is pressed.
-pub fn answer(
-    opened: &Opened,
-    session: &mut Session,
-    prompt: Vec<u32>,
-    most: usize,
-    ignore_eod: bool,
-    mut sampler: Sampler,
-    mut show: impl FnMut(&str) -> anyhow::Result<()>,
-) -> anyhow::Result<Answer> {
-    let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let mut meter = Meter::new(&opened.model);
-    let start = Instant::now();
-    let bar = token_bar(prompt.len() as u64, "prompt");
-    let logits = session.extend(&prompt, |done| {
-        bar.set_position(done as u64);
-        flow()
-    })?;
-    bar.finish_and_clear();
-    let prefill = start.elapsed();
-    let prompt_lap = meter.lap(prompt.len());
-
-    let start = Instant::now();
-    let stops: Vec<u32> = opened.tokenizer.eod().filter(|_| !ignore_eod).into_iter().collect();
-    let (mut tokens, mut text, mut stream) = (Vec::new(), String::new(), opened.tokenizer.stream());
-    let (mut shown, mut times, mut last) = (Ok(()), Vec::new(), start);
-    let finish = session.generate(logits, most, &stops, &mut sampler, |token| {
-        tokens.push(token);
-        if tokens.len() > 1 {
-            times.push(last.elapsed());
-        }
-        last = Instant::now();
-        let piece = stream.push(token);
-        text.push_str(&piece);
-        shown = show(&piece);
-        if shown.is_err() { ControlFlow::Break(()) } else { flow() }
-    })?;
-    shown?;
-    let decode = start.elapsed();
-    let rest = stream.finish();
-    show(&rest)?;
-    text.push_str(&rest);
-    let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
-    Ok(Answer { prompt, tokens, text, finish, prefill, decode, laps, times })
-}
-
 fn print_figures(answer: &Answer) -> anyhow::Result<()> {
     writeln!(std::io::stdout())?;
     let (prefill, decode) = answer.rates();
+    let reused = match answer.synced.reused {
+        0 => String::new(),
+        n => format!("{n} tokens reused, "),
+    };
     eprintln!(
-        "{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
-        answer.prompt.len(),
+        "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
+        answer.synced.computed,
         answer.tokens.len(),
         match answer.finish {
             Finish::Stop => "",
+            Finish::StopText => " (stopped by --stop)",
             Finish::Length => " (stopped by -n)",
             Finish::Cancelled => " (stopped by Ctrl-C)",
         }
     );
     Ok(())
-}
-
-fn print_json(opened: &Opened, answer: &Answer) -> anyhow::Result<()> {
-    let (prefill, decode) = answer.rates();
-    let finish = match answer.finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
-        Finish::Cancelled => "cancelled",
-    };
-    let object = json!({
-        "prompt_tokens": answer.prompt, "tokens": answer.tokens, "text": answer.text, "finish": finish,
-        "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
-        "token_ms": stats::token_times(&answer.times), "paging": stats::placement(&opened.model),
-        "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
-    });
-    Ok(writeln!(std::io::stdout(), "{object}")?)
 }

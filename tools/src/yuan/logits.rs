@@ -8,7 +8,7 @@ use yuan::{
     model::{State, Want},
     session::BATCH,
 };
-use yuan_tools::open::RunArgs;
+use yuan_tools::{console::cancel_on_stop, open::RunArgs};
 
 /// Write the logits of given tokens to a NumPy file: float32, one row a position
 #[derive(Args)]
@@ -29,8 +29,10 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> anyhow::Result<()> {
-        let model = self.run.open(self.tokens.len())?.model;
+        let engine = self.run.open(self.tokens.len())?;
+        let model = engine.model();
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
+        let _stop = cancel_on_stop(state.cancel.clone());
         let mut rows = Vec::new();
         for batch in self.tokens.chunks(BATCH) {
             rows.extend(model.forward(batch, &mut state, Want::All)?);

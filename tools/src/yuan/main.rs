@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod answer;
 mod bench;
+mod chat;
 mod demo;
 mod generate;
 mod inspect;
@@ -12,6 +14,7 @@ mod logits;
 mod perplexity;
 mod plan;
 mod replay;
+mod sampling;
 mod tokenize;
 mod trace;
 
@@ -25,6 +28,7 @@ mod trace;
 Examples:
   yuan demo
   yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
+  yuan chat model.gguf --temp 0.7
   yuan bench model.gguf -p 512 -n 128
 Containers are made by yuan-quant."
 )]
@@ -39,6 +43,8 @@ enum Command {
     Demo(demo::Demo),
     /// Continue a prompt
     Generate(generate::Generate),
+    /// Talk with a model: questions and answers in turn
+    Chat(chat::Chat),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
     /// Write the logits of given tokens to a NumPy file
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
     yuan_tools::console::run(|| match cli.command {
         Command::Demo(c) => c.run(),
         Command::Generate(c) => c.run(),
+        Command::Chat(c) => c.run(),
         Command::Tokenize(c) => c.run(),
         Command::Logits(c) => c.run(),
         Command::Perplexity(c) => c.run(),

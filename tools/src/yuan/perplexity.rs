@@ -1,17 +1,17 @@
 //! `yuan perplexity`: how well a model predicts a text, and how far it is from another.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
     model::{Model, State, Want},
-    session::BATCH,
+    session::{BATCH, Engine},
     tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
-    console::{stopped, token_bar},
+    console::{cancel_on_stop, stopped, token_bar},
     open::RunArgs,
 };
 
@@ -22,7 +22,7 @@ Examples:
   yuan perplexity model.gguf --file text.txt
   yuan perplexity q4.gguf --file heldout.txt --documents 1-58 --against bf16.gguf
 Documents are divided by lines that say <eod>. Each is run by itself from an empty state; every token but its first
-is predicted, special tokens and the closing <eod> included.")]
+is predicted, special tokens and the closing <eod> included. With --against, --memory is for each of the two models.")]
 pub struct Perplexity {
     #[command(flatten)]
     run: RunArgs,
@@ -55,17 +55,17 @@ impl Perplexity {
         let text =
             fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let mut documents = Vec::new();
-        let opened = self.run.open_for(|tokenizer, config| {
+        let engine = self.run.open_for(|tokenizer, config| {
             documents = split(&text, tokenizer);
             Ok(documents.iter().map(Vec::len).max().unwrap_or(0).min(config.context))
         })?;
         let context = documents.iter().map(Vec::len).max().unwrap_or(0);
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?.model),
+            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?),
         };
         if let Some(other) = &other {
-            let (a, b) = (opened.model.config().vocab, other.config().vocab);
+            let (a, b) = (engine.model().config().vocab, other.model().config().vocab);
             ensure!(
                 a == b,
                 "the models have vocabularies of {a} and {b}: their predictions cannot be compared"
@@ -83,9 +83,9 @@ impl Perplexity {
         let bar = token_bar(documents.iter().map(|d| d.len() as u64).sum(), "perplexity");
         let mut score = Score::default();
         for document in documents {
-            for window in document.chunks(opened.model.config().context) {
+            for window in document.chunks(engine.model().config().context) {
                 ensure!(!stopped(), "stopped on request");
-                self.score(window, &opened.model, other.as_ref(), &mut score)?;
+                self.score(window, engine.model(), other.as_deref().map(Engine::model), &mut score)?;
                 bar.inc(window.len() as u64);
             }
         }
@@ -99,12 +99,16 @@ impl Perplexity {
         &self,
         tokens: &[u32],
         model: &Model,
-        other: Option<&Arc<Model>>,
+        other: Option<&Model>,
         score: &mut Score,
     ) -> anyhow::Result<()> {
         let states = |model: &Model| State::new(model.config(), tokens.len(), self.run.kv);
         let mut state = states(model)?;
+        let _stop = cancel_on_stop(state.cancel.clone());
         let mut other = other.map(|m| Ok::<_, yuan::Error>((m, states(m)?))).transpose()?;
+        if let Some((_, other)) = &mut other {
+            other.cancel = state.cancel.clone();
+        }
         let vocab = model.config().vocab;
         let mut at = 0;
         for batch in tokens.chunks(BATCH) {

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use yuan::{
     pager::trace::{Trace as Requests, Traced},
-    sampler::Sampler,
     session::Session,
     tokenizer::Special,
 };
 use yuan_tools::open::RunArgs;
 
-use crate::generate::{Sampling, answer};
+use crate::{answer::answer, sampling::Sampling};
 
 /// Write down which experts a run uses, for `yuan replay`
 #[derive(Args)]
@@ -30,9 +29,6 @@ pub struct Trace {
     most: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// Go on after <eod>
-    #[arg(long)]
-    ignore_eod: bool,
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
@@ -41,20 +37,20 @@ pub struct Trace {
 impl Trace {
     pub fn run(self) -> anyhow::Result<()> {
         let mut prompt = Vec::new();
-        let opened = self.run.open_for(|tokenizer, _| {
+        let engine = self.run.open_for(|tokenizer, _| {
             anyhow::ensure!(!self.prompt.is_empty(), "the prompt is empty; give some text");
             prompt = tokenizer.encode(&self.prompt, Special::Parse);
             Ok(prompt.len() + self.most)
         })?;
-        let (model, config) = (&opened.model, opened.model.config());
+        let (model, config) = (engine.model(), engine.model().config());
         anyhow::ensure!(
             model.pager().tiles() > 0,
             "the experts of this model are not in tiles: convert it with yuan-quant"
         );
-        let mut session = Session::new(model.clone(), prompt.len() + self.most, self.run.kv)?;
+        let mut session = Session::new(engine.clone(), prompt.len() + self.most, self.run.kv)?;
         model.pager().record();
-        let sampler = Sampler::new(self.sampling.settings())?;
-        let answer = answer(&opened, &mut session, prompt, self.most, self.ignore_eod, sampler, |_| Ok(()))?;
+        let (mut sampler, limits) = (self.sampling.sampler(&engine)?, self.sampling.limits(self.most));
+        let answer = answer(&mut session, &prompt, &limits, &mut sampler, |_| Ok(()))?;
         let placement = model.placement();
         let traced = Traced {
             yuan_trace: 1,
@@ -66,7 +62,7 @@ impl Trace {
         };
         let trace = Requests { model: traced, requests: model.pager().recorded() };
         trace.write(&self.output)?;
-        let (requests, tokens) = (trace.requests.len(), answer.prompt.len() + answer.tokens.len());
+        let (requests, tokens) = (trace.requests.len(), prompt.len() + answer.tokens.len());
         eprintln!("{}: {requests} requests of {tokens} tokens", self.output.display());
         Ok(())
     }

@@ -1,0 +1,53 @@
+//! Tokens from the best to the worst, sorted only as far as someone looks: a choice looks at a few of 135,040.
+
+/// Tokens that are sorted when someone looks at the first.
+const FIRST: usize = 64;
+
+/// All tokens with a finite logit, in order as far as they were asked for.
+pub struct Ranking {
+    tokens: Vec<(u32, f32)>,
+    sorted: usize,
+}
+
+impl Ranking {
+    /// The tokens of these logits.
+    pub fn new(logits: &[f32]) -> Self {
+        Self { tokens: (0..).zip(logits.iter().copied()).filter(|(_, l)| l.is_finite()).collect(), sorted: 0 }
+    }
+
+    /// How many tokens there are.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The highest logit.
+    pub fn max(&self) -> Option<f32> {
+        self.tokens.iter().map(|t| t.1).reduce(f32::max)
+    }
+
+    /// Token and logit of rank `i`, of equals the lower id first.
+    pub fn get(&mut self, i: usize) -> (u32, f32) {
+        while i >= self.sorted {
+            let more = self.sorted.max(FIRST).min(self.tokens.len() - self.sorted);
+            let rest = &mut self.tokens[self.sorted..];
+            let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+            rest.select_nth_unstable_by(more - 1, order);
+            rest[..more].sort_unstable_by(order);
+            self.sorted += more;
+        }
+        self.tokens[i]
+    }
+
+    /// The sum of the weights of the best `n`, in an order that does not depend on how far the tokens are sorted: of all
+    /// by id, of fewer by rank.
+    pub fn sum(&mut self, n: usize, weight: impl Fn(f32) -> f64) -> f64 {
+        if n < self.tokens.len() {
+            return (0..n).map(|i| weight(self.get(i).1)).sum();
+        }
+        if self.sorted > 0 {
+            self.tokens.sort_unstable_by_key(|t| t.0);
+            self.sorted = 0;
+        }
+        self.tokens.iter().map(|t| weight(t.1)).sum()
+    }
+}

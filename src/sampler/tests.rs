@@ -1,0 +1,201 @@
+use super::*;
+
+const LOGITS: [f32; 5] = [1.0, 3.0, f32::NAN, 2.0, -1.0];
+
+fn warm() -> Settings {
+    Settings { temperature: 1.0, ..Settings::default() }
+}
+
+fn draw(settings: Settings, n: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(settings).unwrap();
+    (0..n).map(|_| sampler.sample(&LOGITS)).collect()
+}
+
+/// Logits as a vocabulary of that size has them, the same on every machine.
+fn many(n: u32) -> Vec<f32> {
+    (0..n).map(|i| (i.wrapping_mul(2_654_435_761) >> 12) as f32 / 65_536.0).collect()
+}
+
+#[test]
+fn no_temperature_takes_the_best() {
+    assert_eq!(draw(Settings::default(), 3), [1, 1, 1]);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_stream() {
+    let settings = Settings { seed: 7, ..warm() };
+    assert_eq!(draw(settings.clone(), 100), draw(settings.clone(), 100));
+    assert_ne!(draw(settings.clone(), 100), draw(Settings { seed: 8, ..settings }, 100));
+}
+
+/// These choices are the same on every machine; other ones are another chain, and belong into the change log.
+#[test]
+fn a_seed_gives_these_choices() {
+    let settings = Settings {
+        seed: 42,
+        top_k: 50,
+        top_p: 0.95,
+        min_p: 0.05,
+        repeat_penalty: 1.1,
+        frequency_penalty: 0.1,
+        temperature: 0.8,
+        ..Settings::default()
+    };
+    let mut sampler = Sampler::new(settings).unwrap();
+    let logits = many(4096);
+    let drawn: Vec<u32> = (0..8).map(|_| sampler.sample(&logits)).collect();
+    assert_eq!(drawn, CHOICES);
+}
+
+const CHOICES: [u32; 8] = [432, 1131, 3770, 55, 1419, 1275, 2961, 665];
+
+#[test]
+fn top_k_top_p_and_min_p_cut_the_tail() {
+    assert!(draw(Settings { top_k: 2, ..warm() }, 500).iter().all(|id| [1, 3].contains(id)));
+    assert!(draw(Settings { top_p: 0.5, ..warm() }, 500).iter().all(|&id| id == 1));
+    // The probabilities are as e^-2, 1, e^-1 and e^-4.
+    assert!(draw(Settings { min_p: 0.3, ..warm() }, 500).iter().all(|id| [1, 3].contains(id)));
+    let all = draw(Settings { min_p: 0.01, ..warm() }, 2000);
+    assert!([0, 1, 3, 4].iter().all(|id| all.contains(id)));
+}
+
+#[test]
+fn frequencies_follow_the_softmax() {
+    for temperature in [1.0, 0.5] {
+        let drawn = draw(Settings { temperature, ..Settings::default() }, 20_000);
+        let weight = |l: f32| (l / temperature).exp();
+        let sum: f32 = [1f32, 3.0, 2.0, -1.0].into_iter().map(weight).sum();
+        for (id, logit) in [(0, 1f32), (1, 3.0), (3, 2.0), (4, -1.0)] {
+            let share = drawn.iter().filter(|&&d| d == id).count() as f32 / 20_000.0;
+            assert!((share - weight(logit) / sum).abs() < 0.015, "{id}: {share}");
+        }
+    }
+}
+
+/// Top-p comes before the temperature: heat does not widen the choice.
+#[test]
+fn the_cuts_do_not_depend_on_the_temperature() {
+    let settings = Settings { top_p: 0.6, temperature: 100.0, ..Settings::default() };
+    assert!(draw(settings, 500).iter().all(|&id| id == 1));
+}
+
+#[test]
+fn partial_sorting_gives_the_order_of_a_full_sort() {
+    let logits = many(5000);
+    let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    let mut ranking = Ranking::new(&logits);
+    for i in [0, 3, 63, 64, 700, 64, 4999] {
+        assert_eq!(ranking.get(i), sorted[i]);
+    }
+}
+
+#[test]
+fn repetition_is_punished_in_the_window_only() {
+    let punished = Settings { repeat_penalty: 100.0, repeat_last_n: 1, ..Settings::default() };
+    assert_eq!(draw(punished.clone(), 4), [1, 3, 1, 3]);
+    assert_eq!(draw(Settings { repeat_last_n: 2, ..punished.clone() }, 4), [1, 3, 0, 1]);
+    assert_eq!(draw(Settings { repeat_last_n: 0, ..punished.clone() }, 3), [1, 1, 1]);
+    let mut sampler = Sampler::new(punished).unwrap();
+    sampler.follow(&[4, 1]);
+    assert_eq!(sampler.sample(&LOGITS), 3, "the prompt counts");
+}
+
+#[test]
+fn presence_counts_once_and_frequency_every_time() {
+    let long = Settings { repeat_last_n: usize::MAX, ..Settings::default() };
+    // 3, 2 and 1 are the logits of 1, 3 and 0.
+    assert_eq!(draw(Settings { presence_penalty: 1.5, ..long.clone() }, 4), [1, 3, 1, 1]);
+    assert_eq!(draw(Settings { frequency_penalty: 0.75, ..long }, 5), [1, 1, 3, 1, 3]);
+}
+
+#[test]
+fn bias_lifts_and_forbids() {
+    let bias = |logit_bias| Settings { logit_bias, ..Settings::default() };
+    assert_eq!(draw(bias(vec![(4, 10.0)]), 1), [4]);
+    assert_eq!(draw(bias(vec![(1, f32::NEG_INFINITY), (900, 5.0)]), 1), [3]);
+    let forbidden = Settings { temperature: 5.0, ..bias(vec![(1, f32::NEG_INFINITY)]) };
+    assert!(!draw(forbidden, 500).contains(&1));
+}
+
+#[test]
+fn nonsense_settings_are_errors() {
+    for settings in [
+        Settings { temperature: -1.0, ..Settings::default() },
+        Settings { temperature: f32::NAN, ..Settings::default() },
+        Settings { top_p: 0.0, ..Settings::default() },
+        Settings { min_p: 1.5, ..Settings::default() },
+        Settings { repeat_penalty: 0.0, ..Settings::default() },
+        Settings { presence_penalty: f32::INFINITY, ..Settings::default() },
+        Settings { frequency_penalty: f32::NAN, ..Settings::default() },
+        Settings { logit_bias: vec![(3, f32::NAN)], ..Settings::default() },
+    ] {
+        assert!(Sampler::new(settings.clone()).is_err(), "{settings:?}");
+    }
+}
+
+#[test]
+fn logits_without_a_number_give_token_0() {
+    for temperature in [0.0, 1.0] {
+        let mut sampler = Sampler::new(Settings { temperature, ..Settings::default() }).unwrap();
+        assert_eq!(sampler.sample(&[f32::NAN, f32::NEG_INFINITY]), 0);
+        assert_eq!(sampler.sample(&[]), 0);
+    }
+}
+
+#[test]
+fn a_saved_sampler_goes_on_as_if_it_had_not_been_saved() {
+    let settings = Settings {
+        frequency_penalty: 0.3,
+        logit_bias: vec![(4, 1.5), (0, f32::NEG_INFINITY)],
+        repeat_last_n: 7,
+        ..warm()
+    };
+    let mut sampler = Sampler::new(settings).unwrap();
+    for _ in 0..50 {
+        let mut restored = Sampler::from_bytes(&sampler.to_bytes()).unwrap();
+        assert_eq!(restored, sampler);
+        assert_eq!(restored.sample(&LOGITS), sampler.sample(&LOGITS));
+    }
+    let bytes = sampler.to_bytes();
+    for end in 0..bytes.len() {
+        assert!(Sampler::from_bytes(&bytes[..end]).is_err());
+    }
+    assert!(Sampler::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
+}
+
+/// However a text is cut, it is shown up to the first stop string, and nothing of that is shown too early.
+#[test]
+fn stop_strings_are_found_across_pieces() {
+    let text = "ababac 春眠不覺曉 abac";
+    let pieces = |mask: u32| {
+        let mut out = vec![String::new()];
+        for (i, c) in text.chars().enumerate() {
+            if mask >> i & 1 == 1 {
+                out.push(String::new());
+            }
+            out.last_mut().unwrap().push(c);
+        }
+        out
+    };
+    for stops in [&["abac"][..], &["眠不", "覺"], &["acx", "曉 abad"], &["b", "a"], &["x", ""], &[]] {
+        let stops: Vec<String> = stops.iter().map(|&s| s.to_owned()).collect();
+        let end = stops.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
+        // Every 61st way to cut seventeen characters.
+        for mask in (0..1 << 17).step_by(61) {
+            let (mut stop, mut shown, mut found) = (StopText::new(&stops), String::new(), false);
+            for piece in pieces(mask) {
+                let (text, stopped) = stop.push(&piece);
+                shown.push_str(&text);
+                found = stopped;
+                if found {
+                    break;
+                }
+            }
+            if !found {
+                shown.push_str(&stop.finish());
+            }
+            assert_eq!((shown.as_str(), found), (&text[..end.unwrap_or(text.len())], end.is_some()));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! An open model: what sessions share.
+
+use std::{path::Path, sync::Arc};
+
+use crate::{
+    container::Container,
+    error::Result,
+    model::{Model, Options},
+    tokenizer::Tokenizer,
+};
+
+/// A model that is ready to run, with its tokenizer and the container that it came from. Threads share it.
+#[derive(Debug)]
+pub struct Engine {
+    container: Container,
+    model: Model,
+    tokenizer: Tokenizer,
+}
+
+impl Engine {
+    /// Opens a container and makes its model and its tokenizer.
+    ///
+    /// # Errors
+    /// As [`Container::open`], [`Model::load`], [`Container::vocab`] and [`Tokenizer::new`].
+    pub fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
+        Self::new(Container::open(path)?, options)
+    }
+
+    /// [`Engine::open`] with a container that is open.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn new(container: Container, options: &Options) -> Result<Arc<Self>> {
+        let tokenizer = Tokenizer::new(container.vocab()?)?;
+        Self::with_tokenizer(container, tokenizer, options)
+    }
+
+    /// [`Engine::new`] with the container's tokenizer, for who needs it before: to know how many tokens there will be.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn with_tokenizer(
+        container: Container,
+        tokenizer: Tokenizer,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
+        let model = Model::load(&container, options)?;
+        Ok(Arc::new(Self { container, model, tokenizer }))
+    }
+
+    /// The container.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// The weights, ready to run.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The container's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+}

@@ -1,0 +1,209 @@
+//! Tokens in, tokens out: an [`Engine`] is a model with its tokenizer, a [`Session`] one timeline on it.
+
+mod engine;
+mod generate;
+mod restore;
+mod save;
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use crate::{
+    error::{Error, Result},
+    model::{KvType, State, Want},
+};
+
+pub use crate::model::{BATCH, Cancel};
+pub use engine::Engine;
+pub use generate::{Finish, Limits};
+pub use restore::{Restored, room_of};
+
+/// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time.
+///
+/// The model runs a token when something is asked for that depends on it: the last token of an answer is not run before the
+/// session goes on.
+#[derive(Debug)]
+pub struct Session {
+    engine: Arc<Engine>,
+    state: State,
+    /// The timeline; the model has run the first `state.position()`.
+    tokens: Vec<u32>,
+    /// Of the last token; empty when they are not computed.
+    logits: Vec<f32>,
+    /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
+    pub note: String,
+}
+
+/// What [`Session::sync`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Synced {
+    /// Tokens whose state was there already.
+    pub reused: usize,
+    /// Tokens that the model ran.
+    pub computed: usize,
+}
+
+impl Session {
+    /// An empty timeline with room for `context` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for a context that there is no memory for.
+    pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
+        let state = State::new(engine.model().config(), context, kv)?;
+        Ok(Self { engine, state, tokens: Vec::new(), logits: Vec::new(), note: String::new() })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// The timeline so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens of the timeline.
+    pub fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Tokens that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.state.capacity()
+    }
+
+    /// Makes room for at least `context` tokens.
+    ///
+    /// # Errors
+    /// As [`Session::new`]; the room is then as before.
+    pub fn reserve(&mut self, context: usize) -> Result<()> {
+        if context > self.capacity() { self.state.resize(context) } else { Ok(()) }
+    }
+
+    /// The type of the key-value cache.
+    pub fn kv_type(&self) -> KvType {
+        self.state.kv_type()
+    }
+
+    /// Stops this session's calls from another thread: between two tokens, batches or layers. The call then returns
+    /// [`Error::Cancelled`], or [`Finish::Cancelled`] from [`Session::generate`]. The session can go on from there.
+    pub fn cancel_token(&self) -> Cancel {
+        self.state.cancel.clone()
+    }
+
+    /// Makes the timeline these `tokens`, and runs them: what the timeline has in common with them at its beginning is kept, or
+    /// as much of it as there is a snapshot for. `progress` hears how many tokens of the list are done after each batch, and can
+    /// break off.
+    ///
+    /// The state is the same, bit for bit, as if the timeline had never been another one.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] or [`Error::Argument`] (an id outside the vocabulary), and nothing has changed;
+    /// [`Error::Cancelled`], and those of the pager: the timeline then is the tokens that were run.
+    pub fn sync(&mut self, tokens: &[u32], progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<Synced> {
+        self.check(tokens)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        if common < self.tokens.len() || common < tokens.len() {
+            self.logits.clear();
+        }
+        let reused = self.state.rewind(common);
+        self.tokens.truncate(reused);
+        self.tokens.extend_from_slice(&tokens[reused..]);
+        // A chat closes the prompt with a token that the next prompt does not have in this place.
+        self.state.mark_at(tokens.len().saturating_sub(1));
+        if let Err(error) = self.run(progress) {
+            self.tokens.truncate(self.state.position());
+            return Err(error);
+        }
+        self.state.mark();
+        Ok(Synced { reused, computed: tokens.len() - reused })
+    }
+
+    /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.
+    ///
+    /// # Errors
+    /// As [`Session::sync`]; [`Error::Argument`] for no tokens.
+    pub fn extend(
+        &mut self,
+        tokens: &[u32],
+        mut progress: impl FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(no_tokens());
+        }
+        let before = self.tokens.len();
+        let all = [&self.tokens, tokens].concat();
+        self.sync(&all, |done| progress(done.saturating_sub(before)))?;
+        Ok(())
+    }
+
+    /// The logits of the last token, [V].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty timeline; as [`Session::sync`], when the last tokens have not been run yet.
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        self.settle()?;
+        if self.logits.is_empty() {
+            self.logits = self.engine.model().logits(self.state.hidden())?;
+        }
+        Ok(&self.logits)
+    }
+
+    /// The last token's hidden state behind the final norm, \[H\]: an embedding of the timeline.
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn embedding(&mut self) -> Result<&[f32]> {
+        self.settle()?;
+        Ok(self.state.hidden())
+    }
+
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.len() > self.capacity() {
+            return Err(Error::ContextFull { capacity: self.capacity(), wanted: tokens.len() });
+        }
+        let vocab = self.engine.model().config().vocab;
+        match tokens.iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => {
+                let last = vocab - 1;
+                Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Runs what has not been run of the timeline, which is not empty.
+    fn settle(&mut self) -> Result<()> {
+        if self.tokens.is_empty() {
+            return Err(no_tokens());
+        }
+        if self.tokens.len() > self.capacity() {
+            return Err(Error::ContextFull { capacity: self.capacity(), wanted: self.tokens.len() });
+        }
+        self.run(|_| ControlFlow::Continue(()))
+    }
+
+    /// Runs what has not been run of the timeline.
+    fn run(&mut self, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+        let model = self.engine.model();
+        while self.state.position() < self.tokens.len() {
+            let rest = &self.tokens[self.state.position()..];
+            let batch = &rest[..rest.len().min(model.batch())];
+            self.logits.clear();
+            let result = model.forward(batch, &mut self.state, Want::Nothing);
+            if let Err(Error::Cancelled) = result {
+                self.state.cancel.clear();
+            }
+            result?;
+            let done = self.state.position();
+            if progress(done).is_break() && done < self.tokens.len() {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn no_tokens() -> Error {
+    Error::Argument("there are no tokens to run; give a prompt".into())
+}

@@ -1,0 +1,237 @@
+//! Saving a session to a file (FORMAT.md, "Saved sessions"): beside its place, flushed to the disk, and renamed when whole.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use super::Session;
+use crate::{
+    container::free_bytes,
+    error::{Error, Result},
+    model::{Arithmetic, Extent, KvType, Model},
+    sampler::Sampler,
+};
+
+/// How a file of ours begins.
+pub(super) const MAGIC: [u8; 8] = *b"YUANSESS";
+/// Version of the format.
+pub(super) const VERSION: u32 = 1;
+/// Bytes of the digest at the end.
+pub(super) const DIGEST: usize = 32;
+
+/// The numbers at the beginning of a file, all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    /// [`crate::container::Container::fingerprint`] of the model.
+    pub fingerprint: [u8; 32],
+    /// Place in [`KvType::ALL`].
+    pub kv: u32,
+    /// 0 integer, 1 float.
+    pub arithmetic: u32,
+    /// Place among the rotary conventions: mixed, f32, hfbf16.
+    pub rope: u32,
+    /// Layers, hidden size, heads, head dim.
+    pub shape: [u32; 4],
+    /// Tokens that the session had room for.
+    pub capacity: u64,
+    /// Tokens of the timeline.
+    pub tokens: u64,
+    /// Tokens whose state is in the file.
+    pub position: u64,
+    /// Snapshots of earlier positions.
+    pub snapshots: u64,
+    /// Bytes of the sampler; 0 where there is none.
+    pub sampler: u64,
+    /// Experts in the list of the most used ones.
+    pub hot: u64,
+    /// Bytes of the note.
+    pub note: u64,
+}
+
+impl Header {
+    /// Bytes of a header.
+    pub const BYTES: usize = 8 + 4 + 32 + 7 * 4 + 7 * 8;
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let words = [self.kv, self.arithmetic, self.rope].into_iter().chain(self.shape);
+        let counts =
+            [self.capacity, self.tokens, self.position, self.snapshots, self.sampler, self.hot, self.note];
+        let mut out = MAGIC.to_vec();
+        out.extend(VERSION.to_le_bytes());
+        out.extend(self.fingerprint);
+        out.extend(words.flat_map(u32::to_le_bytes));
+        out.extend(counts.into_iter().flat_map(u64::to_le_bytes));
+        out
+    }
+
+    /// Bytes of the whole file; `None` where they cannot be counted.
+    pub fn file_bytes(&self, model: &Model) -> Option<u64> {
+        let kv = *KvType::ALL.get(self.kv as usize)?;
+        let extent = Extent {
+            position: usize::try_from(self.position).ok()?,
+            snapshots: usize::try_from(self.snapshots).ok()?,
+        };
+        [
+            self.tokens.checked_mul(4)?,
+            self.sampler,
+            self.hot.checked_mul(8)?,
+            self.note,
+            extent.bytes(model.config(), kv)?,
+        ]
+        .into_iter()
+        .try_fold((Self::BYTES + DIGEST) as u64, u64::checked_add)
+    }
+}
+
+/// The numbers of a header that say for which model and settings a state is.
+pub(super) fn identity(model: &Model) -> ([u32; 4], u32, u32) {
+    let config = model.config();
+    let shape = [config.layers, config.hidden, config.heads, config.head_dim()];
+    let arithmetic = match model.arithmetic() {
+        Arithmetic::Integer => 0,
+        Arithmetic::Float => 1,
+    };
+    (shape.map(|n| n as u32), arithmetic, config.rope_precision as u32)
+}
+
+impl Session {
+    /// Writes the whole state, with the note, to `path`, and that of the sampler when one is given, so that [`Session::restore`] goes on as if
+    /// nothing had happened. A file that is there is replaced only when the new one is whole and on the disk.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`]; [`Error::Io`] for a folder that is not there or may not be written. What was there before is then as
+    /// it was.
+    pub fn save(&self, path: &Path, sampler: Option<&Sampler>) -> Result<()> {
+        let sampler = sampler.map(Sampler::to_bytes).unwrap_or_default();
+        let hot = self.hot_experts();
+        let model = self.engine.model();
+        let (shape, arithmetic, rope) = identity(model);
+        let extent = self.state.extent();
+        let header = Header {
+            fingerprint: self.engine.container().fingerprint(),
+            kv: KvType::ALL.iter().position(|&k| k == self.kv_type()).unwrap_or(0) as u32,
+            arithmetic,
+            rope,
+            shape,
+            capacity: self.capacity() as u64,
+            tokens: self.tokens.len() as u64,
+            position: extent.position as u64,
+            snapshots: extent.snapshots as u64,
+            sampler: sampler.len() as u64,
+            hot: hot.len() as u64,
+            note: self.note.len() as u64,
+        };
+        let needed = header.file_bytes(model).unwrap_or(u64::MAX);
+        write_beside(path, needed, |out| {
+            out.write_all(&header.to_bytes())?;
+            out.write_all(bytemuck::cast_slice(&self.tokens))?;
+            out.write_all(&sampler)?;
+            hot.iter().flatten().try_for_each(|n| out.write_all(&n.to_le_bytes()))?;
+            out.write_all(self.note.as_bytes())?;
+            self.state.write(out)
+        })
+    }
+
+    /// (layer, expert) of the experts that are worth having in memory, the most valuable first: as the pager says, or else the
+    /// most used ones.
+    fn hot_experts(&self) -> Vec<[u32; 2]> {
+        let model = self.engine.model();
+        let word = |n: usize| n as u32;
+        let hot = model.pager().hot();
+        if !hot.is_empty() {
+            return hot.into_iter().map(|(layer, expert)| [word(layer), word(expert)]).collect();
+        }
+        let uses = model.pager().usage().uses;
+        let experts = model.config().experts.max(1);
+        let mut used: Vec<usize> = (0..uses.len()).filter(|&i| uses[i] > 0).collect();
+        used.sort_by_key(|&i| std::cmp::Reverse(uses[i]));
+        used.into_iter().map(|i| [word(i / experts), word(i % experts)]).collect()
+    }
+}
+
+/// Writes what `write` gives, and its digest, to a file beside `path`, which then takes that name. `needed` bytes must be free.
+fn write_beside(
+    path: &Path,
+    needed: u64,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // A folder or a device would be replaced, or be in the way.
+    if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+        return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
+    }
+    let full = |free| Error::DiskFull { path: folder.into(), needed, free };
+    match free_bytes(folder)? {
+        Some(free) if free < needed => return Err(full(free)),
+        _ => {}
+    }
+    let partial = Partial::create(path)?;
+    let store = || -> io::Result<()> {
+        let mut out =
+            Hashing { out: BufWriter::with_capacity(1 << 20, &partial.file), hasher: blake3::Hasher::new() };
+        write(&mut out)?;
+        let digest = out.hasher.finalize();
+        out.out.write_all(digest.as_bytes())?;
+        out.out.flush()?;
+        drop(out);
+        partial.file.sync_all()
+    };
+    store().map_err(|e| match (e.kind(), free_bytes(folder)) {
+        (io::ErrorKind::StorageFull, Ok(Some(free))) => full(free),
+        _ => Error::io("write", &partial.path)(e),
+    })?;
+    fs::rename(&partial.path, path).map_err(Error::io("rename the finished file to", path))?;
+    // The new name is on the disk too when the folder is. A folder that cannot be opened or flushed has no more to give.
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// A file that is being written, of a name of its own; removed unless it was renamed.
+struct Partial {
+    path: PathBuf,
+    file: File,
+}
+
+impl Partial {
+    fn create(path: &Path) -> Result<Self> {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let path = path.with_added_extension(format!("{}-{number}.partial", std::process::id()));
+        // A file of this name is what a killed process of the same number has left.
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
+        Ok(Self { file: file.map_err(Error::io("create", &path))?, path })
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Not there any more when all went well.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Hashes what passes through.
+struct Hashing<W> {
+    out: W,
+    hasher: blake3::Hasher,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_all(bytes).map(|()| bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hasher.update(bytes);
+        self.out.write_all(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

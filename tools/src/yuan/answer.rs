@@ -1,0 +1,109 @@
+//! An answer: the prompt is run, and tokens are chosen and shown until something ends them.
+
+use std::{
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use yuan::{
+    model::Model,
+    sampler::Sampler,
+    session::{Engine, Finish, Limits, Session, Synced},
+};
+use yuan_tools::{
+    console::{self, stopped, token_bar},
+    stats::{self, Lap, Meter},
+};
+
+/// A generated text with its figures.
+pub struct Answer {
+    /// What of the prompt was there, and what was run.
+    pub synced: Synced,
+    pub tokens: Vec<u32>,
+    pub text: String,
+    pub finish: Finish,
+    pub prefill: Duration,
+    pub decode: Duration,
+    /// What the pager did in each.
+    pub laps: [Lap; 2],
+    /// Of the tokens behind the first.
+    pub times: Vec<Duration>,
+}
+
+impl Answer {
+    /// Tokens a second of prefill and decode. The first token of the answer comes from the prefill.
+    pub fn rates(&self) -> (f64, f64) {
+        let decoded = self.tokens.len().saturating_sub(1) as f64;
+        let seconds = |d: Duration| d.as_secs_f64().max(1e-9);
+        (self.synced.computed as f64 / seconds(self.prefill), decoded / seconds(self.decode))
+    }
+}
+
+/// Makes the session's timeline `prompt`, and streams the answer to `show`, until it ends or Ctrl-C is pressed.
+pub fn answer(
+    session: &mut Session,
+    prompt: &[u32],
+    limits: &Limits,
+    sampler: &mut Sampler,
+    mut show: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Answer> {
+    let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let _stop = console::cancel_on_stop(session.cancel_token());
+    let engine = session.engine().clone();
+    let mut meter = Meter::new(engine.model());
+    let start = Instant::now();
+    let bar = token_bar(prompt.len() as u64, "prompt");
+    let synced = session.sync(prompt, |done| {
+        bar.set_position(done as u64);
+        flow()
+    });
+    bar.finish_and_clear();
+    let synced = synced?;
+    let prefill = start.elapsed();
+    let prompt_lap = meter.lap(synced.computed);
+
+    let start = Instant::now();
+    let (mut tokens, mut text, mut shown) = (Vec::new(), String::new(), Ok(()));
+    let (mut times, mut last) = (Vec::new(), start);
+    let finish = session.generate(sampler, limits, |token, piece| {
+        if token.is_some() && !tokens.is_empty() {
+            times.push(last.elapsed());
+        }
+        last = Instant::now();
+        tokens.extend(token);
+        text.push_str(piece);
+        if shown.is_ok() {
+            shown = show(piece);
+        }
+        if shown.is_err() { ControlFlow::Break(()) } else { flow() }
+    });
+    shown?;
+    let decode = start.elapsed();
+    let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
+    Ok(Answer { synced, tokens, text, finish: finish?, prefill, decode, laps, times })
+}
+
+/// Reads the experts that a saved session used, where they are kept in memory. Without them it is slower, and nothing else.
+pub fn warm(engine: &Engine, hot: &[(usize, usize)]) {
+    if let Err(error) = engine.model().pager().warm(hot) {
+        tracing::warn!("the experts of the saved session are not read ahead: {error}");
+    }
+}
+
+/// The figures of an answer to `prompt`, for programs.
+pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Value {
+    let (prefill, decode) = answer.rates();
+    let finish = match answer.finish {
+        Finish::Stop => "stop",
+        Finish::StopText => "stop_text",
+        Finish::Length => "length",
+        Finish::Cancelled => "cancelled",
+    };
+    json!({
+        "prompt_tokens": prompt, "reused_tokens": answer.synced.reused, "tokens": answer.tokens, "text": answer.text,
+        "finish": finish, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+        "token_ms": stats::token_times(&answer.times), "paging": stats::placement(model),
+        "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
+    })
+}

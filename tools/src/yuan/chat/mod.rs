@@ -1,0 +1,206 @@
+//! `yuan chat`: talk with a model.
+
+mod conversation;
+mod input;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use yuan::{
+    Error,
+    session::{Finish, room_of},
+};
+use yuan_tools::{
+    console::{stopped, take_stop},
+    open::RunArgs,
+};
+
+use crate::{answer::to_json, sampling::Sampling};
+use conversation::Conversation;
+use input::{Input, Line};
+
+const COMMANDS: &str = "\
+/help          this list
+/system TEXT   say how to answer, from the next question on (nothing: take it back)
+/undo          take the last question back
+/reset         forget the conversation, but for the system text
+/save FILE     write the conversation and its state to a file
+/load FILE     go on with the conversation of a file
+/stats         tokens, speed, experts
+/exit          leave (or Ctrl-D)
+A line that ends with \\ goes on in the next one. //text asks \"/text\". Ctrl-C stops an answer.";
+
+/// Talk with a model: questions and answers in turn, in the chat form of the model
+#[derive(Args)]
+#[command(after_help = format!("\
+Examples:
+  yuan chat model.gguf --temp 0.7 --top-p 0.9
+  yuan chat model.gguf --system '用中文回答。' --load yesterday.session
+  printf '%s\\n' '写一首关于秋天的诗' '再写一首' | yuan chat model.gguf
+Commands in place of a question:
+{COMMANDS}"))]
+pub struct Chat {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Tokens of an answer at most; by default what the context has room for
+    #[arg(long = "tokens", short = 'n', value_name = "N")]
+    most: Option<usize>,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Room for the tokens of the conversation; by default what the model was made for
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Say how to answer
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Go on with a saved conversation
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// Where the lines that were typed are kept; by default in the user's state folder
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Print one JSON object for each answer instead of streaming text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether the conversation goes on.
+enum Next {
+    Go,
+    Exit,
+}
+
+impl Chat {
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut context = 0;
+        let engine = self.run.open_for(|_, config| {
+            let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
+            context = self.context.unwrap_or(config.context).max(saved);
+            Ok(context)
+        })?;
+        let mut talk = Conversation::new(engine, context, self.run.kv, self.sampling.clone())?;
+        if let Some(file) = &self.load {
+            talk.load(file)?;
+        }
+        if let Some(text) = &self.system {
+            talk.set_system(text);
+        }
+        let mut input = Input::new(self.history.clone())?;
+        if input.is_terminal() {
+            eprintln!("{} tokens of context. /help lists the commands.", context);
+        }
+        let mut failed = 0;
+        loop {
+            let line = match input.line()? {
+                Line::Text(line) => line,
+                Line::Interrupted => {
+                    eprintln!("Leave with /exit or Ctrl-D.");
+                    continue;
+                }
+                Line::End => break,
+            };
+            match self.obey(&line, &mut talk) {
+                Ok(Next::Go) => {}
+                Ok(Next::Exit) => break,
+                Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+                Err(error) => {
+                    failed += 1;
+                    eprintln!("error: {}", yuan_tools::console::explain(&error));
+                }
+            }
+            // Ctrl-C has stopped the answer; the next one begins anew. With nobody there to ask, it stops the program.
+            if stopped() && input.is_terminal() {
+                take_stop();
+            } else if stopped() {
+                return Ok(());
+            }
+        }
+        anyhow::ensure!(failed == 0 || input.is_terminal(), "lines that failed: {failed}");
+        Ok(())
+    }
+
+    fn obey(&self, line: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+        let line = line.trim();
+        let question = match line.strip_prefix('/') {
+            Some(text) if text.starts_with('/') => text,
+            Some(command) => return command_of(command, talk),
+            None => line,
+        };
+        if !question.is_empty() {
+            self.ask(question, talk)?;
+        }
+        Ok(Next::Go)
+    }
+
+    fn ask(&self, question: &str, talk: &mut Conversation) -> anyhow::Result<()> {
+        let mut out = std::io::stdout();
+        let reply = talk.ask(question, self.most.unwrap_or(usize::MAX), |text| {
+            if !self.json {
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+            }
+            Ok(())
+        });
+        let reply = match reply {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => {
+                eprintln!("[stopped; the question is taken back]");
+                return Ok(());
+            }
+            reply => reply?,
+        };
+        let mut out = std::io::stdout();
+        if self.json {
+            writeln!(out, "{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
+        } else {
+            writeln!(out)?;
+        }
+        if reply.full {
+            eprintln!(
+                "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context]"
+            );
+        } else if reply.answer.finish == Finish::Cancelled {
+            eprintln!("[stopped]");
+        }
+        Ok(())
+    }
+}
+
+/// Does what stands behind the slash.
+fn command_of(command: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let rest = rest.trim();
+    let file = || {
+        anyhow::ensure!(!rest.is_empty(), "give a file: /{name} FILE");
+        Ok(Path::new(rest))
+    };
+    match name {
+        "help" => eprintln!("{COMMANDS}"),
+        "system" => {
+            talk.set_system(rest);
+            eprintln!("[{}]", if rest.is_empty() { "no system text" } else { "the system text is set" });
+        }
+        "undo" => match talk.undo() {
+            Some(question) => eprintln!("[taken back: {question}]"),
+            None => eprintln!("[there is no question to take back]"),
+        },
+        "reset" => {
+            talk.reset()?;
+            eprintln!("[a new conversation]");
+        }
+        "save" => {
+            talk.save(file()?)?;
+            eprintln!("[saved: {rest}]");
+        }
+        "load" => {
+            talk.load(file()?)?;
+            eprintln!("[loaded: {} questions]", talk.questions());
+        }
+        "stats" => talk.stats().iter().for_each(|line| eprintln!("[{line}]")),
+        "exit" | "quit" => return Ok(Next::Exit),
+        _ => anyhow::bail!("there is no command /{name}; /help lists them, and //{name} asks \"/{name}\""),
+    }
+    Ok(Next::Go)
+}

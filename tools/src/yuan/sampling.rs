@@ -1,0 +1,116 @@
+//! Options of the choice of tokens, and of what ends an answer.
+
+use clap::Args;
+use yuan::{
+    sampler::{Sampler, Settings},
+    session::{Engine, Limits},
+};
+
+/// How to choose tokens, and when to stop. Names and order (bias, penalties, top-k, top-p, min-p, temperature) are llama.cpp's.
+#[derive(Args, Clone, Debug)]
+pub struct Sampling {
+    /// Temperature; 0 always takes the best token
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    temp: f32,
+    /// Keep the K best tokens (0: all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Keep the best tokens up to this sum of probabilities
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f32,
+    /// Keep the tokens with this part of the probability of the best
+    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    min_p: f32,
+    /// Seed of the random choices
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Divide the logits of recent tokens (1: none)
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    repeat_penalty: f32,
+    /// Take this from the logits of recent tokens
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    presence_penalty: f32,
+    /// Take this from the logits of recent tokens, as often as they occur
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    frequency_penalty: f32,
+    /// Tokens that the penalties look back (0: none, -1: all)
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    repeat_last_n: i64,
+    /// Change the logit of a token: ID+VALUE or ID-VALUE, 15043-inf forbids one; repeatable
+    #[arg(long, value_name = "ID+-V", value_parser = bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// End the answer before this text; repeatable
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    stop: Vec<String>,
+    /// Go on after <eod>
+    #[arg(long)]
+    ignore_eod: bool,
+}
+
+impl Sampling {
+    /// A sampler for this model.
+    pub fn sampler(&self, engine: &Engine) -> anyhow::Result<Sampler> {
+        let vocab = engine.model().config().vocab;
+        if let Some((id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            anyhow::bail!("--logit-bias: token {id} is outside the vocabulary of 0 to {}", vocab - 1);
+        }
+        Ok(Sampler::new(self.settings())?)
+    }
+
+    /// The sampler of a saved session, which goes on with its settings, or with those that were given.
+    pub fn resume(&self, engine: &Engine, saved: Option<Sampler>) -> anyhow::Result<Sampler> {
+        let fresh = self.sampler(engine)?;
+        let Some(mut saved) = saved else { return Ok(fresh) };
+        let seed = self.seed.unwrap_or(saved.settings().seed);
+        if *fresh.settings() != Settings::default() {
+            saved.set(Settings { seed, ..fresh.settings().clone() })?;
+        }
+        Ok(saved)
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            logit_bias: self.logit_bias.clone(),
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            temperature: self.temp,
+            seed: self.seed.unwrap_or(0),
+        }
+    }
+
+    /// What ends an answer of up to `most` tokens.
+    pub fn limits(&self, most: usize) -> Limits {
+        Limits { stop_texts: self.stop.clone(), ignore_eod: self.ignore_eod, ..Limits::tokens(most) }
+    }
+}
+
+/// `15043-1.5`, `15043+2`, `15043-inf`.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let at = text.find(['+', '-']).ok_or("give ID+VALUE or ID-VALUE, as 15043-1.5")?;
+    let id = text[..at].parse().map_err(|_| format!("{} is no token id", &text[..at]))?;
+    let value: f32 = text[at..].parse().map_err(|_| format!("{} is no number", &text[at..]))?;
+    if value.is_nan() || value == f32::INFINITY {
+        return Err("give a number, or -inf".into());
+    }
+    Ok((id, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bias;
+
+    #[test]
+    fn a_bias_is_an_id_and_a_number() {
+        assert_eq!(bias("15043-1.5"), Ok((15043, -1.5)));
+        assert_eq!(bias("7+2"), Ok((7, 2.0)));
+        assert_eq!(bias("7-inf"), Ok((7, f32::NEG_INFINITY)));
+        for wrong in ["7", "7+inf", "7-nan", "-1", "x+1", "7+", "99999999999+1"] {
+            assert!(bias(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Conversations and saved sessions, as a person or a script has them.
+
+mod common;
+
+use std::{
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use common::{Folder, complaint, json, program, text};
+use serde_json::Value;
+
+/// A conversation with these lines on standard input.
+fn chat(model: &str, options: &[&str], lines: &[&str]) -> Output {
+    let mut child = program("yuan")
+        .args(["chat", model])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().unwrap();
+    lines.iter().for_each(|line| writeln!(input, "{line}").unwrap());
+    drop(input);
+    child.wait_with_output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// The answers of a conversation that must succeed.
+fn answers(model: &str, options: &[&str], lines: &[&str]) -> Vec<Value> {
+    let output = chat(model, &[&["--json"], options].concat(), lines);
+    assert!(output.status.success(), "{}", err(&output));
+    out(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn a_conversation_is_the_models_chat_form_turn_by_turn() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let options = ["-n", "20", "--ignore-eod"];
+    for questions in
+        [["Psalms 151:1", "Genesis 1:1", "Ruth 2:3"], ["春日山中 李白", "秋夜 杜甫", "月夜 王维"]]
+    {
+        let found = answers(&model, &options, &questions);
+        assert_eq!(found.len(), 3);
+        // The same by hand: all earlier messages, and the question, in the form of the template.
+        let mut history = String::new();
+        for (question, answer) in questions.iter().zip(&found) {
+            history.push_str(question);
+            let args = ["generate", &model, "-n", "20", "--ignore-eod", "--chat", "--json", "-p", &history];
+            let wanted = json("yuan", &args);
+            for key in ["prompt_tokens", "tokens", "text"] {
+                assert_eq!(answer[key], wanted[key], "{question}: {key}");
+            }
+            history.push_str(&format!("<n>{}<n>", answer["text"].as_str().unwrap()));
+        }
+        let reused: Vec<u64> = found.iter().map(|a| a["reused_tokens"].as_u64().unwrap()).collect();
+        assert!(reused[0] == 0 && reused[1] > 0 && reused[2] > reused[1] + 15, "{reused:?}");
+        let streamed = out(&chat(&model, &options, &questions));
+        let texts: Vec<&str> = found.iter().map(|a| a["text"].as_str().unwrap()).collect();
+        assert_eq!(streamed, texts.join("\n") + "\n");
+    }
+}
+
+#[test]
+fn commands_of_a_conversation_do_what_they_say() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("talk.session");
+    let (save, load) = (format!("/save {file}"), format!("/load {file}"));
+    let options = ["-n", "12", "--temp", "0.8", "--seed", "5"];
+    let run = |lines: &[&str]| answers(&model, &options, lines);
+
+    let plain = run(&["Psalms 151:1", "秋夜 杜甫"]);
+    // Taken back, forgotten: as if it had not been asked.
+    let undone = run(&["Psalms 151:1", "Ruth 1:1", "/undo", "秋夜 杜甫"]);
+    assert_eq!(plain[1]["prompt_tokens"], undone[2]["prompt_tokens"]);
+    let reset = run(&["Ruth 1:1", "/reset", "Psalms 151:1", "秋夜 杜甫"]);
+    assert_eq!(plain[..], reset[1..].iter().map(without_speed(&plain)).collect::<Vec<_>>()[..]);
+    // Saved, left, loaded by another run: as if it had gone on.
+    run(&["Psalms 151:1", &save]);
+    let loaded = run(&[&load, "秋夜 杜甫"]);
+    assert_eq!(plain[1]["tokens"], loaded[0]["tokens"]);
+    assert!(loaded[0]["reused_tokens"].as_u64() > Some(0));
+    let begun = answers(&model, &[&options[..], &["--load", &file]].concat(), &["秋夜 杜甫"]);
+    assert_eq!(plain[1]["tokens"], begun[0]["tokens"]);
+
+    let system = run(&["/system Reply in verse.", "Ruth 1:1", "/reset", "Ruth 1:1", "/system", "Ruth 1:1"]);
+    assert_eq!(system[0]["prompt_tokens"], system[1]["prompt_tokens"]);
+    let given = answers(&model, &[&options[..], &["--system", "Reply in verse."]].concat(), &["Ruth 1:1"]);
+    assert_eq!(system[0]["prompt_tokens"], given[0]["prompt_tokens"]);
+    assert_ne!(system[0]["prompt_tokens"], run(&["Ruth 1:1"])[0]["prompt_tokens"]);
+
+    // A literal slash, a line that goes on, an empty line, and nothing behind /exit.
+    let odd = run(&["//help", "", "a\\", "b", "/exit", "not asked"]);
+    assert_eq!(odd.len(), 2);
+    let told = err(&chat(&model, &options, &["/help", "Ruth 1:1", "/stats", "/undo", "/undo"]));
+    for part in
+        ["/system TEXT", "1 questions", "tok/s", "experts used", "[taken back: Ruth 1:1]", "no question"]
+    {
+        assert!(told.contains(part), "no {part:?} in {told}");
+    }
+}
+
+/// What does not depend on the clock, nor on what was there before.
+fn without_speed(like: &[Value]) -> impl Fn(&Value) -> Value {
+    let like = like.to_vec();
+    move |answer| {
+        let mut answer = answer.clone();
+        let same = like.iter().find(|l| l["tokens"] == answer["tokens"]);
+        let keys = ["prefill_tokens_per_second", "decode_tokens_per_second", "reused_tokens"];
+        for key in keys.into_iter().chain(["token_ms", "paging", "prefill", "decode"]) {
+            answer[key] = same.map_or(Value::Null, |same| same[key].clone());
+        }
+        answer
+    }
+}
+
+#[test]
+fn a_full_context_is_said_and_the_conversation_lives() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let options = ["--context", "24", "--ignore-eod"];
+    let output = chat(&model, &options, &["秋夜 杜甫", "Ruth 1:1", "/undo", "/reset", "Ruth 1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(err(&output).matches("the context is full").count(), 2, "{}", err(&output));
+    assert!(err(&output).contains("the context holds 24 tokens and"), "{}", err(&output));
+    assert_eq!(out(&output).lines().count(), 2);
+    let wrong = chat(&model, &[], &["/nonsense", "/save", "/load /no/such/file", "Ruth 1:1"]);
+    for part in ["no command /nonsense", "/save FILE", "check the path", "lines that failed: 3"] {
+        assert!(err(&wrong).contains(part), "no {part:?} in {}", err(&wrong));
+    }
+    assert!(!out(&wrong).is_empty());
+}
+
+#[test]
+fn a_saved_generation_goes_on_as_if_it_had_not_stopped() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("s.session");
+    for prompt in ["1 Chronicles 27:7-12<sep>", "十五夜观灯 王维<sep>"] {
+        for kv in ["f16", "q8_0"] {
+            let args = |n, more: &[&'static str]| -> Vec<String> {
+                let fixed = ["generate", &model, "--json", "--kv", kv, "--ignore-eod", "-n", n];
+                fixed.iter().chain(more).map(|&s| s.to_owned()).collect()
+            };
+            let sampling = ["--temp", "0.8", "--top-p", "0.9", "--repeat-penalty", "1.1", "--seed", "3"];
+            let run = |args: Vec<String>, more: &[&str]| {
+                let args: Vec<&str> = args.iter().map(String::as_str).chain(more.iter().copied()).collect();
+                json("yuan", &args)
+            };
+            let whole = run(args("40", &sampling), &["-p", prompt]);
+            let first = run(args("15", &sampling), &["-p", prompt, "--save", &file]);
+            let second = run(args("25", &[]), &["--load", &file, "--save", &file]);
+            let list = |v: &Value| v["tokens"].as_array().unwrap().clone();
+            assert_eq!([list(&first), list(&second)].concat(), list(&whole));
+            // And on, with another text in between.
+            let third = run(args("5", &[]), &["--load", &file, "-p", "<sep>"]);
+            assert_eq!(third["tokens"].as_array().unwrap().len(), 5);
+            assert!(third["reused_tokens"].as_u64() >= Some(40));
+        }
+    }
+    let conversation = chat(&model, &[], &[&format!("/load {file}")]);
+    assert!(err(&conversation).contains("holds no conversation"));
+}
+
+#[test]
+fn options_of_the_choice_reach_it() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let args = ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--ignore-eod", "--json"];
+    let run = |more: &[&str]| json("yuan", &[&args[..], more].concat());
+    let plain = run(&[]);
+    let (tokens, plain_text) = (plain["tokens"].as_array().unwrap(), plain["text"].as_str().unwrap());
+    let first = tokens[0].as_u64().unwrap();
+    assert_ne!(run(&["--logit-bias", &format!("{first}-inf")])["tokens"][0], first);
+    let favourite = run(&["--logit-bias", "300+1000"]);
+    assert!(favourite["tokens"].as_array().unwrap().iter().all(|t| t == 300));
+    let stop = run(&["--stop", "no such text 无", "--stop", " the "]);
+    assert_eq!(stop["text"], plain_text.split(" the ").next().unwrap());
+    assert_eq!(stop["finish"], "stop_text");
+    for penalty in ["--repeat-penalty", "--presence-penalty", "--frequency-penalty"] {
+        let punished = run(&[penalty, "5", "--repeat-last-n", "-1"]);
+        assert_ne!(punished["tokens"], plain["tokens"], "{penalty}");
+    }
+    let greedy = run(&["--temp", "2", "--min-p", "1"]);
+    assert_eq!(greedy["tokens"], plain["tokens"]);
+    assert!(complaint("yuan", &[&args[..], &["--logit-bias", "4096+1"]].concat()).contains("4095"));
+    assert!(complaint("yuan", &[&args[..], &["--min-p", "2"]].concat()).contains("min-p"));
+    let short = ["--context", "20"];
+    assert!(complaint("yuan", &[&args[..], &short].concat()).contains("the context holds 20 tokens"));
+    let shifted = run(&[&short[..], &["--context-shift", "4"]].concat());
+    assert_eq!(shifted["tokens"].as_array().unwrap().len(), 30);
+}
+
+/// Standard error of a run whose answer could not be saved.
+fn refusal(args: &[&str]) -> String {
+    let output = program("yuan").args(args).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("error: ") && !out(&output).is_empty(), "{}", err(&output));
+    err(&output)
+}
+
+/// Runs `yuan generate --save` in a namespace of its own, in which `mount` has made something of `folder`. `None` where the
+/// system does not let us.
+fn saved_in(mount: &str, folder: &str, model: &str) -> Option<Output> {
+    let script = "mount -t tmpfs -o \"$1\" none \"$2\" || exit 99; shift 2; exec \"$@\"";
+    let output = Command::new("unshare")
+        .args(["-r", "-m", "sh", "-c", script, "sh", mount, folder, env!("CARGO_BIN_EXE_yuan")])
+        .args([
+            "generate",
+            model,
+            "-p",
+            "Ruth 1:1<sep>",
+            "-n",
+            "30",
+            "--save",
+            &format!("{folder}/s.session"),
+        ])
+        .output()
+        .ok()?;
+    let refused = output.status.code() == Some(99) || err(&output).starts_with("unshare");
+    if refused {
+        eprintln!("skipped: no namespaces here: {}", err(&output));
+    }
+    (!refused).then_some(output)
+}
+
+#[test]
+fn a_full_disk_and_a_read_only_folder_are_errors_with_a_remedy() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let mounted = folder.path("mounted");
+    fs::create_dir(&mounted).unwrap();
+    for (mount, words) in [
+        ("size=64k", "make room or choose another folder"),
+        ("nr_inodes=1", "make room or choose another folder"),
+        ("ro", "choose another folder"),
+    ] {
+        let Some(output) = saved_in(mount, &mounted, &model) else { return };
+        assert_eq!(output.status.code(), Some(1), "{mount}: {}", err(&output));
+        assert!(err(&output).contains(words) && err(&output).contains("error: "), "{}", err(&output));
+        assert!(!out(&output).is_empty(), "the answer is there all the same");
+    }
+}
+
+#[test]
+fn files_that_may_not_be_used_are_errors_with_a_remedy() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("s.session");
+    text("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &file]);
+    let whole = fs::read(&file).unwrap();
+    for path in ["/dev/full", "/dev/null", folder.0.path().to_str().unwrap()] {
+        let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", path];
+        assert!(refusal(&args).contains("is no file"), "{path}");
+    }
+    let nowhere = folder.path("no/folder/s.session");
+    let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &nowhere];
+    assert!(refusal(&args).contains("check the path"));
+    assert_eq!(fs::read(&file).unwrap(), whole);
+
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 2] ^= 1;
+    fs::write(&file, damaged).unwrap();
+    let message = complaint("yuan", &["generate", &model, "--load", &file, "-n", "3"]);
+    assert!(message.contains("save the session again"), "{message}");
+    let other = folder.converted("other.gguf", &["--experts", "q4_0"]);
+    fs::write(&file, whole).unwrap();
+    assert!(complaint("yuan", &["generate", &other, "--load", &file, "-n", "3"]).contains("another model"));
+    let float = ["generate", &model, "--load", &file, "-n", "3", "--float"];
+    assert!(complaint("yuan", &float).contains("without --float"));
+    not_for_others(&model, &file, folder.0.path());
+}
+
+/// A file that may not be read, by a user who is not root.
+#[cfg(unix)]
+fn not_for_others(model: &str, file: &str, folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(folder, 0o755);
+    mode(Path::new(file), 0o000);
+    let user = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
+    let mut command = if root { Command::new("setpriv") } else { Command::new(env!("CARGO_BIN_EXE_yuan")) };
+    if root {
+        command.args(user).arg(env!("CARGO_BIN_EXE_yuan"));
+    }
+    let generate = ["generate", model, "-n", "3"];
+    let Ok(output) = command.args(generate).args(["--load", file]).output() else { return };
+    if err(&output).starts_with("setpriv") {
+        eprintln!("skipped: no other user here: {}", err(&output));
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("check who may use the file"), "{}", err(&output));
+    mode(Path::new(file), 0o600);
+}
+
+#[cfg(not(unix))]
+fn not_for_others(_: &str, _: &str, _: &Path) {}
