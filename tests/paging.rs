@@ -10,7 +10,9 @@ use std::{
     },
 };
 
-use common::paging::{Fault, config, container, faulty, keeping, logits, options, resident, tokens};
+use common::paging::{
+    Fault, config, container, faulty, keeping, logits, looking_ahead, options, resident, tokens,
+};
 use yuan::{
     config::ModelConfig,
     container::{Container, Conversion},
@@ -67,6 +69,31 @@ fn every_way_of_paging_gives_the_same_bits() {
                 _ => assert!(usage.decode.misses > 24 && usage.decode.hits > 0, "{usage:?}"),
             }
         }
+    }
+}
+
+/// Guesses are counted apart: hits stay those of the policy, and every guess is right or wrong.
+#[test]
+fn looking_ahead_changes_neither_bits_nor_hits() {
+    let folder = common::folder();
+    let container = container(&folder);
+    let tokens = tokens(60);
+    let wanted = logits(&resident(&container), &tokens, 20);
+    for (threads, readers, keep) in [(1, 1, 0), (2, 4, 3), (3, 2, 10), (2, 1, 24)] {
+        let run = |mut options: Options| {
+            (options.threads, options.paging.readers) = (threads, readers);
+            let model = Model::load(&container, &options).unwrap();
+            assert!(
+                logits(&model, &tokens, 20) == wanted,
+                "{threads} threads, {readers} readers, keep {keep}"
+            );
+            assert!(model.pager().hot().len() as u64 <= keep);
+            model.pager().usage()
+        };
+        let (without, with) = (run(keeping(&container, keep)), run(looking_ahead(&container, keep)));
+        assert_eq!((without.decode, without.prefill), (with.decode, with.prefill));
+        assert_eq!(without.guesses, Hits::default());
+        assert!(with.guesses.hits > 0 || keep == 24, "{with:?}");
     }
 }
 

@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use common::paging::{Fault, container, faulty, hash, keeping, logits, options, resident, tokens};
+use common::paging::{
+    Fault, container, faulty, hash, keeping, logits, looking_ahead, options, resident, tokens,
+};
 use yuan::{
     Error,
     container::Container,
@@ -120,7 +122,9 @@ fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
     let container = container(&folder);
     let tokens = tokens(40);
     let wanted = logits(&resident(&container), &tokens, 20);
-    for (threads, readers, keep) in [(1, 1, 0), (2, 4, 3), (2, 2, 9), (3, 4, 5)] {
+    for (threads, readers, keep, ahead) in
+        [(1, 1, 0, true), (2, 4, 3, false), (2, 2, 9, true), (3, 4, 5, false)]
+    {
         for fault in [true, false] {
             let broken = Arc::new(AtomicU64::new(0));
             let plan = {
@@ -134,7 +138,8 @@ fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
                     _ => Fault::None,
                 }
             };
-            let mut options = Options { threads, ..keeping(&container, keep) };
+            let paged = if ahead { looking_ahead(&container, keep) } else { keeping(&container, keep) };
+            let mut options = Options { threads, ..paged };
             options.paging.readers = readers;
             let model = Model::load_with(&container, &options, &|file| faulty(file, plan.clone())).unwrap();
             let mut state = State::new(model.config(), 40, KvType::F16).unwrap();

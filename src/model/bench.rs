@@ -63,7 +63,9 @@ impl Bench {
     pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
         let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
         let x = Activations::new(copied(x), layer.hidden);
-        layer.experts.apply(&self.0, &layer.pager.begin()?, &x, &routing)
+        let pass = layer.pager.begin()?;
+        let request = layer.experts.request(&pass, &routing)?;
+        layer.experts.apply(&self.0, request.as_ref(), &x, &routing)
     }
 }
 

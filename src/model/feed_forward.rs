@@ -131,19 +131,23 @@ impl Output {
 }
 
 impl Experts {
-    /// `sum of weight * expert(m)` [T, H], added up in the order of the experts' numbers.
+    /// Asks for the experts that the tokens were routed to, all at once; experts in rows need no asking.
+    pub fn request<'p>(&self, pass: &Pass<'p>, routing: &Routing) -> Result<Option<Request<'p>>> {
+        let (Self::TilesQ4K { layer } | Self::TilesQ4_0 { layer }) = self else { return Ok(None) };
+        let used = routing.chosen.first().map_or(0, Vec::len);
+        pass.request(*layer, &routing.experts(), used).map(Some)
+    }
+
+    /// `sum of weight * expert(m)` [T, H] for what was asked for, added up in the order of the experts' numbers.
     pub fn apply(
         &self,
         compute: &Compute,
-        pass: &Pass<'_>,
+        request: Option<&Request<'_>>,
         m: &Activations,
         routing: &Routing,
     ) -> Result<Buffer> {
         let mut groups = group(routing);
-        let request = |layer: usize| {
-            let chosen: Vec<usize> = routing.chosen.iter().flatten().map(|(expert, _)| *expert).collect();
-            pass.request(layer, &chosen, routing.chosen.first().map_or(0, Vec::len))
-        };
+        let request = || request.ok_or_else(|| Error::Argument("experts in tiles need a request".into()));
         let outputs = match self {
             Self::Rows(experts) => groups
                 .iter()
@@ -153,8 +157,8 @@ impl Experts {
                     data: experts[g.expert].apply(compute, &m.gather(&g.tokens)),
                 })
                 .collect(),
-            Self::TilesQ4K { layer } => tiled::<PanelQ4K>(compute, &request(*layer)?, m, &mut groups)?,
-            Self::TilesQ4_0 { layer } => tiled::<PanelQ4_0>(compute, &request(*layer)?, m, &mut groups)?,
+            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request()?, m, &mut groups)?,
+            Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request()?, m, &mut groups)?,
         };
         let hidden = m.cols();
         let mut y = Buffer::zeroed(m.data().len());
@@ -279,6 +283,7 @@ fn in_order(
     let left: Vec<AtomicUsize> = parts.into_iter().map(AtomicUsize::new).collect();
     let next = AtomicUsize::new(0);
     let take = |_| -> Result<()> {
+        let _unwinding = AbortOnPanic(request);
         while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
             let done = request.expert(rank).and_then(|expert| work(rank, part, &expert));
             if let Err(problem) = done {
@@ -297,6 +302,17 @@ fn in_order(
     // Of several problems the one that made the others.
     let problems = ends.into_iter().filter_map(Result::err);
     problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)
+}
+
+/// Wakes those who wait for an expert that a panic has kept from being finished.
+struct AbortOnPanic<'r, 'p>(&'r Request<'p>);
+
+impl Drop for AbortOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abort();
+        }
+    }
 }
 
 /// Cuts groups into parts of up to `most` tokens.

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::{
-    Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
+    Layer, Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
     norm::rms_norm, rope::rotate, state::State,
 };
 use crate::{
@@ -144,7 +144,9 @@ impl Model {
                 FeedForward::Moe { router, experts } => {
                     let routing = router.route(compute, &m);
                     probe(Stage::RouterLogits, l, &routing.logits);
-                    experts.apply(compute, pass, &m, &routing)?
+                    let request = experts.request(pass, &routing)?;
+                    self.look_ahead(pass, l + 1, &x)?;
+                    experts.apply(compute, request.as_ref(), &m, &routing)?
                 }
             };
             add(&mut x, &y);
@@ -163,6 +165,20 @@ impl Model {
         let last = final_norm(rows);
         probe(Stage::FinalNorm, 0, last.data());
         Ok(compute.product(&self.head, &last).into_vec())
+    }
+
+    /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.
+    fn look_ahead(&self, pass: &Pass<'_>, next: usize, x: &Buffer) -> Result<()> {
+        let Some(Layer { post_norm, feed_forward: FeedForward::Moe { router, .. }, .. }) =
+            self.layers.get(next)
+        else {
+            return Ok(());
+        };
+        if !self.look_ahead || x.len() > self.config.hidden {
+            return Ok(());
+        }
+        let m = rms_norm(x, post_norm, self.config.rms_eps);
+        pass.guess(next, &router.route(&self.compute, &m).experts())
     }
 
     fn check(&self, tokens: &[u32], state: &State) -> Result<()> {

@@ -72,6 +72,7 @@ impl Model {
             final_norm: weights.vector("output_norm.weight")?,
             head: weights.matrix(head)?,
             pager: weights.pager(&placement, &options.paging, wrap)?,
+            look_ahead: options.paging.look_ahead && placement.mode == Mode::Streamed,
             placement,
             config,
         })

@@ -44,6 +44,8 @@ pub struct Model {
     compute: Compute,
     pager: Pager,
     placement: Placement,
+    /// Whether experts of the next layer are guessed.
+    look_ahead: bool,
     rope: Rope,
     /// [V, H].
     embedding: Matrix,

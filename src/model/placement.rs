@@ -38,7 +38,7 @@ pub struct Placement {
     pub experts: usize,
     /// Experts that are kept in memory; all of them unless streamed.
     pub resident: usize,
-    /// Slots beside those, for experts that pass through.
+    /// Slots beside those for experts that pass through, where experts are streamed.
     pub transient: usize,
     /// Tokens of a prompt that go through the model together.
     pub batch: usize,
@@ -59,7 +59,8 @@ impl Placement {
         let expert_bytes = tiles.map_or(0, |t| t.expert_bytes() as u64);
         let trunk = container.data_bytes() - expert_bytes * experts as u64;
         let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
-        let (transient, token) = (transient_slots(config.experts_used), scratch_bytes(config));
+        let (transient, token) =
+            (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
         let fixed = (PROGRAM + trunk + State::history_bytes(config) as u64).saturating_add(kv);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
@@ -71,7 +72,7 @@ impl Placement {
             expert_bytes,
             experts,
             resident: experts,
-            transient: 0,
+            transient,
             batch: BATCH,
             smallest,
             budget,
@@ -104,31 +105,25 @@ impl Placement {
         };
         if placement.mode == Mode::Streamed {
             let most = if options.context == 0 { config.context } else { options.context };
-            placement.divide(config, most, fixed, token)?;
+            placement.divide(most, fixed, token)?;
         }
         Ok(placement)
     }
 
     /// Shares what trunk and cache leave out between scratch, for batches of up to `context` tokens, and slots.
-    fn divide(&mut self, config: &ModelConfig, context: usize, fixed: u64, token: u64) -> Result<()> {
+    fn divide(&mut self, context: usize, fixed: u64, token: u64) -> Result<()> {
         let budget = self.budget.bytes;
         if budget < self.smallest {
             return Err(Error::Memory(format!(
                 "a memory of {budget} bytes ({}) is too small: the trunk takes {}, the cache of keys and values {}, and {} experts {} each. \
                  The smallest that works is --memory {}; a shorter --context or another --kv makes it smaller",
-                self.budget.set_by,
-                self.trunk,
-                self.kv,
-                self.transient.max(transient_slots(config.experts_used)),
-                self.expert_bytes,
-                self.smallest
+                self.budget.set_by, self.trunk, self.kv, self.transient, self.expert_bytes, self.smallest
             )));
         }
         let left = budget - fixed;
         let tokens = (left / SCRATCH_SHARE / token.max(1)) as usize / LEAST * LEAST;
         self.batch = tokens.clamp(LEAST, context.div_ceil(LEAST).max(1).saturating_mul(LEAST));
         self.scratch = token * self.batch as u64;
-        self.transient = transient_slots(config.experts_used);
         let slots = (left.saturating_sub(self.scratch) / self.expert_bytes) as usize;
         self.resident = slots.saturating_sub(self.transient).min(self.experts);
         Ok(())

@@ -26,6 +26,13 @@ pub struct Routing {
     pub chosen: Vec<Vec<(usize, f32)>>,
 }
 
+impl Routing {
+    /// The experts chosen by all tokens, in the order of the tokens.
+    pub fn experts(&self) -> Vec<usize> {
+        self.chosen.iter().flatten().map(|(expert, _)| *expert).collect()
+    }
+}
+
 impl Router {
     /// Routes the T rows of `m`.
     pub fn route(&self, compute: &Compute, m: &Activations) -> Routing {

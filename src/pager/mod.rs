@@ -41,9 +41,9 @@ use source::Source;
 pub use usage::{Hits, Mode, Usage};
 
 /// Slots beside those that a policy fills, for `used` experts a token: what is read is not cached yet. One more, so that the drive
-/// works on while the last one is computed.
-pub const fn transient_slots(used: usize) -> usize {
-    used + 1
+/// works on while the last one is computed, and those of the next layer where the pager looks ahead.
+pub const fn transient_slots(used: usize, look_ahead: bool) -> usize {
+    if look_ahead { 2 * used + 1 } else { used + 1 }
 }
 
 /// The experts of a model, wherever they are, and the counters of their use.
@@ -98,6 +98,16 @@ struct Streamed {
     residency: Mutex<Residency>,
     offsets: Vec<u64>,
     turn: Turn,
+    guesses: Mutex<Guesses>,
+}
+
+/// Experts that are read before they are asked for.
+#[derive(Default)]
+struct Guesses {
+    /// `(layer, expert)` with its place.
+    slots: Vec<((usize, usize), Arc<Slot>)>,
+    made: u64,
+    right: u64,
 }
 
 struct Residency {
@@ -172,6 +182,7 @@ impl Pager {
                 residency: Mutex::new(Residency { policy, slots }),
                 offsets,
                 turn: Turn::default(),
+                guesses: Mutex::default(),
             }),
         })
     }
@@ -269,12 +280,20 @@ impl Pager {
             Backing::Streamed(streamed) => Some(&streamed.pool),
         };
         let work = pool.map(Pool::work).unwrap_or_default();
+        let guesses = match &self.backing {
+            Backing::Views { .. } => Hits::default(),
+            Backing::Streamed(streamed) => {
+                let guesses = lock(&streamed.guesses);
+                Hits { hits: guesses.right, misses: guesses.made - guesses.right }
+            }
+        };
         Usage {
             uses: self.uses.iter().map(|u| u.load(Relaxed)).collect(),
             prefill: hits(&self.prefill),
             decode: hits(&self.decode),
             bytes_read: self.arrivals.bytes.load(Relaxed),
             retries: work.retries,
+            guesses,
             drive_time: work.busy,
             waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
         }
@@ -312,18 +331,10 @@ impl Pager {
             if !residency.policy.insert(layer, expert) {
                 continue;
             }
-            let Some(place) = streamed.arena.take() else {
+            let Some(slot) = self.place(streamed, index) else {
                 residency.policy.forget(layer, expert);
                 break;
             };
-            let slot = Arc::new(Slot::in_arena(
-                &streamed.arena,
-                place,
-                streamed.offsets[index],
-                self.tile_bytes,
-                self.tiles,
-                &self.arrivals,
-            ));
             residency.slots[index] = Some(slot.clone());
             streamed.pool.ask(&slot);
             read.push((layer, expert, slot));
@@ -345,6 +356,13 @@ impl Pager {
                 source: std::io::Error::new(e.kind(), e.to_string()),
             }),
         }
+    }
+
+    /// A free place for an expert, if there is one.
+    fn place(&self, streamed: &Streamed, index: usize) -> Option<Arc<Slot>> {
+        let (place, offset) = (streamed.arena.take()?, streamed.offsets[index]);
+        let (tile_bytes, tiles) = (self.tile_bytes, self.tiles);
+        Some(Arc::new(Slot::in_arena(&streamed.arena, place, offset, tile_bytes, tiles, &self.arrivals)))
     }
 
     fn index(&self, layer: usize, expert: usize) -> Result<usize> {

@@ -5,7 +5,7 @@ use std::{
     thread::ThreadId,
 };
 
-use super::{Pager, Request, slot::lock};
+use super::{Backing, Pager, Request, slot::lock};
 use crate::error::{Error, Result};
 
 /// One call of the model, from its first layer to its last.
@@ -27,6 +27,36 @@ impl<'p> Pass<'p> {
     pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'p>> {
         chosen.iter().try_for_each(|&expert| self.pager.index(layer, expert).map(|_| ()))?;
         Ok(Request::new(self.pager, layer, chosen, used))
+    }
+
+    /// A layer will probably want these experts: where they are streamed they are read as long as nothing is asked for. To be called
+    /// when the layer before has made its request.
+    ///
+    /// # Errors
+    /// As [`Pass::request`].
+    pub fn guess(&self, layer: usize, experts: &[usize]) -> Result<()> {
+        let Backing::Streamed(streamed) = &self.pager.backing else { return Ok(()) };
+        for &expert in experts {
+            let index = self.pager.index(layer, expert)?;
+            if lock(&streamed.residency).policy.is_resident(layer, expert) {
+                continue;
+            }
+            let Some(slot) = self.pager.place(streamed, index) else { break };
+            streamed.pool.guess(&slot);
+            let mut guesses = lock(&streamed.guesses);
+            guesses.made += 1;
+            guesses.slots.push(((layer, expert), slot));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Backing::Streamed(streamed) = &self.pager.backing {
+            let left = std::mem::take(&mut lock(&streamed.guesses).slots);
+            left.iter().for_each(|(_, slot)| slot.cancel());
+        }
     }
 }
 

@@ -35,9 +35,14 @@ struct Shared {
     retries: AtomicU64,
 }
 
+/// A tile of an expert.
+type Job = (Arc<Slot>, usize);
+
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(Arc<Slot>, usize)>,
+    jobs: VecDeque<Job>,
+    /// Guesses, for when there is nothing else to do.
+    guesses: VecDeque<Job>,
     stop: bool,
 }
 
@@ -89,6 +94,12 @@ impl Pool {
         self.shared.work.notify_all();
     }
 
+    /// Asks for all tiles of `slot` once nothing else is asked for.
+    pub fn guess(&self, slot: &Arc<Slot>) {
+        lock(&self.shared.queue).guesses.extend((0..slot.tiles()).map(|t| (slot.clone(), t)));
+        self.shared.work.notify_all();
+    }
+
     /// What was done so far.
     pub fn work(&self) -> Work {
         let drive = lock(&self.shared.drive);
@@ -116,11 +127,15 @@ impl Shared {
         }
     }
 
-    fn next(&self) -> Option<(Arc<Slot>, usize)> {
+    fn next(&self) -> Option<Job> {
         let queue = lock(&self.queue);
-        let idle = |queue: &mut Queue| queue.jobs.is_empty() && !queue.stop;
+        let idle = |queue: &mut Queue| queue.jobs.is_empty() && queue.guesses.is_empty() && !queue.stop;
         let mut queue = self.work.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
-        if queue.stop { None } else { queue.jobs.pop_front() }
+        if queue.stop {
+            return None;
+        }
+        let asked = queue.jobs.pop_front();
+        asked.or_else(|| queue.guesses.pop_front())
     }
 
     /// A whole read, tried twice.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Backing, Pager, Streamed,
+    Backing, Pager, Plan, Streamed,
     slot::{Slot, lock},
 };
 use crate::error::{Error, Result};
@@ -80,6 +80,7 @@ impl<'p> Request<'p> {
                 drop(residency);
                 drop(left);
                 slots.resize(plan.hits.len() + plan.misses.len(), None);
+                take_guesses(streamed, layer, &plan, &mut slots, index);
                 let hits = plan.hits.len();
                 ([plan.hits, plan.misses].concat(), hits, slots)
             }
@@ -172,16 +173,13 @@ impl<'p> Request<'p> {
     fn start(&self, loading: &mut Loading) {
         let Backing::Streamed(streamed) = &self.pager.backing else { return };
         while loading.next < self.order.len() {
-            let Some(place) = streamed.arena.take() else { return };
+            // One that was guessed has a place, and may even be finished.
+            if loading.slots[loading.next].is_some() || loading.finished[loading.next] {
+                loading.next += 1;
+                continue;
+            }
             let index = self.layer * self.pager.experts + self.order[loading.next];
-            let slot = Arc::new(Slot::in_arena(
-                &streamed.arena,
-                place,
-                streamed.offsets[index],
-                self.pager.tile_bytes,
-                self.pager.tiles,
-                &self.pager.arrivals,
-            ));
+            let Some(slot) = self.pager.place(streamed, index) else { return };
             streamed.pool.ask(&slot);
             let mut residency = lock(&streamed.residency);
             if residency.policy.is_resident(self.layer, self.order[loading.next]) {
@@ -223,6 +221,32 @@ impl<'p> Request<'p> {
             }
             dropped.push(slot);
         }
+    }
+}
+
+/// Gives misses of the plan the places in which they were read ahead; other guesses are given up.
+fn take_guesses(
+    streamed: &Streamed,
+    layer: usize,
+    plan: &Plan,
+    slots: &mut [Option<Arc<Slot>>],
+    index: impl Fn(usize) -> usize,
+) {
+    let made = std::mem::take(&mut lock(&streamed.guesses).slots);
+    for ((at, expert), slot) in made {
+        let miss = plan.misses.iter().position(|&e| at == layer && e == expert);
+        let Some(miss) = miss.filter(|_| !slot.has_failed()) else {
+            slot.cancel();
+            continue;
+        };
+        lock(&streamed.guesses).right += 1;
+        // What is not on its way is asked for in earnest.
+        streamed.pool.ask(&slot);
+        let mut residency = lock(&streamed.residency);
+        if residency.policy.is_resident(layer, expert) {
+            residency.slots[index(expert)] = Some(slot.clone());
+        }
+        slots[plan.hits.len() + miss] = Some(slot);
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Settings {
     pub direct_io: DirectIo,
     /// How the expert that leaves is chosen.
     pub eviction: Eviction,
+    /// Streamed: reads what the next layer's router makes of this layer's residual, while nothing else is asked for.
+    pub look_ahead: bool,
     /// Threads that read; 0 means as many as an NVMe drive wants.
     pub readers: usize,
     /// Streamed: delivers reads at so many bytes a second, to see how a slower drive would do.

@@ -190,6 +190,11 @@ impl Slot {
         self.tiles.iter().all(|t| t.load(Acquire) == THERE)
     }
 
+    /// Whether a tile could not be read.
+    pub fn has_failed(&self) -> bool {
+        self.tiles.iter().any(|t| t.load(Acquire) == FAILED)
+    }
+
     /// Tile `t`, when it has arrived: waits for it.
     ///
     /// # Errors

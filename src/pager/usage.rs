@@ -57,6 +57,9 @@ pub struct Usage {
     pub decode: Hits,
     /// Bytes of experts that were read or brought in.
     pub bytes_read: u64,
+    /// Experts that were read before they were asked for: those that then were, and those that were not. Where they were, it is
+    /// a miss of the request all the same.
+    pub guesses: Hits,
     /// Reads that failed and were tried again.
     pub retries: u64,
     /// Time in which at least one read was under way.

@@ -41,7 +41,17 @@ pub fn options(mode: Paging) -> Options {
 
 /// Options that stream with `keep` experts in memory.
 pub fn keeping(container: &Container, keep: u64) -> Options {
+    with_room(container, keep, options(Paging::Streamed))
+}
+
+/// [`keeping`] with the pager looking ahead.
+pub fn looking_ahead(container: &Container, keep: u64) -> Options {
     let mut options = options(Paging::Streamed);
+    options.paging.look_ahead = true;
+    with_room(container, keep, options)
+}
+
+fn with_room(container: &Container, keep: u64, mut options: Options) -> Options {
     let plan = Placement::new(container, &options).unwrap();
     options.paging.memory = Some(Limit::Bytes(plan.smallest + keep * plan.expert_bytes));
     assert_eq!(Placement::new(container, &options).unwrap().resident as u64, keep);

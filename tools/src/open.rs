@@ -49,6 +49,9 @@ pub struct PagingArgs {
     /// Read streamed experts past the page cache: auto, on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = of(&DirectIo::ALL))]
     pub direct_io: DirectIo,
+    /// Streamed: read what the next layer will probably want while nothing else is asked for
+    #[arg(long)]
+    pub look_ahead: bool,
     /// Threads that read experts (0: the usual number)
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = readers)]
     pub readers: usize,
@@ -76,8 +79,8 @@ impl RunArgs {
     /// The library's options, for sessions of `context` tokens.
     pub fn options(&self, context: usize) -> Options {
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
-        let PagingArgs { memory, paging, direct_io, readers } = self.paging.clone();
-        let paging = Settings { mode: paging, memory, direct_io, readers, ..Settings::default() };
+        let PagingArgs { memory, paging, direct_io, look_ahead, readers } = self.paging.clone();
+        let paging = Settings { mode: paging, memory, direct_io, look_ahead, readers, ..Settings::default() };
         Options { threads: self.threads, arithmetic, rope: self.rope, paging, context, kv: self.kv }
     }
 }

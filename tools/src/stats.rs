@@ -27,6 +27,8 @@ pub struct Lap {
     pub time: Duration,
     /// Experts that were there when a layer asked for them, and those that were not.
     pub experts: Hits,
+    /// Experts that were read ahead: those that were asked for then, and those that were not.
+    pub guesses: Hits,
     /// Bytes of experts that the pager brought in.
     pub bytes_read: u64,
     /// Time in which at least one read was under way.
@@ -57,6 +59,7 @@ impl<'m> Meter<'m> {
             tokens,
             time: self.start.elapsed(),
             experts: Hits { hits: prefill.hits + decode.hits, misses: prefill.misses + decode.misses },
+            guesses: new.guesses.since(old.guesses),
             bytes_read: new.bytes_read - old.bytes_read,
             drive_time: since(new.drive_time, old.drive_time),
             stall: since(new.waited, old.waited) / self.model.threads().max(1) as u32,
@@ -76,6 +79,8 @@ impl Lap {
         self.time += other.time;
         self.experts.hits += other.experts.hits;
         self.experts.misses += other.experts.misses;
+        self.guesses.hits += other.guesses.hits;
+        self.guesses.misses += other.guesses.misses;
         self.bytes_read += other.bytes_read;
         self.drive_time += other.drive_time;
         self.stall += other.stall;
@@ -94,6 +99,7 @@ impl Lap {
         json!({
             "tokens": self.tokens, "seconds": self.time.as_secs_f64(),
             "expert_hits": self.experts.hits, "expert_misses": self.experts.misses, "hit_rate": self.experts.rate(),
+            "guesses_right": self.guesses.hits, "guesses_wrong": self.guesses.misses,
             "bytes_read": self.bytes_read, "bytes_read_per_token": self.bytes_read / self.tokens.max(1) as u64,
             "drive_seconds": self.drive_time.as_secs_f64(), "drive_gb_per_second": self.drive_rate(),
             "stall_ms": self.stall.as_secs_f64() * 1e3, "retries": self.retries,
