@@ -231,12 +231,12 @@ yuan_status yuan_engine_options_new(yuan_engine_options **options);
 yuan_status yuan_engine_options_free(yuan_engine_options *options);
 
 /**
- * Threads that compute; 0 for all that the process may use. Any thread.
+ * Threads that compute; 0 for all that the process may use. One call at a time.
  */
 yuan_status yuan_engine_options_set_threads(yuan_engine_options *options, size_t threads);
 
 /**
- * The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. Any thread.
+ * The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. One call at a time.
  */
 yuan_status yuan_engine_options_set_rope(yuan_engine_options *options,
                                          const char *rope);
@@ -261,6 +261,13 @@ yuan_status yuan_engine_options_set_paging(yuan_engine_options *options,
 yuan_status yuan_engine_options_set_direct_io(yuan_engine_options *options, const char *direct_io);
 
 /**
+ * 1 to read, where experts are streamed, what the next layer will probably want while nothing else is asked for; 0 is the default. One
+ * call at a time.
+ */
+yuan_status yuan_engine_options_set_look_ahead(yuan_engine_options *options,
+                                               int32_t on);
+
+/**
  * The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
  * program that streams says what it needs. One call at a time.
  */
@@ -269,7 +276,7 @@ yuan_status yuan_engine_options_set_sessions(yuan_engine_options *options,
                                              const char *kv_type);
 
 /**
- * 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. Any thread.
+ * 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. One call at a time.
  */
 yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
                                           int32_t on);

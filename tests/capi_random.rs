@@ -273,6 +273,7 @@ impl Caller<'_> {
             0 => yuan_engine_options_set_threads(engine, 1 + (number % 2) as usize),
             1 => yuan_engine_options_set_threads(engine, usize::MAX),
             2 => unsafe { yuan_engine_options_set_rope(engine, name.as_ptr()) },
+            3 if number % 2 == 0 => yuan_engine_options_set_look_ahead(engine, 1),
             3 => yuan_engine_options_set_float(engine, 0),
             4 => unsafe { yuan_session_options_set_kv_type(session, name.as_ptr()) },
             5 => unsafe { yuan_session_options_set_kv_type(session, null()) },

@@ -25,7 +25,7 @@ pub const fn tile_bytes(hidden: usize) -> usize {
 }
 
 /// Adds the tile's share of the expert's output to `y`, for the n rows `x` of `hidden / 256` blocks each. `y` is in the order
-/// of the panels, [hidden / 16][n][16].
+/// of the panels, \[hidden / 16\]\[n\]\[16\].
 ///
 /// # Panics
 /// If `tile`, `x` and `y` do not fit `hidden`.

@@ -44,7 +44,7 @@ pub extern "C" fn yuan_engine_options_free(options: *mut yuan_engine_options) ->
     call(|| OPTIONS.remove(options).map(drop))
 }
 
-/// Threads that compute; 0 for all that the process may use. Any thread.
+/// Threads that compute; 0 for all that the process may use. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_threads(
     options: *mut yuan_engine_options,
@@ -62,7 +62,7 @@ pub extern "C" fn yuan_engine_options_set_threads(
 /// More threads than any machine has.
 const MOST_THREADS: usize = 4096;
 
-/// The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. Any thread.
+/// The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_options_set_rope(
     options: *mut yuan_engine_options,
@@ -133,6 +133,19 @@ pub unsafe extern "C" fn yuan_engine_options_set_direct_io(
     })
 }
 
+/// 1 to read, where experts are streamed, what the next layer will probably want while nothing else is asked for; 0 is the default. One
+/// call at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_engine_options_set_look_ahead(
+    options: *mut yuan_engine_options,
+    on: i32,
+) -> yuan_status {
+    set(options, |options| {
+        options.paging.look_ahead = on != 0;
+        Ok(())
+    })
+}
+
 /// The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
 /// program that streams says what it needs. One call at a time.
 #[unsafe(no_mangle)]
@@ -149,7 +162,7 @@ pub unsafe extern "C" fn yuan_engine_options_set_sessions(
     })
 }
 
-/// 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. Any thread.
+/// 1 to widen 4- and 8-bit weights to 32 bits instead of multiplying in integers: slow, for comparisons. 0 is the default. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_float(options: *mut yuan_engine_options, on: i32) -> yuan_status {
     set(options, |options| {

@@ -48,6 +48,7 @@ static void engines(const char *model, yuan_engine **engine) {
     FAILS(yuan_engine_options_set_memory(options, "4X"), YUAN_ERROR_ARGUMENT);
     OK(yuan_engine_options_set_paging(options, "streamed"));
     OK(yuan_engine_options_set_direct_io(options, "off"));
+    OK(yuan_engine_options_set_look_ahead(options, 1));
     OK(yuan_engine_options_set_sessions(options, ROOM, "q8_0"));
     FAILS(yuan_engine_open("no.gguf", options, engine), YUAN_ERROR_FILE);
     OK(yuan_engine_open(model, options, engine));
