@@ -231,9 +231,15 @@ yuan_status yuan_engine_options_new(yuan_engine_options **options);
 yuan_status yuan_engine_options_free(yuan_engine_options *options);
 
 /**
- * Threads that compute; 0 for all that the process may use. One call at a time.
+ * Threads that compute; 0 for one for each physical core that the process may use. One call at a time.
  */
 yuan_status yuan_engine_options_set_threads(yuan_engine_options *options, size_t threads);
+
+/**
+ * Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. One call at a time.
+ */
+yuan_status yuan_engine_options_set_threads_batch(yuan_engine_options *options,
+                                                  size_t threads);
 
 /**
  * The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. One call at a time.

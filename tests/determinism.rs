@@ -55,15 +55,16 @@ fn geometries() -> [(ModelConfig, Options); 4] {
 fn any_number_of_threads_gives_the_same_bits() {
     for (config, options) in geometries() {
         let folder = common::folder();
-        let container = container(config, &options, &folder);
+        let container = container(config.clone(), &options, &folder);
         let tokens = tokens(45);
         for pieces in [&[45][..], &[1]] {
             let one = logits(&load(&container, 1, Arithmetic::Integer), &tokens, pieces, KvType::F16);
-            for threads in [2, 3, 8] {
-                let model = load(&container, threads, Arithmetic::Integer);
+            for (threads, threads_batch) in [(2, 0), (3, 0), (8, 0), (2, 3)] {
+                let options = RunOptions { threads, threads_batch, ..Default::default() };
+                let model = Model::load(&container, &options).unwrap();
                 assert!(
                     logits(&model, &tokens, pieces, KvType::F16) == one,
-                    "{threads} threads, {options:?}"
+                    "{threads} threads, {threads_batch} for batches, {config:?}"
                 );
             }
         }

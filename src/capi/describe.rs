@@ -61,6 +61,7 @@ pub unsafe extern "C" fn yuan_engine_describe(
             "context": config.context,
             "kernels": engine.model().kernels(),
             "threads": engine.model().threads(),
+            "threads_batch": engine.model().batch_threads(),
             "weights_bytes": engine.container().data_bytes(),
             "bytes_per_token": engine.model().bytes_per_token(),
         });

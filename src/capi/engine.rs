@@ -44,19 +44,35 @@ pub extern "C" fn yuan_engine_options_free(options: *mut yuan_engine_options) ->
     call(|| OPTIONS.remove(options).map(drop))
 }
 
-/// Threads that compute; 0 for all that the process may use. One call at a time.
+/// Threads that compute; 0 for one for each physical core that the process may use. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_threads(
     options: *mut yuan_engine_options,
     threads: usize,
 ) -> yuan_status {
     set(options, |options| {
-        if threads > MOST_THREADS {
-            return Err(Failure::argument(format!("{threads} threads are too many; ask for fewer")));
-        }
-        options.threads = threads;
+        options.threads = checked_threads(threads)?;
         Ok(())
     })
+}
+
+/// Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. One call at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_engine_options_set_threads_batch(
+    options: *mut yuan_engine_options,
+    threads: usize,
+) -> yuan_status {
+    set(options, |options| {
+        options.threads_batch = checked_threads(threads)?;
+        Ok(())
+    })
+}
+
+fn checked_threads(threads: usize) -> Result<usize, Failure> {
+    if threads > MOST_THREADS {
+        return Err(Failure::argument(format!("{threads} threads are too many; ask for fewer")));
+    }
+    Ok(threads)
 }
 
 /// More threads than any machine has.

@@ -9,6 +9,7 @@ use super::{
     feed_forward::Experts,
     matrix::Matrix,
     router::Routing,
+    threads::Threads,
 };
 use crate::{
     container::{Bytes, TensorView, TileLayout, pack_panels},
@@ -38,7 +39,7 @@ impl Bench {
     /// # Errors
     /// As for a model.
     pub fn new(threads: usize) -> Result<Self> {
-        Compute::new(threads, Arithmetic::Integer).map(Self)
+        Compute::new(Threads::new(threads, 0)?, Arithmetic::Integer).map(Self)
     }
 
     /// Name of the kernels in use.

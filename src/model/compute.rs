@@ -6,7 +6,7 @@ use yuan_kernels::{
     panel::{PANEL_ROWS, Panel, panels_float},
 };
 
-use super::{activations::Activations, buffer::Buffer, matrix::Matrix};
+use super::{activations::Activations, buffer::Buffer, matrix::Matrix, threads::Threads};
 use crate::error::{Error, Result};
 
 /// How quantized weights meet activations.
@@ -26,7 +26,7 @@ pub struct Compute {
     pub kernels: &'static Kernels,
     /// Integer or float products.
     pub arithmetic: Arithmetic,
-    pool: rayon::ThreadPool,
+    pools: Threads,
 }
 
 /// Weights that are worth a task of their own, in bytes.
@@ -35,12 +35,11 @@ const TASK_BYTES: usize = 128 << 10;
 const TOKENS: usize = 64;
 
 impl Compute {
-    /// `threads` of 0 means all that the process may use. The kernels are the best of this machine, unless the
-    /// environment variable `YUAN_KERNELS` names others.
+    /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others.
     ///
     /// # Errors
-    /// [`Error::Argument`] for kernels that do not exist or do not run here, or threads that cannot be started.
-    pub fn new(threads: usize, arithmetic: Arithmetic) -> Result<Self> {
+    /// [`Error::Argument`] for kernels that do not exist or do not run here.
+    pub fn new(pools: Threads, arithmetic: Arithmetic) -> Result<Self> {
         let kernels = match std::env::var("YUAN_KERNELS") {
             Err(_) => yuan_kernels::best(),
             Ok(name) => yuan_kernels::by_name(&name).ok_or_else(|| {
@@ -51,22 +50,27 @@ impl Compute {
                 ))
             })?,
         };
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("yuan-compute-{i}"))
-            .build()
-            .map_err(|e| Error::Argument(format!("cannot start {threads} threads: {e}; ask for fewer")))?;
-        Ok(Self { kernels, arithmetic, pool })
+        Ok(Self { kernels, arithmetic, pools })
     }
 
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.pools.count()
     }
 
-    /// Runs `work` with this pool behind rayon's parallel iterators.
+    /// Threads that share the work of several tokens.
+    pub fn batch_threads(&self) -> usize {
+        self.pools.batch_count()
+    }
+
+    /// Runs a pass of this many tokens, whose rayon iterators and calls of [`Compute::run`] then stay in its pool.
+    pub fn enter<R: Send>(&self, tokens: usize, pass: impl FnOnce() -> R + Send) -> R {
+        self.pools.enter(tokens, pass)
+    }
+
+    /// Runs `work` with the pool of the pass behind rayon's parallel iterators.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        self.pools.run(work)
     }
 
     /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so

@@ -72,7 +72,7 @@ impl Model {
         // What a pass that failed or panicked has left is dropped.
         state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let logits = self.compute.run(|| self.run(&pass, tokens, state, want, probe));
+        let logits = self.compute.enter(tokens.len(), || self.run(&pass, tokens, state, want, probe));
         if logits.is_err() {
             state.undo();
         }

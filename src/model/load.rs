@@ -11,6 +11,7 @@ use super::{
     matrix::Matrix,
     rope::Rope,
     router::Router,
+    threads::Threads,
 };
 use crate::{
     config::{Architecture, RopePrecision},
@@ -25,8 +26,10 @@ use crate::{
 /// How to run a model.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Threads; 0 means all that the process may use.
+    /// Threads; 0 means one for each physical core that the process may use.
     pub threads: usize,
+    /// Threads for several tokens at a time; 0 means as many.
+    pub threads_batch: usize,
     /// Integer or float products.
     pub arithmetic: Arithmetic,
     /// Another rotary convention than the container's.
@@ -59,7 +62,8 @@ impl Model {
     pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
-        let compute = Compute::new(options.threads, options.arithmetic)?;
+        let compute =
+            Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;
         let weights = Weights::new(container, &placement, &options.paging)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;

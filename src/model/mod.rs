@@ -20,6 +20,7 @@ pub mod rope;
 mod router;
 mod saved;
 mod state;
+pub mod threads;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
@@ -87,6 +88,11 @@ impl Model {
     /// Threads that share the work.
     pub fn threads(&self) -> usize {
         self.compute.threads()
+    }
+
+    /// Threads that share the work of several tokens.
+    pub fn batch_threads(&self) -> usize {
+        self.compute.batch_threads()
     }
 
     /// Name of the kernels in use.

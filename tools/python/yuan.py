@@ -140,12 +140,13 @@ class Engine(_Handle):
     _kind = "engine"
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int = 0, rope: str | None = None, memory: str | None = None,
-        paging: str = "auto", look_ahead: bool = False, context: int = 0, kv: str = "f16",
+        self, path: str | os.PathLike[str], *, threads: int = 0, threads_batch: int = 0, rope: str | None = None,
+        memory: str | None = None, paging: str = "auto", look_ahead: bool = False, context: int = 0, kv: str = "f16",
     ) -> None:  # fmt: skip
         """`memory` is all that may be used ("8G", "50%"); `context` and `kv` are what sessions will take of it."""
         with _EngineOptions("engine_options_new") as options:
             _call("engine_options_set_threads", options._handle, c_size_t(threads))
+            _call("engine_options_set_threads_batch", options._handle, c_size_t(threads_batch))
             _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
             _call("engine_options_set_memory", options._handle, memory.encode() if memory else None)
             _call("engine_options_set_paging", options._handle, paging.encode())

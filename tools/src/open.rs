@@ -18,9 +18,12 @@ use yuan::{
 pub struct RunArgs {
     /// The model: a container of yuan-quant, or a GGUF file as published
     pub model: PathBuf,
-    /// Threads; all by default
+    /// Threads; by default one for each physical core that the process may use
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
     pub threads: usize,
+    /// Threads for several tokens at a time, as in a prompt; by default as many
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    pub threads_batch: usize,
     /// Type of the key-value cache: f16, q8_0, q4_0 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub kv: KvType,
@@ -81,7 +84,15 @@ impl RunArgs {
         let arithmetic = if self.float { Arithmetic::Float } else { Arithmetic::Integer };
         let PagingArgs { memory, paging, direct_io, look_ahead, readers } = self.paging.clone();
         let paging = Settings { mode: paging, memory, direct_io, look_ahead, readers, ..Settings::default() };
-        Options { threads: self.threads, arithmetic, rope: self.rope, paging, context, kv: self.kv }
+        Options {
+            threads: self.threads,
+            threads_batch: self.threads_batch,
+            arithmetic,
+            rope: self.rope,
+            paging,
+            context,
+            kv: self.kv,
+        }
     }
 }
 

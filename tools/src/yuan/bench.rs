@@ -3,7 +3,6 @@
 use std::{
     hint::black_box,
     ops::Range,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::{Model, Placement, State, Want},
+    model::{Model, Placement, State, Want, threads::usable_cores},
     pager::{Mode, drive},
 };
 use yuan_tools::{
@@ -71,8 +70,7 @@ impl Bench {
             "--throttle slows streamed reads: give --paging streamed"
         );
         // Before the model takes its memory.
-        let threads =
-            if self.run.threads == 0 { thread::available_parallelism()?.get() } else { self.run.threads };
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
         let bandwidth = read_bandwidth(threads);
         let drive = match streamed {
             true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
@@ -120,7 +118,7 @@ impl Bench {
         let weights = decode * bytes as f64 / 1e9;
         if self.json {
             let object = json!({
-                "model": self.run.model, "kernels": model.kernels(), "threads": model.threads(),
+                "model": self.run.model, "kernels": model.kernels(), "threads": model.threads(), "threads_batch": model.batch_threads(),
                 "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
                 "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
                 "bytes_per_token": bytes, "weights_gb_per_second": weights, "memory_gb_per_second": bandwidth,
@@ -130,7 +128,12 @@ impl Bench {
             println!("{object}");
             return Ok(());
         }
-        println!("kernels    {} on {} threads", model.kernels(), model.threads());
+        println!(
+            "kernels    {} on {} threads, {} for the prompt",
+            model.kernels(),
+            model.threads(),
+            model.batch_threads()
+        );
         println!("memory     {bandwidth:.1} GB/s read");
         println!("token      {} of weights", size(bytes as u64));
         println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
@@ -160,7 +163,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// GB/s at which `threads` threads read memory that no cache holds: the best of five passes.
+/// GB/s at which `threads` threads read memory that no cache holds: the median of nine passes, since the best of a few is
+/// often one that a virtual machine's neighbours were silent for.
 pub fn read_bandwidth(threads: usize) -> f64 {
     const WORDS: usize = (256 << 20) / 8;
     let data = vec![1u64; WORDS * threads];
@@ -171,7 +175,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
                 scope.spawn(move || black_box(part.iter().fold(0u64, |a, b| a.wrapping_add(*b))));
             }
         });
-        (data.len() * 8) as f64 / start.elapsed().as_secs_f64() / 1e9
+        start.elapsed()
     };
-    (0..5).map(|_| pass()).fold(0.0, f64::max)
+    (data.len() * 8) as f64 / median((0..9).map(|_| pass()).collect()).as_secs_f64() / 1e9
 }

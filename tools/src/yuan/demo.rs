@@ -69,6 +69,7 @@ impl Demo {
         let run = RunArgs {
             model,
             threads: self.threads,
+            threads_batch: 0,
             kv: KvType::F16,
             rope: None,
             float: false,

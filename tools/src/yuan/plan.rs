@@ -1,13 +1,13 @@
 //! `yuan plan`: how a model would run on this machine, and why, before it does.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::Placement,
+    model::{Placement, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
 };
 use yuan_tools::{console::size, open::RunArgs};
@@ -43,10 +43,7 @@ impl Plan {
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
         let config = container.config();
-        let threads = match self.run.threads {
-            0 => thread::available_parallelism()?.get(),
-            n => n,
-        };
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
         let memory = read_bandwidth(threads);
         let drive = match p.expert_bytes {
             0 => None,

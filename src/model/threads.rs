@@ -1,0 +1,107 @@
+//! The threads that compute: how many, and for what.
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+use crate::error::{Error, Result};
+
+/// Pools of threads. One token is bound by memory, which few threads use up; a batch is bound by arithmetic.
+#[derive(Debug)]
+pub struct Threads {
+    single: ThreadPool,
+    /// Where batches have another number of threads.
+    batch: Option<ThreadPool>,
+}
+
+impl Threads {
+    /// `single` threads for one token at a time and `batch` for several. 0 means every physical core that the process may use,
+    /// and for `batch` as many as `single`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for threads that cannot be started.
+    pub fn new(single: usize, batch: usize) -> Result<Self> {
+        let single = if single == 0 { usable_cores() } else { single };
+        let pool = |threads: usize| {
+            let pool =
+                ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("yuan-compute-{i}"));
+            pool.build()
+                .map_err(|e| Error::Argument(format!("cannot start {threads} threads: {e}; ask for fewer")))
+        };
+        let batch = if batch == 0 || batch == single { None } else { Some(pool(batch)?) };
+        Ok(Self { single: pool(single)?, batch })
+    }
+
+    /// Threads of the pool that this thread works in, or else those for one token at a time.
+    pub fn count(&self) -> usize {
+        if self.inside() { rayon::current_num_threads() } else { self.single.current_num_threads() }
+    }
+
+    /// Threads for several tokens at a time.
+    pub fn batch_count(&self) -> usize {
+        self.batch.as_ref().unwrap_or(&self.single).current_num_threads()
+    }
+
+    /// Runs `work` in the pool for this many tokens.
+    pub fn enter<R: Send>(&self, tokens: usize, work: impl FnOnce() -> R + Send) -> R {
+        let pool = self.batch.as_ref().filter(|_| tokens > 1).unwrap_or(&self.single);
+        pool.install(work)
+    }
+
+    /// Runs `work` in the pool that this thread works in already, or else in the one for a single token.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        if self.inside() { work() } else { self.single.install(work) }
+    }
+
+    fn inside(&self) -> bool {
+        let in_batch = self.batch.as_ref().and_then(ThreadPool::current_thread_index);
+        in_batch.or(self.single.current_thread_index()).is_some()
+    }
+}
+
+/// Physical cores that the process may use: by its affinity, and by the quota of its control group. Two threads of a core share
+/// its arithmetic and its caches, so the second only stands in the way.
+pub fn usable_cores() -> usize {
+    let allowed = std::thread::available_parallelism().map_or(1, usize::from);
+    physical_cores().map_or(allowed, |cores| cores.clamp(1, allowed))
+}
+
+/// Physical cores in the affinity mask.
+#[cfg(target_os = "linux")]
+fn physical_cores() -> Option<usize> {
+    let mask = rustix::thread::sched_getaffinity(None).ok()?;
+    let cores: std::collections::BTreeSet<String> = (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|&cpu| mask.is_set(cpu))
+        .map(|cpu| {
+            let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+            std::fs::read_to_string(path).unwrap_or_else(|_| cpu.to_string())
+        })
+        .collect();
+    (!cores.is_empty()).then_some(cores.len())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn physical_cores() -> Option<usize> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_stays_in_the_pool_that_it_entered() {
+        let threads = Threads::new(1, 3).unwrap();
+        assert_eq!((threads.count(), threads.batch_count()), (1, 3));
+        for (tokens, expected) in [(1, 1), (2, 3), (512, 3)] {
+            assert_eq!(threads.enter(tokens, || threads.run(|| threads.count())), expected);
+        }
+        assert_eq!(threads.run(|| threads.count()), 1);
+        assert_eq!(Threads::new(2, 0).unwrap().enter(9, rayon::current_num_threads), 2);
+    }
+
+    #[test]
+    fn the_usual_number_is_what_the_process_may_use() {
+        let allowed = std::thread::available_parallelism().unwrap().get();
+        assert!((1..=allowed).contains(&usable_cores()));
+        assert_eq!(Threads::new(0, 0).unwrap().count(), usable_cores());
+    }
+}
