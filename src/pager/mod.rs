@@ -88,7 +88,7 @@ enum Backing {
         /// Major faults when the pages were last known to be there.
         faults: AtomicU64,
     },
-    Streamed(Streamed),
+    Streamed(Box<Streamed>),
 }
 
 struct Streamed {
@@ -176,14 +176,14 @@ impl Pager {
             decode: Requests::default(),
             uses: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
             record: Record::default(),
-            backing: Backing::Streamed(Streamed {
+            backing: Backing::Streamed(Box::new(Streamed {
                 pool: Pool::new(readers, Some(source))?,
                 arena,
                 residency: Mutex::new(Residency { policy, slots }),
                 offsets,
                 turn: Turn::default(),
                 guesses: Mutex::default(),
-            }),
+            })),
         })
     }
 
