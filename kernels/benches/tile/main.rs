@@ -3,12 +3,15 @@
 //!
 //! `cargo bench -p yuan-kernels --bench tile -- --quick`; SPEED.md has the table.
 
+#[cfg(target_arch = "x86_64")]
+mod orders;
+
 use std::hint::black_box;
 
 use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
+    BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
     tile::{tile_panels, tile_pass},
 };
 
@@ -28,13 +31,14 @@ fn filled<T: Pod>(n: usize) -> Vec<T> {
 fn groups<W: Pod>(
     c: &mut Criterion,
     name: &str,
-    kernels: &'static Kernels,
+    kernels: &str,
+    tokens: &[usize],
     blocks_of_16_rows: usize,
     mut product: impl FnMut(&[W], &[BlockQ8], &mut [[f32; 16]]),
 ) {
     for (place, n) in PLACES {
         let weights = filled::<W>(n * blocks_of_16_rows);
-        for tokens in TOKENS {
+        for &tokens in tokens {
             // Out of cache only a few tokens are bound by memory; the rest says nothing that L2 does not.
             if place == "memory" && tokens > 4 {
                 continue;
@@ -44,7 +48,7 @@ fn groups<W: Pod>(
             let mut group = c.benchmark_group(format!("{name}/{place}"));
             group.throughput(Throughput::Bytes(size_of_val(&weights[..blocks_of_16_rows]) as u64));
             let mut at = 0;
-            group.bench_function(BenchmarkId::new(kernels.name, tokens), |b| {
+            group.bench_function(BenchmarkId::new(kernels, tokens), |b| {
                 b.iter(|| {
                     product(&weights[at * blocks_of_16_rows..][..blocks_of_16_rows], black_box(&x), &mut acc);
                     at = (at + 1) % n;
@@ -66,15 +70,35 @@ fn rows<W: Pod>(dot: fn(&[W], &[BlockQ8]) -> f32) -> impl FnMut(&[W], &[BlockQ8]
     }
 }
 
+/// Orders of nibbles, T tokens at a time.
+#[cfg(target_arch = "x86_64")]
+fn orders<const T: usize>(c: &mut Criterion) {
+    for (name, product) in orders::orders::<T>() {
+        groups::<orders::Weights>(c, &format!("order/{name}"), "avx512", &[T], COLUMNS / 256, |w, x, acc| {
+            let mut rows = [x; T];
+            rows.iter_mut().zip(x.chunks_exact(x.len() / T)).for_each(|(row, x)| *row = x);
+            let mut sums = [[0; 16]; T];
+            product(w, rows, &mut sums);
+            acc.iter_mut().zip(sums).for_each(|(acc, sums)| *acc = sums.map(|s| s as f32));
+        });
+    }
+}
+
 fn bench(c: &mut Criterion) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        orders::<1>(c);
+        orders::<4>(c);
+        orders::<8>(c);
+    }
     for k in available().filter(|k| k.name != "scalar") {
         let panels = COLUMNS / 256;
-        groups::<PanelQ4K>(c, "q4_k panels", k, panels, k.panels_q4_k);
-        groups::<BlockQ4K>(c, "q4_k rows", k, 16 * COLUMNS / 256, rows(k.dot_q4_k));
-        groups::<PanelQ4_0>(c, "q4_0 panels", k, panels, k.panels_q4_0);
-        groups::<BlockQ4_0>(c, "q4_0 rows", k, 16 * COLUMNS / 32, rows(k.dot_q4_0));
-        groups::<PanelQ8_0>(c, "q8_0 panels", k, panels, k.panels_q8_0);
-        groups::<BlockQ8_0>(c, "q8_0 rows", k, 16 * COLUMNS / 32, rows(k.dot_q8_0));
+        groups::<PanelQ4K>(c, "q4_k panels", k.name, &TOKENS, panels, k.panels_q4_k);
+        groups::<BlockQ4K>(c, "q4_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q4_k));
+        groups::<PanelQ4_0>(c, "q4_0 panels", k.name, &TOKENS, panels, k.panels_q4_0);
+        groups::<BlockQ4_0>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
+        groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, k.panels_q8_0);
+        groups::<BlockQ8_0>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
 
         for (place, tiles) in [("L2", 1), ("memory", 320)] {
             let weights = filled::<PanelQ4K>(tiles * tile_panels(COLUMNS));
