@@ -49,7 +49,6 @@ pub fn read_layout(metadata: &Metadata) -> Result<Layout, String> {
     }
     match metadata.number("yuan.layout.version")? {
         Some(version) if version == u64::from(LAYOUT_VERSION) => {}
-        Some(0) => return Err(format!("version 0 of the layout {LAYOUT}, a draft: convert the model again")),
         Some(version) => return Err(format!("version {version} of the layout {LAYOUT}")),
         None => return Err(format!("the layout {LAYOUT} without a version")),
     }
