@@ -232,13 +232,13 @@ fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
 }
 
-/// Asks for the weights further on: a file mapping of small pages is read at full speed only so. Blocks of activations have
-/// time, and want the next row of panels in the L2 cache.
+/// Asks for the weights further on, in the L2 cache: the machine alone stops at the end of each small page of a mapping.
+/// Blocks of activations have time, and want the next row of panels there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn prefetch<const T: usize, W>(weights: &W, ahead: usize) {
     if T == 1 {
-        _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(weights).wrapping_byte_add(4096).cast());
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(1024).cast());
     } else {
         _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
     }
@@ -252,7 +252,7 @@ fn prefetch_header<const T: usize, P>(panel: &P, ahead: usize) {
     for line in 0..4 {
         let header = lines.wrapping_add(line);
         if T == 1 {
-            _mm_prefetch::<_MM_HINT_T0>(header.wrapping_byte_add(4096).cast());
+            _mm_prefetch::<_MM_HINT_T1>(header.wrapping_byte_add(1024).cast());
         } else {
             _mm_prefetch::<_MM_HINT_T1>(header.wrapping_byte_add(ahead).cast());
         }
