@@ -15,6 +15,7 @@ use bytemuck::cast;
 use half::f16;
 
 use crate::Kernels;
+use crate::avx2::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
@@ -57,15 +58,15 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
     for (i, panel) in panels.iter().enumerate() {
-        prefetch_header::<T, _>(panel, ahead);
+        prefetch_header(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let mut unsigned = [_mm512_setzero_si512(); 8];
             for g in 0..8 {
-                prefetch::<T, _>(&lines[s][g], ahead);
+                prefetch(&lines[s][g], ahead);
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
@@ -84,13 +85,13 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
     for (i, panel) in panels.iter().enumerate() {
-        prefetch_header::<T, _>(panel, ahead);
+        prefetch_header(panel, ahead);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let dots = dots::<T, -8>(nibbles::<T>(&panel.qs, s, ahead), &x, i, s);
+            let dots = dots::<T, -8>(nibbles(&panel.qs, s, ahead), &x, i, s);
             for t in 0..T {
                 part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
@@ -105,14 +106,14 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), size_of_val(panels).max(4096));
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
     for (i, panel) in panels.iter().enumerate() {
-        prefetch_header::<T, _>(panel, ahead);
+        prefetch_header(panel, ahead);
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let dots = dots::<T, 0>(nibbles::<T>(&panel.qs, s, ahead), &x, i, s);
+            let dots = dots::<T, 0>(nibbles(&panel.qs, s, ahead), &x, i, s);
             for t in 0..T {
                 sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
@@ -162,12 +163,12 @@ fn store<const T: usize>(sums: [__m512; T], acc: &mut [[f32; 16]; T]) {
 /// each line the high ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, ahead: usize) -> [__m512i; 8] {
+fn nibbles(qs: &[u8; 2048], s: usize, ahead: usize) -> [__m512i; 8] {
     let lines: &[[[u8; 64]; 4]; 8] = bytemuck::cast_ref(qs);
     let low = _mm512_set1_epi8(15);
     let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        prefetch::<T, _>(&lines[s][g], ahead);
+        prefetch(&lines[s][g], ahead);
         let bytes = cast(lines[s][g]);
         out[g] = _mm512_and_si512(bytes, low);
         out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
@@ -232,29 +233,8 @@ fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
 }
 
-/// Asks for the weights further on, in the L2 cache: the machine alone stops at the end of each small page of a mapping.
-/// Blocks of activations have time, and want the next row of panels there.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+/// How far ahead weights are asked for. Blocks of activations have time, and want the next row of panels in the L2 cache.
 #[inline]
-fn prefetch<const T: usize, W>(weights: &W, ahead: usize) {
-    if T == 1 {
-        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(1024).cast());
-    } else {
-        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
-    }
-}
-
-/// [`prefetch`] for the 256 bytes that a panel begins with.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn prefetch_header<const T: usize, P>(panel: &P, ahead: usize) {
-    let lines = std::ptr::from_ref(panel).cast::<[u8; 64]>();
-    for line in 0..4 {
-        let header = lines.wrapping_add(line);
-        if T == 1 {
-            _mm_prefetch::<_MM_HINT_T1>(header.wrapping_byte_add(1024).cast());
-        } else {
-            _mm_prefetch::<_MM_HINT_T1>(header.wrapping_byte_add(ahead).cast());
-        }
-    }
+fn ahead<const T: usize, P>(panels: &[P]) -> usize {
+    if T == 1 { AHEAD } else { size_of_val(panels).max(4096) }
 }

@@ -309,6 +309,30 @@ pub(crate) fn each_score<K>(
     }
 }
 
+/// [`each_score`] for vectors, which take queries in pairs; what is left goes alone.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline]
+pub(crate) fn all_scores<K>(
+    q: &[f32],
+    dim: usize,
+    keys: &[K],
+    scores: &mut [f32],
+    pair: impl Fn(&[K], [&[f32]; 2]) -> [f32; 2],
+    one: impl Fn(&[K], [&[f32]; 1]) -> [f32; 1],
+) {
+    let positions = keys.len() / dim;
+    assert_eq!(q.len() / dim * positions, scores.len(), "scores");
+    let paired = q.len() / dim / 2 * 2;
+    for t in (0..paired).step_by(2) {
+        let q = [&q[t * dim..][..dim], &q[(t + 1) * dim..][..dim]];
+        let (first, second) = scores[t * positions..][..2 * positions].split_at_mut(positions);
+        for ((key, first), second) in keys.chunks_exact(dim).zip(first).zip(second) {
+            [*first, *second] = pair(key, q);
+        }
+    }
+    each_score(&q[paired * dim..], dim, keys, &mut scores[paired * positions..], |key, q| one(key, [q])[0]);
+}
+
 fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
     mix(p, dim, values.len() / dim, y, |i, k| values[i * dim + k]);
 }

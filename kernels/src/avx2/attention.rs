@@ -10,7 +10,7 @@ use half::f16;
 
 use crate::blocks::{BlockQ4_0, BlockQ8_0};
 use crate::scalar::{
-    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, each_score, exp,
+    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, all_scores, exp,
     sum_lanes, weight,
 };
 
@@ -85,29 +85,6 @@ pub(super) fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]
         |key: &[f16], q: [&[f32]; 2]| dots(key, q, |w: [f16; 8]| _mm256_cvtph_ps(cast(w)), f16::to_f32);
     let one = |key: &[f16], q: [&[f32]; 1]| dots(key, q, |w: [f16; 8]| _mm256_cvtph_ps(cast(w)), f16::to_f32);
     all_scores(q, dim, keys, scores, pair, one);
-}
-
-/// Queries in pairs, and what is left alone.
-#[inline]
-fn all_scores<K>(
-    q: &[f32],
-    dim: usize,
-    keys: &[K],
-    scores: &mut [f32],
-    pair: impl Fn(&[K], [&[f32]; 2]) -> [f32; 2],
-    one: impl Fn(&[K], [&[f32]; 1]) -> [f32; 1],
-) {
-    let positions = keys.len() / dim;
-    assert_eq!(q.len() / dim * positions, scores.len(), "scores");
-    let paired = q.len() / dim / 2 * 2;
-    for t in (0..paired).step_by(2) {
-        let q = [&q[t * dim..][..dim], &q[(t + 1) * dim..][..dim]];
-        let (first, second) = scores[t * positions..][..2 * positions].split_at_mut(positions);
-        for ((key, first), second) in keys.chunks_exact(dim).zip(first).zip(second) {
-            [*first, *second] = pair(key, q);
-        }
-    }
-    each_score(&q[paired * dim..], dim, keys, &mut scores[paired * positions..], |key, q| one(key, [q])[0]);
 }
 
 /// The dot products of one key with `T` queries, each in the lanes of a single one.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use bytemuck::cast;
 use half::f16;
 
-use super::{prefetch, prefetch_header};
+use super::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
 
@@ -30,7 +30,7 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         if T == 1 {
-            prefetch_header(panel);
+            prefetch_header(panel, AHEAD);
         }
         let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
         let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
@@ -40,7 +40,7 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
                 let mut dots = [_mm256_setzero_si256(); T];
                 for g in 0..8 {
                     if T == 1 && h == 0 {
-                        prefetch(&lines[s][g]);
+                        prefetch(&lines[s][g], AHEAD);
                     }
                     let w = cast(lines[s][g][h]);
                     let size = _mm256_abs_epi8(w);
@@ -73,7 +73,7 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         if T == 1 {
-            prefetch_header(panel);
+            prefetch_header(panel, AHEAD);
         }
         let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
         let mut part = [[_mm256_setzero_ps(); 2]; T];
@@ -105,7 +105,7 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
     let mut sums: [[__m256; 2]; T] = acc.map(cast);
     for (i, panel) in panels.iter().enumerate() {
         if T == 1 {
-            prefetch_header(panel);
+            prefetch_header(panel, AHEAD);
         }
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [[_mm256_setzero_si256(); 2]; T];
@@ -157,7 +157,7 @@ fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, h: usize) -> [[__m256i; 2]
         let line = &lines[s][g][h];
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
         if T == 1 && h == 0 {
-            prefetch(line);
+            prefetch(line, AHEAD);
         }
         let bytes = cast(*line);
         out[g] = [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)];

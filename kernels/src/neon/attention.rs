@@ -11,7 +11,7 @@ use half::f16;
 use super::{dot_floats, to_f32, widen};
 use crate::blocks::{BlockQ4_0, BlockQ8_0};
 use crate::scalar::{
-    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, each_score, exp, sum_lanes, weight,
+    EXP_LEAST, EXP_MOST, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, all_scores, exp, sum_lanes, weight,
 };
 
 #[target_feature(enable = "neon")]
@@ -76,29 +76,6 @@ pub(super) fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]
     let pair = |key: &[f16], q: [&[f32]; 2]| dot_floats(key, q, |w: [f16; 8]| widen(w), f16::to_f32);
     let one = |key: &[f16], q: [&[f32]; 1]| dot_floats(key, q, |w: [f16; 8]| widen(w), f16::to_f32);
     all_scores(q, dim, keys, scores, pair, one);
-}
-
-/// Queries in pairs, and what is left alone.
-#[inline]
-fn all_scores<K>(
-    q: &[f32],
-    dim: usize,
-    keys: &[K],
-    scores: &mut [f32],
-    pair: impl Fn(&[K], [&[f32]; 2]) -> [f32; 2],
-    one: impl Fn(&[K], [&[f32]; 1]) -> [f32; 1],
-) {
-    let positions = keys.len() / dim;
-    assert_eq!(q.len() / dim * positions, scores.len(), "scores");
-    let paired = q.len() / dim / 2 * 2;
-    for t in (0..paired).step_by(2) {
-        let q = [&q[t * dim..][..dim], &q[(t + 1) * dim..][..dim]];
-        let (first, second) = scores[t * positions..][..2 * positions].split_at_mut(positions);
-        for ((key, first), second) in keys.chunks_exact(dim).zip(first).zip(second) {
-            [*first, *second] = pair(key, q);
-        }
-    }
-    each_score(&q[paired * dim..], dim, keys, &mut scores[paired * positions..], |key, q| one(key, [q])[0]);
 }
 
 #[target_feature(enable = "neon")]
