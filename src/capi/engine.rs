@@ -129,8 +129,7 @@ pub unsafe extern "C" fn yuan_engine_options_set_paging(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the paging", paging) }?;
-        options.paging.mode =
-            named(name, |name| by_name(&Paging::ALL, name), "auto, mapped, streamed or plain")?;
+        options.paging.mode = named(name, Paging::from_name, "auto, mapped, streamed or plain")?;
         Ok(())
     })
 }
@@ -144,7 +143,7 @@ pub unsafe extern "C" fn yuan_engine_options_set_direct_io(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the direct reads", direct_io) }?;
-        options.paging.direct_io = named(name, |name| by_name(&DirectIo::ALL, name), "auto, on or off")?;
+        options.paging.direct_io = named(name, DirectIo::from_name, "auto, on or off")?;
         Ok(())
     })
 }
@@ -199,10 +198,6 @@ fn set(
 
 /// The choices of [`KvType::from_name`].
 pub(super) const KV_TYPES: &str = "f16, q8_0, q4_0 or f32";
-
-fn by_name<T: Copy>(choices: &[(&str, T)], name: &str) -> Option<T> {
-    choices.iter().find(|(choice, _)| *choice == name).map(|(_, value)| *value)
-}
 
 /// A choice by its name.
 pub(super) fn named<T>(name: &str, from_name: fn(&str) -> Option<T>, choices: &str) -> Result<T, Failure> {

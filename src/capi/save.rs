@@ -59,10 +59,7 @@ pub unsafe extern "C" fn yuan_session_restore(
         if let (Some(chooser), Some(sampler)) = (&mut chooser, restored.sampler) {
             chooser.sampler = sampler;
         }
-        // The experts that it used are brought in again; without them it is only slower to begin.
-        if let Err(error) = engine.model().pager().warm(&restored.hot) {
-            tracing::warn!("the experts of the saved session are not brought in: {error}");
-        }
+        engine.warm(&restored.hot);
         SESSIONS.add(Shared::new(restored.session, options.shift), out)
     })
 }

@@ -183,17 +183,25 @@ impl Model {
 
     fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
         if tokens.is_empty() {
-            return Err(Error::Argument("there are no tokens to run; give a prompt".into()));
+            return Err(no_tokens());
         }
-        if let Some(id) = tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
-            let last = self.config.vocab - 1;
-            return Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")));
-        }
+        self.check_vocabulary(tokens)?;
         let wanted = state.position().saturating_add(tokens.len());
         if wanted > state.capacity() {
             return Err(Error::ContextFull { capacity: state.capacity(), wanted });
         }
         Ok(())
+    }
+
+    /// Whether the model knows all these tokens.
+    pub(crate) fn check_vocabulary(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
+            Some(id) => {
+                let last = self.config.vocab - 1;
+                Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn embed(&self, tokens: &[u32]) -> Buffer {
@@ -202,6 +210,10 @@ impl Model {
         rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));
         x
     }
+}
+
+pub(crate) fn no_tokens() -> Error {
+    Error::Argument("there are no tokens to run; give a prompt".into())
 }
 
 /// Turns a row of the q and of the k projection into queries and keys: the joined row `q | k` is cut into slices of

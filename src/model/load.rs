@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     pager::{
         Mode, Pager, Policy, Settings, Shape,
-        source::{DirectIo, FileSource, PAGE, Source, Throttle},
+        source::{DirectIo, FileSource, PAGE, Source, Throttle, in_pages},
     },
 };
 
@@ -221,17 +221,11 @@ impl<'c> Weights<'c> {
         match (placement.mode, self.file) {
             (Mode::Streamed, Some(file)) => {
                 let offsets: Vec<u64> = blobs.iter().filter_map(Bytes::file_offset).collect();
-                // Containers of ours have experts at whole pages; direct reads can do no others.
-                let aligned =
-                    offsets.iter().all(|o| o.is_multiple_of(PAGE as u64)) && tile_bytes.is_multiple_of(PAGE);
-                let file = match aligned {
+                let file = match in_pages(&offsets, tile_bytes) {
                     true => file,
                     false => FileSource::open(path, DirectIo::Off, 0)?,
                 };
-                let mut source = wrap(Box::new(file));
-                if let Some(rate) = settings.throttle {
-                    source = Box::new(Throttle::new(source, rate));
-                }
+                let source = Throttle::at(wrap(Box::new(file)), settings.throttle);
                 let policy =
                     Policy::new(settings.eviction, config.layers, config.experts, placement.resident);
                 let shape = Shape { experts: config.experts, tiles, tile_bytes };

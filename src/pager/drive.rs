@@ -12,9 +12,9 @@ use std::{
 use memmap2::MmapMut;
 
 use super::{
-    pool::READERS,
+    pool::readers,
     settings::Settings,
-    source::{DirectIo, FileSource, PAGE, Source, Throttle},
+    source::{DirectIo, FileSource, PAGE, Throttle, in_pages},
 };
 use crate::{
     container::{Bytes, Container, ExpertView},
@@ -38,19 +38,14 @@ pub fn calibrate(container: &Container, settings: &Settings, time: Duration) -> 
         return Err(Error::Argument(format!("{} has no experts in tiles", container.path().display())));
     };
     let (tiles, length) = (layout.tiles(), layout.tile_bytes());
-    let aligned = offsets.iter().all(|o| o.is_multiple_of(PAGE as u64));
-    let how = if aligned { settings.direct_io } else { DirectIo::Off };
+    let how = if in_pages(&offsets, length) { settings.direct_io } else { DirectIo::Off };
     let file = FileSource::open(container.path(), how, offsets[0] / PAGE as u64 * PAGE as u64)?;
-    let source: Box<dyn Source> = match settings.throttle {
-        None => Box::new(file),
-        Some(rate) => Box::new(Throttle::new(Box::new(file), rate)),
-    };
+    let source = Throttle::at(Box::new(file), settings.throttle);
 
     // A step that shares no divisor with the number of experts visits all of them.
     let step = (offsets.len() / 3..).find(|s| gcd(*s, offsets.len()) == 1).unwrap_or(1);
     let (next, bytes, failed) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let start = Instant::now();
-    let readers = if settings.readers == 0 { READERS } else { settings.readers };
     let read = || -> std::io::Result<()> {
         let mut tile = MmapMut::map_anon(length)?;
         while start.elapsed() < time && !failed.load(Relaxed) {
@@ -62,7 +57,7 @@ pub fn calibrate(container: &Container, settings: &Settings, time: Duration) -> 
         Ok(())
     };
     let done: std::io::Result<Vec<()>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..readers).map(|_| scope.spawn(read)).collect();
+        let threads: Vec<_> = (0..readers(settings.readers)).map(|_| scope.spawn(read)).collect();
         threads.into_iter().map(|t| t.join().unwrap_or(Ok(()))).collect()
     });
     done.map_err(Error::io("read", container.path()))?;

@@ -34,6 +34,7 @@ pub use pass::Pass;
 use pass::Turn;
 pub use policy::{Eviction, Plan, Policy};
 use pool::Pool;
+use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
 use slot::{Arena, Arrivals, Slot, lock};
@@ -350,11 +351,7 @@ impl Pager {
         }
         match failure {
             None => Ok(read.len()),
-            Some(e) => Err(Error::Io {
-                action: "read",
-                path: self.path.clone(),
-                source: std::io::Error::new(e.kind(), e.to_string()),
-            }),
+            Some(problem) => Err(unread(&self.path, &problem)),
         }
     }
 

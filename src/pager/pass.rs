@@ -15,11 +15,6 @@ pub struct Pass<'p> {
 }
 
 impl<'p> Pass<'p> {
-    /// The pager.
-    pub fn pager(&self) -> &'p Pager {
-        self.pager
-    }
-
     /// A layer wants the experts `chosen` by its tokens, `used` a token, in the order of the tokens.
     ///
     /// # Errors

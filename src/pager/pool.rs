@@ -18,7 +18,12 @@ use super::{
 use crate::error::{Error, Result};
 
 /// Threads that read when the caller does not say: enough to keep an NVMe drive busy with tiles.
-pub const READERS: usize = 4;
+const READERS: usize = 4;
+
+/// The number of reading threads that the caller asks for; 0 is the usual number.
+pub fn readers(asked: usize) -> usize {
+    if asked == 0 { READERS } else { asked }
+}
 
 /// Reading threads with their queue. They end when the pool is dropped.
 pub struct Pool {
@@ -77,7 +82,7 @@ impl Pool {
             retries: AtomicU64::new(0),
         });
         let mut pool = Self { shared, threads: Vec::new() };
-        for i in 0..if readers == 0 { READERS } else { readers } {
+        for i in 0..self::readers(readers) {
             let shared = pool.shared.clone();
             let thread = std::thread::Builder::new().name(format!("yuan-read-{i}"));
             let started = thread.spawn(move || shared.serve());

@@ -118,11 +118,6 @@ impl<'p> Request<'p> {
         self.pager.tiles
     }
 
-    /// How many of them were there: the first ones of the order.
-    pub fn hits(&self) -> usize {
-        self.hits
-    }
-
     /// The expert of a rank in the order, once it has a place. Whoever waits here must have everything of lower ranks finished or
     /// under way.
     ///
@@ -263,11 +258,6 @@ impl Drop for Request<'_> {
 }
 
 impl Expert<'_> {
-    /// Number of tiles.
-    pub fn tiles(&self) -> usize {
-        self.slot.tiles()
-    }
-
     /// Tile `t`, as soon as it has arrived.
     ///
     /// # Errors
@@ -276,9 +266,11 @@ impl Expert<'_> {
         if t >= self.slot.tiles() {
             return Err(Error::Argument(format!("there is no tile {t} of {}", self.slot.tiles())));
         }
-        self.slot.tile(t).map_err(|e| {
-            let source = io::Error::new(e.kind(), e.to_string());
-            Error::Io { action: "read", path: self.path.into(), source }
-        })
+        self.slot.tile(t).map_err(|e| unread(self.path, &e))
     }
+}
+
+/// A tile could not be read; others may be told the same.
+pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
+    Error::io("read", path)(io::Error::new(problem.kind(), problem.to_string()))
 }

@@ -17,13 +17,20 @@ pub enum Paging {
 }
 
 impl Paging {
-    /// All of them, by their names on the command line.
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("auto", Self::Auto),
-        ("mapped", Self::Mapped),
-        ("streamed", Self::Streamed),
-        ("plain", Self::Plain),
-    ];
+    /// The name of the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Mapped => "mapped",
+            Self::Streamed => "streamed",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// The inverse of [`Paging::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::Mapped, Self::Streamed, Self::Plain].into_iter().find(|p| p.name() == name)
+    }
 }
 
 /// How to page.

@@ -17,6 +17,11 @@ use crate::error::{Error, Result};
 /// Offsets, lengths and memory of direct reads are multiples of this.
 pub const PAGE: usize = 4096;
 
+/// Whether direct reads can bring these experts in, whose tiles are of `tile_bytes`: containers of ours have them at whole pages.
+pub fn in_pages(offsets: &[u64], tile_bytes: usize) -> bool {
+    offsets.iter().all(|o| o.is_multiple_of(PAGE as u64)) && tile_bytes.is_multiple_of(PAGE)
+}
+
 /// Something that tiles are read from, by several threads at once.
 pub trait Source: Send + Sync {
     /// Reads `buffer.len()` bytes at `offset`, or as many as there are.
@@ -39,8 +44,19 @@ pub enum DirectIo {
 }
 
 impl DirectIo {
-    /// All of them, by their names on the command line.
-    pub const ALL: [(&'static str, Self); 3] = [("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+    /// The name of the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+
+    /// The inverse of [`DirectIo::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Auto, Self::On, Self::Off].into_iter().find(|d| d.name() == name)
+    }
 }
 
 /// A container as a source.
@@ -141,6 +157,14 @@ impl Throttle {
     /// `source` at `bytes_per_second`, which is positive.
     pub fn new(source: Box<dyn Source>, bytes_per_second: f64) -> Self {
         Self { source, bytes_per_second, free: Mutex::new(Instant::now()) }
+    }
+
+    /// `source` at this rate, or as it is.
+    pub fn at(source: Box<dyn Source>, bytes_per_second: Option<f64>) -> Box<dyn Source> {
+        match bytes_per_second {
+            Some(rate) => Box::new(Self::new(source, rate)),
+            None => source,
+        }
     }
 }
 

@@ -48,6 +48,14 @@ impl Engine {
         Ok(Arc::new(Self { container, model, tokenizer }))
     }
 
+    /// Brings in the experts that a saved session used ([`super::Restored`]), where they are kept in memory. Without them it is slower
+    /// to begin, and nothing else.
+    pub fn warm(&self, hot: &[(usize, usize)]) {
+        if let Err(error) = self.model.pager().warm(hot) {
+            tracing::warn!("the experts of the saved session are not read ahead: {error}");
+        }
+    }
+
     /// The container.
     pub fn container(&self) -> &Container {
         &self.container

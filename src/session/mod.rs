@@ -9,7 +9,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     error::{Error, Result},
-    model::{KvType, State, Want},
+    model::{KvType, State, Want, forward::no_tokens},
 };
 
 pub use crate::model::{BATCH, Cancel};
@@ -162,14 +162,7 @@ impl Session {
         if tokens.len() > self.capacity() {
             return Err(Error::ContextFull { capacity: self.capacity(), wanted: tokens.len() });
         }
-        let vocab = self.engine.model().config().vocab;
-        match tokens.iter().find(|&&id| id as usize >= vocab) {
-            Some(id) => {
-                let last = vocab - 1;
-                Err(Error::Argument(format!("token {id} is outside the vocabulary of 0 to {last}")))
-            }
-            None => Ok(()),
-        }
+        self.engine.model().check_vocabulary(tokens)
     }
 
     /// Runs what has not been run of the timeline, which is not empty.
@@ -202,8 +195,4 @@ impl Session {
         }
         Ok(())
     }
-}
-
-fn no_tokens() -> Error {
-    Error::Argument("there are no tokens to run; give a prompt".into())
 }

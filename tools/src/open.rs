@@ -47,10 +47,10 @@ pub struct PagingArgs {
     pub memory: Option<Limit>,
     /// How experts come into memory: mapped from the file, streamed into slots, plain (mapped, by page faults alone), or auto:
     /// mapped if the container fits, else streamed
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = of(&Paging::ALL))]
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = paging)]
     pub paging: Paging,
     /// Read streamed experts past the page cache: auto, on or off
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = of(&DirectIo::ALL))]
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = direct_io)]
     pub direct_io: DirectIo,
     /// Streamed: read what the next layer will probably want while nothing else is asked for
     #[arg(long)]
@@ -96,15 +96,12 @@ impl RunArgs {
     }
 }
 
-/// A parser of one of these names.
-fn of<T: Copy + Send + Sync>(
-    names: &'static [(&'static str, T)],
-) -> impl Fn(&str) -> Result<T, String> + Clone {
-    move |text| {
-        let found = names.iter().find(|(name, _)| *name == text);
-        let choices = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        found.map(|(_, value)| *value).ok_or_else(|| format!("choose one of {}", choices()))
-    }
+fn paging(name: &str) -> Result<Paging, String> {
+    Paging::from_name(name).ok_or_else(|| "choose one of auto, mapped, streamed, plain".into())
+}
+
+fn direct_io(name: &str) -> Result<DirectIo, String> {
+    DirectIo::from_name(name).ok_or_else(|| "choose one of auto, on, off".into())
 }
 
 fn readers(text: &str) -> Result<usize, String> {

@@ -9,7 +9,7 @@ use serde_json::json;
 use yuan::{
     model::Model,
     sampler::Sampler,
-    session::{Engine, Finish, Limits, Session, Synced},
+    session::{Finish, Limits, Session, Synced},
 };
 use yuan_tools::{
     console::{self, stopped, token_bar},
@@ -82,13 +82,6 @@ pub fn answer(
     let decode = start.elapsed();
     let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
     Ok(Answer { synced, tokens, text, finish: finish?, prefill, decode, laps, times })
-}
-
-/// Reads the experts that a saved session used, where they are kept in memory. Without them it is slower, and nothing else.
-pub fn warm(engine: &Engine, hot: &[(usize, usize)]) {
-    if let Err(error) = engine.model().pager().warm(hot) {
-        tracing::warn!("the experts of the saved session are not read ahead: {error}");
-    }
 }
 
 /// The figures of an answer to `prompt`, for programs.

@@ -17,7 +17,7 @@ use yuan::{
 use yuan_tools::{open::RunArgs, stats};
 
 use crate::{
-    answer::{Answer, answer, to_json, warm},
+    answer::{Answer, answer, to_json},
     sampling::Sampling,
 };
 
@@ -125,7 +125,7 @@ impl Generate {
             return Ok((Session::new(engine.clone(), context, self.run.kv)?, self.sampling.sampler(engine)?));
         };
         let Restored { mut session, sampler, hot } = Session::restore(engine.clone(), file, Some(context))?;
-        warm(engine, &hot);
+        engine.warm(&hot);
         // It is no conversation any more.
         session.note.clear();
         Ok((session, self.sampling.resume(engine, sampler)?))

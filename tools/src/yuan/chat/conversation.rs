@@ -13,7 +13,7 @@ use yuan::{
 };
 
 use crate::{
-    answer::{Answer, answer, warm},
+    answer::{Answer, answer},
     sampling::Sampling,
 };
 
@@ -140,7 +140,7 @@ impl Conversation {
         };
         session.reserve(self.session.capacity())?;
         self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;
-        warm(&self.engine, &restored.hot);
+        self.engine.warm(&restored.hot);
         self.session = session;
         self.messages = note.messages.into_iter().map(|(role, content)| Message { role, content }).collect();
         self.last = None;
