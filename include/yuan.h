@@ -16,6 +16,10 @@
  *   buffer may then be NULL) nothing else is, and a capacity that is too small gives YUAN_ERROR_BUFFER_TOO_SMALL.
  * Callbacks. NULL where none is wanted. They must return: no C++ exception and no longjmp may leave them. They may call the library,
  *   but the objects of the call that they come from are busy.
+ * Signals. On Unix the first engine that is opened installs a handler for SIGBUS, which the system sends when a mapped file is cut off or
+ *   cannot be read. Faults in files of the library become an error of the call; every other SIGBUS goes on to the handler that was there
+ *   before, or does what it did. A program with a handler of its own installs it before, or hands on what is not its own. No other signal
+ *   is touched.
  * Processes. A child that fork() made must not use handles of its parent: their threads are not there. The library must not be unloaded
  *   (dlclose): the threads of an engine end a moment after it.
  */
@@ -289,8 +293,8 @@ yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
 
 /**
  * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while
- * the engine is open; where experts are mapped or streamed, one that has become shorter is an error of the next call. Free the engine
- * with yuan_engine_free. Any thread.
+ * the engine is open. One that is cut off or cannot be read any more is an error of the call that meets it, YUAN_ERROR_BAD_FILE or
+ * YUAN_ERROR_FILE, and never a signal (see "Signals" above). Free the engine with yuan_engine_free. Any thread.
  */
 yuan_status yuan_engine_open(const char *path,
                              const yuan_engine_options *options,

@@ -8,6 +8,8 @@ mod open;
 mod output;
 mod panels;
 mod piece;
+#[cfg(unix)]
+mod sigbus;
 mod source;
 pub mod tiles;
 pub mod value;

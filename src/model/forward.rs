@@ -51,7 +51,7 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
-    /// read; the state is then as before.
+    /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -68,6 +68,7 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        self.check_file()?;
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
@@ -75,6 +76,8 @@ impl Model {
         let logits = self.compute.enter(tokens.len(), || self.run(&pass, tokens, state, want, probe));
         if logits.is_err() {
             state.undo();
+            // What has happened to the file says more than what came of it.
+            self.check_file()?;
         }
         logits
     }
@@ -82,17 +85,19 @@ impl Model {
     /// The logits of a hidden state behind the final norm ([`State::hidden`]), \[V\].
     ///
     /// # Errors
-    /// [`Error::Argument`] when it has another width than the model; [`Error::BadFile`] when the mapped file has become shorter.
+    /// [`Error::Argument`] when it has another width than the model; [`Error::BadFile`] as [`Model::forward`].
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
         if hidden.len() != self.config.hidden {
             let (found, wanted) = (hidden.len(), self.config.hidden);
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
         }
-        self.pager.check_file()?;
+        self.check_file()?;
         let mut row = Buffer::with_capacity(hidden.len());
         row.extend_from_slice(hidden);
         let row = Activations::new(row, hidden.len());
-        Ok(self.compute.run(|| self.compute.product(&self.head, &row)).into_vec())
+        let logits = self.compute.run(|| self.compute.product(&self.head, &row)).into_vec();
+        self.check_file()?;
+        Ok(logits)
     }
 
     fn run(
@@ -155,16 +160,19 @@ impl Model {
         }
         let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
         let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
-        state.advance(&ends, |end| final_norm(row(end)).data().to_vec());
-
-        let rows = match want {
-            Want::Nothing => return Ok(Vec::new()),
-            Want::Last => row(tokens.len()),
-            Want::All => &x,
-        };
-        let last = final_norm(rows);
+        let last = final_norm(if want == Want::All { &x } else { row(tokens.len()) });
         probe(Stage::FinalNorm, 0, last.data());
-        Ok(compute.product(&self.head, &last).into_vec())
+        let logits = match want {
+            Want::Nothing => Vec::new(),
+            Want::Last | Want::All => compute.product(&self.head, &last).into_vec(),
+        };
+        // The state goes on only when all that was read was the file.
+        self.check_file()?;
+        state.advance(&ends, |end| match last.data() {
+            last if end == tokens.len() => last[last.len() - config.hidden..].to_vec(),
+            _ => final_norm(row(end)).data().to_vec(),
+        });
+        Ok(logits)
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.

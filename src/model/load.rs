@@ -60,6 +60,12 @@ impl Model {
     /// As [`Model::load`].
     #[doc(hidden)]
     pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
+        let loaded = Self::of_weights(container, options, wrap);
+        container.check_file()?;
+        loaded
+    }
+
+    fn of_weights(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         let compute =
@@ -79,6 +85,8 @@ impl Model {
             look_ahead: options.paging.look_ahead && placement.mode == Mode::Streamed,
             placement,
             config,
+            file: container.bytes().clone(),
+            path: container.path().into(),
         })
     }
 }

@@ -31,7 +31,14 @@ pub use placement::{BATCH, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
 
-use crate::{config::ModelConfig, pager::Pager};
+use std::path::PathBuf;
+
+use crate::{
+    config::ModelConfig,
+    container::Bytes,
+    error::Result,
+    pager::{Mode, Pager},
+};
 use compute::Compute;
 use feed_forward::FeedForward;
 use filter::Filter;
@@ -55,6 +62,9 @@ pub struct Model {
     final_norm: Vec<f32>,
     /// [V, H].
     head: Matrix,
+    /// Of the container, whose bytes the weights are, unless they were copied.
+    file: Bytes,
+    path: PathBuf,
 }
 
 /// The weights of one layer.
@@ -119,6 +129,14 @@ impl Model {
     /// Tokens of a prompt to run together. Streamed experts are read once a call, so there it is as many as the budget has room for.
     pub fn batch(&self) -> usize {
         self.placement.batch
+    }
+
+    /// Checks that the file of the weights still holds them, where they are read from its mapping while the model runs.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
+    pub(crate) fn check_file(&self) -> Result<()> {
+        if self.placement.mode == Mode::Streamed { Ok(()) } else { self.file.check_file(&self.path) }
     }
 
     /// The pager, for its counters.

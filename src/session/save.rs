@@ -111,7 +111,7 @@ impl Session {
         let (shape, arithmetic, rope) = identity(model);
         let extent = self.state.extent();
         let header = Header {
-            fingerprint: self.engine.container().fingerprint(),
+            fingerprint: self.engine.container().fingerprint()?,
             kv: KvType::ALL.iter().position(|&k| k == self.kv_type()).unwrap_or(0) as u32,
             arithmetic,
             rope,
