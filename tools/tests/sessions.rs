@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use common::{Folder, complaint, json, program, text};
+use common::{Folder, complaint, json, program, run, text};
 use serde_json::Value;
 
 /// A conversation with these lines on standard input.
@@ -324,7 +324,48 @@ fn a_save_that_fails_half_way_keeps_the_old_file() {
     assert_eq!(left, ["m.gguf", "s.session"]);
 }
 
-/// Killed while it saves again and again: what is there can always be loaded.
+/// As a session, so everything that the tools write.
+#[cfg(unix)]
+#[test]
+fn outputs_that_fail_half_way_keep_the_old_file() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let (trace, logits, svg) = (folder.path("trace"), folder.path("l.npy"), folder.path("heat.svg"));
+    let prompt = "In the beginning God created the heaven and the earth.<sep>";
+    let ids = ["1910"; 40].join(",");
+    text("yuan", &["trace", &model, "-p", prompt, "-n", "8", "-o", &trace]);
+    fs::copy(&trace, folder.path("long")).unwrap();
+    for (args, file) in [
+        (vec!["trace", &model, "-p", prompt, "-n", "300", "--ignore-eod", "-o", &trace], &trace),
+        (vec!["logits", &model, "--tokens", &ids, "-o", &logits], &logits),
+        (vec!["replay", &trace, "--svg", &svg], &svg),
+    ] {
+        fs::write(file, "old").unwrap();
+        if *file == svg {
+            fs::copy(folder.path("long"), &trace).unwrap();
+        }
+        let limited = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_yuan")])
+            .args(&args)
+            .output()
+            .unwrap();
+        assert_eq!(limited.status.code(), Some(1), "{args:?}");
+        assert!(err(&limited).contains("error: cannot write"), "{}", err(&limited));
+        assert_eq!(fs::read_to_string(file).unwrap(), "old");
+        assert!(partials(&folder).is_empty());
+        let unlimited = run("yuan", &args);
+        assert!(unlimited.status.success(), "{}", err(&unlimited));
+        assert_ne!(fs::read(file).unwrap(), b"old");
+        assert!(partials(&folder).is_empty());
+    }
+}
+
+fn partials(folder: &Folder) -> Vec<String> {
+    let names = fs::read_dir(folder.0.path()).unwrap().map(|e| e.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| name.ends_with(".partial")).collect()
+}
+
+/// Killed while it saves again and again: what is there can always be loaded, and the next save clears away what is beside it.
 #[cfg(unix)]
 #[test]
 fn a_killed_save_leaves_the_old_file_or_the_new_one() {
@@ -351,6 +392,8 @@ fn a_killed_save_leaves_the_old_file_or_the_new_one() {
         let loaded = answers(&model, &["-n", "1", "--ignore-eod", "--load", &file], &["Ruth 1:2"]);
         assert!(loaded[0]["reused_tokens"].as_u64() > Some(0));
     }
+    text("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &file]);
+    assert!(partials(&folder).is_empty(), "{:?}", partials(&folder));
 }
 
 /// Ctrl-C in the midst of an answer without end: what there is of it is shown and saved, and the status is that of an

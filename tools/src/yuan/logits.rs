@@ -1,10 +1,10 @@
 //! `yuan logits`: the logits of given tokens, for checking against other implementations.
 
-use std::{fs, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 use yuan::{
+    files::NewFile,
     model::{State, Want},
     session::BATCH,
 };
@@ -33,19 +33,16 @@ impl Logits {
         let model = engine.model();
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
         let _stop = cancel_on_stop(state.cancel.clone());
-        let mut rows = Vec::new();
+        let header = npy_header(self.tokens.len(), model.config().vocab);
+        let bytes = header.len() + 4 * self.tokens.len() * model.config().vocab;
+        let mut file = NewFile::create(&self.output, bytes as u64)?;
+        file.write_all(&header).map_err(|e| file.failed(e))?;
         for batch in self.tokens.chunks(BATCH) {
-            rows.extend(model.forward(batch, &mut state, Want::All)?);
+            for logit in model.forward(batch, &mut state, Want::All)? {
+                file.write_all(&logit.to_le_bytes()).map_err(|e| file.failed(e))?;
+            }
         }
-        let partial = self.output.with_added_extension("partial");
-        let write = || -> std::io::Result<()> {
-            let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
-            file.write_all(&npy_header(self.tokens.len(), model.config().vocab))?;
-            rows.iter().try_for_each(|v| file.write_all(&v.to_le_bytes()))?;
-            file.into_inner()?.sync_all()?;
-            fs::rename(&partial, &self.output)
-        };
-        write().with_context(|| format!("cannot write {}", self.output.display()))
+        Ok(file.finish()?)
     }
 }
 
