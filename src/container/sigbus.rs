@@ -106,7 +106,9 @@ impl Drop for Watch {
 fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        PAGE.store(rustix::param::page_size(), Relaxed);
+        // SAFETY: asks for a number.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        PAGE.store(usize::try_from(page).unwrap_or(4096), Relaxed);
         // SAFETY: a `sigaction` is plain data, for which zeros are a value; the calls read and write what they are given. The handler keeps to
         // what a handler may do. What was there before is stored first, since the handler may be called at once.
         let done = unsafe {
