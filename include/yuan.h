@@ -325,9 +325,18 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
                                  size_t *needed);
 
 /**
- * What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
- * the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
- * threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+ * What the engine did so far for all its sessions, as a JSON object of which keys may be added.
+ *
+ * Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
+ * "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
+ *
+ * Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and
+ * apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"
+ * (at least one read was under way), "drive_gb_per_second", "stall_ms" (a thread waited for reads, on average), "retries";
+ * "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
+ * misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token.
+ *
+ * `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
  */
 yuan_status yuan_engine_statistics(const yuan_engine *engine,
                                    char *json,

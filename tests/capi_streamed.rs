@@ -63,6 +63,58 @@ fn logits(session: *mut yuan_session) -> Vec<u32> {
     logits.into_iter().map(f32::to_bits).collect()
 }
 
+fn statistics(engine: *const yuan_engine) -> serde_json::Value {
+    let (mut text, mut needed) = (vec![0u8; 4096], 0);
+    ok(unsafe { yuan_engine_statistics(engine, text.as_mut_ptr().cast(), text.len(), &raw mut needed) });
+    serde_json::from_slice(&text[..needed - 1]).unwrap()
+}
+
+/// As many numbers as `yuan generate --stats` has, which fit each other and what was run.
+#[test]
+fn statistics_count_what_was_run() {
+    let folder = common::folder();
+    let (engine, session) = open(container(&folder).path(), c"streamed");
+    assert_eq!(
+        (&statistics(engine)["tokens"], &statistics(engine)["token_ms"]["p50"]),
+        (&0.into(), &0.0.into())
+    );
+    let tokens = tokens(50);
+    ok(eval(session, &tokens[..20]));
+    tokens[20..].iter().for_each(|&token| ok(eval(session, &[token])));
+    let all = statistics(engine);
+    let number =
+        |of: &serde_json::Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key} of {all}"));
+    let (prefill, decode) = (&all["prefill"], &all["decode"]);
+    assert_eq!(
+        [number(&all, "tokens"), number(prefill, "tokens"), number(decode, "tokens")],
+        [50.0, 20.0, 30.0]
+    );
+    for key in ["expert_hits", "expert_misses"] {
+        assert_eq!(number(&all, key), number(prefill, key) + number(decode, key));
+    }
+    let (hits, misses) = (number(decode, "expert_hits"), number(decode, "expert_misses"));
+    assert_eq!(hits + misses, 30.0 * 3.0 * number(&describe(engine), "experts_used"));
+    assert_eq!(number(decode, "hit_rate"), hits / (hits + misses));
+    assert_eq!(number(&all, "bytes_read"), number(&all, "expert_misses") * number(&all, "expert_bytes"));
+    assert_eq!(number(&all, "bytes_read_per_token"), (number(&all, "bytes_read") / 50.0).floor());
+    assert!(number(&all, "drive_gb_per_second") > 0.0 && number(&all, "drive_seconds") > 0.0);
+    assert!(number(&all, "stall_ms") >= 0.0 && number(&all, "major_faults") >= 0.0);
+    assert!(number(&all, "peak_memory") > number(&all, "arena_bytes") && number(&all, "arena_bytes") > 0.0);
+    assert!(number(&all["token_ms"], "p50") > 0.0);
+    assert!(number(&all["token_ms"], "p95") >= number(&all["token_ms"], "p50"));
+    assert_eq!((&all["mode"], &all["experts_resident"]), (&"streamed".into(), &2.into()));
+    assert!(number(&all, "budget") > 0.0 && !all["budget_is"].as_str().unwrap().is_empty());
+    assert!(number(&all, "seconds") >= number(decode, "seconds") && number(&all, "guesses_right") == 0.0);
+    ok(yuan_session_free(session));
+    ok(yuan_engine_free(engine));
+}
+
+fn describe(engine: *const yuan_engine) -> serde_json::Value {
+    let (mut text, mut needed) = (vec![0u8; 4096], 0);
+    ok(unsafe { yuan_engine_describe(engine, text.as_mut_ptr().cast(), text.len(), &raw mut needed) });
+    serde_json::from_slice(&text[..needed - 1]).unwrap()
+}
+
 /// Streamed, everything that is not an expert is in the engine's own memory, and a file that is cut is an error of the reads. Mapped or left to the
 /// system, every call looks at the length of the file first. When the file is whole again the session goes on as if nothing had happened.
 #[test]

@@ -1,6 +1,8 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use super::{
@@ -69,6 +71,7 @@ impl Model {
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
         self.check_file()?;
+        let start = Instant::now();
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
@@ -78,6 +81,8 @@ impl Model {
             state.undo();
             // What has happened to the file says more than what came of it.
             self.check_file()?;
+        } else {
+            self.log.add(tokens.len(), start);
         }
         logits
     }

@@ -12,6 +12,7 @@ use super::{
     rope::Rope,
     router::Router,
     threads::Threads,
+    work::Log,
 };
 use crate::{
     config::{Architecture, RopePrecision},
@@ -87,6 +88,7 @@ impl Model {
             config,
             file: container.bytes().clone(),
             path: container.path().into(),
+            log: Log::new(),
         })
     }
 }

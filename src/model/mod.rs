@@ -21,6 +21,7 @@ mod router;
 mod saved;
 mod state;
 pub mod threads;
+mod work;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
@@ -30,6 +31,7 @@ pub use load::Options;
 pub use placement::{BATCH, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
+pub use work::{Calls, Work};
 
 use std::path::PathBuf;
 
@@ -37,7 +39,7 @@ use crate::{
     config::ModelConfig,
     container::Bytes,
     error::Result,
-    pager::{Mode, Pager},
+    pager::{Mode, Pager, system::ProcessUse},
 };
 use compute::Compute;
 use feed_forward::FeedForward;
@@ -65,6 +67,7 @@ pub struct Model {
     /// Of the container, whose bytes the weights are, unless they were copied.
     file: Bytes,
     path: PathBuf,
+    log: work::Log,
 }
 
 /// The weights of one layer.
@@ -137,6 +140,16 @@ impl Model {
     /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
     pub(crate) fn check_file(&self) -> Result<()> {
         if self.placement.mode == Mode::Streamed { Ok(()) } else { self.file.check_file(&self.path) }
+    }
+
+    /// What was run so far.
+    pub fn work(&self) -> Work {
+        self.log.work()
+    }
+
+    /// What the process had used when the model was opened.
+    pub(crate) fn opened(&self) -> ProcessUse {
+        self.log.opened
     }
 
     /// The pager, for its counters.

@@ -37,7 +37,8 @@ use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
-use slot::{Arena, Arrivals, Slot, lock};
+pub(crate) use slot::lock;
+use slot::{Arena, Arrivals, Slot};
 use source::Source;
 pub use usage::{Hits, Mode, Usage};
 

@@ -4,6 +4,7 @@ mod engine;
 mod generate;
 mod restore;
 mod save;
+pub mod stats;
 
 use std::{ops::ControlFlow, sync::Arc};
 
