@@ -2,13 +2,16 @@
 
 use std::{io::Write, path::PathBuf};
 
+use anyhow::ensure;
 use clap::Args;
 use yuan::{
     files::NewFile,
-    model::{State, Want},
-    session::BATCH,
+    model::{LOGIT_ROWS, State, Want},
 };
-use yuan_tools::{console::cancel_on_stop, open::RunArgs};
+use yuan_tools::{
+    console::{cancel_on_stop, stopped},
+    open::RunArgs,
+};
 
 /// Write the logits of given tokens to a NumPy file: float32, one row a position
 #[derive(Args)]
@@ -37,9 +40,13 @@ impl Logits {
         let bytes = header.len() + 4 * self.tokens.len() * model.config().vocab;
         let mut file = NewFile::create(&self.output, bytes as u64)?;
         file.write_all(&header).map_err(|e| file.failed(e))?;
-        for batch in self.tokens.chunks(BATCH) {
-            for logit in model.forward(batch, &mut state, Want::All)? {
-                file.write_all(&logit.to_le_bytes()).map_err(|e| file.failed(e))?;
+        for batch in self.tokens.chunks(model.batch()) {
+            let hidden = model.forward(batch, &mut state, Want::Hidden)?;
+            for rows in hidden.chunks(LOGIT_ROWS * model.config().hidden) {
+                for logit in model.logits(rows)? {
+                    file.write_all(&logit.to_le_bytes()).map_err(|e| file.failed(e))?;
+                }
+                ensure!(!stopped(), "stopped on request");
             }
         }
         Ok(file.finish()?)
