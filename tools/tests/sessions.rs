@@ -184,6 +184,44 @@ fn a_full_context_is_said_and_the_conversation_lives() {
     assert!(!out(&wrong).is_empty());
 }
 
+/// With --context-shift a conversation has no end: what is oldest goes, but for the system text and what was asked to stay.
+#[test]
+fn a_conversation_longer_than_the_context_drops_what_is_oldest_where_that_is_asked_for() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let system = "Answer in verses.";
+    let options = ["--context", "64", "-n", "12", "--ignore-eod", "--context-shift", "0", "--system", system];
+    let questions = ["Ruth 1:1", "秋夜 杜甫", "Psalms 3:2", "春日山中 李白", "Ruth 2:2", "Job 1:1"];
+    let output = chat(&model, &options, &[&questions[..], &["/stats"]].concat());
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(err(&output).contains("[the context was full: the oldest"), "{}", err(&output));
+    let answers = answers(&model, &options, &questions);
+    let beginning = &json("yuan", &["tokenize", &model, "--json", system])["ids"];
+    for answer in &answers {
+        let (prompt, tokens) =
+            (answer["prompt_tokens"].as_array().unwrap(), answer["tokens"].as_array().unwrap());
+        assert_eq!(tokens.len(), 12);
+        assert!(prompt.len() <= 64);
+        assert!(prompt.starts_with(beginning.as_array().unwrap()), "{prompt:?}");
+    }
+    // Half of the context is free again, and questions are read once.
+    assert!(answers.iter().any(|a| a["reused_tokens"].as_u64() > Some(12)));
+
+    let long = chat(
+        &model,
+        &["--context", "24", "--ignore-eod", "-n", "100", "--context-shift", "4"],
+        &["Ruth 1:1"],
+    );
+    assert!(long.status.success(), "{}", err(&long));
+    assert!(err(&long).contains("was dropped while this was written"), "{}", err(&long));
+    let refused = chat(
+        &model,
+        &["--context", "8", "--context-shift", "0"],
+        &["In the beginning God created the heaven and the earth"],
+    );
+    assert!(err(&refused).contains("the context holds 8 tokens"), "{}", err(&refused));
+}
+
 #[test]
 fn a_saved_generation_goes_on_as_if_it_had_not_stopped() {
     let folder = Folder::new();
