@@ -265,7 +265,8 @@ impl Caller<'_> {
     fn set_options(&mut self) {
         let (engine, session) = (self.engine_options(), self.session_options());
         let (name, number) = (self.text(), self.random.next());
-        let status = match self.random.below(11) {
+        let status = match self.random.below(12) {
+            11 => unsafe { yuan_engine_options_set_progress(engine, Some(opening), null_mut()) },
             7 => unsafe { yuan_engine_options_set_memory(engine, name.as_ptr()) },
             8 => unsafe { yuan_engine_options_set_paging(engine, name.as_ptr()) },
             9 => unsafe { yuan_engine_options_set_direct_io(engine, name.as_ptr()) },
@@ -373,6 +374,12 @@ unsafe extern "C" fn hear(_: u32, _: *const c_char, _: usize, random: *mut c_voi
 unsafe extern "C" fn progress(done: u64, total: u64, random: *mut c_void) -> i32 {
     assert!(done <= total);
     unsafe { hear(0, null(), 0, random) }
+}
+
+unsafe extern "C" fn opening(done: u64, total: u64, _: *mut c_void) -> i32 {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    assert!(done <= total);
+    i32::from(CALLS.fetch_add(1, Relaxed) % 97 == 0)
 }
 
 unsafe extern "C" fn log(level: i32, _: *const c_char, _: *mut c_void) {
