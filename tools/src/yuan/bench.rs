@@ -2,7 +2,7 @@
 
 use std::{
     hint::black_box,
-    ops::Range,
+    ops::{ControlFlow, Range},
     time::{Duration, Instant},
 };
 
@@ -77,7 +77,8 @@ impl Bench {
             true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
-        let model = Model::load(&container, &options)?;
+        let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let model = Model::load_watched(&container, &options, &mut |_, _| flow())?;
         let vocab = model.config().vocab as u64;
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
         let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
