@@ -379,7 +379,7 @@ unsafe extern "C" fn progress(done: u64, total: u64, random: *mut c_void) -> i32
 unsafe extern "C" fn opening(done: u64, total: u64, _: *mut c_void) -> i32 {
     static CALLS: AtomicUsize = AtomicUsize::new(0);
     assert!(done <= total);
-    i32::from(CALLS.fetch_add(1, Relaxed) % 97 == 0)
+    i32::from(CALLS.fetch_add(1, Relaxed).is_multiple_of(97))
 }
 
 unsafe extern "C" fn log(level: i32, _: *const c_char, _: *mut c_void) {
