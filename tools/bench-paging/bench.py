@@ -209,14 +209,13 @@ def project(bench: Bench, run: dict[str, float | str]) -> None:
     """What other drives would make of the last run, whose hits must be those of the replay."""
     if "kept" not in run:
         return
-    # What a token takes that no drive takes from it.
-    compute = run["p50 ms"] * (1 - run["drive busy %"] / 100)
-    command = [bench.program("yuan"), "replay", bench.last_trace, "--resident", int(run["kept"]), "--drive", "0.5,1,3,7", "--compute", f"{compute:.1f}", "--json"]
+    idle = run["p50 ms"] * (1 - run["drive busy %"] / 100)
+    command = [bench.program("yuan"), "replay", bench.last_trace, "--resident", int(run["kept"]), "--drive", "0.5,1,3,7", "--idle", f"{idle:.1f}", "--json"]
     replayed = json.loads(subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True).stdout)
     rates = ", ".join(f"{d['gb_per_second']} GB/s: {d['tokens_per_second']:.2f}" for d in replayed["drives"])
     there = 100 * replayed["decode"]["hit_rate"]
     same = "as in the run" if abs(there - run["there %"]) < 1e-9 else f"IN THE RUN {run['there %']:.4f} %"
-    print(f"\nreplayed: {there:.2f} % there, {same}; tok/s by drive, beside {compute:.0f} ms of computation: {rates}", flush=True)
+    print(f"\nreplayed: {there:.2f} % there, {same}; tok/s by drive, which is idle for {idle:.0f} ms a token: {rates}", flush=True)
 
 
 def numbers(kind: type):
