@@ -12,6 +12,7 @@ use super::{
     rope::Rope,
     router::Router,
     threads::Threads,
+    work::Log,
 };
 use crate::{
     config::{Architecture, RopePrecision},
@@ -60,6 +61,12 @@ impl Model {
     /// As [`Model::load`].
     #[doc(hidden)]
     pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
+        let loaded = Self::of_weights(container, options, wrap);
+        container.check_file()?;
+        loaded
+    }
+
+    fn of_weights(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         let compute =
@@ -80,6 +87,9 @@ impl Model {
             script: None,
             placement,
             config,
+            file: container.bytes().clone(),
+            path: container.path().into(),
+            log: Log::new(),
         })
     }
 }
