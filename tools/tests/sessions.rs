@@ -510,7 +510,7 @@ fn ctrl_c_ends_a_streamed_run_wherever_it_is() {
         (&["perplexity", &model, "--file", &prompt][..], "yuan-read-0", 300),
     ];
     for (args, thread, pause) in runs {
-        let mut child = program("yuan")
+        let child = program("yuan")
             .args(args)
             .args(streamed)
             .stdout(Stdio::null())
