@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 use memmap2::Advice;
 use memmap2::{Mmap, MmapMut};
 
@@ -153,6 +153,14 @@ impl Bytes {
             let pages = self[range].chunks(4096).map(|page| u64::from(page[0]));
             std::hint::black_box((pages.sum::<u64>(), map.len()));
             Ok(())
+        }
+    }
+
+    /// Tells the system that these bytes are read a little here and there, so that reading ahead is in vain.
+    pub fn scatter(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
+            let _ = map.advise_range(Advice::Random, self.range.start, self.range.len());
         }
     }
 

@@ -41,7 +41,7 @@ use crate::{
     container::Bytes,
     error::Result,
     pager::{
-        Mode, Pager,
+        Pager,
         system::ProcessUse,
         trace::{Trace, Traced},
     },
@@ -147,7 +147,7 @@ impl Model {
     /// # Errors
     /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
     pub(crate) fn check_file(&self) -> Result<()> {
-        if self.placement.mode == Mode::Streamed { Ok(()) } else { self.file.check_file(&self.path) }
+        self.file.check_file(&self.path)
     }
 
     /// What was run so far.

@@ -28,7 +28,7 @@ pub struct Placement {
     pub why: String,
     /// The memory that the model may take.
     pub budget: Budget,
-    /// Bytes of everything but the experts.
+    /// Bytes of everything but the experts; where they are streamed, but for the embedding too.
     pub trunk: u64,
     /// Bytes of the key-value cache.
     pub kv: u64,
@@ -64,7 +64,13 @@ impl Placement {
         let (transient, token) =
             (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
         let logits = (4 * LOGIT_ROWS * config.vocab) as u64;
-        let fixed = (PROGRAM + trunk + logits + State::history_bytes(config) as u64).saturating_add(kv);
+        // Streamed, rows of the embedding are left to the page cache.
+        let embedding = match container.tensor("token_embd.weight") {
+            Some(view) if !config.tied_embeddings => view.bytes.len() as u64,
+            _ => 0,
+        };
+        let fixed =
+            (PROGRAM + trunk - embedding + logits + State::history_bytes(config) as u64).saturating_add(kv);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
             mode: Mode::Mapped,
@@ -108,6 +114,7 @@ impl Placement {
         };
         if placement.mode == Mode::Streamed {
             let most = if options.context == 0 { config.context } else { options.context };
+            placement.trunk -= embedding;
             placement.divide(most, fixed, token)?;
             placement.scratch += logits;
         }
