@@ -39,7 +39,7 @@ fn a_file_that_is_cut_off_in_a_pass_fails_the_pass_and_leaves_the_state_as_befor
     let whole = fs::read(&path).unwrap();
     let tokens = tokens(60);
     let expected = logits(&resident(&Container::open(&path).unwrap()), &tokens, 20);
-    for mode in [Paging::Plain, Paging::Mapped] {
+    for mode in [Paging::Plain, Paging::Mapped, Paging::Streamed] {
         for length in [0, 4096, whole.len() / 2, whole.len() - 1] {
             let opened = Container::open(&path).unwrap();
             let model = Model::load(&opened, &options(mode)).unwrap();
