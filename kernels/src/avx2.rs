@@ -16,7 +16,9 @@
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 mod attention;
+mod maddubs;
 mod panels;
+pub(crate) mod vnni;
 
 use std::arch::x86_64::*;
 
@@ -24,7 +26,7 @@ use bytemuck::cast;
 use half::{bf16, f16};
 
 use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
-use self::panels::{panels_q4_0, panels_q4_k, panels_q8_0};
+use self::maddubs::{panels_q4_0, panels_q4_k, panels_q8_0};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};

@@ -96,6 +96,10 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
         #[cfg(target_arch = "x86_64")]
         avx512::table(),
         #[cfg(target_arch = "x86_64")]
+        avx2::vnni::vex::table(),
+        #[cfg(target_arch = "x86_64")]
+        avx2::vnni::evex::table(),
+        #[cfg(target_arch = "x86_64")]
         avx2::table(),
         #[cfg(target_arch = "aarch64")]
         neon::i8mm::table(),
