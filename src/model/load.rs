@@ -1,5 +1,5 @@
-//! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases and
-//! the router.
+//! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases, the router, and
+//! matrices in rows that could be panels.
 
 use yuan_kernels::DType;
 
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     config::{Architecture, RopePrecision},
-    container::{Bytes, Container, ConvLayout, ExpertView, TensorView},
+    container::{Bytes, Container, ConvLayout, ExpertView, TensorView, panels_in_memory},
     error::{Error, Result},
     pager::{
         Mode, Pager, Policy, Settings, Shape,
@@ -65,13 +65,13 @@ impl Model {
         let compute =
             Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;
-        let weights = Weights::new(container, &placement, &options.paging)?;
+        let weights = Weights::new(container, &placement, options)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
         Ok(Self {
             compute,
             rope: Rope::of(&config),
-            embedding: weights.matrix("token_embd.weight")?,
+            embedding: weights.rows("token_embd.weight")?,
             layers,
             final_norm: weights.vector("output_norm.weight")?,
             head: weights.matrix(head)?,
@@ -88,14 +88,17 @@ struct Weights<'c> {
     mode: Mode,
     /// Streamed: the trunk is read into memory of its own, past the page cache, which could drop it.
     file: Option<FileSource>,
+    /// Matrices that the file has in rows become panels. Sums of floats would have another order in them.
+    pack: bool,
 }
 
 impl<'c> Weights<'c> {
-    fn new(container: &'c Container, placement: &Placement, settings: &Settings) -> Result<Self> {
+    fn new(container: &'c Container, placement: &Placement, options: &Options) -> Result<Self> {
         let probe = container.tensors().first().map_or(0, |t| t.offset / PAGE as u64 * PAGE as u64);
-        let open = || FileSource::open(container.path(), settings.direct_io, probe);
+        let open = || FileSource::open(container.path(), options.paging.direct_io, probe);
         let file = (placement.mode == Mode::Streamed).then(open).transpose()?;
-        Ok(Self { container, mode: placement.mode, file })
+        let pack = options.arithmetic == Arithmetic::Integer;
+        Ok(Self { container, mode: placement.mode, file, pack })
     }
 
     fn view(&self, name: &str) -> Result<TensorView> {
@@ -122,7 +125,17 @@ impl<'c> Weights<'c> {
         Ok(TensorView { bytes, ..view })
     }
 
+    /// A matrix for products.
     fn matrix(&self, name: &str) -> Result<Matrix> {
+        self.packed(self.view(name)?)
+    }
+
+    fn packed(&self, view: TensorView) -> Result<Matrix> {
+        Matrix::new(if self.pack { panels_in_memory(view)? } else { view })
+    }
+
+    /// A matrix whose rows are read one by one.
+    fn rows(&self, name: &str) -> Result<Matrix> {
         Matrix::new(self.view(name)?)
     }
 
@@ -134,7 +147,7 @@ impl<'c> Weights<'c> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        let matrix = self.matrix(name)?;
+        let matrix = self.rows(name)?;
         let mut out = vec![0.0; matrix.rows * matrix.cols];
         out.chunks_exact_mut(matrix.cols).enumerate().for_each(|(r, out)| matrix.dequantize_row(r, out));
         Ok(out)
@@ -187,7 +200,7 @@ impl<'c> Weights<'c> {
             ConvLayout::Interleaved => Taps::Interleaved,
         };
         let view = self.bring_in(view)?;
-        Ok(Conv { weight: Matrix::new(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
+        Ok(Conv { weight: self.packed(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
     }
 
     fn experts(&self, l: usize) -> Result<Experts> {

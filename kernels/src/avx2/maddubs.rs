@@ -5,10 +5,10 @@ use std::arch::x86_64::*;
 use bytemuck::cast;
 use half::f16;
 
-use super::panels::{ROWS_TWICE, load, nibbles, panels, store, unpack_scales};
+use super::panels::{ROWS_TWICE, Sixteen, Starts, load, nibbles, panels, six_bits, store, unpack_scales};
 use super::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
 panels!("avx2,f16c");
 
@@ -67,4 +67,24 @@ fn nibble_pairs(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
 #[inline]
 fn add_pairs(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
+}
+
+/// Signs move to the activations here, so sums begin at zero.
+#[inline]
+fn begin_sixes(_: &BlockQ8) -> Starts {
+    Starts::default()
+}
+
+/// `sum` and the integer products of 6-bit numbers less 32, each sum times its row's scale.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn add_sixes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> __m256i {
+    let mut pairs = _mm256_setzero_si256();
+    for (g, q) in q.iter().enumerate() {
+        let w = _mm256_sub_epi8(*q, _mm256_set1_epi8(32));
+        let x = _mm256_sign_epi8(_mm256_set1_epi32(x.word(g)), w);
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_abs_epi8(w), x));
+    }
+    let twice = _mm256_blend_epi16::<0b1010_1010>(scale, _mm256_slli_epi32::<16>(scale));
+    add_pairs(sum, pairs, twice)
 }

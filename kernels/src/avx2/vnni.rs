@@ -4,7 +4,8 @@
 //!
 //! Where it departs from the code of `maddubs.rs`:
 //! 1. To the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
-//! 2. A sub-block of `Q4_K` is summed up in two halves of 16 columns, each at most 16 * 15 * 127 = 30480 in size: side by side
+//! 2. `Q6_K` stays unsigned: its sums begin at -32 times those of sixteen activations.
+//! 3. A sub-block of `Q4_K` is summed up in two halves of 16 columns, each at most 16 * 15 * 127 = 30480 in size: side by side
 //!    as `i16` they meet the scales as the pairs of `maddubs` do. `vpmulld` on whole sums takes Intel's CPUs twice as long.
 
 /// The table of these functions beside those of `avx2`, and the functions.
@@ -17,10 +18,12 @@ macro_rules! vnni {
             use half::f16;
 
             use crate::Kernels;
-            use crate::avx2::panels::{ROWS_TWICE, load, nibbles, panels, store, unpack_scales};
+            use crate::avx2::panels::{
+                ROWS_TWICE, Sixteen, load, nibbles, panels, six_bits, starts as begin_sixes, store, unpack_scales,
+            };
             use crate::avx2::{AHEAD, prefetch, prefetch_header};
             use crate::blocks::BlockQ8;
-            use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+            use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
             /// The table, where this CPU has the instructions.
             pub(crate) fn table() -> Option<&'static Kernels> {
@@ -35,6 +38,8 @@ macro_rules! vnni {
                         panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
                         // SAFETY: as above.
                         panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
+                        // SAFETY: as above.
+                        panels_q6_k: |panels, x, acc| unsafe { panels_q6_k(panels, x, acc) },
                         ..*avx2
                     })
                 });
@@ -107,6 +112,17 @@ macro_rules! vnni {
             #[inline]
             fn add_pairs(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
                 $dpwssd(sum, a, b)
+            }
+
+            /// `sum` and the integer products of 6-bit numbers less 32, each sum times its row's scale.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn add_sixes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> __m256i {
+                let mut dots = _mm256_set1_epi32(x.starts[x.s / 4][x.part][x.s % 4]);
+                for (g, q) in q.iter().enumerate() {
+                    dots = $dpbusd(dots, *q, _mm256_set1_epi32(x.word(g)));
+                }
+                _mm256_add_epi32(sum, _mm256_mullo_epi32(dots, scale))
             }
         }
     };
