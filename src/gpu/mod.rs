@@ -5,11 +5,25 @@
 //! with the feature `cuda` (a real one) or `cuda-shim` (one that runs the same kernels on the CPU, for tests).
 
 mod cost;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "gpu")]
+mod device;
+#[cfg(feature = "gpu")]
+pub mod driver;
+#[cfg(feature = "cuda-shim")]
+pub mod fake;
+#[cfg(feature = "gpu")]
+pub mod memory;
+#[cfg(feature = "gpu")]
+pub mod ops;
 mod room;
 mod settings;
 mod tier;
 
 pub use cost::Costs;
+#[cfg(feature = "gpu")]
+pub use device::Device;
 pub use room::{Needs, Room};
 pub use settings::{Choice, Settings};
 pub use tier::{Tier, Way};

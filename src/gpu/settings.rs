@@ -53,6 +53,28 @@ pub struct Settings {
     #[cfg(feature = "gpu")]
     #[doc(hidden)]
     pub driver: Option<std::sync::Arc<dyn super::driver::Driver>>,
+    /// In place of what is measured, for tests.
+    #[cfg(feature = "gpu")]
+    #[doc(hidden)]
+    pub costs: Option<super::Costs>,
+}
+
+#[cfg(feature = "gpu")]
+impl Settings {
+    /// The machine's driver, or why there is none, for people. A build for tests has an emulated GPU for who asks for one by its number.
+    pub(crate) fn driver(&self) -> Result<std::sync::Arc<dyn super::driver::Driver>, String> {
+        if let Some(driver) = &self.driver {
+            return Ok(driver.clone());
+        }
+        #[cfg(feature = "cuda")]
+        return Ok(std::sync::Arc::new(super::cuda::Cuda::new()?));
+        #[cfg(all(feature = "cuda-shim", not(feature = "cuda")))]
+        if let Choice::Device(_) = self.choice {
+            return Ok(std::sync::Arc::new(super::fake::Fake::new(1 << 30, super::fake::Schedule::Early)));
+        }
+        #[cfg(not(feature = "cuda"))]
+        Err("this build has no CUDA".into())
+    }
 }
 
 #[cfg(test)]

@@ -65,6 +65,12 @@ impl Matrix {
         bytemuck::cast_slice(&self.bytes[g * bytes..][..bytes])
     }
 
+    /// The whole matrix as it lies.
+    #[cfg(feature = "gpu")]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes of the whole matrix.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use yuan::{
-    model::Model,
+    model::{GpuPlacement, Model},
     pager::{Hits, Mode, Usage, system::ProcessUse},
 };
 
@@ -115,8 +115,43 @@ pub fn placement(model: &Model) -> Value {
         "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by,
         "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
         "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
-        "peak_memory": ProcessUse::now().peak_memory,
+        "peak_memory": ProcessUse::now().peak_memory, "gpu": gpu(&p.gpu), "gpu_use": gpu_use(model),
     })
+}
+
+/// What a GPU does, for a program.
+pub fn gpu(placement: &GpuPlacement) -> Value {
+    match placement {
+        GpuPlacement::Off(why) => json!({ "device": null, "why": why }),
+        GpuPlacement::On { device, bandwidth, room, .. } => json!({
+            "device": device, "budget": room.budget, "trunk_bytes": room.needs.trunk, "kv_bytes": room.needs.kv,
+            "scratch_bytes": room.needs.scratch, "experts_there": room.slots, "arena_bytes": room.arena(),
+            "bandwidth": bandwidth,
+        }),
+    }
+}
+
+/// What a GPU does, for people.
+pub fn describe_gpu(placement: &GpuPlacement) -> String {
+    match placement {
+        GpuPlacement::Off(why) => format!("gpu        off: {why}"),
+        GpuPlacement::On { device, room, .. } => format!(
+            "gpu        {device}, {} to use: trunk {}, keys and values {}, scratch {}, {} of {} experts {}",
+            size(room.budget),
+            size(room.needs.trunk),
+            size(room.needs.kv),
+            size(room.needs.scratch),
+            room.slots,
+            room.needs.experts,
+            size(room.arena()),
+        ),
+    }
+}
+
+/// Where experts were computed, if a GPU takes part.
+fn gpu_use(model: &Model) -> Option<Value> {
+    let used = model.gpu_use()?;
+    Some(json!({ "there": used.there, "copied": used.copied, "on_cpu": used.on_cpu, "bytes_copied": used.bytes }))
 }
 
 /// The median and the 95th percentile of times, in milliseconds, for a program.
@@ -149,6 +184,16 @@ pub fn describe(model: &Model, laps: &[(&str, &Lap)], times: &[Duration]) -> Str
         );
     }
     lines.push(budget);
+    lines.push(describe_gpu(&p.gpu));
+    if let Some(used) = model.gpu_use() {
+        lines.push(format!(
+            "experts    {} on the GPU, {} copied to it ({}), {} on the CPU",
+            used.there,
+            used.copied,
+            size(used.bytes),
+            used.on_cpu
+        ));
+    }
     let process = ProcessUse::now();
     lines.push(format!(
         "peak       {} of memory, {} major faults",

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use yuan::{
+    gpu::Choice,
     pager::trace::{Trace as Requests, Traced},
     session::Session,
     tokenizer::Special,
@@ -35,7 +36,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
+        // A GPU keeps requests to itself.
+        self.run.gpu.gpu = Choice::Off;
         let mut prompt = Vec::new();
         let engine = self.run.open_for(|tokenizer, _| {
             anyhow::ensure!(!self.prompt.is_empty(), "the prompt is empty; give some text");
