@@ -3,8 +3,12 @@
 //! Without features this crate is plain data: the kernels' names and parameters ([`KERNELS`]) and how each is launched ([`launch`]).
 //! README.md beside this crate says what every parameter is.
 
+#[cfg(feature = "cuda")]
+pub mod images;
 pub mod launch;
 
+#[cfg(feature = "cuda")]
+pub use images::{IMAGES, Image, image_for};
 pub use launch::Launch;
 
 /// What a kernel takes at one place of its list of parameters.
