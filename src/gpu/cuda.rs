@@ -56,7 +56,10 @@ impl Driver for Cuda {
         let device = fault("cuDeviceGet", result::device::get(number as i32))?;
         let image = yuan_cuda::image_for(info.compute.0, info.compute.1).ok_or_else(|| Fault {
             call: "cuModuleLoadData",
-            reason: format!("there are no kernels for compute capability {}.{}", info.compute.0, info.compute.1),
+            reason: format!(
+                "there are no kernels for compute capability {}.{}",
+                info.compute.0, info.compute.1
+            ),
             no_memory: false,
         })?;
         // SAFETY: the device is the driver's; the context is released when the value is dropped.
@@ -80,7 +83,8 @@ impl Driver for Cuda {
         for kernel in yuan_cuda::KERNELS {
             let name = CString::new(kernel.name).unwrap_or_default();
             // SAFETY: the module stays loaded as long as the context is there.
-            let function = fault("cuModuleGetFunction", unsafe { result::module::get_function(module, name) })?;
+            let function =
+                fault("cuModuleGetFunction", unsafe { result::module::get_function(module, name) })?;
             open.functions.insert(kernel.name, function);
         }
         Ok(Box::new(open))
@@ -90,13 +94,15 @@ impl Driver for Cuda {
 /// What a device is; its context is opened for a moment, to ask for free memory.
 fn describe(number: i32) -> Result<Info, Fault> {
     use sys::CUdevice_attribute_enum::{
-        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
         CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH as WIDTH, CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE as CLOCK,
     };
     let device = fault("cuDeviceGet", result::device::get(number))?;
     let name = fault("cuDeviceGetName", result::device::get_name(device))?;
     // SAFETY: the device is the driver's.
-    let attribute = |which| fault("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) });
+    let attribute =
+        |which| fault("cuDeviceGetAttribute", unsafe { result::device::get_attribute(device, which) });
     let compute = (attribute(MAJOR)?.max(0) as u32, attribute(MINOR)?.max(0) as u32);
     // kHz, of which both edges count, and bits.
     let number_of = |which| attribute(which).map_or(0, |n| n.max(0) as u64);
@@ -129,7 +135,13 @@ impl CudaDevice {
     }
 
     /// A copy of rows, each side by its address, its pitch, and whether it is the device's.
-    fn copy_rows(&self, to: (u64, usize, bool), from: (u64, usize, bool), rows: Rows, stream: Stream) -> Result<(), Fault> {
+    fn copy_rows(
+        &self,
+        to: (u64, usize, bool),
+        from: (u64, usize, bool),
+        rows: Rows,
+        stream: Stream,
+    ) -> Result<(), Fault> {
         use sys::CUmemorytype_enum::{CU_MEMORYTYPE_DEVICE as DEVICE, CU_MEMORYTYPE_HOST as HOST};
         self.enter()?;
         let kind = |device| if device { DEVICE } else { HOST };
@@ -228,7 +240,8 @@ impl Context for CudaDevice {
         if rows.count == 1 {
             self.enter()?;
             // SAFETY: the caller's contract.
-            let queued = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), rows.width, self.stream(stream)) };
+            let queued =
+                unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), rows.width, self.stream(stream)) };
             return fault("cuMemcpyHtoDAsync", queued.result());
         }
         self.copy_rows((to, rows.pitch, true), (from as u64, rows.width, false), rows, stream)
@@ -238,7 +251,8 @@ impl Context for CudaDevice {
         if rows.count == 1 {
             self.enter()?;
             // SAFETY: the caller's contract.
-            let queued = unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, rows.width, self.stream(stream)) };
+            let queued =
+                unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, rows.width, self.stream(stream)) };
             return fault("cuMemcpyDtoHAsync", queued.result());
         }
         self.copy_rows((to as u64, rows.width, false), (from, rows.pitch, true), rows, stream)
@@ -262,7 +276,8 @@ impl Context for CudaDevice {
         let (grid, block) = (three(launch.grid), three(launch.block));
         let stream = self.stream(Stream::Compute);
         // SAFETY: the caller's contract; the driver copies the arguments before it returns.
-        let queued = unsafe { result::launch_kernel(*function, grid, block, launch.shared, stream, &mut places) };
+        let queued =
+            unsafe { result::launch_kernel(*function, grid, block, launch.shared, stream, &mut places) };
         fault(launch.kernel, queued)
     }
 }

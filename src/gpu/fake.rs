@@ -29,18 +29,43 @@ pub enum Schedule {
 #[allow(missing_docs)]
 pub enum Call {
     Open(usize),
-    Alloc { at: u64, bytes: usize },
-    Free { at: u64 },
-    AllocPinned { at: u64, bytes: usize },
-    FreePinned { at: u64 },
+    Alloc {
+        at: u64,
+        bytes: usize,
+    },
+    Free {
+        at: u64,
+    },
+    AllocPinned {
+        at: u64,
+        bytes: usize,
+    },
+    FreePinned {
+        at: u64,
+    },
     Record(Event, Stream),
     Wait(Stream, Event),
     FinishEvent(Event),
     Finish(Stream),
-    Upload { to: u64, bytes: usize, stream: Stream },
-    Download { from: u64, bytes: usize, stream: Stream },
-    Copy { to: u64, from: u64, bytes: usize, stream: Stream },
-    Launch { kernel: &'static str },
+    Upload {
+        to: u64,
+        bytes: usize,
+        stream: Stream,
+    },
+    Download {
+        from: u64,
+        bytes: usize,
+        stream: Stream,
+    },
+    Copy {
+        to: u64,
+        from: u64,
+        bytes: usize,
+        stream: Stream,
+    },
+    Launch {
+        kernel: &'static str,
+    },
     /// The call failed, as was asked for.
     Failed(&'static str),
 }
@@ -82,8 +107,17 @@ struct Queue {
 
 #[derive(Debug)]
 enum Op {
-    Copy { to: u64, to_pitch: usize, from: u64, from_pitch: usize, rows: Rows },
-    Launch { launch: Launch, args: Vec<Arg> },
+    Copy {
+        to: u64,
+        to_pitch: usize,
+        from: u64,
+        from_pitch: usize,
+        rows: Rows,
+    },
+    Launch {
+        launch: Launch,
+        args: Vec<Arg>,
+    },
     /// Until so much of the other stream is done.
     Wait(usize, u64),
 }
@@ -193,7 +227,8 @@ impl State {
                 let mut places: Vec<*mut c_void> =
                     words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
                 let Launch { kernel, grid, block, shared } = launch;
-                let done = yuan_cuda_shim::launch(kernel, grid, block, shared, &mut places);
+                // SAFETY: `places` has a word for every argument; nobody but this queue uses what is registered, since the lock is held.
+                let done = unsafe { yuan_cuda_shim::launch(kernel, grid, block, shared, &mut places) };
                 done.map_err(|reason| Fault { call: kernel, reason, no_memory: false })
             }
         }
@@ -230,7 +265,7 @@ impl Context for Fake {
         }
         let mut memory = lines(bytes, 0xff);
         let at = memory.as_mut_ptr() as u64;
-        yuan_cuda_shim::register(memory.as_mut_ptr().cast(), bytes);
+        yuan_cuda_shim::register(memory.as_ptr().cast(), bytes);
         state.used += bytes as u64;
         state.device.insert(at, (bytes, memory));
         state.calls.push(Call::Alloc { at, bytes });
@@ -240,10 +275,13 @@ impl Context for Fake {
     unsafe fn free(&self, at: u64) -> Result<(), Fault> {
         let mut state = self.call("free")?;
         state.calls.push(Call::Free { at });
-        assert!(state.streams.iter().all(|s| s.waiting.is_empty()), "memory is given back while work is queued");
+        assert!(
+            state.streams.iter().all(|s| s.waiting.is_empty()),
+            "memory is given back while work is queued"
+        );
         let (bytes, memory) = state.device.remove(&at).expect("device memory is given back once");
         state.used -= bytes as u64;
-        yuan_cuda_shim::unregister(memory.as_ptr().cast_mut().cast());
+        yuan_cuda_shim::unregister(memory.as_ptr().cast());
         Ok(())
     }
 

@@ -190,7 +190,8 @@ impl Pinned {
 
     fn check(&self, place: usize, view: View<'_>, rows: Rows) -> Result<()> {
         let end = rows.count.checked_mul(rows.width).and_then(|n| n.checked_add(place));
-        let fits = end.is_some_and(|end| end <= self.bytes) && rows.span() <= view.bytes && rows.pitch >= rows.width;
+        let fits =
+            end.is_some_and(|end| end <= self.bytes) && rows.span() <= view.bytes && rows.pitch >= rows.width;
         match fits {
             true => Ok(()),
             false => Err(Error::Argument(format!("{rows:?} do not fit a copy of {} bytes", view.bytes))),

@@ -145,7 +145,12 @@ impl Ops<'_> {
     /// As [`Ops::rms_norm`].
     pub fn quantize(&self, x: View<'_>, q8: View<'_>, (rows, cols): (usize, usize)) -> Result<()> {
         let views = [(x, f32s(rows * cols)), (q8, q8s(rows, cols))];
-        self.launch("8-bit form", launch::quantize(cols, rows), &views, &[at(x), at(q8), int(cols)?, int(rows)?])
+        self.launch(
+            "8-bit form",
+            launch::quantize(cols, rows),
+            &views,
+            &[at(x), at(q8), int(cols)?, int(rows)?],
+        )
     }
 
     /// `x += y`.
@@ -161,7 +166,13 @@ impl Ops<'_> {
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
-    pub fn bias(&self, x: View<'_>, bias: View<'_>, plus: View<'_>, (tokens, cols): (usize, usize)) -> Result<()> {
+    pub fn bias(
+        &self,
+        x: View<'_>,
+        bias: View<'_>,
+        plus: View<'_>,
+        (tokens, cols): (usize, usize),
+    ) -> Result<()> {
         let n = tokens * cols;
         let views = [(x, f32s(n)), (bias, f32s(cols)), (plus, f32s(n))];
         let args = [at(x), at(bias), at(plus), int(cols)?, int(n)?];
@@ -200,7 +211,8 @@ impl Ops<'_> {
             (pairs, f32s(2 * tokens * cols)),
             (q8, q8s(tokens, 2 * cols)),
         ];
-        let args = [at(x), at(last), at(pairs), at(q8), int(cols)?, Arg::I32(interleaved.into()), int(tokens)?];
+        let args =
+            [at(x), at(last), at(pairs), at(q8), int(cols)?, Arg::I32(interleaved.into()), int(tokens)?];
         self.launch("filter", launch::filter_pairs(cols, tokens), &views, &args)
     }
 
@@ -256,17 +268,24 @@ impl Ops<'_> {
         let rows = f32s(tokens * heads * dim);
         let tail = [int(heads)?, int(dim)?, int(capacity)?];
         if tokens > launch::FEW {
-            let args = [&[at(queries), at(keys), at(values), at(out), at(start)], &tail[..], &[int(tokens)?]].concat();
+            let args = [&[at(queries), at(keys), at(values), at(out), at(start)], &tail[..], &[int(tokens)?]]
+                .concat();
             let launch = launch::attend_many(dtype, heads, dim, tokens);
             return self.launch("attention", launch, &[(queries, rows), (out, rows)], &args);
         }
         let spans = launch::spans(positions);
         let partial = f32s(launch::partials(heads, dim, spans, tokens));
-        let args = [&[at(queries), at(keys), at(values), at(partials), at(start)], &tail[..], &[int(spans)?]].concat();
+        let args = [&[at(queries), at(keys), at(values), at(partials), at(start)], &tail[..], &[int(spans)?]]
+            .concat();
         let spread = launch::attend_spans(dtype, heads, dim, spans, tokens);
         self.launch("attention", spread, &[(queries, rows), (partials, partial)], &args)?;
         let args = [at(partials), at(out), at(start), int(heads)?, int(dim)?, int(spans)?];
-        self.launch("attention", launch::attend_join(heads, tokens), &[(partials, partial), (out, rows)], &args)
+        self.launch(
+            "attention",
+            launch::attend_join(heads, tokens),
+            &[(partials, partial), (out, rows)],
+            &args,
+        )
     }
 
     /// The experts and weights [T, used] of tokens from their projections `qkv` [T, 3E].
@@ -283,8 +302,15 @@ impl Ops<'_> {
     ) -> Result<()> {
         let slots = 4 * tokens * used;
         let views = [(qkv, f32s(3 * tokens * experts)), (chosen, slots), (weights, slots)];
-        let args =
-            [at(qkv), Arg::At(0), at(chosen), at(weights), int(experts)?, int(used)?, Arg::I32(normalize.into())];
+        let args = [
+            at(qkv),
+            Arg::At(0),
+            at(chosen),
+            at(weights),
+            int(experts)?,
+            int(used)?,
+            Arg::I32(normalize.into()),
+        ];
         self.launch("router", launch::route(experts, used, tokens), &views, &args)
     }
 
@@ -328,9 +354,10 @@ impl Ops<'_> {
             true => vec![at(e.table), order[0], order[1], at(hq), at(e.out), hidden, tiles, experts],
         };
         let launches = match many {
-            false => {
-                [launch::expert_gate_up(e.dtype, slots, e.tiles), launch::expert_down(e.dtype, slots, e.hidden)]
-            }
+            false => [
+                launch::expert_gate_up(e.dtype, slots, e.tiles),
+                launch::expert_down(e.dtype, slots, e.hidden),
+            ],
             true => [
                 launch::expert_gate_up_many(e.dtype, slots, e.experts, e.tiles),
                 launch::expert_down_many(e.dtype, slots, e.experts, e.hidden),

@@ -65,7 +65,8 @@ impl Tier {
                 let victim = if self.free.is_empty() { others.next() } else { None };
                 let lost = victim.map_or(0.0, |(l, e)| self.policy.uses(l, e));
                 let again = self.policy.uses(layer, expert) - lost;
-                let slot = victim.map_or_else(|| self.free.last().copied(), |(l, e)| self.slots[self.at(l, e)]);
+                let slot =
+                    victim.map_or_else(|| self.free.last().copied(), |(l, e)| self.slots[self.at(l, e)]);
                 match slot {
                     Some(slot) if costs.copy_pays(n, again) => {
                         match victim {

@@ -192,13 +192,16 @@ impl Experts {
     ) -> Result<()> {
         let mut groups = group(routing);
         let outputs = match self {
-            Self::Rows(_) => return Err(Error::Argument("experts in rows are computed on the CPU only".into())),
+            Self::Rows(_) => {
+                return Err(Error::Argument("experts in rows are computed on the CPU only".into()));
+            }
             Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request, m, &mut groups)?,
             Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request, m, &mut groups)?,
         };
         for (group, output) in groups.iter().zip(&outputs) {
             for (i, &t) in group.tokens.iter().enumerate() {
-                (0..m.cols() / PANEL_ROWS).for_each(|g| give(t, group.expert, g * PANEL_ROWS, output.piece(i, g)));
+                (0..m.cols() / PANEL_ROWS)
+                    .for_each(|g| give(t, group.expert, g * PANEL_ROWS, output.piece(i, g)));
             }
         }
         Ok(())

@@ -70,7 +70,11 @@ fn decide(_: &Container, _: &Options, _: usize) -> std::result::Result<GpuPlacem
 }
 
 #[cfg(feature = "gpu")]
-fn decide(container: &Container, options: &Options, tokens: usize) -> std::result::Result<GpuPlacement, String> {
+fn decide(
+    container: &Container,
+    options: &Options,
+    tokens: usize,
+) -> std::result::Result<GpuPlacement, String> {
     use crate::gpu::{Needs, driver::Info};
     use crate::pager::budget::Limit;
 

@@ -70,7 +70,11 @@ impl Model {
         let placement = Placement::new(container, options)?;
         match &placement.gpu {
             GpuPlacement::On { device, room, .. } => {
-                tracing::info!("GPU {device}: the trunk and {} of {} experts", room.slots, room.needs.experts);
+                tracing::info!(
+                    "GPU {device}: the trunk and {} of {} experts",
+                    room.slots,
+                    room.needs.experts
+                );
             }
             GpuPlacement::Off(why) if cfg!(feature = "gpu") && options.gpu.choice == gpu::Choice::Auto => {
                 tracing::info!("the model runs on the CPU: {why}");

@@ -151,7 +151,9 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
 /// Where experts were computed, if a GPU takes part.
 fn gpu_use(model: &Model) -> Option<Value> {
     let used = model.gpu_use()?;
-    Some(json!({ "there": used.there, "copied": used.copied, "on_cpu": used.on_cpu, "bytes_copied": used.bytes }))
+    Some(
+        json!({ "there": used.there, "copied": used.copied, "on_cpu": used.on_cpu, "bytes_copied": used.bytes }),
+    )
 }
 
 /// The median and the 95th percentile of times, in milliseconds, for a program.

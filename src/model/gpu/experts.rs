@@ -17,7 +17,8 @@ use crate::{
         ops::{self, Ops, f32s},
     },
     model::{
-        GpuUse, Model, activations::Activations, buffer::Buffer as HostBuffer, feed_forward::Experts, router::Routing,
+        GpuUse, Model, activations::Activations, buffer::Buffer as HostBuffer, feed_forward::Experts,
+        router::Routing,
     },
     pager::{Pass, Request},
 };
@@ -65,7 +66,9 @@ impl Slots {
             arena: Buffer::new(device, (room.slots + room.transient) * tiles * tile_bytes)?,
             slots: room.slots,
             transient: room.transient,
-            ring: (0..RING.min(tiles)).map(|_| Pinned::new(device, tile_bytes, Stream::Copy)).collect::<Result<_>>()?,
+            ring: (0..RING.min(tiles))
+                .map(|_| Pinned::new(device, tile_bytes, Stream::Copy))
+                .collect::<Result<_>>()?,
             copied: device.event()?,
             computed: (0..room.transient).map(|_| device.event()).collect::<Result<_>>()?,
             tables: Buffer::new(device, table)?,
@@ -222,7 +225,12 @@ impl Slots {
         })
     }
 
-    fn write_tables(&mut self, ways: &[(usize, Way)], order: &[usize], places: &[(usize, Option<usize>)]) -> Result<()> {
+    fn write_tables(
+        &mut self,
+        ways: &[(usize, Way)],
+        order: &[usize],
+        places: &[(usize, Option<usize>)],
+    ) -> Result<()> {
         let experts = self.shape.experts;
         let bytes = self.shape.tiles * self.shape.tile_bytes;
         let address = |place: usize| self.arena.view().at() + (place * bytes) as u64;
@@ -277,10 +285,15 @@ impl Slots {
         let mine = |e: &usize| request.order().contains(e);
         let routing = Routing {
             logits: Vec::new(),
-            chosen: chosen.chunks(used).map(|c| c.iter().filter(|e| mine(e)).map(|&e| (e, 1.0)).collect()).collect(),
+            chosen: chosen
+                .chunks(used)
+                .map(|c| c.iter().filter(|e| mine(e)).map(|&e| (e, 1.0)).collect())
+                .collect(),
         };
         let outputs: &mut [f32] = cast_slice_mut(self.outputs.host()?);
-        let slot = |t: usize, e: usize| t * used + chosen[t * used..][..used].iter().position(|&c| c == e).unwrap_or(0);
+        let slot = |t: usize, e: usize| {
+            t * used + chosen[t * used..][..used].iter().position(|&c| c == e).unwrap_or(0)
+        };
         experts.each(&model.compute, request, &m, &routing, |t, expert, column, piece| {
             outputs[slot(t, expert) * hidden + column..][..piece.len()].copy_from_slice(piece);
         })?;

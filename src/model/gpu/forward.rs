@@ -54,7 +54,8 @@ impl Runner {
             layer.v.product(ops, s.a.views(), s.v.view(), n)?;
             let filters = at.filters + l * at.filter;
             let last = s.inputs.part(filters..filters + shape.filter_bytes())?;
-            let (last_a, last_o1) = (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.len())?);
+            let (last_a, last_o1) =
+                (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.len())?);
             let (pairs, pairs_q8) = s.pairs.views();
             ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
             layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
@@ -117,7 +118,13 @@ impl Runner {
     }
 
     /// Adds the logits of `rows` residuals, which lie in the inputs.
-    pub fn head(&mut self, model: &Model, x: std::ops::Range<usize>, rows: usize, logits: &mut Vec<f32>) -> Result<()> {
+    pub fn head(
+        &mut self,
+        model: &Model,
+        x: std::ops::Range<usize>,
+        rows: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<()> {
         let (s, shape) = (&self.scratch, self.shape);
         let ops = Ops(&self.device);
         let (a, q8) = s.a.views();
@@ -152,10 +159,14 @@ impl Runner {
         let angles: &mut [f32] = cast_slice_mut(&mut host[at.angles..][..f32s(n * shape.rot)]);
         for (t, to) in angles.chunks_exact_mut(shape.rot.max(1)).enumerate() {
             let (pairs, _) = to.as_chunks_mut::<2>();
-            pairs.iter_mut().zip(model.rope.at(state.position() + t)).for_each(|(o, (cos, sin))| *o = [cos, sin]);
+            pairs
+                .iter_mut()
+                .zip(model.rope.at(state.position() + t))
+                .for_each(|(o, (cos, sin))| *o = [cos, sin]);
         }
         for (l, layer) in state.layers.iter().enumerate() {
-            let to: &mut [f32] = cast_slice_mut(&mut host[at.filters + l * at.filter..][..shape.filter_bytes()]);
+            let to: &mut [f32] =
+                cast_slice_mut(&mut host[at.filters + l * at.filter..][..shape.filter_bytes()]);
             let (a, o1) = to.split_at_mut(shape.hidden);
             a.copy_from_slice(&layer.filter.input);
             o1.copy_from_slice(&layer.filter.conv1);
@@ -175,7 +186,8 @@ impl Runner {
         for i in 0..ends.len() {
             for (l, layer) in state.layers.iter_mut().enumerate() {
                 let at = (i * shape.layers + l) * shape.filter_bytes();
-                let (a, o1) = cast_slice::<u8, f32>(&host[at..][..shape.filter_bytes()]).split_at(shape.hidden);
+                let (a, o1) =
+                    cast_slice::<u8, f32>(&host[at..][..shape.filter_bytes()]).split_at(shape.hidden);
                 layer.next.push(FilterState { input: a.to_vec(), conv1: o1.to_vec() });
             }
         }

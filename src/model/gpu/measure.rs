@@ -49,7 +49,8 @@ pub fn costs(model: &Model, device: &Arc<Device>, shape: &Shape) -> Result<Costs
 
 /// Seconds to put an expert where the GPU reads, and to send it.
 fn copy_time(device: &Arc<Device>, expert: &[u8], tile_bytes: usize) -> Result<f64> {
-    let mut pinned = [Pinned::new(device, tile_bytes, Stream::Copy)?, Pinned::new(device, tile_bytes, Stream::Copy)?];
+    let mut pinned =
+        [Pinned::new(device, tile_bytes, Stream::Copy)?, Pinned::new(device, tile_bytes, Stream::Copy)?];
     let place = Buffer::new(device, tile_bytes)?;
     let mut best = f64::INFINITY;
     for _ in 0..TIMES {

@@ -93,7 +93,11 @@ impl Kept {
                 }
                 let first = i * (pinned.len() / width).max(1);
                 let rows = Rows { count: group.len(), width, pitch: capacity * row };
-                pinned.upload_rows(0, copy.memory.part(copy.place(first, start, row)..copy.memory.len())?, rows)?;
+                pinned.upload_rows(
+                    0,
+                    copy.memory.part(copy.place(first, start, row)..copy.memory.len())?,
+                    rows,
+                )?;
             }
             copy.filled += n;
         }

@@ -123,7 +123,8 @@ impl Runner {
     fn reserve(&mut self, tokens: usize) -> Result<()> {
         if tokens > self.scratch.tokens || self.outputs.len() == 1 {
             let pinned = |bytes| Pinned::new(&self.device, bytes, Stream::Compute);
-            let ends = self.shape.ends(tokens) * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
+            let ends = self.shape.ends(tokens)
+                * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
             (self.inputs, self.outputs) = (pinned(self.shape.inputs(tokens).end)?, pinned(ends)?);
             self.slots.reserve(tokens)?;
             self.scratch = Scratch::new(&self.device, &self.shape, tokens)?;
@@ -140,10 +141,18 @@ impl Model {
             let failed = |reason| Error::Gpu { device: format!("{number}"), problem: reason };
             let driver = settings.driver().map_err(failed)?;
             let devices = driver.devices().map_err(|f| failed(format!("{}: {}", f.call, f.reason)))?;
-            let info = devices.iter().find(|d| d.number == number).ok_or_else(|| failed("it is not there".into()))?;
+            let info = devices
+                .iter()
+                .find(|d| d.number == number)
+                .ok_or_else(|| failed("it is not there".into()))?;
             let device = Device::open(&*driver, info)?;
             let runner = Runner::new(self, container, &device, settings)?;
-            Ok(Gpu { device, turn: Turn::default(), runner: Mutex::new(runner), told: AtomicBool::new(false) })
+            Ok(Gpu {
+                device,
+                turn: Turn::default(),
+                runner: Mutex::new(runner),
+                told: AtomicBool::new(false),
+            })
         };
         match load() {
             Ok(gpu) => self.gpu = Some(gpu),
@@ -173,7 +182,13 @@ impl Model {
         self.gpu().filter(|_| matches!(state.kv_type(), KvType::F16 | KvType::Q8_0))
     }
 
-    pub(super) fn forward_gpu(&self, gpu: &Gpu, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
+    pub(super) fn forward_gpu(
+        &self,
+        gpu: &Gpu,
+        tokens: &[u32],
+        state: &mut State,
+        want: Want,
+    ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
         // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
         let _turn = gpu.turn.take()?;
