@@ -92,6 +92,10 @@ enum yuan_status
      * A mistake in the library: please report it with the message. The handles of the call can only be freed.
      */
     YUAN_ERROR_INTERNAL = 12,
+    /**
+     * A GPU has failed. The call can be made again: it then runs without the GPU.
+     */
+    YUAN_ERROR_GPU = 13,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -262,6 +266,20 @@ yuan_status yuan_engine_options_set_paging(yuan_engine_options *options,
                                            const char *paging);
 
 /**
+ * Which GPU takes part: "auto" (the default: the first suitable one, if the build and the machine have one), "off", or its number from 0, which
+ * is an error of yuan_engine_open where it cannot be used. One call at a time.
+ */
+yuan_status yuan_engine_options_set_gpu(yuan_engine_options *options,
+                                        const char *gpu);
+
+/**
+ * The memory of the GPU to use at most, as in yuan_engine_options_set_memory; NULL, the default, for what is free less a reserve. One call at
+ * a time.
+ */
+yuan_status yuan_engine_options_set_gpu_memory(yuan_engine_options *options,
+                                               const char *memory);
+
+/**
  * Whether streamed reads go past the page cache: "auto" (the default), "on" or "off". One call at a time.
  */
 yuan_status yuan_engine_options_set_direct_io(yuan_engine_options *options, const char *direct_io);
@@ -323,7 +341,8 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
 /**
  * What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
  * the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
- * threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+ * threads waited; the GPU, or null, how many experts it has room for, and how often experts were there, copied to it, or computed on the
+ * CPU. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
  */
 yuan_status yuan_engine_statistics(const yuan_engine *engine,
                                    char *json,

@@ -10,6 +10,7 @@ use super::{
     engine::{ENGINES, yuan_engine},
     status::yuan_status,
 };
+use crate::model::GpuPlacement;
 
 /// How many tokens the vocabulary has: as many logits a session gives. Any thread.
 #[unsafe(no_mangle)]
@@ -71,7 +72,8 @@ pub unsafe extern "C" fn yuan_engine_describe(
 
 /// What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
 /// the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
-/// threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+/// threads waited; the GPU, or null, how many experts it has room for, and how often experts were there, copied to it, or computed on the
+/// CPU. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_statistics(
     engine: *const yuan_engine,
@@ -84,6 +86,11 @@ pub unsafe extern "C" fn yuan_engine_statistics(
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
         let engine = ENGINES.get(engine)?;
         let (placement, usage) = (engine.model().placement(), engine.model().pager().usage());
+        let used = engine.model().gpu_use().unwrap_or_default();
+        let (gpu, gpu_experts) = match &placement.gpu {
+            GpuPlacement::On { device, room, .. } => (Some(device), room.slots),
+            GpuPlacement::Off(_) => (None, 0),
+        };
         let statistics = json!({
             "mode": placement.mode.name(),
             "why": placement.why,
@@ -99,6 +106,11 @@ pub unsafe extern "C" fn yuan_engine_statistics(
             "retries": usage.retries,
             "drive_seconds": usage.drive_time.as_secs_f64(),
             "waited_seconds": usage.waited.as_secs_f64(),
+            "gpu": gpu,
+            "gpu_experts": gpu_experts,
+            "gpu_there": used.there,
+            "gpu_copied": used.copied,
+            "gpu_on_cpu": used.on_cpu,
         });
         buffer.fill_text(&statistics.to_string())
     })

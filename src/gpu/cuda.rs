@@ -290,9 +290,12 @@ impl Drop for CudaDevice {
         let events = std::mem::take(self.events.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: all of it was made by this value and is not used any more; the driver waits for what is queued.
         unsafe {
-            events.into_iter().for_each(|event| drop(result::event::destroy(event)));
-            let streams = self.streams.iter().filter(|stream| !stream.is_null());
-            streams.for_each(|&stream| drop(result::stream::destroy(stream)));
+            for event in events {
+                let _ = result::event::destroy(event);
+            }
+            for stream in self.streams.into_iter().filter(|stream| !stream.is_null()) {
+                let _ = result::stream::destroy(stream);
+            }
             let _ = result::primary_ctx::release(self.device);
         }
     }

@@ -199,6 +199,13 @@ impl Driver for Fake {
     }
 }
 
+impl Drop for State {
+    /// What a device that has failed was not asked to give back.
+    fn drop(&mut self) {
+        self.device.values().for_each(|(_, memory)| yuan_cuda_shim::unregister(memory.as_ptr().cast()));
+    }
+}
+
 impl State {
     /// Does what is in a stream up to the operation of this number.
     fn run(&mut self, stream: usize, end: u64) -> Result<(), Fault> {

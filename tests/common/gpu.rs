@@ -8,7 +8,7 @@ use yuan::{
         Choice, Costs, Settings,
         fake::{Fake, Schedule},
     },
-    model::{KvType, Options, Placement, State},
+    model::{Options, Placement},
     pager::budget::Limit,
 };
 
@@ -40,9 +40,4 @@ pub fn options(container: &Container, fake: &Fake, experts: u64, costs: Costs, b
 
 pub fn fake(schedule: Schedule) -> Fake {
     Fake::new(MEMORY, schedule)
-}
-
-/// An empty state.
-pub fn state(model: &yuan::model::Model, kv: KvType) -> State {
-    State::new(model.config(), 256, kv).unwrap()
 }
