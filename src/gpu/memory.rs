@@ -37,7 +37,7 @@ impl Buffer {
     }
 
     /// Bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 
@@ -75,7 +75,7 @@ impl View<'_> {
     }
 
     /// Bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 
@@ -96,7 +96,7 @@ impl View<'_> {
 /// # Errors
 /// [`Error::Argument`] when there is no room; as [`Device::call`].
 pub fn copy(device: &Device, to: View<'_>, from: View<'_>) -> Result<()> {
-    let to = to.part(0..from.len())?;
+    let to = to.part(0..from.size())?;
     // SAFETY: both views are parts of buffers, which are not given back before the copy is done.
     device.call(|c| unsafe { c.copy(to.at, from.at, from.bytes, Stream::Compute) })
 }
@@ -131,7 +131,7 @@ impl Pinned {
     }
 
     /// Bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 
@@ -162,7 +162,7 @@ impl Pinned {
     /// # Errors
     /// As [`Pinned::upload`].
     pub fn download(&mut self, to: usize, from: View<'_>) -> Result<()> {
-        let rows = Rows { count: 1, width: from.len(), pitch: from.len() };
+        let rows = Rows { count: 1, width: from.size(), pitch: from.size() };
         self.download_rows(to, from, rows)
     }
 

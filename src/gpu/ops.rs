@@ -94,9 +94,9 @@ type Views<'v, 'b> = &'v [(View<'b>, usize)];
 
 /// Whether each view has so many bytes, or is none.
 fn need(views: Views<'_, '_>) -> Result<()> {
-    match views.iter().find(|(view, bytes)| view.at() != 0 && view.len() < *bytes) {
+    match views.iter().find(|(view, bytes)| view.at() != 0 && view.size() < *bytes) {
         Some((view, bytes)) => {
-            Err(Error::Argument(format!("{} bytes on the GPU are no {bytes}", view.len())))
+            Err(Error::Argument(format!("{} bytes on the GPU are no {bytes}", view.size())))
         }
         None => Ok(()),
     }

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
-use rayon::prelude::*;
 use yuan_cuda::launch::FEW;
 
-use super::scratch::{Scratch, Shape};
+use super::{
+    ring::Ring,
+    scratch::{Scratch, Shape},
+};
 use crate::{
     error::{Error, Result},
     gpu::{
@@ -34,8 +36,7 @@ pub struct Slots {
     arena: Buffer,
     slots: usize,
     transient: usize,
-    /// Tiles on their way.
-    ring: Vec<Pinned>,
+    ring: Ring,
     /// Behind the copy of an expert, and behind its computation, for each place where experts pass through.
     copied: Event,
     computed: Vec<Event>,
@@ -50,8 +51,16 @@ pub struct Slots {
     pub usage: GpuUse,
 }
 
-/// Tiles that are on their way together.
-const RING: usize = 8;
+/// One layer of a call.
+#[derive(Clone, Copy)]
+pub struct Step<'s, 'p> {
+    pub model: &'s Model,
+    pub pass: &'s Pass<'p>,
+    pub layer: usize,
+    pub experts: &'s Experts,
+    pub scratch: &'s Scratch,
+    pub tokens: usize,
+}
 
 impl Slots {
     pub fn new(device: &Arc<Device>, shape: &Shape, room: &Room, costs: Costs) -> Result<Self> {
@@ -66,9 +75,7 @@ impl Slots {
             arena: Buffer::new(device, (room.slots + room.transient) * tiles * tile_bytes)?,
             slots: room.slots,
             transient: room.transient,
-            ring: (0..RING.min(tiles))
-                .map(|_| Pinned::new(device, tile_bytes, Stream::Copy))
-                .collect::<Result<_>>()?,
+            ring: Ring::new(device, tiles, tile_bytes)?,
             copied: device.event()?,
             computed: (0..room.transient).map(|_| device.event()).collect::<Result<_>>()?,
             tables: Buffer::new(device, table)?,
@@ -93,24 +100,16 @@ impl Slots {
         Ok(())
     }
 
-    /// `x += sum of weight * expert(m)` for the experts and weights of `scratch`, whose `a` is m.
-    pub fn apply(
-        &mut self,
-        model: &Model,
-        pass: &Pass<'_>,
-        l: usize,
-        experts: &Experts,
-        scratch: &Scratch,
-        x: View<'_>,
-        tokens: usize,
-    ) -> Result<()> {
+    /// `x += sum of weight * expert(m)` for the experts and weights of the scratch memory, whose `a` is m.
+    pub fn apply(&mut self, step: Step<'_, '_>, x: View<'_>) -> Result<()> {
+        let Step { layer, scratch, tokens, .. } = step;
         let chosen = self.chosen(scratch, tokens)?;
-        let ways = self.tier.request(l, &chosen, self.shape.used, &self.costs);
-        let result = self.compute(model, pass, l, experts, scratch, tokens, &chosen, &ways);
+        let ways = self.tier.request(layer, &chosen, self.shape.used, &self.costs);
+        let result = self.compute(step, &chosen, &ways);
         if result.is_err() {
             // Whether it is whole is not known.
             let copies = ways.iter().filter(|(_, way)| matches!(way, Way::Copy(_)));
-            copies.for_each(|&(expert, _)| self.tier.forget(l, expert));
+            copies.for_each(|&(expert, _)| self.tier.forget(layer, expert));
         }
         result?;
         Ops(&self.device).combine(self.batch(scratch, 0)?, scratch.weights.view(), x, tokens)
@@ -128,17 +127,8 @@ impl Slots {
         })
     }
 
-    fn compute(
-        &mut self,
-        model: &Model,
-        pass: &Pass<'_>,
-        l: usize,
-        experts: &Experts,
-        scratch: &Scratch,
-        tokens: usize,
-        chosen: &[usize],
-        ways: &[(usize, Way)],
-    ) -> Result<()> {
+    fn compute(&mut self, step: Step<'_, '_>, chosen: &[usize], ways: &[(usize, Way)]) -> Result<()> {
+        let Step { model, pass, layer, scratch, tokens, .. } = step;
         let way = |e: usize| ways[ways.partition_point(|w| w.0 < e)].1;
         let choices = |which: fn(Way) -> bool| -> Vec<usize> {
             chosen.iter().copied().filter(|&e| which(way(e))).collect()
@@ -146,13 +136,13 @@ impl Slots {
         let here = choices(|w| matches!(w, Way::Here(_)));
         let moving = choices(|w| matches!(w, Way::Copy(_) | Way::Pass));
         let staying = choices(|w| w == Way::Cpu);
-        model.pager.used_elsewhere(l, here.iter().copied());
+        model.pager.used_elsewhere(layer, here.iter().copied());
         self.usage.there += ways.iter().filter(|w| matches!(w.1, Way::Here(_))).count() as u64;
 
         // What is not on the GPU is asked for before anything is computed; copies come first, and may wait for places.
         let request = |chosen: &[usize]| -> Result<Option<Request<'_>>> {
             let used = if tokens == 1 { chosen.len() } else { 1 };
-            (!chosen.is_empty()).then(|| pass.request(l, chosen, used)).transpose()
+            (!chosen.is_empty()).then(|| pass.request(layer, chosen, used)).transpose()
         };
         let (moving, staying) = (request(&moving)?, request(&staying)?);
         let order: Vec<usize> = moving.iter().flat_map(|r| r.order()).copied().collect();
@@ -202,7 +192,7 @@ impl Slots {
         drop(moving);
         if let Some(request) = &staying {
             self.usage.on_cpu += request.order().len() as u64;
-            self.on_cpu(model, request, experts, scratch, tokens, chosen)?;
+            self.on_cpu(step, request, chosen)?;
         }
         // The next layer overwrites slots that this one has used: what is still queued must be done, which its wait for the router says.
         Ok(())
@@ -248,35 +238,17 @@ impl Slots {
         self.tables_host.upload(0..8 * n, self.tables.view())
     }
 
-    /// Sends the tiles of an expert, as they arrive, on the stream of copies. Threads share the work of putting them where the
-    /// GPU reads.
+    /// Sends an expert, as its tiles arrive.
     fn copy_expert(&mut self, model: &Model, request: &Request<'_>, rank: usize, place: usize) -> Result<()> {
-        let Shape { tiles, tile_bytes, .. } = self.shape;
+        let (tiles, bytes) = (self.shape.tiles, self.shape.tiles * self.shape.tile_bytes);
         let expert = request.expert(rank)?;
-        let at = place * tiles * tile_bytes;
-        let (arena, lanes) = (&self.arena, self.ring.len());
-        let send = |(lane, pinned): (usize, &mut Pinned)| -> Result<()> {
-            (lane..tiles).step_by(lanes).try_for_each(|t| {
-                let tile = expert.tile(t)?;
-                pinned.host()?.copy_from_slice(tile);
-                let start = at + t * tile_bytes;
-                pinned.upload(0..tile_bytes, arena.part(start..start + tile_bytes)?)
-            })
-        };
-        let ring = &mut self.ring;
-        model.compute.run(|| ring.par_iter_mut().with_max_len(1).enumerate().try_for_each(send))
+        let to = self.arena.part(place * bytes..(place + 1) * bytes)?;
+        self.ring.send(&model.compute, tiles, |t| expert.tile(t), to)
     }
 
     /// Computes the experts of `request` on the CPU, and sends their outputs to their slots.
-    fn on_cpu(
-        &mut self,
-        model: &Model,
-        request: &Request<'_>,
-        experts: &Experts,
-        scratch: &Scratch,
-        tokens: usize,
-        chosen: &[usize],
-    ) -> Result<()> {
+    fn on_cpu(&mut self, step: Step<'_, '_>, request: &Request<'_>, chosen: &[usize]) -> Result<()> {
+        let Step { model, experts, scratch, tokens, .. } = step;
         let Shape { hidden, used, .. } = self.shape;
         self.inputs.download(0, scratch.a.data.part(0..f32s(tokens * hidden))?)?;
         let mut m = HostBuffer::with_capacity(tokens * hidden);

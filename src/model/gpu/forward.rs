@@ -5,6 +5,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use super::{
     Runner,
+    experts::Step,
     mirror::{self, Kept},
     scratch::LOGIT_ROWS,
 };
@@ -55,7 +56,7 @@ impl Runner {
             let filters = at.filters + l * at.filter;
             let last = s.inputs.part(filters..filters + shape.filter_bytes())?;
             let (last_a, last_o1) =
-                (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.len())?);
+                (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.size())?);
             let (pairs, pairs_q8) = s.pairs.views();
             ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
             layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
@@ -81,7 +82,7 @@ impl Runner {
                 let to = s.ends.part(to..to + shape.filter_bytes())?;
                 copy(&device, to, row(s.a.data.view(), end - 1, shape.hidden)?)?;
                 let half = shape.hidden / 2;
-                copy(&device, to.part(f32s(shape.hidden)..to.len())?, row(s.o1.view(), end - 1, half)?)?;
+                copy(&device, to.part(f32s(shape.hidden)..to.size())?, row(s.o1.view(), end - 1, half)?)?;
             }
 
             // Feed forward: the experts that the router picks.
@@ -92,7 +93,7 @@ impl Runner {
             layer.router.product(ops, s.a.views(), s.qkv.view(), n)?;
             let route = (n, shape.experts, shape.used);
             ops.route(s.qkv.view(), s.chosen.view(), s.weights.view(), route, layer.normalize)?;
-            slots.apply(model, pass, l, experts, s, x, n)?;
+            slots.apply(Step { model, pass, layer: l, experts, scratch: s, tokens: n }, x)?;
         }
 
         // Behind the filters, the residual at every place where a state is wanted.
@@ -138,8 +139,8 @@ impl Runner {
         let (s, vocab) = (&self.scratch, self.shape.vocab);
         self.trunk.head.product(Ops(&self.device), s.a.views(), s.logits.view(), rows)?;
         let all = f32s(rows * vocab);
-        for at in (0..all).step_by(self.pinned.len()) {
-            let part = at..all.min(at + self.pinned.len());
+        for at in (0..all).step_by(self.pinned.size()) {
+            let part = at..all.min(at + self.pinned.size());
             self.pinned.download(0, s.logits.part(part.clone())?)?;
             logits.extend_from_slice(cast_slice(&self.pinned.host()?[..part.len()]));
         }

@@ -11,14 +11,10 @@ use yuan_kernels::{
     tile::tile_pass,
 };
 
-use super::scratch::Shape;
+use super::{ring::Ring, scratch::Shape};
 use crate::{
     error::Result,
-    gpu::{
-        Costs, Device,
-        driver::Stream,
-        memory::{Buffer, Pinned},
-    },
+    gpu::{Costs, Device, memory::Buffer},
     model::Model,
 };
 
@@ -31,7 +27,7 @@ pub fn costs(model: &Model, device: &Arc<Device>, shape: &Shape) -> Result<Costs
     // Weights of any value: bytes that are no zeros, or the system would map one page for all of them.
     let bytes: Vec<u64> = vec![0x1111_1111_1111_1111; shape.tiles * shape.tile_bytes / 8];
     let bytes: &[u8] = cast_slice(&bytes);
-    let copy = copy_time(device, bytes, shape.tile_bytes)?;
+    let copy = copy_time(model, device, bytes, shape)?;
     let cpu = |tokens| match shape.dtype {
         DType::Q4_0 => cpu_time::<PanelQ4_0>(model, shape, bytes, tokens),
         _ => cpu_time::<PanelQ4K>(model, shape, bytes, tokens),
@@ -47,19 +43,15 @@ pub fn costs(model: &Model, device: &Arc<Device>, shape: &Shape) -> Result<Costs
     Ok(costs)
 }
 
-/// Seconds to put an expert where the GPU reads, and to send it.
-fn copy_time(device: &Arc<Device>, expert: &[u8], tile_bytes: usize) -> Result<f64> {
-    let mut pinned =
-        [Pinned::new(device, tile_bytes, Stream::Copy)?, Pinned::new(device, tile_bytes, Stream::Copy)?];
-    let place = Buffer::new(device, tile_bytes)?;
+/// Seconds to send an expert.
+fn copy_time(model: &Model, device: &Arc<Device>, expert: &[u8], shape: &Shape) -> Result<f64> {
+    let mut ring = Ring::new(device, shape.tiles, shape.tile_bytes)?;
+    let place = Buffer::new(device, expert.len())?;
+    let tile = |t: usize| Ok(&expert[t * shape.tile_bytes..][..shape.tile_bytes]);
     let mut best = f64::INFINITY;
     for _ in 0..TIMES {
         let start = Instant::now();
-        for tile in expert.chunks_exact(tile_bytes) {
-            pinned.swap(0, 1);
-            pinned[0].host()?.copy_from_slice(tile);
-            pinned[0].upload(0..tile_bytes, place.view())?;
-        }
+        ring.send(&model.compute, shape.tiles, tile, place.view())?;
         device.finish()?;
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -86,16 +86,16 @@ impl Kept {
             let (start, n) = (copy.filled, (position - copy.filled).min(STEP));
             let pieces: Vec<&[u8]> = state.layers.iter().flat_map(|l| l.kv.pieces(position)).collect();
             let width = n * row;
-            for (i, group) in pieces.chunks((pinned.len() / width).max(1)).enumerate() {
+            for (i, group) in pieces.chunks((pinned.size() / width).max(1)).enumerate() {
                 let host = pinned.host()?;
                 for (to, from) in host.chunks_exact_mut(width).zip(group) {
                     to.copy_from_slice(&from[start * row..][..width]);
                 }
-                let first = i * (pinned.len() / width).max(1);
+                let first = i * (pinned.size() / width).max(1);
                 let rows = Rows { count: group.len(), width, pitch: capacity * row };
                 pinned.upload_rows(
                     0,
-                    copy.memory.part(copy.place(first, start, row)..copy.memory.len())?,
+                    copy.memory.part(copy.place(first, start, row)..copy.memory.size())?,
                     rows,
                 )?;
             }
@@ -132,12 +132,12 @@ pub fn bring_back(state: &mut State, shape: &Shape, tokens: usize, pinned: &mut 
     for first in (0..tokens).step_by(STEP) {
         let n = STEP.min(tokens - first);
         let width = n * row;
-        let most = (pinned.len() / width).max(1);
+        let most = (pinned.size() / width).max(1);
         let mut to: Vec<&mut [u8]> = state.layers.iter_mut().flat_map(|l| extend(&mut l.kv, n)).collect();
         for (i, group) in to.chunks_mut(most).enumerate() {
             let rows = Rows { count: group.len(), width, pitch: copy.capacity * row };
             let at = copy.place(i * most, start + first, row);
-            pinned.download_rows(0, copy.memory.part(at..copy.memory.len())?, rows)?;
+            pinned.download_rows(0, copy.memory.part(at..copy.memory.size())?, rows)?;
             let host = pinned.host()?;
             group.iter_mut().zip(host.chunks_exact(width)).for_each(|(to, from)| to.copy_from_slice(from));
         }

@@ -4,6 +4,7 @@ mod experts;
 mod forward;
 mod measure;
 mod mirror;
+mod ring;
 mod scratch;
 mod trunk;
 
@@ -121,7 +122,7 @@ impl Runner {
 
     /// Makes room for calls of so many tokens.
     fn reserve(&mut self, tokens: usize) -> Result<()> {
-        if tokens > self.scratch.tokens || self.outputs.len() == 1 {
+        if tokens > self.scratch.tokens || self.outputs.size() == 1 {
             let pinned = |bytes| Pinned::new(&self.device, bytes, Stream::Compute);
             let ends = self.shape.ends(tokens)
                 * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
