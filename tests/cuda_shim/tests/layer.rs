@@ -216,7 +216,9 @@ fn heads_are_split_rotated_and_stored() {
     let mut random = Random(26);
     for (n, dim, rot, tokens, start) in [(4, 128, 64, 3, 2), (2, 256, 128, 1, 0), (3, 32, 32, 5, 1)] {
         let (width, capacity) = (n * dim, start + tokens + 1);
-        let [q, k, v] = [(); 3].map(|()| random.floats(tokens * width));
+        let [q, k, mut v] = [(); 3].map(|()| random.floats(tokens * width));
+        // A block with the inverse scale 1, and ties.
+        v[..6].copy_from_slice(&[127.0, 0.5, -0.5, 1.5, -2.5, 126.5]);
         let angles: Vec<f32> = (0..tokens * rot / 2)
             .flat_map(|_| {
                 let a = 7.0 * random.float();
