@@ -20,64 +20,88 @@ struct Queries {
     int seen[Q];
 };
 
-// Eight dot products: keys i..i + 8 / Q with Q queries. Lane l gets number l / 4, in the lanes with l % 4 == 0.
+// A lane's columns of Q queries, held in registers while keys go by; `scores` makes eight dot products at a time, those of keys i..i + 8 / Q.
+template <int Q, class Cache>
+struct Held;
+
+// Lane l has columns l, l + 32, ...
 template <int Q>
-__device__ inline void eight_scores(const u16 *keys, int dim, int i, int last, float scale, Queries<Q> &queries) {
-    const int KEYS = 8 / Q;
-    int lane = lane_of();
-    float v[8] = {};
+struct Held<Q, u16> {
+    float q[Q][MOST_DIM / WARP];
+
+    __device__ inline void load(const Queries<Q> &queries) {
 #pragma unroll
-    for (int k = 0; k < KEYS; k++) {
-        const u16 *key = keys + (u64)min(i + k, last) * dim;
+        for (int t = 0; t < Q; t++) {
 #pragma unroll
-        for (int j = 0; j < MOST_DIM / WARP; j++) {
-            if (32 * j >= dim) break;
-            float x = from_f16(key[32 * j + lane]);
-#pragma unroll
-            for (int t = 0; t < Q; t++) v[k * Q + t] += x * queries.q[t][32 * j + lane];
+            for (int j = 0; j < MOST_DIM / WARP; j++) q[t][j] = queries.q[t][32 * j + lane_of()];
         }
     }
-    float score = sum_lanes_of_eight(v) * scale;
-    if (lane % 4 == 0 && i + lane / 4 / Q <= last) queries.scores[i * Q + lane / 4] = score;
-}
 
-// The same with quantized keys, and queries quantized as other activations are. Lane l has eight columns of block l / 4; the block's scale
-// meets its whole sum, and blocks are added from the first to the last.
-template <int Q>
-__device__ inline void eight_scores(const BlockQ8_0 *keys, int dim, int i, int last, float scale, Queries<Q> &queries) {
-    int lane = lane_of(), blocks = dim / 32, b = lane / 4;
-    int v[8] = {};
-    if (b < blocks) {
+    __device__ inline void scores(const u16 *keys, int dim, int i, int last, float scale, Queries<Q> &queries) const {
+        int lane = lane_of();
+        float v[8] = {};
 #pragma unroll
         for (int k = 0; k < 8 / Q; k++) {
-            // Blocks of 34 bytes: only pairs of bytes are aligned.
-            const u16 *pairs = (const u16 *)keys[(u64)min(i + k, last) * blocks + b].qs + lane % 4 * 4;
-            int low = pairs[0] | pairs[1] << 16, high = pairs[2] | pairs[3] << 16;
+            const u16 *key = keys + (u64)min(i + k, last) * dim;
 #pragma unroll
-            for (int t = 0; t < Q; t++) {
-                const i8 *q = queries.q8[t].qs + 8 * lane;
-                v[k * Q + t] = __dp4a(high, word_at(q + 4), __dp4a(low, word_at(q), 0));
+            for (int j = 0; j < MOST_DIM / WARP; j++) {
+                if (32 * j >= dim) break;
+                float x = from_f16(key[32 * j + lane]);
+#pragma unroll
+                for (int t = 0; t < Q; t++) v[k * Q + t] += x * q[t][j];
             }
         }
+        float score = sum_lanes_of_eight(v) * scale;
+        if (lane % 4 == 0 && i + lane / 4 / Q <= last) queries.scores[i * Q + lane / 4] = score;
     }
-    // Four lanes have a block: halved twice, and two of the eight sums are left for each of them.
+};
+
+// Queries are quantized as other activations are. Lane l has eight columns of block l / 4; the block's scale meets its whole sum, and blocks are added from
+// the first to the last.
+template <int Q>
+struct Held<Q, BlockQ8_0> {
+    int low[Q], high[Q];
+
+    __device__ inline void load(const Queries<Q> &queries) {
 #pragma unroll
-    for (int bit = 1, n = 4; bit < 4; bit *= 2, n /= 2) {
-        bool upper = lane & bit;
-#pragma unroll
-        for (int j = 0; j < n; j++) {
-            int mine = upper ? v[j + n] : v[j], theirs = upper ? v[j] : v[j + n];
-            v[j] = mine + __shfl_xor_sync(~0u, theirs, bit);
+        for (int t = 0; t < Q; t++) {
+            const i8 *q = queries.q8[t].qs + 8 * lane_of();
+            low[t] = word_at(q), high[t] = word_at(q + 4);
         }
     }
+
+    __device__ inline void scores(const BlockQ8_0 *keys, int dim, int i, int last, float scale, Queries<Q> &queries) const {
+        int lane = lane_of(), blocks = dim / 32, b = lane / 4;
+        int v[8] = {};
+        if (b < blocks) {
 #pragma unroll
-    for (int j = 0; j < 2; j++) {
-        int number = (lane & 1) * 4 + (lane & 2) + j, k = number / Q, t = number % Q;
-        float part = 0.0f, mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] : 0.0f;
-        for (int from = 0; from < blocks; from++) part += __shfl_sync(~0u, mine, 4 * from + lane % 4);
-        if (lane < 4 && i + k <= last) queries.scores[i * Q + number] = part * queries.q8[t].d * scale;
+            for (int k = 0; k < 8 / Q; k++) {
+                // Blocks of 34 bytes: only pairs of bytes are aligned.
+                const u16 *pairs = (const u16 *)keys[(u64)min(i + k, last) * blocks + b].qs + lane % 4 * 4;
+                int first = pairs[0] | pairs[1] << 16, second = pairs[2] | pairs[3] << 16;
+#pragma unroll
+                for (int t = 0; t < Q; t++) v[k * Q + t] = __dp4a(second, high[t], __dp4a(first, low[t], 0));
+            }
+        }
+        // Four lanes have a block: halved twice, and two of the eight sums are left for each of them.
+#pragma unroll
+        for (int bit = 1, n = 4; bit < 4; bit *= 2, n /= 2) {
+            bool upper = lane & bit;
+#pragma unroll
+            for (int j = 0; j < n; j++) {
+                int mine = upper ? v[j + n] : v[j], theirs = upper ? v[j] : v[j + n];
+                v[j] = mine + __shfl_xor_sync(~0u, theirs, bit);
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            int number = (lane & 1) * 4 + (lane & 2) + j, k = number / Q, t = number % Q;
+            float part = 0.0f, mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] : 0.0f;
+            for (int from = 0; from < blocks; from++) part += __shfl_sync(~0u, mine, 4 * from + lane % 4);
+            if (lane < 4 && i + k <= last) queries.scores[i * Q + number] = part * queries.q8[t].d * scale;
+        }
     }
-}
+};
 
 __device__ inline float mixed(const u16 *values, int dim, int i, int d, float p) { return p * from_f16(values[(u64)i * dim + d]); }
 
@@ -113,7 +137,9 @@ __device__ inline void attend_span(const Cache *keys, const Cache *values, int d
     __syncthreads();
     int n = queries.seen[count - 1];
     float scale = 1.0f / sqrtf((float)dim);
-    for (int i = warp_of() * (8 / Q); i < n; i += WARPS * (8 / Q)) eight_scores<Q>(keys, dim, i, n - 1, scale, queries);
+    Held<Q, Cache> held;
+    held.load(queries);
+    for (int i = warp_of() * (8 / Q); i < n; i += WARPS * (8 / Q)) held.scores(keys, dim, i, n - 1, scale, queries);
     __syncthreads();
     for (int t = warp_of(); t < Q; t += WARPS) {
         int seen = queries.seen[t];

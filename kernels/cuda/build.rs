@@ -44,7 +44,7 @@ mod images {
             );
         }
         let compiled = compile(&nvrtc, &here, &wanted);
-        write(&PathBuf::from(var("OUT_DIR")), &compiled);
+        write(&PathBuf::from(var("OUT_DIR")), &compiled, &nvrtc.version());
     }
 
     /// All architectures, on as many threads as cargo grants.
@@ -69,9 +69,9 @@ mod images {
     }
 
     /// The images, the list of them, and what the assembler says of registers.
-    fn write(out: &Path, compiled: &[(u32, Compiled)]) {
+    fn write(out: &Path, compiled: &[(u32, Compiled)], version: &str) {
         let mut list = String::from("&[\n");
-        let mut registers = String::new();
+        let mut registers = format!("# NVRTC {version}\n");
         let mut image = |name: &str, architecture: u32, ptx: bool, bytes: &[u8]| {
             fs::write(out.join(name), bytes).expect("a file in OUT_DIR");
             let bytes = format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{name}\"))");

@@ -58,6 +58,14 @@ impl Nvrtc {
         unsafe { self.0.get(name.as_bytes()) }.unwrap_or_else(|e| panic!("NVRTC has no {name}: {e}"))
     }
 
+    /// Its version, as `12.4`.
+    pub fn version(&self) -> String {
+        let version: Symbol<'_, extern "C" fn(*mut c_int, *mut c_int) -> c_int> = self.symbol("nvrtcVersion");
+        let (mut major, mut minor) = (0, 0);
+        assert_eq!(version(&mut major, &mut minor), 0, "nvrtcVersion");
+        format!("{major}.{minor}")
+    }
+
     /// The architectures that this version compiles for.
     pub fn architectures(&self) -> Vec<u32> {
         let count: Symbol<'_, extern "C" fn(*mut c_int) -> c_int> = self.symbol("nvrtcGetNumSupportedArchs");

@@ -45,7 +45,7 @@ fn the_table_of_registers_is_current_and_nothing_spills() {
         "registers.txt is of other kernels or another compiler"
     );
     let mut kernels = BTreeMap::<&str, usize>::new();
-    for line in REGISTERS.lines() {
+    for line in REGISTERS.lines().skip(1) {
         let [_, name, _, spilled, shared] = line.split_whitespace().collect::<Vec<_>>()[..] else {
             panic!("no line of the table: {line}")
         };
