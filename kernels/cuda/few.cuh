@@ -137,7 +137,12 @@ __device__ inline void sum_panels(const Panel *panels, u64 stride, int count, co
         }
         __syncthreads();
         if (thread < 16 * N) {
-            for (int p = first; p < last; p++) sums[p >= width] += parts.of[p - first][thread / 16][thread % 16];
+            for (int p = first; p < last; p++) {
+                // No index that is computed: an array that has one does not stay in registers.
+                float part = parts.of[p - first][thread / 16][thread % 16];
+                if (p < width) sums[0] += part;
+                else sums[1] += part;
+            }
         }
         __syncthreads();
     }
