@@ -11,7 +11,7 @@ pub struct Image {
     pub bytes: &'static [u8],
 }
 
-/// Machine code for each architecture, oldest first, and PTX of the oldest.
+/// Machine code for each architecture, oldest first, and PTX for GPUs that are newer than all of them.
 pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The compiler's version, and registers, bytes of stack, bytes spilled and bytes of static shared memory of every kernel on every architecture.
