@@ -252,6 +252,23 @@ fn a_gpu_that_fails_while_a_model_is_loaded_is_an_error_or_not_used() {
     }
 }
 
+#[test]
+fn a_cancelled_call_leaves_the_state_as_before() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let model = Model::load(&container, &on_gpu(&container, &fake, 6, BOTH, KvType::F16)).unwrap();
+    let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
+    let mut out = model.forward(&tokens[..10], &mut state, Want::All).unwrap();
+    state.cancel.cancel();
+    assert!(matches!(model.forward(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
+    assert_eq!(state.position(), 10);
+    state.cancel.clear();
+    out.extend(model.forward(&tokens[10..], &mut state, Want::All).unwrap());
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    assert!(bits(&out) == logits(&cpu, &tokens, 12, KvType::F16));
+}
+
 /// Before experts are computed that were copied, the stream of kernels waits for the stream of copies.
 #[test]
 fn copies_are_waited_for_and_memory_is_given_back() {

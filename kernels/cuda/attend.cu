@@ -1,8 +1,9 @@
-// Causal attention over a layer's cache, in spans of 512 positions as on the CPU: each span has a softmax of its own, not yet divided by its sum,
-// and spans are put together from the first to the last. So a query's result depends neither on the queries beside it nor on who took which span.
+// Causal attention over a layer's cache, in spans of 512 positions as on the CPU: each span has a softmax of its own,
+// not yet divided by its sum, and spans are put together from the first to the last. So a query's result depends
+// neither on the queries beside it nor on who took which span.
 //
-// Within a span: scores (a warp has eight dot products at a time), the softmax (a warp has a query), the mix of the values (a thread has a column, and goes
-// through the positions in order).
+// Within a span: scores (a warp has eight dot products at a time), the softmax (a warp has a query), the mix of the
+// values (a thread has a column, and goes through the positions in order).
 #include "blocks.cuh"
 
 const int SPAN = 512;
@@ -20,7 +21,8 @@ struct Queries {
     int seen[Q];
 };
 
-// A lane's columns of Q queries, held in registers while keys go by; `scores` makes eight dot products at a time, those of keys i..i + 8 / Q.
+// A lane's columns of Q queries, held in registers while keys go by; `scores` makes eight dot products at a time, those
+// of keys i..i + 8 / Q.
 template <int Q, class Cache>
 struct Held;
 
@@ -56,8 +58,8 @@ struct Held<Q, u16> {
     }
 };
 
-// Queries are quantized as other activations are. Lane l has eight columns of block l / 4; the block's scale meets its whole sum, and blocks are added from
-// the first to the last.
+// Queries are quantized as other activations are. Lane l has eight columns of block l / 4; the block's scale meets its
+// whole sum, and blocks are added from the first to the last.
 template <int Q>
 struct Held<Q, BlockQ8_0> {
     int low[Q], high[Q];
@@ -70,7 +72,8 @@ struct Held<Q, BlockQ8_0> {
         }
     }
 
-    __device__ inline void scores(const BlockQ8_0 *keys, int dim, int i, int last, float scale, Queries<Q> &queries) const {
+    __device__ inline void scores(const BlockQ8_0 *keys, int dim, int i, int last, float scale,
+                                  Queries<Q> &queries) const {
         int lane = lane_of(), blocks = dim / 32, b = lane / 4;
         int v[8] = {};
         if (b < blocks) {
@@ -96,14 +99,17 @@ struct Held<Q, BlockQ8_0> {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             int number = (lane & 1) * 4 + (lane & 2) + j, k = number / Q, t = number % Q;
-            float part = 0.0f, mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] : 0.0f;
+            float part = 0.0f,
+                  mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] : 0.0f;
             for (int from = 0; from < blocks; from++) part += __shfl_sync(~0u, mine, 4 * from + lane % 4);
             if (lane < 4 && i + k <= last) queries.scores[i * Q + number] = part * queries.q8[t].d * scale;
         }
     }
 };
 
-__device__ inline float mixed(const u16 *values, int dim, int i, int d, float p) { return p * from_f16(values[(u64)i * dim + d]); }
+__device__ inline float mixed(const u16 *values, int dim, int i, int d, float p) {
+    return p * from_f16(values[(u64)i * dim + d]);
+}
 
 __device__ inline float mixed(const BlockQ8_0 *values, int dim, int i, int d, float p) {
     const BlockQ8_0 &block = values[((u64)i * dim + d) / 32];
@@ -128,10 +134,12 @@ __device__ inline void quantize_queries(const BlockQ8_0 *, Queries<Q> &queries) 
 template <int Q>
 __device__ inline void quantize_queries(const u16 *, Queries<Q> &) {}
 
-// One span of a head whose keys and values are given from the span's first position on; the first query sees `visible` of its positions and
-// those behind it, each other one more. Leaves max and sum in `queries`, and returns the thread's column of the mix in y.
+// One span of a head whose keys and values are given from the span's first position on; the first query sees `visible`
+// of its positions and those behind it, each other one more. Leaves max and sum in `queries`, and returns the thread's
+// column of the mix in y.
 template <int Q, class Cache>
-__device__ inline void attend_span(const Cache *keys, const Cache *values, int dim, int visible, int count, Queries<Q> &queries, float (&y)[Q]) {
+__device__ inline void attend_span(const Cache *keys, const Cache *values, int dim, int visible, int count,
+                                   Queries<Q> &queries, float (&y)[Q]) {
     int lane = lane_of(), d = threadIdx.x;
     if (d < Q) queries.seen[d] = d < count ? min(max(visible + d, 0), SPAN) : 0;
     __syncthreads();
@@ -174,8 +182,8 @@ __device__ inline void attend_span(const Cache *keys, const Cache *values, int d
 
 // A span of a head and a query: the mix, its largest score, and the sum of its weights.
 template <class Cache>
-__device__ void attend_spans(const float *from, const Cache *keys, const Cache *values, float *partials, const int *start, int heads, int dim, int capacity, int spans,
-                             Queries<1> &queries) {
+__device__ void attend_spans(const float *from, const Cache *keys, const Cache *values, float *partials,
+                             const int *start, int heads, int dim, int capacity, int spans, Queries<1> &queries) {
     int head = blockIdx.x, span = blockIdx.y, t = blockIdx.z, first = span * SPAN, d = threadIdx.x;
     u64 row = (u64)head * capacity * dim + (u64)first * dim;
     float *partial = partials + (((u64)t * heads + head) * spans + span) * (dim + 2);
@@ -203,7 +211,8 @@ __device__ inline void join(Part &mine, const Part &other) {
     mine = {mine.y * a + other.y * b, most, mine.sum * a + other.sum * b};
 }
 
-KERNEL __launch_bounds__(BLOCK, 2) attend_join(const float *partials, float *out, const int *start, int heads, int dim, int spans) {
+KERNEL __launch_bounds__(BLOCK, 2)
+    attend_join(const float *partials, float *out, const int *start, int heads, int dim, int spans) {
     int head = blockIdx.x, t = blockIdx.y, d = threadIdx.x;
     if (d >= dim) return;
     const float *partial = partials + ((u64)t * heads + head) * spans * (dim + 2);
@@ -218,8 +227,8 @@ KERNEL __launch_bounds__(BLOCK, 2) attend_join(const float *partials, float *out
 
 // Eight queries of a head over all the spans that they see.
 template <class Cache>
-__device__ void attend_many(const float *from, const Cache *keys, const Cache *values, float *out, const int *start, int heads, int dim, int capacity, int tokens,
-                            Queries<8> &queries) {
+__device__ void attend_many(const float *from, const Cache *keys, const Cache *values, float *out, const int *start,
+                            int heads, int dim, int capacity, int tokens, Queries<8> &queries) {
     int head = blockIdx.x, first = blockIdx.y * 8, count = min(8, tokens - first), d = threadIdx.x, width = heads * dim;
     int per_block = sizeof(Cache) == sizeof(BlockQ8_0) ? 32 : 1;
     load_queries(from + (u64)first * width + head * dim, width, dim, count, queries);
@@ -240,16 +249,18 @@ __device__ void attend_many(const float *from, const Cache *keys, const Cache *v
     for (int t = 0; t < count && d < dim; t++) out[(u64)(first + t) * width + head * dim + d] = all[t].y / all[t].sum;
 }
 
-#define ATTEND(name, Cache)                                                                                                                                 \
-    KERNEL __launch_bounds__(BLOCK, 2) attend_spans_##name(const float *queries, const Cache *keys, const Cache *values, float *partials, const int *start,    \
-                                                        int heads, int dim, int capacity, int spans) {                                                      \
-        __shared__ Queries<1> shared;                                                                                                                       \
-        attend_spans(queries, keys, values, partials, start, heads, dim, capacity, spans, shared);                                                          \
-    }                                                                                                                                                       \
-    KERNEL __launch_bounds__(BLOCK, 2) attend_many_##name(const float *queries, const Cache *keys, const Cache *values, float *out, const int *start,          \
-                                                       int heads, int dim, int capacity, int tokens) {                                                      \
-        __shared__ Queries<8> shared;                                                                                                                       \
-        attend_many(queries, keys, values, out, start, heads, dim, capacity, tokens, shared);                                                               \
+#define ATTEND(name, Cache)                                                                                            \
+    KERNEL __launch_bounds__(BLOCK, 2)                                                                                 \
+        attend_spans_##name(const float *queries, const Cache *keys, const Cache *values, float *partials,             \
+                            const int *start, int heads, int dim, int capacity, int spans) {                           \
+        __shared__ Queries<1> shared;                                                                                  \
+        attend_spans(queries, keys, values, partials, start, heads, dim, capacity, spans, shared);                     \
+    }                                                                                                                  \
+    KERNEL __launch_bounds__(BLOCK, 2)                                                                                 \
+        attend_many_##name(const float *queries, const Cache *keys, const Cache *values, float *out, const int *start, \
+                           int heads, int dim, int capacity, int tokens) {                                             \
+        __shared__ Queries<8> shared;                                                                                  \
+        attend_many(queries, keys, values, out, start, heads, dim, capacity, tokens, shared);                          \
     }
 ATTEND(f16, u16)
 ATTEND(q8_0, BlockQ8_0)

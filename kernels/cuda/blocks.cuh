@@ -47,21 +47,26 @@ struct __align__(16) PanelQ8_0 {
     i8 qs[4096];
 };
 
-static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210, "blocks");
-static_assert(sizeof(BlockQ8) == 288 && sizeof(PanelQ4K) == 2304 && sizeof(PanelQ4_0) == 2304 && sizeof(PanelQ8_0) == 4352, "panels");
+static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210,
+              "blocks");
+static_assert(sizeof(BlockQ8) == 288 && sizeof(PanelQ4K) == 2304 && sizeof(PanelQ4_0) == 2304 &&
+                  sizeof(PanelQ8_0) == 4352,
+              "panels");
 
 __device__ inline int word_at(const void *p) { return *(const int *)p; }
 
 // The scales of sub-block s of four rows, from row r on, a byte each.
 __device__ inline unsigned scales_of(const PanelQ4K &panel, int s, int r) {
     unsigned lo = word_at(panel.scales_lo + 16 * (s % 4) + r), hi = word_at(panel.hi + 16 * (s % 4) + r);
-    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi & 0x03030303u) << 4 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 2 & 0x03030303u) << 4;
+    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi & 0x03030303u) << 4
+                 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 2 & 0x03030303u) << 4;
 }
 
 // The same for the mins.
 __device__ inline unsigned mins_of(const PanelQ4K &panel, int s, int r) {
     unsigned lo = word_at(panel.mins_lo + 16 * (s % 4) + r), hi = word_at(panel.hi + 16 * (s % 4) + r);
-    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi >> 4 & 0x03030303u) << 4 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 6 & 0x03030303u) << 4;
+    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi >> 4 & 0x03030303u) << 4
+                 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 6 & 0x03030303u) << 4;
 }
 
 __device__ inline int byte_of(unsigned word, int i) { return word >> 8 * i & 255; }

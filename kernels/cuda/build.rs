@@ -22,8 +22,10 @@ mod images {
 
     use super::nvrtc::{Compiled, Nvrtc};
 
-    /// Real architectures, from Volta to Hopper. The first one's PTX serves all that come after the last.
+    /// Real architectures, from Volta to Hopper.
     const ARCHITECTURES: [u32; 6] = [70, 75, 80, 86, 89, 90];
+    /// Whose PTX serves the GPUs that come after those: the oldest that has all the instructions that the kernels use.
+    const PORTABLE: u32 = 80;
 
     pub fn build() {
         let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
@@ -82,8 +84,9 @@ mod images {
             image(&format!("sm_{architecture}.cubin"), *architecture, false, &compiled.cubin);
             registers += &compiled.registers;
         }
-        let (oldest, compiled) = compiled.first().expect("an architecture that the toolkit knows");
-        image(&format!("compute_{oldest}.ptx"), *oldest, true, &compiled.ptx);
+        let portable = compiled.iter().find(|(architecture, _)| *architecture == PORTABLE);
+        let (architecture, compiled) = portable.expect("a toolkit that knows sm_80");
+        image(&format!("compute_{architecture}.ptx"), *architecture, true, &compiled.ptx);
         list.push(']');
         fs::write(out.join("images.rs"), list).expect("a file in OUT_DIR");
         fs::write(out.join("registers.txt"), registers).expect("a file in OUT_DIR");

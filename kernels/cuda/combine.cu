@@ -1,7 +1,9 @@
-// The outputs of a token's experts, each times its weight, added up in the order of the experts' numbers, and then to the residual.
+// The outputs of a token's experts, each times its weight, added up in the order of the experts' numbers, and then to
+// the residual.
 #include "common.cuh"
 
-KERNEL __launch_bounds__(BLOCK) combine(const float *out, const int *experts, const float *weights, float *x, int hidden, int used) {
+KERNEL __launch_bounds__(BLOCK)
+    combine(const float *out, const int *experts, const float *weights, float *x, int hidden, int used) {
     int c = blockIdx.x * BLOCK + threadIdx.x;
     u64 slot = (u64)blockIdx.y * used;
     if (c >= hidden) return;

@@ -1,6 +1,7 @@
 // What every kernel stands on: short names, conversions, and the float functions of kernels/src/scalar.rs.
 //
-// Compiled without fused multiply-add, so that each float operation rounds once, in the order in which it is written: as on the CPU.
+// Compiled without fused multiply-add, so that each float operation rounds once, in the order in which it is written:
+// as on the CPU.
 #pragma once
 
 #ifdef __CUDACC__
@@ -79,14 +80,15 @@ __device__ inline float weight_of(float x) { return x < -60.0f ? 0.0f : exp_(x);
 
 __device__ inline float silu(float x) { return x / (1.0f + exp_(-x)); }
 
-// The upper half of the lanes onto the lower half, until one is left: every lane gets the sum. The order of scalar.rs, since a sum of two has none.
+// The upper half of the lanes onto the lower half, until one is left: every lane gets the sum. The order of scalar.rs,
+// since a sum of two has none.
 __device__ inline float sum_lanes(float x) {
     for (int half = 16; half > 0; half /= 2) x += __shfl_xor_sync(~0u, x, half);
     return x;
 }
 
-// Eight sums in nine exchanges instead of forty, with the same tree: while lanes are halved, so are the values that a lane is for.
-// Lane l gets the sum of v[l / 4].
+// Eight sums in nine exchanges instead of forty, with the same tree: while lanes are halved, so are the values that a
+// lane is for. Lane l gets the sum of v[l / 4].
 __device__ inline float sum_lanes_of_eight(float (&v)[8]) {
     int lane = lane_of();
 #pragma unroll

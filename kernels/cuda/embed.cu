@@ -3,7 +3,9 @@
 
 __device__ inline float weight_at(const float *row, int c) { return row[c]; }
 
-__device__ inline float weight_at(const BlockQ8_0 *row, int c) { return (float)row[c / 32].qs[c % 32] * from_f16(row[c / 32].d); }
+__device__ inline float weight_at(const BlockQ8_0 *row, int c) {
+    return (float)row[c / 32].qs[c % 32] * from_f16(row[c / 32].d);
+}
 
 __device__ inline float weight_at(const BlockQ4_0 *row, int c) {
     int q = row[c / 32].qs[c % 16] >> (c % 32 < 16 ? 0 : 4) & 15;
@@ -44,9 +46,9 @@ __device__ void embed(const Block *table, int block_len, const int *ids, float *
     for (int c = threadIdx.x; c < cols; c += BLOCK) out[(u64)blockIdx.x * cols + c] = weight_at(row, c);
 }
 
-#define EMBED(name, Block, block_len)                                                                                \
-    KERNEL __launch_bounds__(BLOCK) embed_##name(const Block *table, const int *ids, float *out, int cols) {         \
-        embed(table, block_len, ids, out, cols);                                                                     \
+#define EMBED(name, Block, block_len)                                                                        \
+    KERNEL __launch_bounds__(BLOCK) embed_##name(const Block *table, const int *ids, float *out, int cols) { \
+        embed(table, block_len, ids, out, cols);                                                             \
     }
 EMBED(f32, float, 1)
 EMBED(f16, F16, 1)

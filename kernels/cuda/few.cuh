@@ -1,13 +1,15 @@
-// Products of panels with a few tokens: bound by memory, so the panel is read once, in 128-bit loads, exactly as it lies.
+// Products of panels with a few tokens: bound by memory, so the panel is read once, in 128-bit loads, exactly as it
+// lies.
 //
-// A warp takes a panel. 512 of its bytes at a time, lane l has 16: in line l / 4 the words of rows 4 (l % 4) and the three after it,
-// a word being four columns of a row. So the sums of a row are spread over the eight lanes that agree in l % 4, and are put
-// together by `sum_rows`. What panels add to a row is then summed from the first panel to the last, as on the CPU.
+// A warp takes a panel. 512 of its bytes at a time, lane l has 16: in line l / 4 the words of rows 4 (l % 4) and the
+// three after it, a word being four columns of a row. So the sums of a row are spread over the eight lanes that agree
+// in l % 4, and are put together by `sum_rows`. What panels add to a row is then summed from the first panel to the
+// last, as on the CPU.
 #pragma once
 #include "blocks.cuh"
 
-// Of four rows' partial sums, spread over the lanes that agree in l % 4, lane l gets the total of row 4 (l % 4) + row_within(l),
-// first over 16 lanes. Three exchanges; a fourth adds the other half.
+// Of four rows' partial sums, spread over the lanes that agree in l % 4, lane l gets the total of row 4 (l % 4) +
+// row_within(l), first over 16 lanes. Three exchanges; a fourth adds the other half.
 __device__ inline int row_within(int lane) { return (lane >> 2 & 1) * 2 + (lane >> 3 & 1); }
 
 __device__ inline int sum_rows(const int (&v)[4]) {
@@ -101,7 +103,8 @@ __device__ inline void panel_parts(const PanelQ8_0 &panel, const BlockQ8 *const 
 #pragma unroll
         for (int n = 0; n < N; n++) {
             int columns = word_at(x[n]->qs + 32 * s + 4 * (lane / 4));
-            int dots[4] = {__dp4a((int)w.x, columns, 0), __dp4a((int)w.y, columns, 0), __dp4a((int)w.z, columns, 0), __dp4a((int)w.w, columns, 0)};
+            int dots[4] = {__dp4a((int)w.x, columns, 0), __dp4a((int)w.y, columns, 0), __dp4a((int)w.z, columns, 0),
+                           __dp4a((int)w.w, columns, 0)};
             parts[n] += d * (float)both_halves(sum_rows(dots));
         }
     }
@@ -117,10 +120,12 @@ struct Parts {
     float of[ROUND][N][16];
 };
 
-// A block multiplies `count` panels, `stride` panels apart, with the rows `x` of `tokens <= N` tokens, `width` blocks each; panel p meets block
-// p % width. Thread 16 n + r gets the sums of row r and token n: sums[0] over the first `width` panels, sums[1] over the others.
+// A block multiplies `count` panels, `stride` panels apart, with the rows `x` of `tokens <= N` tokens, `width` blocks
+// each; panel p meets block p % width. Thread 16 n + r gets the sums of row r and token n: sums[0] over the first
+// `width` panels, sums[1] over the others.
 template <int N, class Panel>
-__device__ inline void sum_panels(const Panel *panels, u64 stride, int count, const BlockQ8 *x, int width, int tokens, Parts<N> &parts, float (&sums)[2]) {
+__device__ inline void sum_panels(const Panel *panels, u64 stride, int count, const BlockQ8 *x, int width, int tokens,
+                                  Parts<N> &parts, float (&sums)[2]) {
     int thread = threadIdx.x, lane = lane_of(), row = 4 * (lane % 4) + row_within(lane);
     sums[0] = sums[1] = 0.0f;
     for (int first = 0; first < count; first += ROUND) {
@@ -137,7 +142,12 @@ __device__ inline void sum_panels(const Panel *panels, u64 stride, int count, co
         }
         __syncthreads();
         if (thread < 16 * N) {
-            for (int p = first; p < last; p++) sums[p >= width] += parts.of[p - first][thread / 16][thread % 16];
+            for (int p = first; p < last; p++) {
+                // No index that is computed: an array that has one does not stay in registers.
+                float part = parts.of[p - first][thread / 16][thread % 16];
+                if (p < width) sums[0] += part;
+                else sums[1] += part;
+            }
         }
         __syncthreads();
     }

@@ -1,4 +1,5 @@
-// The rows that a convolution of two taps multiplies: the previous input beside the current one, in f32 and in 8 bits. A warp makes 256 columns.
+// The rows that a convolution of two taps multiplies: the previous input beside the current one, in f32 and in 8 bits.
+// A warp makes 256 columns.
 #include "blocks.cuh"
 
 KERNEL __launch_bounds__(BLOCK)
@@ -14,7 +15,8 @@ KERNEL __launch_bounds__(BLOCK)
         return c < cols ? previous[c] : current[c - cols];
     };
     if (pairs) {
-        for (int i = lane_of(); i < 256 && first + i < 2 * cols; i += WARP) pairs[(u64)t * 2 * cols + first + i] = value(i);
+        for (int i = lane_of(); i < 256 && first + i < 2 * cols; i += WARP)
+            pairs[(u64)t * 2 * cols + first + i] = value(i);
     }
     if (q8) quantize_block(value, q8 + block);
 }

@@ -1,5 +1,6 @@
-// From projections to heads: the joined row q | k is cut into slices of `dim`, the query of head i is slice 2i and its key slice 2i + 1; both are rotated.
-// Queries go side by side, keys and values into the cache at [head][start + t]. A block has one head of one token, a thread one entry.
+// From projections to heads: the joined row q | k is cut into slices of `dim`, the query of head i is slice 2i and its
+// key slice 2i + 1; both are rotated. Queries go side by side, keys and values into the cache at [head][start + t]. A
+// block has one head of one token, a thread one entry.
 #include "blocks.cuh"
 
 // Entry j of the leading `rot` pairs with entry j + rot / 2.
@@ -10,7 +11,9 @@ __device__ inline float rotated(const float *slice, int d, int rot, const float2
     return d < half ? a * cos - b * sin : b * cos + a * sin;
 }
 
-__device__ inline void store(u16 *cache, u64 position, int dim, int d, float x) { cache[position * dim + d] = to_f16(x); }
+__device__ inline void store(u16 *cache, u64 position, int dim, int d, float x) {
+    cache[position * dim + d] = to_f16(x);
+}
 
 // A warp has one block: the largest magnitude becomes 127, ties go away from zero (kernels/src/encode/small.rs).
 __device__ inline void store(BlockQ8_0 *cache, u64 position, int dim, int d, float x) {
@@ -23,8 +26,8 @@ __device__ inline void store(BlockQ8_0 *cache, u64 position, int dim, int d, flo
 }
 
 template <class Cache>
-__device__ void split(const float *q, const float *k, const float *v, const float *angles, float *queries, Cache *keys, Cache *values, const int *start, int heads,
-                      int dim, int rot, int capacity) {
+__device__ void split(const float *q, const float *k, const float *v, const float *angles, float *queries, Cache *keys,
+                      Cache *values, const int *start, int heads, int dim, int rot, int capacity) {
     int head = blockIdx.x, t = blockIdx.y, d = threadIdx.x, width = heads * dim;
     if (d >= dim) return;
     // dim divides the width of a projection: a slice lies wholly in q or in k.
@@ -36,10 +39,11 @@ __device__ void split(const float *q, const float *k, const float *v, const floa
     store(values, position, dim, d, v[(u64)t * width + head * dim + d]);
 }
 
-#define HEADS(name, Cache)                                                                                                                             \
-    KERNEL __launch_bounds__(BLOCK) heads_##name(const float *q, const float *k, const float *v, const float *angles, float *queries, Cache *keys,     \
-                                                 Cache *values, const int *start, int heads, int dim, int rot, int capacity) {                         \
-        split(q, k, v, angles, queries, keys, values, start, heads, dim, rot, capacity);                                                               \
+#define HEADS(name, Cache)                                                                                             \
+    KERNEL __launch_bounds__(BLOCK)                                                                                    \
+        heads_##name(const float *q, const float *k, const float *v, const float *angles, float *queries, Cache *keys, \
+                     Cache *values, const int *start, int heads, int dim, int rot, int capacity) {                     \
+        split(q, k, v, angles, queries, keys, values, start, heads, dim, rot, capacity);                               \
     }
 HEADS(f16, u16)
 HEADS(q8_0, BlockQ8_0)

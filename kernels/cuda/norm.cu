@@ -1,7 +1,7 @@
 // RMSNorm, also in the 8-bit form that the next product wants. A block has one row, which it holds in shared memory.
 //
-// The sum of squares goes the way of the CPU: sixteen sums side by side, then those one after another. It takes a warp a third of a
-// microsecond for 2048 columns, and no output depends on the machine.
+// The sum of squares goes the way of the CPU: sixteen sums side by side, then those one after another. It takes a warp
+// a third of a microsecond for 2048 columns, and no output depends on the machine.
 #include "blocks.cuh"
 
 __device__ float sum_of_squares(const float *row, int cols) {
@@ -17,7 +17,8 @@ __device__ float sum_of_squares(const float *row, int cols) {
     return all + rest;
 }
 
-KERNEL __launch_bounds__(BLOCK) rms_norm(const float *x, const float *weight, float *out, BlockQ8 *q8, int cols, float eps) {
+KERNEL __launch_bounds__(BLOCK)
+    rms_norm(const float *x, const float *weight, float *out, BlockQ8 *q8, int cols, float eps) {
     DYNAMIC_SHARED(float, row);
     __shared__ float scale;
     int blocks = (cols + 255) / 256;

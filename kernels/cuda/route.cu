@@ -3,7 +3,8 @@
 
 const int MOST_EXPERTS = 256;
 
-KERNEL __launch_bounds__(BLOCK) route(const float *qkv, float *logits, int *experts, float *weights, int count, int used, int normalize) {
+KERNEL __launch_bounds__(BLOCK)
+    route(const float *qkv, float *logits, int *experts, float *weights, int count, int used, int normalize) {
     __shared__ float keys[MOST_EXPERTS], values[MOST_EXPERTS], p[MOST_EXPERTS], chosen[MOST_EXPERTS];
     int i = threadIdx.x, t = blockIdx.x;
     bool expert = i < count;

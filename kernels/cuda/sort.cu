@@ -1,4 +1,5 @@
-// Slots by expert: a counting sort in one block. A warp counts, and then places, the slots of one expert after another; slots stay in order.
+// Slots by expert: a counting sort in one block. A warp counts, and then places, the slots of one expert after another;
+// slots stay in order.
 #include "common.cuh"
 
 KERNEL __launch_bounds__(BLOCK) sort_slots(const int *experts, int *starts, int *order, int slots, int count) {
@@ -6,7 +7,8 @@ KERNEL __launch_bounds__(BLOCK) sort_slots(const int *experts, int *starts, int 
     int lane = lane_of();
     for (int e = warp_of(); e < count; e += WARPS) {
         int n = 0;
-        for (int s = 0; s < slots; s += WARP) n += __popc(__ballot_sync(~0u, s + lane < slots && experts[s + lane] == e));
+        for (int s = 0; s < slots; s += WARP)
+            n += __popc(__ballot_sync(~0u, s + lane < slots && experts[s + lane] == e));
         if (lane == 0) first[e + 1] = n;
     }
     __syncthreads();

@@ -1,11 +1,13 @@
-// The k largest of each chunk of 4096 numbers, best first, equals by place. A chosen number is not taken out: the next one is the best of those
-// that come after it in the order.
+// The k largest of each chunk of 4096 numbers, best first, equals by place. A chosen number is not taken out: the next
+// one is the best of those that come after it in the order.
 #include "common.cuh"
 
 const int CHUNK = 4096;
 
 // Larger is better: the value's order above the place's. 0 is worse than all.
-__device__ inline u64 rank_of(float x, int place) { return (u64)((unsigned)order_of(x) ^ 0x80000000u) << 32 | (unsigned)~place; }
+__device__ inline u64 rank_of(float x, int place) {
+    return (u64)((unsigned)order_of(x) ^ 0x80000000u) << 32 | (unsigned)~place;
+}
 
 __device__ inline u64 max_lanes(u64 x) {
     for (int half = 16; half > 0; half /= 2) x = max(x, __shfl_xor_sync(~0u, x, half));

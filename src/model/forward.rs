@@ -150,7 +150,10 @@ impl Model {
             let y = match &layer.feed_forward {
                 FeedForward::Dense(mlp) => mlp.apply(compute, &m),
                 FeedForward::Moe { router, experts } => {
-                    let routing = router.route(compute, &m);
+                    let mut routing = router.route(compute, &m);
+                    if let Some(script) = &self.script {
+                        script.impose(l, start, &mut routing);
+                    }
                     probe(Stage::RouterLogits, l, &routing.logits);
                     let request = experts.request(pass, &routing)?;
                     self.look_ahead(pass, l + 1, &x)?;

@@ -94,6 +94,7 @@ impl Model {
             head: weights.matrix(head)?,
             pager: weights.pager(&placement, &options.paging, wrap)?,
             look_ahead: options.paging.look_ahead && placement.mode == Mode::Streamed,
+            script: None,
             placement,
             config,
             #[cfg(feature = "gpu")]

@@ -22,6 +22,7 @@ mod placement;
 pub mod rope;
 mod router;
 mod saved;
+mod script;
 mod state;
 pub mod threads;
 
@@ -35,12 +36,19 @@ pub use placement::{BATCH, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
 
-use crate::{config::ModelConfig, pager::Pager};
+use crate::{
+    config::ModelConfig,
+    pager::{
+        Pager,
+        trace::{Trace, Traced},
+    },
+};
 use compute::Compute;
 use feed_forward::FeedForward;
 use filter::Filter;
 use matrix::Matrix;
 use rope::Rope;
+use script::Script;
 
 /// A model that is ready to run. Shared by any number of sessions, each with a [`State`] of its own.
 #[derive(Debug)]
@@ -51,6 +59,8 @@ pub struct Model {
     placement: Placement,
     /// Whether experts of the next layer are guessed.
     look_ahead: bool,
+    /// Routing that is prescribed.
+    script: Option<Script>,
     rope: Rope,
     /// [V, H].
     embedding: Matrix,
@@ -138,5 +148,18 @@ impl Model {
     /// The pager, for its counters.
     pub fn pager(&self) -> &Pager {
         &self.pager
+    }
+
+    /// What was asked of the pager since [`Pager::record`]. Ends the recording.
+    pub fn recorded(&self) -> Trace {
+        let model = Traced {
+            yuan_trace: 1,
+            layers: self.config.layers,
+            experts: self.config.experts,
+            used: self.config.experts_used,
+            expert_bytes: self.placement.expert_bytes,
+            fixed_bytes: self.placement.smallest,
+        };
+        Trace { model, requests: self.pager.recorded() }
     }
 }

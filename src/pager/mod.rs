@@ -371,6 +371,19 @@ impl Pager {
         Some(Arc::new(Slot::in_arena(&streamed.arena, place, offset, tile_bytes, tiles, &self.arrivals)))
     }
 
+    /// Reads an expert that is not there when nothing is asked for. Says whether there was room.
+    fn guess(&self, streamed: &Streamed, layer: usize, expert: usize) -> bool {
+        if lock(&streamed.residency).policy.is_resident(layer, expert) {
+            return true;
+        }
+        let Some(slot) = self.place(streamed, layer * self.experts + expert) else { return false };
+        streamed.pool.guess(&slot);
+        let mut guesses = lock(&streamed.guesses);
+        guesses.made += 1;
+        guesses.slots.push(((layer, expert), slot));
+        true
+    }
+
     fn index(&self, layer: usize, expert: usize) -> Result<usize> {
         let index = layer.checked_mul(self.experts).and_then(|i| i.checked_add(expert));
         match index {

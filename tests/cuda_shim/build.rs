@@ -21,6 +21,7 @@ mod emulate {
     const ARCHITECTURES: [u32; 3] = [700, 750, 800];
 
     pub fn build() {
+        assert_eq!(var("CARGO_CFG_TARGET_OS"), "linux", "the emulator knows the sections of ELF files only");
         let here = PathBuf::from(var("CARGO_MANIFEST_DIR"));
         let (cpp, kernels) = (here.join("cpp"), here.join("../../kernels/cuda"));
         println!("cargo:rerun-if-changed={}", cpp.display());

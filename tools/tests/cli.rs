@@ -295,6 +295,24 @@ fn a_trace_replays_to_the_hits_of_the_run() {
     let bench = json("yuan", &bench);
     assert!(bench["drive_gb_per_second"].as_f64().unwrap() < 0.6, "{bench}");
     assert_eq!(bench["decode"]["tokens"], 8);
+    // A run that follows a trace is routed as the trace was, and is written down as it was run.
+    let (again, kept) = (folder.path("again.trace"), bench["paging"]["experts_resident"].to_string());
+    let scripted = ["-p", "16", "-n", "8", "-r", "1", "--routing", &trace, "--trace", &again, "--json"];
+    let bench = json(
+        "yuan",
+        &[&["bench", &model, "--paging", "streamed", "--memory", &memory], &scripted[..]].concat(),
+    );
+    let replayed = json("yuan", &["replay", &again, "--resident", &kept, "--json"]);
+    for kind in ["prefill", "decode"] {
+        assert_eq!(replayed[kind]["hits"], bench[kind]["expert_hits"]);
+        assert_eq!(replayed[kind]["misses"], bench[kind]["expert_misses"]);
+    }
+    let of_layer = |path: &str, layer: &str| -> Vec<String> {
+        let lines = fs::read_to_string(path).unwrap();
+        let experts = lines.lines().filter_map(|l| l.strip_prefix(layer)).flat_map(str::split_whitespace);
+        experts.take(2 * 24).map(String::from).collect()
+    };
+    assert_eq!(of_layer(&trace, "0 "), of_layer(&again, "0 "));
     let plan = json(
         "yuan",
         &[

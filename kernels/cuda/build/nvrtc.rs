@@ -18,7 +18,7 @@ pub struct Compiled {
     pub cubin: Vec<u8>,
     /// The assembly that newer GPUs' drivers compile.
     pub ptx: Vec<u8>,
-    /// A line for every kernel: architecture, name, registers, bytes spilled, bytes of static shared memory.
+    /// A line for every kernel: architecture, name, registers, bytes of stack, bytes spilled, bytes of static shared memory.
     pub registers: String,
 }
 
@@ -174,16 +174,16 @@ fn registers(log: &str, architecture: u32) -> String {
         let before = line.split(unit).next().unwrap_or_default();
         before.split([' ', ',']).rfind(|s| !s.is_empty()).and_then(|n| n.parse().ok()).unwrap_or(0)
     };
-    let (mut lines, mut name, mut spilled) = (Vec::new(), "", 0);
+    let (mut lines, mut name, mut stack, mut spilled) = (Vec::new(), "", 0, 0);
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             name = rest.split('\'').next().unwrap_or_default();
         } else if line.contains("bytes spill stores") {
-            spilled = number(line, " bytes spill stores");
+            (stack, spilled) = (number(line, " bytes stack frame"), number(line, " bytes spill stores"));
         } else if line.contains("Used ") {
             let shared = if line.contains("bytes smem") { number(line, " bytes smem") } else { 0 };
             let used = number(line, " registers");
-            lines.push(format!("sm_{architecture} {name:28} {used:3} {spilled:4} {shared:6}\n"));
+            lines.push(format!("sm_{architecture} {name:28} {used:3} {stack:4} {spilled:4} {shared:6}\n"));
         }
     }
     lines.sort();

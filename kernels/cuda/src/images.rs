@@ -11,10 +11,10 @@ pub struct Image {
     pub bytes: &'static [u8],
 }
 
-/// Machine code for each architecture, oldest first, and PTX of the oldest.
+/// Machine code for each architecture, oldest first, and PTX for GPUs that are newer than all of them.
 pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The compiler's version, and registers, bytes spilled and bytes of static shared memory of every kernel on every architecture.
+/// The compiler's version, and registers, bytes of stack, bytes spilled and bytes of static shared memory of every kernel on every architecture.
 pub const REGISTERS: &str = include_str!(concat!(env!("OUT_DIR"), "/registers.txt"));
 
 /// The image for a GPU of this compute capability: the newest machine code of the same major number, or PTX where there is

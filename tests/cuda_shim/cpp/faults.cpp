@@ -35,13 +35,12 @@ KERNEL fault_deadlock(int *x) {
     else __syncthreads();
 }
 
-extern "C" const ShimKernel shim_kernels_faults[] = {
-    SHIM_KERNEL(fault_none, "p"),
-    SHIM_KERNEL(fault_store, "pi"),
-    SHIM_KERNEL(fault_load, "pi"),
-    SHIM_KERNEL(fault_misaligned, "p"),
-    SHIM_KERNEL(fault_reverse, "pi"),
-    SHIM_KERNEL(fault_uninitialised, "p"),
-    SHIM_KERNEL(fault_divergent_barrier, "p"),
-    SHIM_KERNEL(fault_deadlock, "p"),
-    {nullptr, nullptr, nullptr}};
+extern "C" const ShimKernel shim_kernels_faults[] = {SHIM_KERNEL(fault_none, "p"),
+                                                     SHIM_KERNEL(fault_store, "pi"),
+                                                     SHIM_KERNEL(fault_load, "pi"),
+                                                     SHIM_KERNEL(fault_misaligned, "p"),
+                                                     SHIM_KERNEL(fault_reverse, "pi"),
+                                                     SHIM_KERNEL(fault_uninitialised, "p"),
+                                                     SHIM_KERNEL(fault_divergent_barrier, "p"),
+                                                     SHIM_KERNEL(fault_deadlock, "p"),
+                                                     {nullptr, nullptr, nullptr}};

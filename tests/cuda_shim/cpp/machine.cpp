@@ -1,4 +1,5 @@
-// Blocks one after another, threads as fibers of the thread that launches: a fiber runs until it waits for a barrier, of its block or of its warp.
+// Blocks one after another, threads as fibers of the thread that launches: a fiber runs until it waits for a barrier,
+// of its block or of its warp.
 #include "machine.h"
 
 #include <cmath>
@@ -12,8 +13,13 @@
 #include <ucontext.h>
 #endif
 
-struct ShimIndex { unsigned x, y, z; };
-struct ShimKernel { const char *name, *kinds; void (*call)(const char *slots); };
+struct ShimIndex {
+    unsigned x, y, z;
+};
+struct ShimKernel {
+    const char *name, *kinds;
+    void (*call)(const char *slots);
+};
 
 Running running;
 uintptr_t stacks_begin, stacks_end;
@@ -29,7 +35,8 @@ struct Barrier {
 };
 struct Warp {
     Barrier barrier;
-    // What lanes show each other: two, used in turn, since a lane may come to the next exchange before another has read the last.
+    // What lanes show each other: two, used in turn, since a lane may come to the next exchange before another has read
+    // the last.
     uint64_t shown[2][32][6];
     unsigned turn = 0, kind = 0;
 };
@@ -62,7 +69,9 @@ void *fresh_stack(char *stack, void (*entry)()) {
 #else
 ucontext_t contexts[MOST_THREADS + 1];
 void shim_switch(void **from, void *to) {
-    auto here = from == &main_stack ? &contexts[MOST_THREADS] : &contexts[(Fiber *)((char *)from - offsetof(Fiber, stack_pointer)) - fibers.data()];
+    auto here = from == &main_stack
+                    ? &contexts[MOST_THREADS]
+                    : &contexts[(Fiber *)((char *)from - offsetof(Fiber, stack_pointer)) - fibers.data()];
     *from = here;
     swapcontext(here, (ucontext_t *)to);
 }
@@ -92,7 +101,9 @@ void switch_away(void **from) {
     }
     if (ended < threads) {
         char text[160];
-        snprintf(text, sizeof text, "a barrier that not all threads reach: %zu of %u threads wait at __syncthreads, the others in a warp", block_barrier.waiting.size(), threads - ended);
+        snprintf(text, sizeof text,
+                 "a barrier that not all threads reach: %zu of %u threads wait at __syncthreads, the others in a warp",
+                 block_barrier.waiting.size(), threads - ended);
         fail(text);
     }
     shim_switch(from, main_stack);
@@ -133,7 +144,8 @@ void thread_main() {
     Fiber *fiber = running.fiber;
     fiber->ended = true;
     ended++;
-    if (!block_barrier.waiting.empty()) fail("a barrier that not all threads reach: this thread ended, others wait at __syncthreads");
+    if (!block_barrier.waiting.empty())
+        fail("a barrier that not all threads reach: this thread ended, others wait at __syncthreads");
     Barrier &barrier = warp().barrier;
     if (!barrier.waiting.empty()) fail("this thread ended while its warp meets");
     barrier.expected--;
@@ -152,7 +164,12 @@ void run_block(const unsigned (&block)[3]) {
     }
     for (unsigned i = 0; i < threads; i++) {
         Fiber &f = fibers[i];
-        f = {fresh_stack((char *)stacks_begin + i * STACK, thread_main), i, i % block[0], i / block[0] % block[1], i / (block[0] * block[1]), false};
+        f = {fresh_stack((char *)stacks_begin + i * STACK, thread_main),
+             i,
+             i % block[0],
+             i / block[0] % block[1],
+             i / (block[0] * block[1]),
+             false};
         ready.push_back(&f);
     }
     switch_away(&main_stack);
@@ -163,7 +180,8 @@ void fail(const std::string &what) {
     if (problem.empty()) {
         const Fiber &f = *running.fiber;
         char place[256];
-        snprintf(place, sizeof place, "%s, block (%u, %u, %u), thread (%u, %u, %u): ", running.kernel, running.block[0], running.block[1], running.block[2], f.x, f.y, f.z);
+        snprintf(place, sizeof place, "%s, block (%u, %u, %u), thread (%u, %u, %u): ", running.kernel, running.block[0],
+                 running.block[1], running.block[2], f.x, f.y, f.z);
         problem = place + what;
     }
     void *left;
@@ -202,7 +220,8 @@ unsigned shim_ballot(unsigned mask, int predicate) {
     return bits;
 }
 
-// The tables of the PTX manual, "Matrix fragments for mma.m16n8k32" with .s8: which lane, register and byte has an element.
+// The tables of the PTX manual, "Matrix fragments for mma.m16n8k32" with .s8: which lane, register and byte has an
+// element.
 void shim_mma_m16n8k32(int *c, const int *a, const int *b) {
     uint64_t shown[6];
     for (int i = 0; i < 4; i++) shown[i] = (uint32_t)a[i];
@@ -227,7 +246,8 @@ void shim_mma_m8n8k16(int *c, int a, int b) {
     for (int i = 0; i < 2; i++) {
         int row = lane / 4, column = lane % 4 * 2 + i;
         for (int k = 0; k < 16; k++) {
-            auto left = (int8_t)(all[row * 4 + k / 4][0] >> 8 * (k % 4)), right = (int8_t)(all[column * 4 + k / 4][1] >> 8 * (k % 4));
+            auto left = (int8_t)(all[row * 4 + k / 4][0] >> 8 * (k % 4)),
+                 right = (int8_t)(all[column * 4 + k / 4][1] >> 8 * (k % 4));
             c[i] += left * right;
         }
     }
@@ -235,7 +255,9 @@ void shim_mma_m8n8k16(int *c, int a, int b) {
 
 float shim_from_f16(unsigned short bits) {
     int exponent = bits >> 10 & 31, fraction = bits & 1023;
-    float x = exponent == 31 ? (fraction ? NAN : INFINITY) : exponent ? ldexpf(1024 + fraction, exponent - 25) : ldexpf(fraction, -24);
+    float x = exponent == 31 ? (fraction ? NAN : INFINITY)
+              : exponent     ? ldexpf(1024 + fraction, exponent - 25)
+                             : ldexpf(fraction, -24);
     return bits & 0x8000 ? -x : x;
 }
 
@@ -253,7 +275,8 @@ unsigned short shim_to_f16(float x) {
 }
 
 // Runs all blocks. Returns null, or what went wrong, until the next launch. One launch at a time.
-const char *shim_launch(const ShimKernel *which, const unsigned *grid, const unsigned *block, unsigned shared, void **args) {
+const char *shim_launch(const ShimKernel *which, const unsigned *grid, const unsigned *block, unsigned shared,
+                        void **args) {
     if (!stacks_begin) {
         size_t bytes = (MOST_THREADS + 1) * STACK;
         void *at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

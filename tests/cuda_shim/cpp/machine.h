@@ -15,7 +15,8 @@ struct Running {
     const char *kernel = nullptr;
     unsigned block[3] = {0, 0, 0};
     Fiber *fiber = nullptr;
-    // Counts the blocks and the barriers of blocks since the start: two accesses of one count have no barrier between them.
+    // Counts the blocks and the barriers of blocks since the start: two accesses of one count have no barrier between
+    // them.
     uint64_t epoch = 0;
     // The count at which the block began.
     uint64_t begun = 0;

@@ -1,7 +1,9 @@
-// Every load and store of the kernels is looked at: they are compiled as for the thread sanitizer, whose functions these are.
+// Every load and store of the kernels is looked at: they are compiled as for the thread sanitizer, whose functions
+// these are.
 //
-// Global memory is what was registered. Shared memory is one section of statics; of each of its bytes is known who wrote and who read it since the last barrier, so that
-// a missing barrier is found whatever the order in which fibers run, and that nothing is read which the block has not written.
+// Global memory is what was registered. Shared memory is one section of statics; of each of its bytes is known who
+// wrote and who read it since the last barrier, so that a missing barrier is found whatever the order in which fibers
+// run, and that nothing is read which the block has not written.
 #include "machine.h"
 
 #include <cinttypes>
@@ -24,7 +26,9 @@ struct Access {
         if (epoch != running.epoch || thread == me) return false;
         return thread / 32 != me / 32 || warp_epoch == running.warp_epoch[me / 32];
     }
-    static Access now() { return {running.epoch, running.warp_epoch[running.fiber->number / 32], running.fiber->number}; }
+    static Access now() {
+        return {running.epoch, running.warp_epoch[running.fiber->number / 32], running.fiber->number};
+    }
 };
 // The last write, and the reads of two different threads.
 struct Shadow {
@@ -43,9 +47,11 @@ void look_at_shared(uintptr_t address, size_t size, bool write) {
     if (shadows.empty()) shadows.resize((uintptr_t)__stop_yuan_shared - begin);
     for (size_t i = 0; i < size; i++) {
         Shadow &s = shadows[address - begin + i];
-        if (!write && s.write.epoch < running.begun) fail_at("shared memory is read that no thread of the block has written: a load", address, size);
+        if (!write && s.write.epoch < running.begun)
+            fail_at("shared memory is read that no thread of the block has written: a load", address, size);
         if (s.write.conflicts() || (write && (s.read.conflicts() || s.other_read.conflicts()))) {
-            fail_at("a race in shared memory, no barrier stands between two threads' accesses: an access", address, size);
+            fail_at("a race in shared memory, no barrier stands between two threads' accesses: an access", address,
+                    size);
         }
         if (write) {
             s.write = Access::now();
@@ -60,7 +66,8 @@ void look_at_shared(uintptr_t address, size_t size, bool write) {
 void look_at(uintptr_t address, size_t size, bool write) {
     uintptr_t end = address + size;
     if (address >= stacks_begin && end <= stacks_end) return;
-    if (address >= (uintptr_t)__start_yuan_shared && end <= (uintptr_t)__stop_yuan_shared) return look_at_shared(address, size, write);
+    if (address >= (uintptr_t)__start_yuan_shared && end <= (uintptr_t)__stop_yuan_shared)
+        return look_at_shared(address, size, write);
     if (address >= last_begin && end <= last_end) return;
     auto after = regions.upper_bound(address);
     if (after != regions.begin()) {
@@ -82,15 +89,16 @@ void shim_unregister(uintptr_t begin) {
     last_begin = last_end = 0;
 }
 
-#define ACCESS(n)                                                                   \
-    void __tsan_read##n(void *p) { look_at((uintptr_t)p, n, false); }               \
-    void __tsan_write##n(void *p) { look_at((uintptr_t)p, n, true); }               \
-    void __tsan_unaligned_read##n(void *p) { look_at((uintptr_t)p, n, false); }     \
-    void __tsan_unaligned_write##n(void *p) { look_at((uintptr_t)p, n, true); }     \
-    void __tsan_read_write##n(void *p) { look_at((uintptr_t)p, n, true); }          \
+#define ACCESS(n)                                                               \
+    void __tsan_read##n(void *p) { look_at((uintptr_t)p, n, false); }           \
+    void __tsan_write##n(void *p) { look_at((uintptr_t)p, n, true); }           \
+    void __tsan_unaligned_read##n(void *p) { look_at((uintptr_t)p, n, false); } \
+    void __tsan_unaligned_write##n(void *p) { look_at((uintptr_t)p, n, true); } \
+    void __tsan_read_write##n(void *p) { look_at((uintptr_t)p, n, true); }      \
     void __tsan_unaligned_read_write##n(void *p) { look_at((uintptr_t)p, n, true); }
-ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
-void __tsan_read_range(void *p, size_t n) { look_at((uintptr_t)p, n, false); }
+ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16) void __tsan_read_range(void *p, size_t n) {
+    look_at((uintptr_t)p, n, false);
+}
 void __tsan_write_range(void *p, size_t n) { look_at((uintptr_t)p, n, true); }
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}

@@ -1,4 +1,5 @@
-// What the kernels find in place of CUDA. Everything that has a state lies behind functions of machine.cpp, which is compiled without checks.
+// What the kernels find in place of CUDA. Everything that has a state lies behind functions of machine.cpp, which is
+// compiled without checks.
 #pragma once
 #include <math.h>
 #include <string.h>
@@ -7,15 +8,24 @@
 #define __device__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
-// One section, which memory.cpp knows the bounds of. A block's threads are fibers of one thread, so statics are shared by them.
+// One section, which memory.cpp knows the bounds of. A block's threads are fibers of one thread, so statics are shared
+// by them.
 #define __shared__ static __attribute__((section("yuan_shared")))
 #define DYNAMIC_SHARED(T, name) T *name = (T *)shim_dynamic_shared()
 #define KERNEL static void
 
-struct uint2 { unsigned x, y; } __attribute__((aligned(8)));
-struct float2 { float x, y; } __attribute__((aligned(8)));
-struct uint4 { unsigned x, y, z, w; } __attribute__((aligned(16)));
-struct ShimIndex { unsigned x, y, z; };
+struct uint2 {
+    unsigned x, y;
+} __attribute__((aligned(8)));
+struct float2 {
+    float x, y;
+} __attribute__((aligned(8)));
+struct uint4 {
+    unsigned x, y, z, w;
+} __attribute__((aligned(16)));
+struct ShimIndex {
+    unsigned x, y, z;
+};
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
@@ -40,7 +50,8 @@ int shim_lane() __attribute__((const));
 inline void __syncthreads() { shim_sync_block(); }
 inline void __syncwarp(unsigned mask = ~0u) { shim_sync_warp(mask); }
 
-template <class T> inline T __shfl_sync(unsigned mask, T value, int from) {
+template <class T>
+inline T __shfl_sync(unsigned mask, T value, int from) {
     static_assert(sizeof(T) <= 8, "a word or two");
     unsigned long long bits = 0;
     memcpy(&bits, &value, sizeof value);
@@ -48,7 +59,10 @@ template <class T> inline T __shfl_sync(unsigned mask, T value, int from) {
     memcpy(&value, &bits, sizeof value);
     return value;
 }
-template <class T> inline T __shfl_xor_sync(unsigned mask, T value, int bits) { return __shfl_sync(mask, value, shim_lane() ^ bits); }
+template <class T>
+inline T __shfl_xor_sync(unsigned mask, T value, int bits) {
+    return __shfl_sync(mask, value, shim_lane() ^ bits);
+}
 inline unsigned __ballot_sync(unsigned mask, int predicate) { return shim_ballot(mask, predicate); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
@@ -56,7 +70,21 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += (signed char)(a >> 8 * i) * (signed char)(b >> 8 * i);
     return c;
 }
-inline int __float_as_int(float x) { int bits; memcpy(&bits, &x, 4); return bits; }
-inline float __int_as_float(int bits) { float x; memcpy(&x, &bits, 4); return x; }
-template <class T> inline T max(T a, T b) { return a > b ? a : b; }
-template <class T> inline T min(T a, T b) { return a < b ? a : b; }
+inline int __float_as_int(float x) {
+    int bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+inline float __int_as_float(int bits) {
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+template <class T>
+inline T max(T a, T b) {
+    return a > b ? a : b;
+}
+template <class T>
+inline T min(T a, T b) {
+    return a < b ? a : b;
+}
