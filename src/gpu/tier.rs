@@ -106,6 +106,11 @@ impl Tier {
         self.free.extend(self.slots[at].take());
     }
 
+    /// Whether an expert is there.
+    pub fn has(&self, layer: usize, expert: usize) -> bool {
+        self.slots.get(self.at(layer, expert)).is_some_and(Option::is_some)
+    }
+
     /// The experts that are there.
     pub fn residents(&self) -> usize {
         self.slots.iter().flatten().count()

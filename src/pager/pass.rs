@@ -15,8 +15,22 @@ impl<'p> Pass<'p> {
     /// # Errors
     /// [`Error::Argument`] for an expert that there is not.
     pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'p>> {
+        self.request_beside(layer, chosen, used, |_| false)
+    }
+
+    /// [`Pass::request`] where some experts of the next layer, which need not be read ahead, are elsewhere.
+    ///
+    /// # Errors
+    /// As [`Pass::request`].
+    pub fn request_beside(
+        &self,
+        layer: usize,
+        chosen: &[usize],
+        used: usize,
+        elsewhere: impl Fn(usize) -> bool,
+    ) -> Result<Request<'p>> {
         chosen.iter().try_for_each(|&expert| self.pager.index(layer, expert).map(|_| ()))?;
-        Ok(Request::new(self.pager, layer, chosen, used))
+        Ok(Request::new(self.pager, layer, chosen, used, elsewhere))
     }
 
     /// A layer will probably want these experts: where they are streamed they are read as long as nothing is asked for. To be called

@@ -1,7 +1,7 @@
 //! The routed experts of a layer: those in the GPU's slots are computed there, others are copied to it or computed on the CPU, as the
 //! tier says; all outputs meet on the GPU and are added in the order of the experts' numbers.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use yuan_cuda::launch::FEW;
@@ -60,6 +60,13 @@ pub struct Step<'s, 'p> {
     pub experts: &'s Experts,
     pub scratch: &'s Scratch,
     pub tokens: usize,
+}
+
+/// Where an expert is copied to: a slot, or a lane for those that pass through.
+#[derive(Clone, Copy)]
+struct Place {
+    index: usize,
+    lane: Option<usize>,
 }
 
 impl Slots {
@@ -134,67 +141,91 @@ impl Slots {
             chosen.iter().copied().filter(|&e| which(way(e))).collect()
         };
         let here = choices(|w| matches!(w, Way::Here(_)));
-        let moving = choices(|w| matches!(w, Way::Copy(_) | Way::Pass));
-        let staying = choices(|w| w == Way::Cpu);
+        let others = choices(|w| !matches!(w, Way::Here(_)));
         model.pager.used_elsewhere(layer, here.iter().copied());
         self.usage.there += ways.iter().filter(|w| matches!(w.1, Way::Here(_))).count() as u64;
 
-        // What is not on the GPU is asked for before anything is computed; copies come first, and may wait for places.
-        let request = |chosen: &[usize]| -> Result<Option<Request<'_>>> {
-            let used = if tokens == 1 { chosen.len() } else { 1 };
-            (!chosen.is_empty()).then(|| pass.request(layer, chosen, used)).transpose()
-        };
-        let (moving, staying) = (request(&moving)?, request(&staying)?);
-        let order: Vec<usize> = moving.iter().flat_map(|r| r.order()).copied().collect();
+        // What is not on the GPU is asked for before anything is computed.
+        let used = if tokens == 1 { others.len() } else { 1 };
+        let ahead = |e: usize| self.tier.has(layer + 1, e);
+        let request =
+            (!others.is_empty()).then(|| pass.request_beside(layer, &others, used, ahead)).transpose()?;
+        let order: Vec<(usize, Way)> = request.iter().flat_map(|r| r.order()).map(|&e| (e, way(e))).collect();
 
-        // All turns' tables: those that are there, then each of the others.
-        let mut places = Vec::with_capacity(order.len());
-        let mut passing = 0;
-        for &expert in &order {
-            places.push(match way(expert) {
-                Way::Copy(slot) => (slot, None),
-                _ => {
-                    passing += 1;
-                    let lane = passing % self.transient.max(1);
-                    (self.slots + lane, Some(lane))
-                }
-            });
-        }
+        // All turns' tables: those that are there, then each of those that move.
+        let mut lanes = (0..self.transient).cycle();
+        let places: Vec<Option<Place>> = order
+            .iter()
+            .map(|(_, way)| match way {
+                Way::Copy(slot) => Some(Place { index: *slot, lane: None }),
+                Way::Pass => lanes.next().map(|lane| Place { index: self.slots + lane, lane: Some(lane) }),
+                Way::Here(_) | Way::Cpu => None,
+            })
+            .collect();
         self.write_tables(ways, &order, &places)?;
 
         let ops = Ops(&self.device);
-        let q8 = scratch.a.q8.view();
         if tokens > FEW {
             ops.sort(self.batch(scratch, 0)?, tokens * self.shape.used)?;
         }
+        let on_cpu = order.iter().any(|(_, way)| *way == Way::Cpu);
+        if on_cpu {
+            // Before kernels that the CPU need not wait for.
+            let bytes = f32s(tokens * self.shape.hidden);
+            self.inputs.download(0, scratch.a.data.part(0..bytes)?)?;
+        }
         if !here.is_empty() {
-            ops.experts(self.batch(scratch, 0)?, q8, tokens)?;
+            ops.experts(self.batch(scratch, 0)?, scratch.a.q8.view(), tokens)?;
         }
-        if let Some(request) = &moving {
-            let mut used = vec![false; self.transient];
-            for (rank, &(place, lane)) in places.iter().enumerate() {
-                if let Some(lane) = lane.filter(|&lane| used[lane]) {
-                    // Whoever passed through here before has been computed.
-                    self.device.call(|c| c.wait(Stream::Copy, self.computed[lane]))?;
-                }
-                self.copy_expert(model, request, rank, place)?;
-                request.finish(rank);
-                self.device.order(Stream::Copy, Stream::Compute, self.copied)?;
-                Ops(&self.device).experts(self.batch(scratch, rank + 1)?, q8, tokens)?;
-                if let Some(lane) = lane {
-                    used[lane] = true;
-                    self.device.call(|c| c.record(self.computed[lane], Stream::Compute))?;
-                }
+        // In the order of the request: who waits for a place of the pager must have finished all before it.
+        let mut used = vec![false; self.transient];
+        let mut rank = 0;
+        while let (Some(request), Some(place)) = (&request, places.get(rank)) {
+            if let Some(place) = place {
+                self.on_gpu(step, request, rank, *place, &mut used)?;
+                rank += 1;
+            } else {
+                let end = (rank..places.len()).find(|&r| places[r].is_some()).unwrap_or(places.len());
+                self.on_cpu(step, request, rank..end, chosen)?;
+                rank = end;
             }
-            self.usage.copied += places.len() as u64;
-            self.usage.bytes += (places.len() * self.shape.tiles * self.shape.tile_bytes) as u64;
         }
-        drop(moving);
-        if let Some(request) = &staying {
-            self.usage.on_cpu += request.order().len() as u64;
-            self.on_cpu(step, request, chosen)?;
+        if on_cpu {
+            self.send_outputs(scratch, chosen, |e| way(e) == Way::Cpu)?;
         }
-        // The next layer overwrites slots that this one has used: what is still queued must be done, which its wait for the router says.
+        // The next layer overwrites places that this one uses: it waits for the router, and so for all of this.
+        Ok(())
+    }
+
+    /// Copies an expert to its place, and has it computed there.
+    fn on_gpu(
+        &mut self,
+        step: Step<'_, '_>,
+        request: &Request<'_>,
+        rank: usize,
+        place: Place,
+        used: &mut [bool],
+    ) -> Result<()> {
+        let Shape { tiles, tile_bytes, .. } = self.shape;
+        let bytes = tiles * tile_bytes;
+        if let Some(lane) = place.lane.filter(|&lane| used[lane]) {
+            // Whoever passed through here before has been computed.
+            self.device.call(|c| c.wait(Stream::Copy, self.computed[lane]))?;
+        }
+        let expert = request.expert(rank)?;
+        let to = self.arena.part(place.index * bytes..(place.index + 1) * bytes)?;
+        self.ring.send(&step.model.compute, tiles, |t| expert.tile(t), to)?;
+        drop(expert);
+        request.finish(rank);
+        self.device.order(Stream::Copy, Stream::Compute, self.copied)?;
+        let turn = self.batch(step.scratch, rank + 1)?;
+        Ops(&self.device).experts(turn, step.scratch.a.q8.view(), step.tokens)?;
+        if let Some(lane) = place.lane {
+            used[lane] = true;
+            self.device.call(|c| c.record(self.computed[lane], Stream::Compute))?;
+        }
+        self.usage.copied += 1;
+        self.usage.bytes += bytes as u64;
         Ok(())
     }
 
@@ -218,8 +249,8 @@ impl Slots {
     fn write_tables(
         &mut self,
         ways: &[(usize, Way)],
-        order: &[usize],
-        places: &[(usize, Option<usize>)],
+        order: &[(usize, Way)],
+        places: &[Option<Place>],
     ) -> Result<()> {
         let experts = self.shape.experts;
         let bytes = self.shape.tiles * self.shape.tile_bytes;
@@ -232,29 +263,29 @@ impl Slots {
                 tables[*expert] = address(*slot);
             }
         }
-        for (turn, (expert, (place, _))) in order.iter().zip(places).enumerate() {
-            tables[(turn + 1) * experts + expert] = address(*place);
+        for (turn, ((expert, _), place)) in order.iter().zip(places).enumerate() {
+            if let Some(place) = place {
+                tables[(turn + 1) * experts + expert] = address(place.index);
+            }
         }
         self.tables_host.upload(0..8 * n, self.tables.view())
     }
 
-    /// Sends an expert, as its tiles arrive.
-    fn copy_expert(&mut self, model: &Model, request: &Request<'_>, rank: usize, place: usize) -> Result<()> {
-        let (tiles, bytes) = (self.shape.tiles, self.shape.tiles * self.shape.tile_bytes);
-        let expert = request.expert(rank)?;
-        let to = self.arena.part(place * bytes..(place + 1) * bytes)?;
-        self.ring.send(&model.compute, tiles, |t| expert.tile(t), to)
-    }
-
-    /// Computes the experts of `request` on the CPU, and sends their outputs to their slots.
-    fn on_cpu(&mut self, step: Step<'_, '_>, request: &Request<'_>, chosen: &[usize]) -> Result<()> {
-        let Step { model, experts, scratch, tokens, .. } = step;
+    /// Computes the experts of some ranks of the request on the CPU.
+    fn on_cpu(
+        &mut self,
+        step: Step<'_, '_>,
+        request: &Request<'_>,
+        ranks: Range<usize>,
+        chosen: &[usize],
+    ) -> Result<()> {
+        let Step { model, experts, tokens, .. } = step;
+        self.usage.on_cpu += ranks.len() as u64;
         let Shape { hidden, used, .. } = self.shape;
-        self.inputs.download(0, scratch.a.data.part(0..f32s(tokens * hidden))?)?;
         let mut m = HostBuffer::with_capacity(tokens * hidden);
         m.extend_from_slice(cast_slice(&self.inputs.host()?[..f32s(tokens * hidden)]));
         let m = Activations::new(m, hidden);
-        let mine = |e: &usize| request.order().contains(e);
+        let mine = |e: &usize| request.order()[ranks.clone()].contains(e);
         let routing = Routing {
             logits: Vec::new(),
             chosen: chosen
@@ -266,11 +297,20 @@ impl Slots {
         let slot = |t: usize, e: usize| {
             t * used + chosen[t * used..][..used].iter().position(|&c| c == e).unwrap_or(0)
         };
-        experts.each(&model.compute, request, &m, &routing, |t, expert, column, piece| {
+        experts.each(&model.compute, request, ranks.clone(), &m, &routing, |t, expert, column, piece| {
             outputs[slot(t, expert) * hidden + column..][..piece.len()].copy_from_slice(piece);
-        })?;
-        // Slots that lie side by side go together.
-        let slots: Vec<usize> = (0..chosen.len()).filter(|&s| mine(&chosen[s])).collect();
+        })
+    }
+
+    /// Sends what the CPU has computed to the slots of its experts; those that lie side by side go together.
+    fn send_outputs(
+        &mut self,
+        scratch: &Scratch,
+        chosen: &[usize],
+        on_cpu: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let hidden = self.shape.hidden;
+        let slots: Vec<usize> = (0..chosen.len()).filter(|&s| on_cpu(chosen[s])).collect();
         for run in slots.chunk_by(|a, b| a + 1 == *b) {
             let range = f32s(run[0] * hidden)..f32s((run[run.len() - 1] + 1) * hidden);
             self.outputs.upload(range.clone(), scratch.out.part(range)?)?;
