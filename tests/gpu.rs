@@ -96,6 +96,13 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
                     (logits(&model, &tokens, prompt, kv), logits(&cpu, &tokens, prompt, kv));
                 assert!(found == expected, "{dtype:?}, {kv:?}, {experts} experts, prompt of {prompt}");
             }
+            let hidden = |model: &Model| {
+                let mut state = State::new(model.config(), 64, kv).unwrap();
+                let hidden = model.forward(&tokens(20), &mut state, Want::Hidden).unwrap();
+                assert_eq!(hidden[hidden.len() - model.config().hidden..], *state.hidden());
+                (bits(&hidden), bits(&model.logits(&hidden).unwrap()))
+            };
+            assert!(hidden(&model) == hidden(&cpu), "{experts} experts");
             let used = model.gpu_use().unwrap();
             assert_eq!(used.there > 0, experts > 2, "{used:?}");
             assert_eq!(used.copied > 0, experts > 0, "{used:?}");

@@ -1,4 +1,4 @@
-//! The routed experts of a layer: those in the GPU's slots are computed there, others are copied to it or computed on the CPU, as the
+//! The routed experts of a layer. Where the GPU has all of them nothing is decided; else those in its slots are computed there, others are copied to it or computed on the CPU, as the
 //! tier says; all outputs meet on the GPU and are added in the order of the experts' numbers.
 
 use std::{ops::Range, sync::Arc};
@@ -43,6 +43,9 @@ pub struct Slots {
     /// By turn [E + 1][E]: the addresses of the experts that are computed together.
     tables: Buffer,
     tables_host: Pinned,
+    /// Where all experts are there: [layers][E], and no call waits for a router.
+    all: Option<Buffer>,
+    /// By layer: what the routers chose, i32 [S].
     routing: Pinned,
     /// [T, H] and [S, H]: inputs and outputs of the CPU's experts.
     inputs: Pinned,
@@ -87,6 +90,7 @@ impl Slots {
             computed: (0..room.transient).map(|_| device.event()).collect::<Result<_>>()?,
             tables: Buffer::new(device, table)?,
             tables_host: pinned(table)?,
+            all: None,
             routing: pinned(1)?,
             inputs: pinned(1)?,
             outputs: pinned(1)?,
@@ -100,9 +104,56 @@ impl Slots {
         if tokens > self.tokens {
             let (hidden, slots) = (self.shape.hidden, tokens * self.shape.used);
             let pinned = |bytes| Pinned::new(&self.device, bytes, Stream::Compute);
-            let (routing, inputs) = (pinned(4 * slots)?, pinned(f32s(tokens * hidden))?);
+            let (routing, inputs) = (pinned(4 * self.shape.layers * slots)?, pinned(f32s(tokens * hidden))?);
             self.outputs = pinned(f32s(slots * hidden))?;
             (self.routing, self.inputs, self.tokens) = (routing, inputs, tokens);
+        }
+        Ok(())
+    }
+
+    /// Copies all experts, where there is room for all: calls then wait for nothing but their end.
+    pub fn fill(&mut self, model: &Model) -> Result<()> {
+        let Shape { layers, experts, tiles, tile_bytes, .. } = self.shape;
+        if self.slots < layers * experts || model.pager.tiles() == 0 {
+            return Ok(());
+        }
+        let (bytes, wanted) = (tiles * tile_bytes, (0..experts).collect::<Vec<_>>());
+        let pass = model.pager.begin()?;
+        for layer in 0..layers {
+            let request = pass.request_beside(layer, &wanted, 1, |_| true)?;
+            for (rank, &expert) in request.order().iter().enumerate() {
+                let (slot, expert) = (layer * experts + expert, request.expert(rank)?);
+                let to = self.arena.part(slot * bytes..(slot + 1) * bytes)?;
+                self.ring.send(&model.compute, tiles, |t| expert.tile(t), to)?;
+                drop(expert);
+                request.finish(rank);
+            }
+        }
+        let all = Buffer::new(&self.device, 8 * layers * experts)?;
+        let mut host = Pinned::new(&self.device, all.size(), Stream::Compute)?;
+        let first = self.arena.view().at();
+        let tables: &mut [u64] = cast_slice_mut(host.host()?);
+        tables.iter_mut().enumerate().for_each(|(slot, at)| *at = first + (slot * bytes) as u64);
+        host.upload(0..all.size(), all.view())?;
+        self.device.finish()?;
+        self.usage.copied += (layers * experts) as u64;
+        self.usage.bytes += (layers * experts * bytes) as u64;
+        self.all = Some(all);
+        Ok(())
+    }
+
+    /// Counts the experts of a call that has ended, where it did not wait for its routers.
+    pub fn count(&mut self, model: &Model, tokens: usize) -> Result<()> {
+        if self.all.is_some() {
+            let slots = tokens * self.shape.used;
+            let chosen: &[i32] = cast_slice(&self.routing.host()?[..4 * self.shape.layers * slots]);
+            for (layer, chosen) in chosen.chunks_exact(slots).enumerate() {
+                let mut experts: Vec<usize> = chosen.iter().filter_map(|&e| e.try_into().ok()).collect();
+                model.pager.used_elsewhere(layer, experts.iter().copied());
+                experts.sort_unstable();
+                experts.dedup();
+                self.usage.there += experts.len() as u64;
+            }
         }
         Ok(())
     }
@@ -110,6 +161,17 @@ impl Slots {
     /// `x += sum of weight * expert(m)` for the experts and weights of the scratch memory, whose `a` is m.
     pub fn apply(&mut self, step: Step<'_, '_>, x: View<'_>) -> Result<()> {
         let Step { layer, scratch, tokens, .. } = step;
+        if let Some(all) = &self.all {
+            let (row, slots) = (8 * self.shape.experts, tokens * self.shape.used);
+            self.routing.download(4 * layer * slots, scratch.chosen.part(0..4 * slots)?)?;
+            let batch = self.batch(scratch, all.part(row * layer..row * (layer + 1))?);
+            let ops = Ops(&self.device);
+            if tokens > FEW {
+                ops.sort(batch, slots)?;
+            }
+            ops.experts(batch, scratch.a.q8.view(), tokens)?;
+            return ops.combine(batch, scratch.weights.view(), x, tokens);
+        }
         let chosen = self.chosen(scratch, tokens)?;
         let ways = self.tier.request(layer, &chosen, self.shape.used, &self.costs);
         let result = self.compute(step, &chosen, &ways);
@@ -119,7 +181,8 @@ impl Slots {
             copies.for_each(|&(expert, _)| self.tier.forget(layer, expert));
         }
         result?;
-        Ops(&self.device).combine(self.batch(scratch, 0)?, scratch.weights.view(), x, tokens)
+        let batch = self.batch(scratch, self.turn(0)?);
+        Ops(&self.device).combine(batch, scratch.weights.view(), x, tokens)
     }
 
     /// The experts that the router has chosen, [T, used]: the one wait of a layer.
@@ -166,7 +229,7 @@ impl Slots {
 
         let ops = Ops(&self.device);
         if tokens > FEW {
-            ops.sort(self.batch(scratch, 0)?, tokens * self.shape.used)?;
+            ops.sort(self.batch(scratch, self.turn(0)?), tokens * self.shape.used)?;
         }
         let on_cpu = order.iter().any(|(_, way)| *way == Way::Cpu);
         if on_cpu {
@@ -175,7 +238,7 @@ impl Slots {
             self.inputs.download(0, scratch.a.data.part(0..bytes)?)?;
         }
         if !here.is_empty() {
-            ops.experts(self.batch(scratch, 0)?, scratch.a.q8.view(), tokens)?;
+            ops.experts(self.batch(scratch, self.turn(0)?), scratch.a.q8.view(), tokens)?;
         }
         // In the order of the request: who waits for a place of the pager must have finished all before it.
         let mut used = vec![false; self.transient];
@@ -218,7 +281,7 @@ impl Slots {
         drop(expert);
         request.finish(rank);
         self.device.order(Stream::Copy, Stream::Compute, self.copied)?;
-        let turn = self.batch(step.scratch, rank + 1)?;
+        let turn = self.batch(step.scratch, self.turn(rank + 1)?);
         Ops(&self.device).experts(turn, step.scratch.a.q8.view(), step.tokens)?;
         if let Some(lane) = place.lane {
             used[lane] = true;
@@ -229,21 +292,27 @@ impl Slots {
         Ok(())
     }
 
-    /// What the kernels want to know of a call, with the table of a turn.
-    fn batch<'b>(&'b self, scratch: &'b Scratch, turn: usize) -> Result<ops::Experts<'b>> {
+    /// The table of a turn.
+    fn turn(&self, turn: usize) -> Result<View<'_>> {
+        let row = 8 * self.shape.experts;
+        self.tables.part(row * turn..row * (turn + 1))
+    }
+
+    /// What the kernels want to know of a call.
+    fn batch<'b>(&self, scratch: &'b Scratch, table: View<'b>) -> ops::Experts<'b> {
         let Shape { experts, used, hidden, tiles, dtype, .. } = self.shape;
-        Ok(ops::Experts {
+        ops::Experts {
             dtype,
             experts,
             used,
             hidden,
             tiles,
-            table: self.tables.part(8 * turn * experts..8 * (turn + 1) * experts)?,
+            table,
             chosen: scratch.chosen.view(),
             order: (scratch.starts.view(), scratch.order.view()),
             h: scratch.h.views(),
             out: scratch.out.view(),
-        })
+        }
     }
 
     fn write_tables(

@@ -102,8 +102,13 @@ impl Runner {
             let to = filters + f32s(i * shape.hidden);
             copy(&device, s.ends.part(to..to + f32s(shape.hidden))?, row(x, end - 1, shape.hidden)?)?;
         }
+        if want == Want::Hidden {
+            let hidden = self.hidden(model, at.x, n)?;
+            self.end(model, state, &ends)?;
+            return Ok(hidden);
+        }
         let first = match want {
-            Want::Nothing => n,
+            Want::Nothing | Want::Hidden => n,
             Want::Last => n - 1,
             Want::All => 0,
         };
@@ -114,8 +119,37 @@ impl Runner {
             let residual = at.x + range.start..at.x + range.end;
             self.head(model, residual, rows, &mut logits)?;
         }
-        self.take_state(model, state, &ends)?;
+        self.end(model, state, &ends)?;
         Ok(logits)
+    }
+
+    /// Ends the pass on the host, when all that was read was the file.
+    fn end(&mut self, model: &Model, state: &mut State, ends: &[usize]) -> Result<()> {
+        model.check_file()?;
+        self.take_state(model, state, ends)?;
+        self.slots.count(model, *ends.last().unwrap_or(&0))
+    }
+
+    /// The `rows` residuals from the byte `x` of the inputs on, behind the final norm.
+    fn hidden(&mut self, model: &Model, x: usize, rows: usize) -> Result<Vec<f32>> {
+        let (s, bytes) = (&self.scratch, f32s(rows * self.shape.hidden));
+        let size = (rows, self.shape.hidden);
+        let (from, to) = (s.inputs.part(x..x + bytes)?, s.a.data.view());
+        Ops(&self.device).rms_norm(
+            from,
+            self.trunk.final_norm.view(),
+            to,
+            View::NONE,
+            size,
+            model.config.rms_eps,
+        )?;
+        let mut hidden = Vec::with_capacity(rows * self.shape.hidden);
+        for at in (0..bytes).step_by(self.pinned.size()) {
+            let part = at..bytes.min(at + self.pinned.size());
+            self.pinned.download(0, s.a.data.part(part.clone())?)?;
+            hidden.extend_from_slice(cast_slice(&self.pinned.host()?[..part.len()]));
+        }
+        Ok(hidden)
     }
 
     /// Adds the logits of `rows` residuals, which lie in the inputs.

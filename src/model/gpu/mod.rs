@@ -8,9 +8,12 @@ mod ring;
 mod scratch;
 mod trunk;
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
 };
 
 pub use mirror::Mirror;
@@ -26,10 +29,10 @@ use crate::{
         memory::{Pinned, copy},
         ops::{Ops, f32s},
     },
-    pager::Turn,
+    pager::{Turn, lock},
 };
 use experts::Slots;
-use scratch::{Scratch, Shape};
+use scratch::{LOGIT_ROWS, Scratch, Shape};
 use trunk::Trunk;
 
 /// A GPU that takes part. One call at a time uses it.
@@ -90,7 +93,7 @@ pub fn trunk_bytes(container: &Container, options: &Options) -> Result<u64, Stri
 impl Gpu {
     /// How it was used so far.
     pub fn usage(&self) -> GpuUse {
-        self.runner.lock().unwrap_or_else(PoisonError::into_inner).slots.usage
+        lock(&self.runner).slots.usage
     }
 }
 
@@ -117,6 +120,7 @@ impl Runner {
             pinned: pinned(PINNED)?,
         };
         runner.reserve(model.placement.batch.min(BATCH))?;
+        runner.slots.fill(model)?;
         Ok(runner)
     }
 
@@ -192,31 +196,42 @@ impl Model {
         want: Want,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        self.check_file()?;
+        let start = Instant::now();
         // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
         let _turn = gpu.turn.take()?;
         let pass = self.pager.begin()?;
-        let mut runner = gpu.runner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runner = lock(&gpu.runner);
         let runner = &mut *runner;
         state.undo();
         let logits = self.compute.enter(tokens.len(), || runner.forward(self, &pass, tokens, state, want));
-        if logits.is_err() {
-            state.undo();
+        match logits {
+            Ok(_) => self.log.add(tokens.len(), start),
+            Err(_) => {
+                state.undo();
+                self.check_file()?;
+            }
         }
         logits
     }
 
-    /// [`Model::logits`] on the GPU.
+    /// [`Model::logits`] on the GPU, for whole rows.
     pub(super) fn logits_gpu(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
         let _turn = gpu.turn.take()?;
-        let mut runner = gpu.runner.lock().unwrap_or_else(PoisonError::into_inner);
-        let bytes = f32s(hidden.len());
-        runner.inputs.host()?[..bytes].copy_from_slice(bytemuck::cast_slice(hidden));
-        let Runner { inputs, scratch: s, .. } = &mut *runner;
-        inputs.upload(0..bytes, s.inputs.view())?;
-        copy(&gpu.device, s.a.data.view(), s.inputs.part(0..bytes)?)?;
-        Ops(&gpu.device).quantize(s.a.data.view(), s.a.q8.view(), (1, hidden.len()))?;
-        let mut logits = Vec::with_capacity(self.config.vocab);
-        runner.project(1, &mut logits)?;
+        let mut runner = lock(&gpu.runner);
+        let width = self.config.hidden;
+        let mut logits = Vec::with_capacity(hidden.len() / width * self.config.vocab);
+        // What there is room for in any case.
+        let most = runner.scratch.tokens.min(LOGIT_ROWS);
+        for rows in hidden.chunks(most * width) {
+            let (n, bytes) = (rows.len() / width, f32s(rows.len()));
+            let Runner { inputs, scratch: s, .. } = &mut *runner;
+            inputs.host()?[..bytes].copy_from_slice(bytemuck::cast_slice(rows));
+            inputs.upload(0..bytes, s.inputs.view())?;
+            copy(&gpu.device, s.a.data.view(), s.inputs.part(0..bytes)?)?;
+            Ops(&gpu.device).quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
+            runner.project(n, &mut logits)?;
+        }
         Ok(logits)
     }
 }

@@ -9,8 +9,9 @@ use yuan::{
     container::Container,
     model::{GpuPlacement, Placement, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
+    session::stats::gpu,
 };
-use yuan_tools::{console::size, open::RunArgs, stats};
+use yuan_tools::{console::size, open::RunArgs, stats::describe_gpu};
 
 use crate::bench::read_bandwidth;
 
@@ -62,7 +63,9 @@ impl Plan {
         };
         let embedding = container.tensor("token_embd.weight").map_or(0, |t| t.bytes.len() as u64);
         let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
-        let weights = p.trunk - if config.tied_embeddings { 0 } else { embedding } + experts;
+        // A token reads one row of the embedding; streamed, the trunk is counted without it.
+        let beside = if config.tied_embeddings || p.mode == Mode::Streamed { 0 } else { embedding };
+        let weights = p.trunk - beside + experts;
         // The CPU reads what the GPU does not have, and the drive delivers of that what memory does not have.
         let (there, on_gpu) = match &p.gpu {
             GpuPlacement::Off(_) => (0.0, 0),
@@ -71,14 +74,14 @@ impl Plan {
                 (there, weights - experts + (experts as f64 * there) as u64)
             }
         };
-        let gpu = match &p.gpu {
+        let on_gpu_time = match &p.gpu {
             GpuPlacement::On { bandwidth, .. } if *bandwidth > 0 => on_gpu as f64 / *bandwidth as f64,
             _ => 0.0,
         };
         let compute = (weights - on_gpu) as f64 / 1e9 / memory;
         let read = experts as f64 * (1.0 - rate) * (1.0 - there);
         let wait = drive.map_or(0.0, |d| read / 1e9 / d);
-        let tokens = 1.0 / compute.max(wait).max(gpu).max(1e-9);
+        let tokens = 1.0 / compute.max(wait).max(on_gpu_time).max(1e-9);
         let once = (p.experts - p.resident) as u64 * p.expert_bytes;
         if self.json {
             let object = json!({
@@ -87,7 +90,7 @@ impl Plan {
                 "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
                 "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
                 "bytes_read_per_token": read, "tokens_per_second": tokens,
-                "gpu": stats::gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
+                "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
             });
             println!("{object}");
             return Ok(());
@@ -112,11 +115,11 @@ impl Plan {
             size(weights - on_gpu),
             1e3 * compute
         );
-        println!("{}", stats::describe_gpu(&p.gpu));
+        println!("{}", describe_gpu(&p.gpu));
         if let GpuPlacement::On { bandwidth, .. } = &p.gpu {
             let by = match *bandwidth {
                 0 => "its driver does not say how fast".to_owned(),
-                b => format!("at {} a second: {:.1} ms", size(b), 1e3 * gpu),
+                b => format!("at {} a second: {:.1} ms", size(b), 1e3 * on_gpu_time),
             };
             println!("           a token reads {} there, {by}", size(on_gpu));
         }
