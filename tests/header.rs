@@ -110,6 +110,7 @@ fn cmake_knows_the_version() {
 }
 
 /// The shared library that this test was built with.
+#[cfg(all(target_os = "linux", not(feature = "cuda-shim")))]
 fn library() -> PathBuf {
     let deps = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     deps.join(format!("{}yuan{}", std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX))
