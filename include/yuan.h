@@ -96,6 +96,10 @@ enum yuan_status
      * A mistake in the library: please report it with the message. The handles of the call can only be freed.
      */
     YUAN_ERROR_INTERNAL = 12,
+    /**
+     * A GPU has failed. The call can be made again: it then runs without the GPU.
+     */
+    YUAN_ERROR_GPU = 13,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -266,6 +270,20 @@ yuan_status yuan_engine_options_set_paging(yuan_engine_options *options,
                                            const char *paging);
 
 /**
+ * Which GPU takes part: "auto" (the default: the first suitable one, if the build and the machine have one), "off", or its number from 0, which
+ * is an error of yuan_engine_open where it cannot be used. One call at a time.
+ */
+yuan_status yuan_engine_options_set_gpu(yuan_engine_options *options,
+                                        const char *gpu);
+
+/**
+ * The memory of the GPU to use at most, as in yuan_engine_options_set_memory; NULL, the default, for what is free less a reserve. One call at
+ * a time.
+ */
+yuan_status yuan_engine_options_set_gpu_memory(yuan_engine_options *options,
+                                               const char *memory);
+
+/**
  * Whether streamed reads go past the page cache: "auto" (the default), "on" or "off". One call at a time.
  */
 yuan_status yuan_engine_options_set_direct_io(yuan_engine_options *options, const char *direct_io);
@@ -338,6 +356,8 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
  *
  * Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
  * "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
+ * "gpu" is an object with the "device" (or null, and "why"), the bytes that it holds as above, "experts_there" (that it has room for) and "bandwidth"; "gpu_use" null or an
+ * object that counts experts that were "there", "copied" to it, or computed "on_cpu", and the "bytes_copied".
  *
  * Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and
  * apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"

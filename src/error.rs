@@ -92,6 +92,17 @@ pub enum Error {
     #[error("{0}")]
     Memory(String),
 
+    /// A GPU has failed.
+    #[error(
+        "the GPU {device} has failed: {problem}; the model goes on without it, and --gpu off never asks it"
+    )]
+    Gpu {
+        /// The device's name.
+        device: String,
+        /// The call and the driver's reason.
+        problem: String,
+    },
+
     /// The caller asked for something impossible.
     #[error("{0}")]
     Argument(String),

@@ -17,6 +17,8 @@ pub mod tokenizer;
 
 pub mod pager;
 
+pub mod gpu;
+
 pub mod model;
 
 pub mod sampler;

@@ -265,8 +265,10 @@ impl Caller<'_> {
     fn set_options(&mut self) {
         let (engine, session) = (self.engine_options(), self.session_options());
         let (name, number) = (self.text(), self.random.next());
-        let status = match self.random.below(12) {
-            11 => unsafe { yuan_engine_options_set_progress(engine, Some(opening), null_mut()) },
+        let status = match self.random.below(14) {
+            11 => unsafe { yuan_engine_options_set_gpu(engine, name.as_ptr()) },
+            12 => unsafe { yuan_engine_options_set_gpu_memory(engine, name.as_ptr()) },
+            13 => unsafe { yuan_engine_options_set_progress(engine, Some(opening), null_mut()) },
             7 => unsafe { yuan_engine_options_set_memory(engine, name.as_ptr()) },
             8 => unsafe { yuan_engine_options_set_paging(engine, name.as_ptr()) },
             9 => unsafe { yuan_engine_options_set_direct_io(engine, name.as_ptr()) },

@@ -48,6 +48,7 @@ pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
 pub use panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
+pub use scalar::exp;
 
 /// One function for every operation, all of one instruction set.
 ///

@@ -259,7 +259,7 @@ fn nibble_dots(qs: &[u8; 2048], x: &BlockQ8, s: usize) -> [i32; 16] {
 
 /// `e^x` with `x` held within -87 and 88: `2^n e^r` with `n` the nearest whole number of `x / ln 2`, and `e^r` by its Taylor
 /// series to the 7th power, whose error at `ln 2 / 2` is 5e-9.
-pub(crate) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let x = if x.is_nan() { x } else { x.clamp(EXP_LEAST, EXP_MOST) };
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = (x - n * LN_2_UPPER) - n * LN_2_LOWER;

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::RopePrecision,
     model::{Arithmetic, KvType, Options},
-    pager::{Paging, source::DirectIo},
+    pager::{Paging, budget::Limit, source::DirectIo},
     session::Engine,
 };
 
@@ -120,15 +120,8 @@ pub unsafe extern "C" fn yuan_engine_options_set_memory(
     memory: *const c_char,
 ) -> yuan_status {
     set(options, |options| {
-        options.paging.memory = match memory.is_null() {
-            true => None,
-            // SAFETY: the contract of the header.
-            false => Some(
-                unsafe { args::c_text("the memory", memory) }?
-                    .parse()
-                    .map_err(|e: String| Failure::argument(e))?,
-            ),
-        };
+        // SAFETY: the contract of the header.
+        options.paging.memory = unsafe { limit("the memory", memory) }?;
         Ok(())
     })
 }
@@ -146,6 +139,45 @@ pub unsafe extern "C" fn yuan_engine_options_set_paging(
         options.paging.mode = named(name, Paging::from_name, "auto, mapped, streamed or plain")?;
         Ok(())
     })
+}
+
+/// Which GPU takes part: "auto" (the default: the first suitable one, if the build and the machine have one), "off", or its number from 0, which
+/// is an error of yuan_engine_open where it cannot be used. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_gpu(
+    options: *mut yuan_engine_options,
+    gpu: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the GPU", gpu) }?;
+        options.gpu.choice = name.parse().map_err(|e: String| Failure::argument(e))?;
+        Ok(())
+    })
+}
+
+/// The memory of the GPU to use at most, as in yuan_engine_options_set_memory; NULL, the default, for what is free less a reserve. One call at
+/// a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_gpu_memory(
+    options: *mut yuan_engine_options,
+    memory: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        options.gpu.memory = unsafe { limit("the memory of the GPU", memory) }?;
+        Ok(())
+    })
+}
+
+/// A memory, or NULL for none.
+unsafe fn limit(what: &str, memory: *const c_char) -> Result<Option<Limit>, Failure> {
+    if memory.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's contract, which is that of the header.
+    let text = unsafe { args::c_text(what, memory) }?;
+    text.parse().map(Some).map_err(|e: String| Failure::argument(e))
 }
 
 /// Whether streamed reads go past the page cache: "auto" (the default), "on" or "off". One call at a time.

@@ -37,6 +37,8 @@ pub enum yuan_status {
     YUAN_ERROR_MEMORY = 11,
     /// A mistake in the library: please report it with the message. The handles of the call can only be freed.
     YUAN_ERROR_INTERNAL = 12,
+    /// A GPU has failed. The call can be made again: it then runs without the GPU.
+    YUAN_ERROR_GPU = 13,
 }
 
 use yuan_status::*;
@@ -72,6 +74,7 @@ impl From<Error> for Failure {
             Error::Memory(_) => YUAN_ERROR_MEMORY,
             Error::Argument(_) => YUAN_ERROR_ARGUMENT,
             Error::Cancelled => YUAN_ERROR_CANCELLED,
+            Error::Gpu { .. } => YUAN_ERROR_GPU,
         };
         Self::new(status, error.to_string())
     }
@@ -99,7 +102,7 @@ pub extern "C" fn yuan_last_error() -> *const c_char {
 /// The name of a status ("YUAN_ERROR_BUSY"), or "unknown". The text is static. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_status_name(status: i32) -> *const c_char {
-    let names: [(yuan_status, &CStr); 13] = [
+    let names: [(yuan_status, &CStr); 14] = [
         (YUAN_OK, c"YUAN_OK"),
         (YUAN_ERROR_ARGUMENT, c"YUAN_ERROR_ARGUMENT"),
         (YUAN_ERROR_HANDLE, c"YUAN_ERROR_HANDLE"),
@@ -113,6 +116,7 @@ pub extern "C" fn yuan_status_name(status: i32) -> *const c_char {
         (YUAN_ERROR_DISK_FULL, c"YUAN_ERROR_DISK_FULL"),
         (YUAN_ERROR_MEMORY, c"YUAN_ERROR_MEMORY"),
         (YUAN_ERROR_INTERNAL, c"YUAN_ERROR_INTERNAL"),
+        (YUAN_ERROR_GPU, c"YUAN_ERROR_GPU"),
     ];
     names.iter().find(|(s, _)| *s as i32 == status).map_or(c"unknown", |(_, name)| name).as_ptr()
 }

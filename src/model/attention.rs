@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use yuan_kernels::{Columns, Kernels};
+use yuan_kernels::{Columns, Kernels, exp};
 
 use super::{activations::Activations, buffer::Buffer, compute::Compute, kv::KvCache};
 
@@ -96,7 +96,7 @@ impl Attended {
             if other.sums[t] == 0.0 {
                 continue;
             }
-            let (mine, theirs) = ((self.max[t] - max).exp(), (other.max[t] - max).exp());
+            let (mine, theirs) = (exp(self.max[t] - max), exp(other.max[t] - max));
             mixed.zip(&other.mixed[t * dim..]).for_each(|(m, o)| *m = *m * mine + o * theirs);
             self.sums[t] = self.sums[t] * mine + other.sums[t] * theirs;
             self.max[t] = max;

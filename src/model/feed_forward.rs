@@ -157,8 +157,8 @@ impl Experts {
                     data: experts[g.expert].apply(compute, &m.gather(&g.tokens)),
                 })
                 .collect(),
-            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request()?, m, &mut groups)?,
-            Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request()?, m, &mut groups)?,
+            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request()?, None, m, &mut groups)?,
+            Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request()?, None, m, &mut groups)?,
         };
         let hidden = m.cols();
         let mut y = Buffer::zeroed(m.data().len());
@@ -176,6 +176,37 @@ impl Experts {
             });
         });
         Ok(y)
+    }
+}
+
+#[cfg(feature = "gpu")]
+impl Experts {
+    /// Gives every output of the `ranks` of what was asked for as `(token, expert, column, outputs from there on)`, not yet weighted;
+    /// `routing` has no others.
+    pub fn each(
+        &self,
+        compute: &Compute,
+        request: &Request<'_>,
+        ranks: Range<usize>,
+        m: &Activations,
+        routing: &Routing,
+        mut give: impl FnMut(usize, usize, usize, &[f32]),
+    ) -> Result<()> {
+        let mut groups = group(routing);
+        let outputs = match self {
+            Self::Rows(_) => {
+                return Err(Error::Argument("experts in rows are computed on the CPU only".into()));
+            }
+            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request, Some(ranks), m, &mut groups)?,
+            Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request, Some(ranks), m, &mut groups)?,
+        };
+        for (group, output) in groups.iter().zip(&outputs) {
+            for (i, &t) in group.tokens.iter().enumerate() {
+                (0..m.cols() / PANEL_ROWS)
+                    .for_each(|g| give(t, group.expert, g * PANEL_ROWS, output.piece(i, g)));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -210,10 +241,11 @@ fn group(routing: &Routing) -> Vec<Group> {
 
 /// The outputs of each group's expert, for which large groups are cut up. A tile's share is added to an output in the order of
 /// the tiles, whether one thread walks all tiles or every tile has a thread and a partial output of its own. Experts are computed
-/// in the order of the request: those that are there first.
+/// in the order of the request, those that are there first: all of them, or those of `some` ranks.
 fn tiled<P: Panel>(
     compute: &Compute,
     request: &Request<'_>,
+    some: Option<Range<usize>>,
     m: &Activations,
     groups: &mut Vec<Group>,
 ) -> Result<Vec<Output>> {
@@ -243,19 +275,21 @@ fn tiled<P: Panel>(
     let groups_of = |expert: usize| {
         groups.partition_point(|g| g.expert < expert)..groups.partition_point(|g| g.expert <= expert)
     };
-    let ranks: Vec<Range<usize>> = request.order().iter().map(|&e| groups_of(e)).collect();
+    let some = some.unwrap_or(0..request.order().len());
+    let first = some.start;
+    let ranks: Vec<Range<usize>> = request.order()[some].iter().map(|&e| groups_of(e)).collect();
     if walk {
         let parts = ranks.iter().map(Range::len).collect();
         let places: Vec<Mutex<&mut [f32]>> =
             outputs.iter_mut().map(|o| Mutex::new(&mut o.data[..])).collect();
-        in_order(compute, request, parts, |rank, part, expert| {
+        in_order(compute, request, first, parts, |rank, part, expert| {
             let g = ranks[rank].start + part;
             let mut y = places[g].lock().unwrap_or_else(PoisonError::into_inner);
             (0..tiles).try_for_each(|t| pass(expert, g, t, &mut y))
         })?;
     } else {
         let partials: Vec<OnceLock<Vec<f32>>> = (0..groups.len() * tiles).map(|_| OnceLock::new()).collect();
-        in_order(compute, request, vec![tiles; groups.len()], |rank, t, expert| {
+        in_order(compute, request, first, vec![tiles; groups.len()], |rank, t, expert| {
             let g = ranks[rank].start;
             let mut y = vec![0.0; groups[g].tokens.len() * hidden];
             pass(expert, g, t, &mut y)?;
@@ -270,11 +304,12 @@ fn tiled<P: Panel>(
     Ok(outputs)
 }
 
-/// Does `work(rank, part, expert)` for the `parts` of every rank of the request. Threads take the parts in order, so that
+/// Does `work(rank, part, expert)` for the `parts` of every rank of the request from `first` on, where ranks count from. Threads take the parts in order, so that
 /// none waits for an expert while another part could be done, and an expert is finished when its last part is.
 fn in_order(
     compute: &Compute,
     request: &Request<'_>,
+    first: usize,
     parts: Vec<usize>,
     work: impl Fn(usize, usize, &Expert<'_>) -> Result<()> + Sync,
 ) -> Result<()> {
@@ -285,14 +320,14 @@ fn in_order(
     let take = |_| -> Result<()> {
         let _unwinding = AbortOnPanic(request);
         while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
-            let done = request.expert(rank).and_then(|expert| work(rank, part, &expert));
+            let done = request.expert(first + rank).and_then(|expert| work(rank, part, &expert));
             if let Err(problem) = done {
                 next.store(items.len(), Relaxed);
                 request.abort();
                 return Err(problem);
             }
             if left[rank].fetch_sub(1, AcqRel) == 1 {
-                request.finish(rank);
+                request.finish(first + rank);
             }
         }
         Ok(())

@@ -58,10 +58,14 @@ impl Model {
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = self.gpu_for(state) {
+            return self.forward_gpu(gpu, tokens, state, want);
+        }
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
 
-    /// [`Model::forward`] that shows its intermediate results to `probe`.
+    /// [`Model::forward`] on the CPU, that shows its intermediate results to `probe`.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -99,6 +103,10 @@ impl Model {
         if hidden.is_empty() || !hidden.len().is_multiple_of(self.config.hidden) {
             let (found, wanted) = (hidden.len(), self.config.hidden);
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
+        }
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = self.gpu() {
+            return self.logits_gpu(gpu, hidden);
         }
         self.check_file()?;
         let mut rows = Buffer::with_capacity(hidden.len());
@@ -206,7 +214,7 @@ impl Model {
         pass.guess(next, &router.route(&self.compute, &m).experts())
     }
 
-    fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
+    pub(super) fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
         if tokens.is_empty() {
             return Err(no_tokens());
         }
@@ -229,7 +237,7 @@ impl Model {
         }
     }
 
-    fn embed(&self, tokens: &[u32]) -> Buffer {
+    pub(super) fn embed(&self, tokens: &[u32]) -> Buffer {
         let mut x = Buffer::zeroed(tokens.len() * self.config.hidden);
         let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
         rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));

@@ -153,6 +153,14 @@ impl KvCache {
             .flat_map(move |bytes| bytes.chunks_exact_mut(head).map(move |bytes| &mut bytes[..part]))
     }
 
+    /// Adds `rows` positions, and gives their bytes, in the order of [`KvCache::pieces`], to be overwritten.
+    #[cfg(feature = "gpu")]
+    pub fn extend(&mut self, rows: usize) -> impl Iterator<Item = &mut [u8]> {
+        let start = self.len;
+        let (_, from) = self.head_bytes(start);
+        self.pieces_mut(start + rows).map(move |piece| &mut piece[from..])
+    }
+
     /// Bytes of all positions of one head, and of the first `positions`.
     fn head_bytes(&self, positions: usize) -> (usize, usize) {
         let bytes = self.kv_type().bytes(self.head_dim);

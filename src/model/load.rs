@@ -6,7 +6,7 @@ use std::{cell::RefCell, ops::ControlFlow};
 use yuan_kernels::DType;
 
 use super::{
-    KvType, Layer, Model, Placement,
+    GpuPlacement, KvType, Layer, Model, Placement,
     compute::{Arithmetic, Compute},
     feed_forward::{ExpertRows, Experts, FeedForward, Mlp},
     filter::{Conv, Filter, Taps},
@@ -20,6 +20,7 @@ use crate::{
     config::{Architecture, RopePrecision},
     container::{Bytes, Container, ConvLayout, ExpertView, TensorView, panels_in_memory},
     error::{Error, Result},
+    gpu,
     pager::{
         Mode, Pager, Policy, Settings, Shape,
         source::{DirectIo, FileSource, PAGE, Source, Throttle, in_pages},
@@ -43,6 +44,8 @@ pub struct Options {
     pub context: usize,
     /// The type of their keys and values.
     pub kv: KvType,
+    /// Which GPU takes part, and with how much.
+    pub gpu: gpu::Settings,
 }
 
 /// Hears how many bytes are there of how many that are brought in while a model is opened, and says whether to go on.
@@ -102,10 +105,24 @@ impl Model {
         let compute =
             Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;
+        match &placement.gpu {
+            GpuPlacement::On { device, room, .. } => {
+                tracing::info!(
+                    "GPU {device}: the trunk and {} of {} experts",
+                    room.slots,
+                    room.needs.experts
+                );
+            }
+            GpuPlacement::Off(why) if cfg!(feature = "gpu") && options.gpu.choice == gpu::Choice::Auto => {
+                tracing::info!("the model runs on the CPU: {why}");
+            }
+            GpuPlacement::Off(_) => {}
+        }
         let weights = Weights::new(container, &placement, options, progress)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
-        Ok(Self {
+        #[allow(unused_mut, reason = "a GPU is added below, where the build has one")]
+        let mut model = Self {
             compute,
             rope: Rope::of(&config),
             embedding: weights.embedding()?,
@@ -120,7 +137,12 @@ impl Model {
             file: container.bytes().clone(),
             path: container.path().into(),
             log: Log::new(),
-        })
+            #[cfg(feature = "gpu")]
+            gpu: None,
+        };
+        #[cfg(feature = "gpu")]
+        model.load_gpu(container, &options.gpu)?;
+        Ok(model)
     }
 }
 

@@ -82,6 +82,12 @@ impl Matrix {
         groups.flat_map(|g| (0..self.cols / QK).map(move |b| panel(g, b))).collect()
     }
 
+    /// The whole matrix as it lies.
+    #[cfg(feature = "gpu")]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Bytes of the whole matrix.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()

@@ -10,6 +10,9 @@ mod compute;
 mod feed_forward;
 mod filter;
 pub mod forward;
+#[cfg(feature = "gpu")]
+mod gpu;
+mod gpu_placement;
 mod history;
 mod kv;
 mod load;
@@ -27,6 +30,7 @@ mod work;
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
+pub use gpu_placement::{GpuPlacement, GpuUse};
 pub use kv::KvType;
 pub use load::{Options, Progress};
 pub use placement::{BATCH, LOGIT_ROWS, Placement};
@@ -72,6 +76,8 @@ pub struct Model {
     final_norm: Vec<f32>,
     /// [V, H].
     head: Matrix,
+    #[cfg(feature = "gpu")]
+    gpu: Option<gpu::Gpu>,
     /// Of the container, whose bytes the weights are, unless they were copied.
     file: Bytes,
     path: PathBuf,
@@ -135,6 +141,14 @@ impl Model {
     /// Where the weights are, and why.
     pub fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// How the GPU was used so far, if one takes part.
+    pub fn gpu_use(&self) -> Option<GpuUse> {
+        #[cfg(feature = "gpu")]
+        return self.gpu.as_ref().map(gpu::Gpu::usage);
+        #[cfg(not(feature = "gpu"))]
+        None
     }
 
     /// Tokens of a prompt to run together. Streamed experts are read once a call, so there it is as many as the budget has room for.

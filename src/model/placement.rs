@@ -1,6 +1,6 @@
 //! Where a model's weights will be, decided before any of them is read: mapped or streamed, with how many experts in memory.
 
-use super::{Options, State};
+use super::{GpuPlacement, Options, State};
 use crate::{
     config::ModelConfig,
     container::{Container, ExpertView},
@@ -46,13 +46,15 @@ pub struct Placement {
     pub batch: usize,
     /// The smallest budget that can be streamed with.
     pub smallest: u64,
+    /// Whether a GPU takes part, and with what.
+    pub gpu: GpuPlacement,
 }
 
 impl Placement {
     /// The rule: mapped when the container fits into three quarters of the budget, less cache and scratch; otherwise streamed.
     ///
     /// # Errors
-    /// [`Error::Memory`] with the smallest budget that works, when this one is too small; [`Error::Argument`] when streaming is asked for and cannot be.
+    /// [`Error::Memory`] with the smallest budget that works, when this one is too small; [`Error::Argument`] when streaming or a GPU is asked for and cannot be.
     pub fn new(container: &Container, options: &Options) -> Result<Self> {
         let config = container.config();
         let budget = Budget::of(options.paging.memory);
@@ -85,6 +87,7 @@ impl Placement {
             batch: BATCH,
             smallest,
             budget,
+            gpu: GpuPlacement::Off(String::new()),
         };
         let can_stream = tiles.is_some() && is_mapped(container);
         let room = placement.budget.bytes.saturating_sub(kv.saturating_add(placement.scratch));
@@ -117,6 +120,10 @@ impl Placement {
             placement.trunk -= embedding;
             placement.divide(most, fixed, token)?;
             placement.scratch += logits;
+        }
+        placement.gpu = GpuPlacement::new(container, options, placement.batch.min(BATCH))?;
+        if placement.gpu.room().is_some() {
+            placement.batch = placement.batch.min(BATCH);
         }
         Ok(placement)
     }

@@ -71,7 +71,7 @@ fn choose(logits: &[f32], used: usize, normalize: bool) -> Vec<(usize, f32)> {
 
 fn softmax(x: &[f32]) -> Vec<f32> {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exp: Vec<f32> = x.iter().map(|x| (x - max).exp()).collect();
+    let exp: Vec<f32> = x.iter().map(|x| yuan_kernels::exp(x - max)).collect();
     let sum: f32 = exp.iter().sum();
     exp.into_iter().map(|e| e / sum).collect()
 }

@@ -25,6 +25,9 @@ pub struct State {
     wanted: Option<usize>,
     capacity: usize,
     kv: KvType,
+    /// Keys and values once more, on a GPU.
+    #[cfg(feature = "gpu")]
+    pub(super) mirror: super::gpu::Mirror,
 }
 
 /// The memory of one layer.
@@ -66,6 +69,8 @@ impl State {
             wanted: None,
             capacity,
             kv,
+            #[cfg(feature = "gpu")]
+            mirror: Default::default(),
         })
     }
 
@@ -201,6 +206,8 @@ impl State {
             layer.kv.truncate(self.position);
             layer.next.clear();
         }
+        #[cfg(feature = "gpu")]
+        self.mirror.truncate(self.position);
     }
 }
 

@@ -15,6 +15,7 @@ mod slot;
 pub mod source;
 pub mod system;
 pub mod trace;
+mod turn;
 mod usage;
 
 use std::{
@@ -31,7 +32,6 @@ use crate::{
     error::{Error, Result},
 };
 pub use pass::Pass;
-use pass::Turn;
 pub use policy::{Eviction, Plan, Policy};
 use pool::Pool;
 use request::unread;
@@ -40,6 +40,7 @@ pub use settings::{Paging, Settings};
 pub(crate) use slot::lock;
 use slot::{Arena, Arrivals, Slot};
 use source::Source;
+pub(crate) use turn::Turn;
 pub use usage::{Hits, Mode, Usage};
 
 /// Slots beside those that a policy fills, for `used` experts a token: what is read is not cached yet. One more, so that the drive
@@ -285,6 +286,14 @@ impl Pager {
             drive_time: work.busy,
             waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
         }
+    }
+
+    /// Tokens used experts of a layer that were not asked for here, because a GPU has them.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn used_elsewhere(&self, layer: usize, experts: impl Iterator<Item = usize>) {
+        experts.filter_map(|e| self.index(layer, e).ok()).for_each(|i| {
+            self.uses[i].fetch_add(1, Relaxed);
+        });
     }
 
     /// Writes down every request from now on.

@@ -1,12 +1,7 @@
 //! One call of the model, as the pager sees it.
 
-use std::{
-    sync::{Condvar, Mutex, PoisonError},
-    thread::ThreadId,
-};
-
-use super::{Backing, Pager, Request, slot::lock};
-use crate::error::{Error, Result};
+use super::{Backing, Pager, Request, slot::lock, turn::TurnGuard};
+use crate::error::Result;
 
 /// One call of the model, from its first layer to its last.
 pub struct Pass<'p> {
@@ -20,8 +15,22 @@ impl<'p> Pass<'p> {
     /// # Errors
     /// [`Error::Argument`] for an expert that there is not.
     pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'p>> {
+        self.request_beside(layer, chosen, used, |_| false)
+    }
+
+    /// [`Pass::request`] where some experts of the next layer, which need not be read ahead, are elsewhere.
+    ///
+    /// # Errors
+    /// As [`Pass::request`].
+    pub fn request_beside(
+        &self,
+        layer: usize,
+        chosen: &[usize],
+        used: usize,
+        elsewhere: impl Fn(usize) -> bool,
+    ) -> Result<Request<'p>> {
         chosen.iter().try_for_each(|&expert| self.pager.index(layer, expert).map(|_| ()))?;
-        Ok(Request::new(self.pager, layer, chosen, used))
+        Ok(Request::new(self.pager, layer, chosen, used, elsewhere))
     }
 
     /// A layer will probably want these experts: where they are streamed they are read as long as nothing is asked for. To be called
@@ -47,39 +56,5 @@ impl Drop for Pass<'_> {
             let left = std::mem::take(&mut lock(&streamed.guesses).slots);
             left.iter().for_each(|(_, slot)| slot.cancel());
         }
-    }
-}
-
-/// Who may use the slots. A guard of a mutex would have to stay on its thread; this one goes where the work goes.
-#[derive(Default)]
-pub struct Turn {
-    holder: Mutex<Option<ThreadId>>,
-    given_back: Condvar,
-}
-
-pub struct TurnGuard<'t>(&'t Turn);
-
-impl Turn {
-    pub fn take(&self) -> Result<TurnGuard<'_>> {
-        let me = std::thread::current().id();
-        let mut holder = lock(&self.holder);
-        if *holder == Some(me) {
-            return Err(Error::Argument(
-                "a model that streams its experts was called from within a call of its own; run sessions on threads of their own"
-                    .into(),
-            ));
-        }
-        while holder.is_some() {
-            holder = self.given_back.wait(holder).unwrap_or_else(PoisonError::into_inner);
-        }
-        *holder = Some(me);
-        Ok(TurnGuard(self))
-    }
-}
-
-impl Drop for TurnGuard<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.holder) = None;
-        self.0.given_back.notify_one();
     }
 }

@@ -125,6 +125,19 @@ impl Policy {
         }
     }
 
+    /// An expert that was to leave stays after all.
+    pub fn keep(&mut self, layer: usize, expert: usize) {
+        let index = layer * self.experts + expert;
+        if !self.resident[index] {
+            self.set(index, true);
+        }
+    }
+
+    /// How often an expert was used lately, older uses counting less: about as often it will be used in the next 64 tokens.
+    pub fn uses(&self, layer: usize, expert: usize) -> f64 {
+        self.scores[layer * self.experts + expert] as f64 / USE as f64
+    }
+
     /// Experts that are kept at most.
     pub fn capacity(&self) -> usize {
         self.capacity

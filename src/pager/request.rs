@@ -53,7 +53,13 @@ pub struct Expert<'r> {
 }
 
 impl<'p> Request<'p> {
-    pub(super) fn new(pager: &'p Pager, layer: usize, chosen: &[usize], used: usize) -> Self {
+    pub(super) fn new(
+        pager: &'p Pager,
+        layer: usize,
+        chosen: &[usize],
+        used: usize,
+        elsewhere: impl Fn(usize) -> bool,
+    ) -> Self {
         let (order, hits, slots) = match &pager.backing {
             Backing::Views { slots, pool, .. } => {
                 let of = |e: usize| &slots[layer * pager.experts + e];
@@ -99,7 +105,7 @@ impl<'p> Request<'p> {
             ahead: match chosen.len() >= CERTAIN * pager.experts
                 && (layer + 1) * pager.experts < pager.uses.len()
             {
-                true => (0..pager.experts).rev().collect(),
+                true => (0..pager.experts).rev().filter(|&e| !elsewhere(e)).collect(),
                 false => Vec::new(),
             },
         };

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
-    model::{Calls, Model},
+    model::{Calls, GpuPlacement, Model},
     pager::{Hits, Usage, system::ProcessUse},
 };
 
@@ -123,8 +123,27 @@ pub fn placement(model: &Model) -> Value {
         "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by,
         "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
         "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
-        "peak_memory": ProcessUse::now().peak_memory,
+        "peak_memory": ProcessUse::now().peak_memory, "gpu": gpu(&p.gpu), "gpu_use": gpu_use(model),
     })
+}
+
+/// What is on a GPU, for a program.
+pub fn gpu(placement: &GpuPlacement) -> Value {
+    match placement {
+        GpuPlacement::Off(why) => json!({ "device": null, "why": why }),
+        GpuPlacement::On { device, bandwidth, room, .. } => json!({
+            "device": device, "budget": room.budget, "trunk_bytes": room.needs.trunk, "kv_bytes": room.needs.kv,
+            "scratch_bytes": room.needs.scratch, "experts_there": room.slots, "arena_bytes": room.arena(), "bandwidth": bandwidth,
+        }),
+    }
+}
+
+/// Where experts were computed, if a GPU takes part.
+fn gpu_use(model: &Model) -> Option<Value> {
+    let used = model.gpu_use()?;
+    Some(
+        json!({ "there": used.there, "copied": used.copied, "on_cpu": used.on_cpu, "bytes_copied": used.bytes }),
+    )
 }
 
 /// Everything that is counted from the opening of a model on, for a program: [`placement`], [`Lap::json`] of all calls, and of those with several

@@ -170,17 +170,19 @@ class Engine(_Handle):
 
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int = 0, threads_batch: int = 0, rope: str | None = None,
-        memory: str | None = None, paging: str = "auto", look_ahead: bool = False, context: int = 0, kv: str = "f16",
-        progress: Progress | None = None,
+        memory: str | None = None, paging: str = "auto", gpu: str | int = "auto", gpu_memory: str | None = None,
+        look_ahead: bool = False, context: int = 0, kv: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        """`memory` is all that may be used ("8G", "50%"); `context` and `kv` are what sessions will take of it. `progress` hears how many
-        bytes are there of how many that are read first; False stops it."""
+        """`memory` is all that may be used ("8G", "50%"), `gpu_memory` the same of the GPU ("auto", "off" or its number); `context` and `kv` are
+        what sessions will take of both. `progress` hears how many bytes are there of how many that are read first; False stops it."""
         with _EngineOptions("engine_options_new") as options, _heard(progress) as callback:
             _call("engine_options_set_threads", options._handle, c_size_t(threads))
             _call("engine_options_set_threads_batch", options._handle, c_size_t(threads_batch))
             _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
             _call("engine_options_set_memory", options._handle, memory.encode() if memory else None)
             _call("engine_options_set_paging", options._handle, paging.encode())
+            _call("engine_options_set_gpu", options._handle, str(gpu).encode())
+            _call("engine_options_set_gpu_memory", options._handle, gpu_memory.encode() if gpu_memory else None)
             _call("engine_options_set_look_ahead", options._handle, c_int32(look_ahead))
             _call("engine_options_set_sessions", options._handle, c_size_t(context), kv.encode())
             _call("engine_options_set_progress", options._handle, callback, None)

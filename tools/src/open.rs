@@ -7,6 +7,7 @@ use clap::Args;
 use yuan::{
     config::{ModelConfig, RopePrecision},
     container::Container,
+    gpu,
     model::{Arithmetic, KvType, Options},
     pager::{Paging, Settings, budget::Limit, source::DirectIo},
     session::Engine,
@@ -38,6 +39,9 @@ pub struct RunArgs {
     /// How experts come into memory
     #[command(flatten)]
     pub paging: PagingArgs,
+    /// Which GPU takes part
+    #[command(flatten)]
+    pub gpu: GpuArgs,
 }
 
 /// Options of the memory.
@@ -60,6 +64,27 @@ pub struct PagingArgs {
     /// Threads that read experts (0: the usual number)
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = readers)]
     pub readers: usize,
+}
+
+/// Options of the GPU.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "GPU")]
+pub struct GpuArgs {
+    /// The GPU that takes part: its number, auto (the first suitable one, if there is one), or off
+    #[arg(long, value_name = "GPU", default_value = "auto", value_parser = str::parse::<gpu::Choice>)]
+    pub gpu: gpu::Choice,
+    /// Memory of the GPU to use at most: 6G or 50% of what is free; by default what is free, less a reserve
+    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
+    pub gpu_memory: Option<Limit>,
+}
+
+impl GpuArgs {
+    /// The library's settings.
+    pub fn settings(&self) -> gpu::Settings {
+        let mut settings = gpu::Settings::default();
+        (settings.choice, settings.memory) = (self.gpu, self.gpu_memory);
+        settings
+    }
 }
 
 impl RunArgs {
@@ -101,6 +126,7 @@ impl RunArgs {
             paging,
             context,
             kv: self.kv,
+            gpu: self.gpu.settings(),
         }
     }
 }

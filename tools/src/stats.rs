@@ -3,12 +3,29 @@
 use std::time::Duration;
 
 use yuan::{
-    model::Model,
+    model::{GpuPlacement, Model},
     pager::{Mode, system::ProcessUse},
     session::stats::{Lap, percentile},
 };
 
 use crate::console::size;
+
+/// What a GPU does.
+pub fn describe_gpu(placement: &GpuPlacement) -> String {
+    match placement {
+        GpuPlacement::Off(why) => format!("gpu        off: {why}"),
+        GpuPlacement::On { device, room, .. } => format!(
+            "gpu        {device}, {} to use: trunk {}, keys and values {}, scratch {}, {} of {} experts {}",
+            size(room.budget),
+            size(room.needs.trunk),
+            size(room.needs.kv),
+            size(room.needs.scratch),
+            room.slots,
+            room.needs.experts,
+            size(room.arena()),
+        ),
+    }
+}
 
 /// How experts came into memory, in each of the stretches, and how long tokens took.
 pub fn describe(model: &Model, laps: &[(&str, &Lap)], times: &[Duration]) -> String {
@@ -27,6 +44,16 @@ pub fn describe(model: &Model, laps: &[(&str, &Lap)], times: &[Duration]) -> Str
         );
     }
     lines.push(budget);
+    lines.push(describe_gpu(&p.gpu));
+    if let Some(used) = model.gpu_use() {
+        lines.push(format!(
+            "experts    {} on the GPU, {} copied to it ({}), {} on the CPU",
+            used.there,
+            used.copied,
+            size(used.bytes),
+            used.on_cpu
+        ));
+    }
     let process = ProcessUse::now();
     lines.push(format!(
         "peak       {} of memory, {} major faults",

@@ -53,6 +53,10 @@ static void engines(const char *model, yuan_engine **engine) {
     OK(yuan_engine_options_set_float(options, 0));
     OK(yuan_engine_options_set_memory(options, "4G"));
     FAILS(yuan_engine_options_set_memory(options, "4X"), YUAN_ERROR_ARGUMENT);
+    OK(yuan_engine_options_set_gpu(options, "off"));
+    FAILS(yuan_engine_options_set_gpu(options, "-1"), YUAN_ERROR_ARGUMENT);
+    OK(yuan_engine_options_set_gpu_memory(options, "6G"));
+    OK(yuan_engine_options_set_gpu_memory(options, NULL));
     OK(yuan_engine_options_set_paging(options, "streamed"));
     OK(yuan_engine_options_set_direct_io(options, "off"));
     OK(yuan_engine_options_set_look_ahead(options, 1));

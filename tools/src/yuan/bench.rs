@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::{Model, Placement, State, Want, threads::usable_cores},
+    model::{GpuPlacement, Model, Placement, State, Want, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
@@ -167,6 +167,15 @@ impl Bench {
         }
         let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
         println!("{}", describe(&model, &laps, &times));
+        if let GpuPlacement::On { bandwidth, .. } = &model.placement().gpu
+            && *bandwidth > 0
+        {
+            let memory = *bandwidth as f64 / 1e9;
+            println!(
+                "gpu memory {memory:.0} GB/s by its clock; the weights of decode are {:.0} % of it",
+                100.0 * weights / memory
+            );
+        }
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
-    open::{PagingArgs, RunArgs},
+    open::{GpuArgs, PagingArgs, RunArgs},
 };
 
 use crate::answer::{Answer, answer};
@@ -74,6 +74,7 @@ impl Demo {
             rope: None,
             float: false,
             paging: PagingArgs::default(),
+            gpu: GpuArgs::default(),
         };
         let engine = run.open(self.most)?;
         let config = engine.model().config();

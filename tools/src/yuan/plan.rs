@@ -7,10 +7,11 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::{Placement, threads::usable_cores},
+    model::{GpuPlacement, Placement, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
+    session::stats::gpu,
 };
-use yuan_tools::{console::size, open::RunArgs};
+use yuan_tools::{console::size, open::RunArgs, stats::describe_gpu};
 
 use crate::bench::read_bandwidth;
 
@@ -21,6 +22,7 @@ Examples:
   yuan plan model.gguf
   yuan plan model.gguf --memory 8G --context 4096
   yuan plan model.gguf --memory 8G --trace poem.trace
+  yuan plan model.gguf --gpu 0 --gpu-memory 6G
 Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers
 the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
 pub struct Plan {
@@ -61,11 +63,25 @@ impl Plan {
         };
         let embedding = container.tensor("token_embd.weight").map_or(0, |t| t.bytes.len() as u64);
         let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
-        let weights = p.trunk - if config.tied_embeddings { 0 } else { embedding } + experts;
-        let compute = weights as f64 / 1e9 / memory;
-        let read = experts as f64 * (1.0 - rate);
+        // A token reads one row of the embedding; streamed, the trunk is counted without it.
+        let beside = if config.tied_embeddings || p.mode == Mode::Streamed { 0 } else { embedding };
+        let weights = p.trunk - beside + experts;
+        // The CPU reads what the GPU does not have, and the drive delivers of that what memory does not have.
+        let (there, on_gpu) = match &p.gpu {
+            GpuPlacement::Off(_) => (0.0, 0),
+            GpuPlacement::On { room, .. } => {
+                let there = room.slots as f64 / p.experts.max(1) as f64;
+                (there, weights - experts + (experts as f64 * there) as u64)
+            }
+        };
+        let on_gpu_time = match &p.gpu {
+            GpuPlacement::On { bandwidth, .. } if *bandwidth > 0 => on_gpu as f64 / *bandwidth as f64,
+            _ => 0.0,
+        };
+        let compute = (weights - on_gpu) as f64 / 1e9 / memory;
+        let read = experts as f64 * (1.0 - rate) * (1.0 - there);
         let wait = drive.map_or(0.0, |d| read / 1e9 / d);
-        let tokens = 1.0 / compute.max(wait);
+        let tokens = 1.0 / compute.max(wait).max(on_gpu_time).max(1e-9);
         let once = (p.experts - p.resident) as u64 * p.expert_bytes;
         if self.json {
             let object = json!({
@@ -74,6 +90,7 @@ impl Plan {
                 "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
                 "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
                 "bytes_read_per_token": read, "tokens_per_second": tokens,
+                "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
             });
             println!("{object}");
             return Ok(());
@@ -95,9 +112,17 @@ impl Plan {
         println!("experts    {} of {} in memory, {} each", p.resident, p.experts, size(p.expert_bytes));
         println!(
             "memory     {memory:.1} GB/s; a token reads {} of weights: {:.0} ms",
-            size(weights),
+            size(weights - on_gpu),
             1e3 * compute
         );
+        println!("{}", describe_gpu(&p.gpu));
+        if let GpuPlacement::On { bandwidth, .. } = &p.gpu {
+            let by = match *bandwidth {
+                0 => "its driver does not say how fast".to_owned(),
+                b => format!("at {} a second: {:.1} ms", size(b), 1e3 * on_gpu_time),
+            };
+            println!("           a token reads {} there, {by}", size(on_gpu));
+        }
         if let (Some(drive), Mode::Streamed) = (drive, p.mode) {
             let of = if self.trace.is_some() { "as in the trace" } else { "if they are used evenly" };
             println!(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use yuan::{session::Session, tokenizer::Special};
+use yuan::{gpu::Choice, session::Session, tokenizer::Special};
 use yuan_tools::open::RunArgs;
 
 use crate::{answer::answer, sampling::Sampling};
@@ -31,7 +31,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(mut self) -> anyhow::Result<()> {
+        // A GPU keeps requests to itself.
+        self.run.gpu.gpu = Choice::Off;
         let mut prompt = Vec::new();
         let engine = self.run.open_for(|tokenizer, _| {
             anyhow::ensure!(!self.prompt.is_empty(), "the prompt is empty; give some text");

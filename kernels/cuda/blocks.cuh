@@ -1,0 +1,101 @@
+// Blocks and panels, byte for byte as kernels/src/blocks.rs and panel.rs have them, and the 8-bit form of activations.
+#pragma once
+#include "common.cuh"
+
+struct BlockQ4_0 {
+    u16 d;
+    u8 qs[16];
+};
+
+struct BlockQ8_0 {
+    u16 d;
+    i8 qs[32];
+};
+
+struct BlockQ4K {
+    u16 d, dmin;
+    u8 scales[12], qs[128];
+};
+
+struct BlockQ6K {
+    u8 ql[128], qh[64];
+    i8 scales[16];
+    u16 d;
+};
+
+// 256 activations.
+struct __align__(16) BlockQ8 {
+    i8 qs[256];
+    short sums[8];
+    float d;
+    unsigned pad[3];
+};
+
+// Panels: 16 rows x 256 columns.
+struct __align__(16) PanelQ4K {
+    u16 d[16], dmin[16];
+    u8 scales_lo[64], mins_lo[64], hi[64], qs[2048];
+};
+
+struct __align__(16) PanelQ4_0 {
+    u16 d[8][16];
+    u8 qs[2048];
+};
+
+struct __align__(16) PanelQ8_0 {
+    u16 d[8][16];
+    i8 qs[4096];
+};
+
+static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210,
+              "blocks");
+static_assert(sizeof(BlockQ8) == 288 && sizeof(PanelQ4K) == 2304 && sizeof(PanelQ4_0) == 2304 &&
+                  sizeof(PanelQ8_0) == 4352,
+              "panels");
+
+__device__ inline int word_at(const void *p) { return *(const int *)p; }
+
+// The scales of sub-block s of four rows, from row r on, a byte each.
+__device__ inline unsigned scales_of(const PanelQ4K &panel, int s, int r) {
+    unsigned lo = word_at(panel.scales_lo + 16 * (s % 4) + r), hi = word_at(panel.hi + 16 * (s % 4) + r);
+    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi & 0x03030303u) << 4
+                 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 2 & 0x03030303u) << 4;
+}
+
+// The same for the mins.
+__device__ inline unsigned mins_of(const PanelQ4K &panel, int s, int r) {
+    unsigned lo = word_at(panel.mins_lo + 16 * (s % 4) + r), hi = word_at(panel.hi + 16 * (s % 4) + r);
+    return s < 4 ? (lo & 0x0f0f0f0fu) | (hi >> 4 & 0x03030303u) << 4
+                 : (lo >> 4 & 0x0f0f0f0fu) | (hi >> 6 & 0x03030303u) << 4;
+}
+
+__device__ inline int byte_of(unsigned word, int i) { return word >> 8 * i & 255; }
+
+// A warp makes one block of the values that `value` gives for columns 0..256. All lanes must call it.
+template <class Value>
+__device__ inline void quantize_block(Value value, BlockQ8 *out) {
+    int lane = lane_of();
+    float x[8];
+    unsigned amax_bits = 0;
+    for (int i = 0; i < 8; i++) {
+        x[i] = value(8 * lane + i);
+        amax_bits = max(amax_bits, as_bits(x[i]) & 0x7fffffffu);
+    }
+    for (int half = 16; half > 0; half /= 2) amax_bits = max(amax_bits, __shfl_xor_sync(~0u, amax_bits, half));
+    // Not finite: zeros with the scale NaN. So small that the inverse overflows: zeros with the scale zero.
+    float amax = as_float(amax_bits), d = amax / 127.0f, inverse = 127.0f / amax;
+    if (amax_bits >= 0x7f800000u) d = as_float(0x7fc00000u), inverse = 0.0f;
+    if (inverse > 3.4028235e38f) d = 0.0f, inverse = 0.0f;
+    unsigned words[2] = {0, 0};
+    int sum = 0;
+    for (int i = 0; i < 8; i++) {
+        int q = inverse == 0.0f ? 0 : (int)rintf(x[i] * inverse);
+        sum += q;
+        words[i / 4] |= (unsigned)(q & 255) << 8 * (i % 4);
+    }
+    *(uint2 *)(out->qs + 8 * lane) = make_uint2(words[0], words[1]);
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    if (lane % 4 == 0) out->sums[lane / 4] = (short)sum;
+    if (lane < 4) *(lane == 0 ? (unsigned *)&out->d : &out->pad[lane - 1]) = lane == 0 ? as_bits(d) : 0;
+}

@@ -1,0 +1,29 @@
+//! A GPU beside the CPU: what goes into its memory, and what it computes.
+//!
+//! The pure part, which every build has, says what is wanted ([`Settings`]), divides a GPU's memory ([`Room`]), and decides for each
+//! expert of a request where it is computed ([`Tier`], [`Costs`]). The rest talks to a device through [`driver::Driver`] and is there
+//! with the feature `cuda` (a real one) or `cuda-shim` (one that runs the same kernels on the CPU, for tests).
+
+mod cost;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "gpu")]
+mod device;
+#[cfg(feature = "gpu")]
+pub mod driver;
+#[cfg(feature = "cuda-shim")]
+pub mod fake;
+#[cfg(feature = "gpu")]
+pub mod memory;
+#[cfg(feature = "gpu")]
+pub mod ops;
+mod room;
+mod settings;
+mod tier;
+
+pub use cost::Costs;
+#[cfg(feature = "gpu")]
+pub use device::Device;
+pub use room::{Needs, Room};
+pub use settings::{Choice, Settings};
+pub use tier::{Tier, Way};

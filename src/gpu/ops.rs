@@ -1,0 +1,386 @@
+//! The operations of the forward pass on a device: each checks that its memory has the sizes that its shape says, and launches
+//! a kernel. `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
+
+use yuan_cuda::{Launch, launch};
+use yuan_kernels::{BlockQ8, DType, blocks::QK};
+
+use super::{device::Device, driver::Arg, memory::View};
+use crate::error::{Error, Result};
+
+/// Bytes of `n` numbers.
+pub const fn f32s(n: usize) -> usize {
+    4 * n
+}
+
+/// Bytes of `rows` rows of `cols` numbers in the 8-bit form.
+pub const fn q8s(rows: usize, cols: usize) -> usize {
+    rows * cols.div_ceil(QK) * size_of::<BlockQ8>()
+}
+
+/// A matrix on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'b> {
+    /// Its type.
+    pub dtype: DType,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Panels, or rows of a float type.
+    pub bytes: View<'b>,
+}
+
+/// The shape of the keys and values of one layer: [heads][capacity][dim].
+#[derive(Clone, Copy, Debug)]
+pub struct Cache<'b> {
+    /// `F16` or `Q8_0`.
+    pub dtype: DType,
+    /// Heads.
+    pub heads: usize,
+    /// Width of one.
+    pub dim: usize,
+    /// Positions that there is room for.
+    pub capacity: usize,
+    /// Keys.
+    pub keys: View<'b>,
+    /// Values.
+    pub values: View<'b>,
+    /// The number of positions before this call.
+    pub start: View<'b>,
+}
+
+impl Cache<'_> {
+    /// Bytes of the keys, or of the values.
+    pub const fn bytes(dtype: DType, heads: usize, dim: usize, capacity: usize) -> usize {
+        heads * capacity * dim / dtype.block_len() * dtype.block_bytes()
+    }
+
+    fn check(&self) -> Result<()> {
+        let bytes = Self::bytes(self.dtype, self.heads, self.dim, self.capacity);
+        need(&[(self.keys, bytes), (self.values, bytes), (self.start, 4)])
+    }
+}
+
+/// The experts of one layer for a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Experts<'b> {
+    /// `Q4_0` or `Q4_K`.
+    pub dtype: DType,
+    /// Experts of the layer.
+    pub experts: usize,
+    /// Experts of a token.
+    pub used: usize,
+    /// H.
+    pub hidden: usize,
+    /// Tiles of an expert.
+    pub tiles: usize,
+    /// Addresses of the experts, 0 for those that are not computed, u64 [E].
+    pub table: View<'b>,
+    /// The experts of each slot, i32 [S].
+    pub chosen: View<'b>,
+    /// Slots in the order of their experts: i32 [E + 1] and [S].
+    pub order: (View<'b>, View<'b>),
+    /// f32 [S, tiles * 256], and its 8-bit form.
+    pub h: (View<'b>, View<'b>),
+    /// f32 [S, H].
+    pub out: View<'b>,
+}
+
+/// The operations on one device.
+#[derive(Clone, Copy, Debug)]
+pub struct Ops<'d>(pub &'d Device);
+
+type Views<'v, 'b> = &'v [(View<'b>, usize)];
+
+/// Whether each view has so many bytes, or is none.
+fn need(views: Views<'_, '_>) -> Result<()> {
+    match views.iter().find(|(view, bytes)| view.at() != 0 && view.size() < *bytes) {
+        Some((view, bytes)) => {
+            Err(Error::Argument(format!("{} bytes on the GPU are no {bytes}", view.size())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// A number that fits the kernels' i32.
+fn int(n: usize) -> Result<Arg> {
+    i32::try_from(n).map(Arg::I32).map_err(|_| Error::Argument(format!("{n} is too large for the GPU")))
+}
+
+fn at(view: View<'_>) -> Arg {
+    Arg::At(view.at())
+}
+
+impl Ops<'_> {
+    fn launch(&self, what: &str, launch: Option<Launch>, views: Views<'_, '_>, args: &[Arg]) -> Result<()> {
+        need(views)?;
+        let launch = launch
+            .ok_or_else(|| Error::Argument(format!("the GPU has no {what} of this shape; use --gpu off")))?;
+        // SAFETY: the arguments are those of the kernel's row in kernels/cuda/README.md, and the views were checked against them.
+        self.0.call(|c| unsafe { c.launch(&launch, args) })
+    }
+
+    /// `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.
+    ///
+    /// # Errors
+    /// All operations: [`Error::Argument`] for views that are too small or shapes that there is no kernel for; as [`Device::call`].
+    pub fn rms_norm(
+        &self,
+        x: View<'_>,
+        weight: View<'_>,
+        out: View<'_>,
+        q8: View<'_>,
+        (tokens, cols): (usize, usize),
+        eps: f32,
+    ) -> Result<()> {
+        let rows = f32s(tokens * cols);
+        let views = [(x, rows), (weight, f32s(cols)), (out, rows), (q8, q8s(tokens, cols))];
+        let args = [at(x), at(weight), at(out), at(q8), int(cols)?, Arg::F32(eps)];
+        self.launch("norm", launch::rms_norm(cols, tokens), &views, &args)
+    }
+
+    /// The 8-bit form of rows.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn quantize(&self, x: View<'_>, q8: View<'_>, (rows, cols): (usize, usize)) -> Result<()> {
+        let views = [(x, f32s(rows * cols)), (q8, q8s(rows, cols))];
+        self.launch(
+            "8-bit form",
+            launch::quantize(cols, rows),
+            &views,
+            &[at(x), at(q8), int(cols)?, int(rows)?],
+        )
+    }
+
+    /// `x += y`.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn add(&self, x: View<'_>, y: View<'_>, n: usize) -> Result<()> {
+        let views = [(x, f32s(n)), (y, f32s(n))];
+        self.launch("sum", launch::pointwise("add", n), &views, &[at(x), at(y), int(n)?])
+    }
+
+    /// `x += bias + plus`, of which `plus` may be none.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn bias(
+        &self,
+        x: View<'_>,
+        bias: View<'_>,
+        plus: View<'_>,
+        (tokens, cols): (usize, usize),
+    ) -> Result<()> {
+        let n = tokens * cols;
+        let views = [(x, f32s(n)), (bias, f32s(cols)), (plus, f32s(n))];
+        let args = [at(x), at(bias), at(plus), int(cols)?, int(n)?];
+        self.launch("bias", launch::pointwise("bias", n), &views, &args)
+    }
+
+    /// `out = x wᵀ`. `x` is in the 8-bit form where the weights are quantized, and f32 where they are floats.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn product(&self, w: Weights<'_>, x: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
+        let Weights { dtype, rows, cols, bytes } = w;
+        let weights = rows * dtype.row_bytes(cols).unwrap_or(usize::MAX / rows.max(1));
+        let input = if dtype.is_quantized() { q8s(tokens, cols) } else { f32s(tokens * cols) };
+        let views = [(bytes, weights), (x, input), (out, f32s(tokens * rows))];
+        let args = [at(bytes), at(x), at(out), int(rows)?, int(cols)?, int(tokens)?];
+        self.launch("product", launch::product(dtype, rows, cols, tokens), &views, &args)
+    }
+
+    /// Rows `x[t-1], x[t]` for a convolution, in f32 and in the 8-bit form, either of which may be none; `x[-1]` is `last`.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn filter_pairs(
+        &self,
+        x: View<'_>,
+        last: View<'_>,
+        pairs: View<'_>,
+        q8: View<'_>,
+        (tokens, cols): (usize, usize),
+        interleaved: bool,
+    ) -> Result<()> {
+        let views = [
+            (x, f32s(tokens * cols)),
+            (last, f32s(cols)),
+            (pairs, f32s(2 * tokens * cols)),
+            (q8, q8s(tokens, 2 * cols)),
+        ];
+        let args =
+            [at(x), at(last), at(pairs), at(q8), int(cols)?, Arg::I32(interleaved.into()), int(tokens)?];
+        self.launch("filter", launch::filter_pairs(cols, tokens), &views, &args)
+    }
+
+    /// Queries, keys and values of all heads from the projections `q`, `k` and `v`; keys and values go into the cache.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn heads(
+        &self,
+        [q, k, v]: [View<'_>; 3],
+        angles: View<'_>,
+        queries: View<'_>,
+        cache: Cache<'_>,
+        (tokens, rot): (usize, usize),
+    ) -> Result<()> {
+        cache.check()?;
+        let rows = f32s(tokens * cache.heads * cache.dim);
+        let views = [(q, rows), (k, rows), (v, rows), (queries, rows), (angles, f32s(tokens * rot))];
+        let args = [
+            at(q),
+            at(k),
+            at(v),
+            at(angles),
+            at(queries),
+            at(cache.keys),
+            at(cache.values),
+            at(cache.start),
+            int(cache.heads)?,
+            int(cache.dim)?,
+            int(rot)?,
+            int(cache.capacity)?,
+        ];
+        self.launch("heads", launch::heads(cache.dtype, cache.heads, cache.dim, tokens), &views, &args)
+    }
+
+    /// Causal attention of the last `tokens` of `positions`.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn attend(
+        &self,
+        queries: View<'_>,
+        cache: Cache<'_>,
+        partials: View<'_>,
+        out: View<'_>,
+        (tokens, positions): (usize, usize),
+    ) -> Result<()> {
+        cache.check()?;
+        let Cache { dtype, heads, dim, capacity, keys, values, start } = cache;
+        if positions > capacity {
+            return Err(Error::Argument(format!("{positions} positions are more than {capacity}")));
+        }
+        let rows = f32s(tokens * heads * dim);
+        let tail = [int(heads)?, int(dim)?, int(capacity)?];
+        if tokens > launch::FEW {
+            let args = [&[at(queries), at(keys), at(values), at(out), at(start)], &tail[..], &[int(tokens)?]]
+                .concat();
+            let launch = launch::attend_many(dtype, heads, dim, tokens);
+            return self.launch("attention", launch, &[(queries, rows), (out, rows)], &args);
+        }
+        let spans = launch::spans(positions);
+        let partial = f32s(launch::partials(heads, dim, spans, tokens));
+        let args = [&[at(queries), at(keys), at(values), at(partials), at(start)], &tail[..], &[int(spans)?]]
+            .concat();
+        let spread = launch::attend_spans(dtype, heads, dim, spans, tokens);
+        self.launch("attention", spread, &[(queries, rows), (partials, partial)], &args)?;
+        let args = [at(partials), at(out), at(start), int(heads)?, int(dim)?, int(spans)?];
+        self.launch(
+            "attention",
+            launch::attend_join(heads, tokens),
+            &[(partials, partial), (out, rows)],
+            &args,
+        )
+    }
+
+    /// The experts and weights [T, used] of tokens from their projections `qkv` [T, 3E].
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn route(
+        &self,
+        qkv: View<'_>,
+        chosen: View<'_>,
+        weights: View<'_>,
+        (tokens, experts, used): (usize, usize, usize),
+        normalize: bool,
+    ) -> Result<()> {
+        let slots = 4 * tokens * used;
+        let views = [(qkv, f32s(3 * tokens * experts)), (chosen, slots), (weights, slots)];
+        let args = [
+            at(qkv),
+            Arg::At(0),
+            at(chosen),
+            at(weights),
+            int(experts)?,
+            int(used)?,
+            Arg::I32(normalize.into()),
+        ];
+        self.launch("router", launch::route(experts, used, tokens), &views, &args)
+    }
+
+    /// The slots of a batch in the order of their experts.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn sort(&self, e: Experts<'_>, slots: usize) -> Result<()> {
+        let views = [(e.chosen, 4 * slots), (e.order.0, 4 * (e.experts + 1)), (e.order.1, 4 * slots)];
+        let args = [at(e.chosen), at(e.order.0), at(e.order.1), int(slots)?, int(e.experts)?];
+        self.launch("sort", launch::sort_slots(e.experts), &views, &args)
+    }
+
+    /// The outputs of the slots whose experts are in the table, for inputs `x` in the 8-bit form. [`Ops::sort`] goes before, where there are
+    /// more than [`launch::FEW`] tokens.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn experts(&self, e: Experts<'_>, x: View<'_>, tokens: usize) -> Result<()> {
+        let (slots, neurons) = (tokens * e.used, e.tiles * QK);
+        let (h, hq) = e.h;
+        let views = [
+            (e.table, 8 * e.experts),
+            (e.chosen, 4 * slots),
+            (e.order.0, 4 * (e.experts + 1)),
+            (e.order.1, 4 * slots),
+            (x, q8s(tokens, e.hidden)),
+            (h, f32s(slots * neurons)),
+            (hq, q8s(slots, neurons)),
+            (e.out, f32s(slots * e.hidden)),
+        ];
+        let (hidden, tiles, experts) = (int(e.hidden)?, int(e.tiles)?, int(e.experts)?);
+        let many = tokens > launch::FEW;
+        let order = [at(e.order.0), at(e.order.1)];
+        let up = match many {
+            false => vec![at(e.table), at(e.chosen), at(x), at(h), int(e.used)?, hidden, tiles],
+            true => vec![at(e.table), order[0], order[1], at(x), at(h), int(e.used)?, hidden, tiles, experts],
+        };
+        let down = match many {
+            false => vec![at(e.table), at(e.chosen), at(hq), at(e.out), hidden, tiles],
+            true => vec![at(e.table), order[0], order[1], at(hq), at(e.out), hidden, tiles, experts],
+        };
+        let launches = match many {
+            false => [
+                launch::expert_gate_up(e.dtype, slots, e.tiles),
+                launch::expert_down(e.dtype, slots, e.hidden),
+            ],
+            true => [
+                launch::expert_gate_up_many(e.dtype, slots, e.experts, e.tiles),
+                launch::expert_down_many(e.dtype, slots, e.experts, e.hidden),
+            ],
+        };
+        self.launch("experts", launches[0], &views, &up)?;
+        self.quantize(h, hq, (slots, neurons))?;
+        self.launch("experts", launches[1], &views, &down)
+    }
+
+    /// `x += sum of weight * output` of the slots of each token, in the order of the experts' numbers.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn combine(&self, e: Experts<'_>, weights: View<'_>, x: View<'_>, tokens: usize) -> Result<()> {
+        let slots = tokens * e.used;
+        let views = [
+            (e.out, f32s(slots * e.hidden)),
+            (e.chosen, 4 * slots),
+            (weights, 4 * slots),
+            (x, f32s(tokens * e.hidden)),
+        ];
+        let args = [at(e.out), at(e.chosen), at(weights), at(x), int(e.hidden)?, int(e.used)?];
+        self.launch("sum of experts", launch::combine(e.hidden, tokens), &views, &args)
+    }
+}

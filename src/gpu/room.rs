@@ -1,0 +1,102 @@
+//! How a GPU's memory is divided: trunk, keys and values first, then as many experts as there is room for.
+
+/// Bytes that a model wants of a GPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Everything but embedding and experts.
+    pub trunk: u64,
+    /// Keys and values.
+    pub kv: u64,
+    /// Intermediate results of a batch.
+    pub scratch: u64,
+    /// One expert.
+    pub expert: u64,
+    /// Number of experts.
+    pub experts: usize,
+}
+
+/// A GPU's memory, divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// What was divided.
+    pub budget: u64,
+    /// What wants it.
+    pub needs: Needs,
+    /// Experts that are kept.
+    pub slots: usize,
+    /// Places for experts that pass through, where not all are kept.
+    pub transient: usize,
+}
+
+/// Places for experts that pass through: one is computed while the next is copied.
+const TRANSIENT: usize = 2;
+/// What is left to the system and to the driver's own needs, where the user says nothing: a sixteenth, from 256 MiB to 1 GiB.
+const RESERVE: (u64, u64, u64) = (16, 256 << 20, 1 << 30);
+
+impl Room {
+    /// What may be taken of `free` bytes.
+    pub fn usable(free: u64) -> u64 {
+        let (share, least, most) = RESERVE;
+        free.saturating_sub((free / share).clamp(least, most))
+    }
+
+    /// Divides `budget`, or says how much is needed at least: all but the experts.
+    pub fn divide(budget: u64, needs: Needs) -> Result<Self, u64> {
+        let fixed = needs.trunk.saturating_add(needs.kv).saturating_add(needs.scratch);
+        let Some(left) = budget.checked_sub(fixed) else { return Err(fixed) };
+        let places = usize::try_from(left / needs.expert.max(1)).unwrap_or(usize::MAX);
+        let transient = if places >= needs.experts { 0 } else { places.min(TRANSIENT) };
+        let slots = (places - transient).min(needs.experts);
+        Ok(Self { budget, needs, slots, transient })
+    }
+
+    /// Bytes of all places of experts.
+    pub fn arena(&self) -> u64 {
+        (self.slots + self.transient) as u64 * self.needs.expert
+    }
+
+    /// Bytes that are taken in all.
+    pub fn taken(&self) -> u64 {
+        self.needs.trunk + self.needs.kv + self.needs.scratch + self.arena()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M32: Needs =
+        Needs { trunk: 1_100 << 20, kv: 805 << 20, scratch: 150 << 20, expert: 28_311_552, experts: 768 };
+
+    #[test]
+    fn what_is_left_holds_experts() {
+        let room = Room::divide(Room::usable(16 << 30), M32).unwrap();
+        assert_eq!(room.transient, 2);
+        assert!((480..500).contains(&room.slots), "{room:?}");
+        assert!(room.taken() <= room.budget && room.budget - room.taken() < M32.expert);
+    }
+
+    #[test]
+    fn all_experts_need_no_transient_places() {
+        let room = Room::divide(80 << 30, M32).unwrap();
+        assert_eq!((room.slots, room.transient), (768, 0));
+    }
+
+    #[test]
+    fn a_small_gpu_holds_the_trunk_alone() {
+        let fixed = M32.trunk + M32.kv + M32.scratch;
+        let places = |n: u64| Room::divide(fixed + n * M32.expert, M32).map(|r| (r.slots, r.transient));
+        assert_eq!(places(0), Ok((0, 0)));
+        assert_eq!(places(1), Ok((0, 1)));
+        assert_eq!(places(3), Ok((1, 2)));
+        assert_eq!(Room::divide(fixed - 1, M32), Err(fixed));
+    }
+
+    #[test]
+    fn absurd_sizes_do_not_overflow() {
+        let huge = Needs { trunk: u64::MAX, kv: u64::MAX, ..M32 };
+        assert_eq!(Room::divide(u64::MAX - 1, huge), Err(u64::MAX));
+        assert_eq!(Room::usable(0), 0);
+        assert!(Room::divide(1 << 40, Needs { expert: 0, experts: 0, ..M32 }).is_ok());
+    }
+}

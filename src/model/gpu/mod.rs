@@ -1,0 +1,237 @@
+//! The model on a GPU: its trunk and the sessions' keys and values lie there, and as many experts as there is room for.
+
+mod experts;
+mod forward;
+mod measure;
+mod mirror;
+mod ring;
+mod scratch;
+mod trunk;
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+pub use mirror::Mirror;
+
+use super::{Arithmetic, GpuPlacement, GpuUse, KvType, Model, Options, State, Want, placement::BATCH};
+use crate::{
+    config::ModelConfig,
+    container::{Container, TileLayout},
+    error::{Error, Result},
+    gpu::{
+        Device, Settings,
+        driver::Stream,
+        memory::{Pinned, copy},
+        ops::{Ops, f32s},
+    },
+    pager::{Turn, lock},
+};
+use experts::Slots;
+use scratch::{LOGIT_ROWS, Scratch, Shape};
+use trunk::Trunk;
+
+/// A GPU that takes part. One call at a time uses it.
+#[derive(Debug)]
+pub struct Gpu {
+    device: Arc<Device>,
+    turn: Turn,
+    runner: Mutex<Runner>,
+    /// Whether it was said that the device has failed.
+    told: AtomicBool,
+}
+
+/// What a call uses.
+#[derive(Debug)]
+struct Runner {
+    device: Arc<Device>,
+    shape: Shape,
+    trunk: Trunk,
+    slots: Slots,
+    scratch: Scratch,
+    /// What a call sends, and what it brings back.
+    inputs: Pinned,
+    outputs: Pinned,
+    /// For logits, keys and values.
+    pinned: Pinned,
+}
+
+/// Bytes of logits, keys or values that are copied at once.
+const PINNED: usize = 8 << 20;
+
+/// Bytes of a call's intermediate results.
+pub fn scratch_bytes(config: &ModelConfig, layout: &TileLayout, tokens: usize, context: usize) -> u64 {
+    Scratch::bytes(&Shape::new(config, layout), tokens, context)
+}
+
+/// Bytes of the trunk on a GPU, or why the model does not run there.
+pub fn trunk_bytes(container: &Container, options: &Options) -> Result<u64, String> {
+    use yuan_cuda::launch::{heads, rms_norm, route};
+    let config = container.config();
+    if config.experts == 0 {
+        return Err("a dense model runs on the CPU only".into());
+    }
+    if options.arithmetic == Arithmetic::Float {
+        return Err("--float runs on the CPU only".into());
+    }
+    let Some(kv) = mirror::dtype(options.kv) else {
+        return Err(format!("--kv {} is for the CPU only; take f16 or q8_0", options.kv.name()));
+    };
+    let fits = rms_norm(config.hidden, 1).is_some()
+        && heads(kv, config.heads, config.head_dim(), 1).is_some()
+        && route(config.experts, config.experts_used, 1).is_some();
+    match fits {
+        true => trunk::trunk_bytes(container),
+        false => Err("the kernels do not know a model of this shape".into()),
+    }
+}
+
+impl Gpu {
+    /// How it was used so far.
+    pub fn usage(&self) -> GpuUse {
+        lock(&self.runner).slots.usage
+    }
+}
+
+impl Runner {
+    fn new(model: &Model, container: &Container, device: &Arc<Device>, settings: &Settings) -> Result<Self> {
+        let (Some(layout), Some(room)) = (container.tile_layout(), model.placement.gpu.room()) else {
+            return Err(Error::Argument("the experts are not in tiles; convert it with yuan-quant".into()));
+        };
+        let shape = Shape::new(container.config(), &layout);
+        let trunk = Trunk::send(model, device)?;
+        let pinned = |bytes| Pinned::new(device, bytes, Stream::Compute);
+        let costs = match settings.costs {
+            Some(costs) => costs,
+            None => measure::costs(model, device, &shape)?,
+        };
+        let mut runner = Self {
+            device: device.clone(),
+            shape,
+            trunk,
+            slots: Slots::new(device, &shape, room, costs)?,
+            scratch: Scratch::new(device, &shape, 1)?,
+            inputs: pinned(shape.inputs(1).end)?,
+            outputs: pinned(1)?,
+            pinned: pinned(PINNED)?,
+        };
+        runner.reserve(model.placement.batch.min(BATCH))?;
+        runner.slots.fill(model)?;
+        Ok(runner)
+    }
+
+    /// Makes room for calls of so many tokens.
+    fn reserve(&mut self, tokens: usize) -> Result<()> {
+        if tokens > self.scratch.tokens || self.outputs.size() == 1 {
+            let pinned = |bytes| Pinned::new(&self.device, bytes, Stream::Compute);
+            let ends = self.shape.ends(tokens)
+                * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
+            (self.inputs, self.outputs) = (pinned(self.shape.inputs(tokens).end)?, pinned(ends)?);
+            self.slots.reserve(tokens)?;
+            self.scratch = Scratch::new(&self.device, &self.shape, tokens)?;
+        }
+        Ok(())
+    }
+}
+
+impl Model {
+    /// Sends the trunk to the GPU that the placement names, if it names one.
+    pub(super) fn load_gpu(&mut self, container: &Container, settings: &Settings) -> Result<()> {
+        let GpuPlacement::On { number, .. } = self.placement.gpu else { return Ok(()) };
+        let load = || -> Result<Gpu> {
+            let failed = |reason| Error::Gpu { device: format!("{number}"), problem: reason };
+            let driver = settings.driver().map_err(failed)?;
+            let devices = driver.devices().map_err(|f| failed(format!("{}: {}", f.call, f.reason)))?;
+            let info = devices
+                .iter()
+                .find(|d| d.number == number)
+                .ok_or_else(|| failed("it is not there".into()))?;
+            let device = Device::open(&*driver, info)?;
+            let runner = Runner::new(self, container, &device, settings)?;
+            Ok(Gpu {
+                device,
+                turn: Turn::default(),
+                runner: Mutex::new(runner),
+                told: AtomicBool::new(false),
+            })
+        };
+        match load() {
+            Ok(gpu) => self.gpu = Some(gpu),
+            Err(error) if settings.choice == crate::gpu::Choice::Auto => {
+                tracing::warn!("the model runs on the CPU: {error}");
+                self.placement.gpu = GpuPlacement::Off(error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The GPU, as long as it works.
+    pub(super) fn gpu(&self) -> Option<&Gpu> {
+        // Prescribed routing is for measuring the pager.
+        let gpu = self.gpu.as_ref().filter(|_| self.script.is_none())?;
+        if gpu.device.has_failed() {
+            if !gpu.told.swap(true, Relaxed) {
+                tracing::warn!("the GPU has failed; the model goes on on the CPU");
+            }
+            return None;
+        }
+        Some(gpu)
+    }
+
+    /// The GPU, where it can run this state.
+    pub(super) fn gpu_for(&self, state: &State) -> Option<&Gpu> {
+        self.gpu().filter(|_| matches!(state.kv_type(), KvType::F16 | KvType::Q8_0))
+    }
+
+    pub(super) fn forward_gpu(
+        &self,
+        gpu: &Gpu,
+        tokens: &[u32],
+        state: &mut State,
+        want: Want,
+    ) -> Result<Vec<f32>> {
+        self.check(tokens, state)?;
+        self.check_file()?;
+        let start = Instant::now();
+        // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
+        let _turn = gpu.turn.take()?;
+        let pass = self.pager.begin()?;
+        let mut runner = lock(&gpu.runner);
+        let runner = &mut *runner;
+        state.undo();
+        let logits = self.compute.enter(tokens.len(), || runner.forward(self, &pass, tokens, state, want));
+        match logits {
+            Ok(_) => self.log.add(tokens.len(), start),
+            Err(_) => {
+                state.undo();
+                self.check_file()?;
+            }
+        }
+        logits
+    }
+
+    /// [`Model::logits`] on the GPU, for whole rows.
+    pub(super) fn logits_gpu(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
+        let _turn = gpu.turn.take()?;
+        let mut runner = lock(&gpu.runner);
+        let width = self.config.hidden;
+        let mut logits = Vec::with_capacity(hidden.len() / width * self.config.vocab);
+        // What there is room for in any case.
+        let most = runner.scratch.tokens.min(LOGIT_ROWS);
+        for rows in hidden.chunks(most * width) {
+            let (n, bytes) = (rows.len() / width, f32s(rows.len()));
+            let Runner { inputs, scratch: s, .. } = &mut *runner;
+            inputs.host()?[..bytes].copy_from_slice(bytemuck::cast_slice(rows));
+            inputs.upload(0..bytes, s.inputs.view())?;
+            copy(&gpu.device, s.a.data.view(), s.inputs.part(0..bytes)?)?;
+            Ops(&gpu.device).quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
+            runner.project(n, &mut logits)?;
+        }
+        Ok(logits)
+    }
+}

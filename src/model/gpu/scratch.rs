@@ -1,0 +1,211 @@
+//! Intermediate results on a GPU: one piece of memory for each name of the forward pass.
+
+use std::sync::Arc;
+
+use yuan_cuda::launch;
+use yuan_kernels::{DType, blocks::QK};
+
+use crate::{
+    config::ModelConfig,
+    container::TileLayout,
+    error::Result,
+    gpu::{
+        Device,
+        memory::{Buffer, View},
+        ops::{f32s, q8s},
+    },
+};
+
+/// The numbers of a model that sizes follow from.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub layers: usize,
+    /// H, of a row.
+    pub hidden: usize,
+    /// P.
+    pub projection: usize,
+    pub heads: usize,
+    pub dim: usize,
+    /// Dims of a head that rotate.
+    pub rot: usize,
+    pub vocab: usize,
+    pub experts: usize,
+    pub used: usize,
+    pub tiles: usize,
+    pub tile_bytes: usize,
+    pub dtype: DType,
+}
+
+impl Shape {
+    pub fn new(config: &ModelConfig, layout: &TileLayout) -> Self {
+        Self {
+            layers: config.layers,
+            hidden: config.hidden,
+            projection: config.projection,
+            heads: config.heads,
+            dim: config.head_dim(),
+            rot: config.rope_dims / 2 * 2,
+            vocab: config.vocab,
+            experts: config.experts,
+            used: config.experts_used,
+            tiles: layout.tiles(),
+            tile_bytes: layout.tile_bytes(),
+            dtype: layout.dtype,
+        }
+    }
+
+    /// Bytes of the filter's last inputs of one layer.
+    pub fn filter_bytes(&self) -> usize {
+        f32s(self.hidden + self.hidden / 2)
+    }
+
+    /// Where things lie in the one piece that a call of `tokens` tokens sends to the GPU.
+    pub fn inputs(&self, tokens: usize) -> Inputs {
+        let x = 256;
+        let angles = x + f32s(tokens * self.hidden).next_multiple_of(256);
+        let filters = angles + f32s(tokens * self.rot).next_multiple_of(256);
+        let filter = self.filter_bytes().next_multiple_of(256);
+        Inputs { x, angles, filters, filter, end: filters + self.layers * filter }
+    }
+
+    /// Places of states after some of the tokens.
+    pub fn ends(&self, tokens: usize) -> usize {
+        // Snapshots are at least 64 apart, but for one that is asked for; two more for the borders.
+        tokens / 64 + 3
+    }
+}
+
+/// Offsets in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// The embedding, f32 [T, H]: the residual begins here. Before it, i32, the position.
+    pub x: usize,
+    /// f32 [T, rot / 2, 2].
+    pub angles: usize,
+    /// The filter's last inputs, by layer.
+    pub filters: usize,
+    /// Distance of two layers' filters.
+    pub filter: usize,
+    pub end: usize,
+}
+
+/// Rows of activations: f32, and the 8-bit form of the same.
+#[derive(Debug)]
+pub struct Rows {
+    pub data: Buffer,
+    pub q8: Buffer,
+}
+
+impl Rows {
+    fn new(device: &Arc<Device>, rows: usize, cols: usize) -> Result<Self> {
+        Ok(Self { data: Buffer::new(device, f32s(rows * cols))?, q8: Buffer::new(device, q8s(rows, cols))? })
+    }
+
+    const fn bytes(rows: usize, cols: usize) -> usize {
+        f32s(rows * cols) + q8s(rows, cols)
+    }
+
+    pub fn views(&self) -> (View<'_>, View<'_>) {
+        (self.data.view(), self.q8.view())
+    }
+}
+
+/// For calls of up to `tokens` tokens.
+#[derive(Debug)]
+pub struct Scratch {
+    pub tokens: usize,
+    /// [`Inputs`].
+    pub inputs: Buffer,
+    /// [T, H]: the normed input of attention or of the experts.
+    pub a: Rows,
+    /// [T, 2H]: pairs of the filter's inputs.
+    pub pairs: Rows,
+    /// [T, H/2] and [T, H]: the filter's convolutions.
+    pub o1: Buffer,
+    pub o2: Buffer,
+    /// [T, H]: filtered.
+    pub g: Rows,
+    /// [T, P] each.
+    pub q: Buffer,
+    pub k: Buffer,
+    pub v: Buffer,
+    pub queries: Buffer,
+    /// [T, P]: what attention gives.
+    pub attended: Rows,
+    /// [T, H]: what is added to the residual.
+    pub o: Buffer,
+    /// [T, 3E].
+    pub qkv: Buffer,
+    /// i32 [S] and f32 [S].
+    pub chosen: Buffer,
+    pub weights: Buffer,
+    /// i32 [E + 1] and [S].
+    pub starts: Buffer,
+    pub order: Buffer,
+    /// [S, tiles * 256].
+    pub h: Rows,
+    /// [S, H].
+    pub out: Buffer,
+    /// The filter's last inputs after each end, by layer, and then the residuals there.
+    pub ends: Buffer,
+    /// [`LOGIT_ROWS`, V].
+    pub logits: Buffer,
+}
+
+/// Rows of logits that are computed together.
+pub const LOGIT_ROWS: usize = 16;
+
+impl Scratch {
+    pub fn new(device: &Arc<Device>, shape: &Shape, tokens: usize) -> Result<Self> {
+        let Shape { layers, hidden, projection, experts, used, vocab, .. } = *shape;
+        let (t, slots) = (tokens, tokens * used);
+        let f32 = |n: usize| Buffer::new(device, f32s(n));
+        let rows = |rows, cols| Rows::new(device, rows, cols);
+        Ok(Self {
+            tokens,
+            inputs: Buffer::new(device, shape.inputs(t).end)?,
+            a: rows(t, hidden)?,
+            pairs: rows(t, 2 * hidden)?,
+            o1: f32(t * hidden / 2)?,
+            o2: f32(t * hidden)?,
+            g: rows(t, hidden)?,
+            q: f32(t * projection)?,
+            k: f32(t * projection)?,
+            v: f32(t * projection)?,
+            queries: f32(t * projection)?,
+            attended: rows(t, projection)?,
+            o: f32(t * hidden)?,
+            qkv: f32(t * 3 * experts)?,
+            chosen: f32(slots)?,
+            weights: f32(slots)?,
+            starts: f32(experts + 1)?,
+            order: f32(slots)?,
+            h: rows(slots, shape.tiles * QK)?,
+            out: f32(slots * hidden)?,
+            ends: Buffer::new(device, shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden)))?,
+            logits: f32(t.min(LOGIT_ROWS) * vocab)?,
+        })
+    }
+
+    /// Bytes of it, with those of attention over `context` positions.
+    pub fn bytes(shape: &Shape, tokens: usize, context: usize) -> u64 {
+        let Shape { layers, hidden, projection, experts, used, vocab, .. } = *shape;
+        let (t, slots) = (tokens, tokens * used);
+        let rows = 2 * Rows::bytes(t, hidden)
+            + Rows::bytes(t, 2 * hidden)
+            + Rows::bytes(t, projection)
+            + Rows::bytes(slots, shape.tiles * QK);
+        let floats = t * (2 * hidden + hidden / 2 + 4 * projection + 3 * experts)
+            + slots * (3 + hidden)
+            + t.min(LOGIT_ROWS) * vocab;
+        let ends = shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden));
+        let all = rows + f32s(floats) + shape.inputs(t).end + ends + f32s(partials(shape, context));
+        // Borders of the pieces, and tables.
+        all as u64 + (1 << 20)
+    }
+}
+
+/// Numbers that attention of few tokens leaves between its two kernels.
+pub fn partials(shape: &Shape, context: usize) -> usize {
+    launch::partials(shape.heads, shape.dim, launch::spans(context), launch::FEW)
+}

@@ -1,0 +1,183 @@
+//! The weights that always lie on the GPU.
+
+use std::sync::Arc;
+
+use yuan_cuda::launch;
+use yuan_kernels::DType;
+
+use crate::{
+    container::{Container, TensorView},
+    error::Result,
+    gpu::{
+        Device,
+        driver::Stream,
+        memory::{Buffer, Pinned, View},
+        ops::{Ops, Weights, f32s},
+    },
+    model::{
+        Layer, Model,
+        feed_forward::FeedForward,
+        filter::{Conv, Taps},
+        matrix::Matrix,
+        router::Router,
+    },
+};
+
+/// A matrix.
+#[derive(Debug)]
+pub struct GpuMatrix {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    bytes: Buffer,
+}
+
+/// One convolution of the filter.
+#[derive(Debug)]
+pub struct GpuConv {
+    pub weight: GpuMatrix,
+    pub interleaved: bool,
+    pub bias: Buffer,
+}
+
+/// The weights of one layer, but its experts.
+#[derive(Debug)]
+pub struct GpuLayer {
+    pub input_norm: Buffer,
+    pub conv1: GpuConv,
+    pub conv2: GpuConv,
+    pub filter_norm: Buffer,
+    pub q: GpuMatrix,
+    pub k: GpuMatrix,
+    pub v: GpuMatrix,
+    pub o: GpuMatrix,
+    pub post_norm: Buffer,
+    /// [3E, H]: query, key, value.
+    pub router: GpuMatrix,
+    pub normalize: bool,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub struct Trunk {
+    pub layers: Vec<GpuLayer>,
+    pub final_norm: Buffer,
+    pub head: GpuMatrix,
+}
+
+impl GpuMatrix {
+    /// `out = x wᵀ`, of the form of `x` that the type wants.
+    pub fn product(&self, ops: Ops<'_>, x: (View<'_>, View<'_>), out: View<'_>, tokens: usize) -> Result<()> {
+        let Self { dtype, rows, cols, ref bytes } = *self;
+        let x = if dtype.is_quantized() { x.1 } else { x.0 };
+        ops.product(Weights { dtype, rows, cols, bytes: bytes.view() }, x, out, tokens)
+    }
+}
+
+/// Bytes that are sent at once.
+const PIECE: usize = 8 << 20;
+
+/// Sends weights.
+struct Sender {
+    device: Arc<Device>,
+    /// Two, so that one is filled while the other is sent.
+    pinned: [Pinned; 2],
+}
+
+impl Sender {
+    fn new(device: &Arc<Device>) -> Result<Self> {
+        let pinned = || Pinned::new(device, PIECE, Stream::Compute);
+        Ok(Self { device: device.clone(), pinned: [pinned()?, pinned()?] })
+    }
+
+    fn bytes(&mut self, parts: &[&[u8]]) -> Result<Buffer> {
+        let buffer = Buffer::new(&self.device, parts.iter().map(|p| p.len()).sum())?;
+        let mut at = 0;
+        for piece in parts.iter().flat_map(|part| part.chunks(PIECE)) {
+            self.pinned.swap(0, 1);
+            self.pinned[0].host()?[..piece.len()].copy_from_slice(piece);
+            self.pinned[0].upload(0..piece.len(), buffer.part(at..at + piece.len())?)?;
+            at += piece.len();
+        }
+        Ok(buffer)
+    }
+
+    fn vector(&mut self, numbers: &[f32]) -> Result<Buffer> {
+        self.bytes(&[bytemuck::cast_slice(numbers)])
+    }
+
+    fn matrix(&mut self, m: &Matrix) -> Result<GpuMatrix> {
+        Ok(GpuMatrix { dtype: m.dtype, rows: m.rows, cols: m.cols, bytes: self.bytes(&[m.bytes()])? })
+    }
+
+    fn conv(&mut self, conv: &Conv) -> Result<GpuConv> {
+        let (weight, bias) = (self.matrix(&conv.weight)?, self.vector(&conv.bias)?);
+        Ok(GpuConv { weight, interleaved: conv.taps == Taps::Interleaved, bias })
+    }
+
+    fn layer(&mut self, layer: &Layer, router: &Router) -> Result<GpuLayer> {
+        let parts = [&router.query, &router.key, &router.value];
+        let router_bytes = self.bytes(&parts.map(Matrix::bytes))?;
+        let (rows, cols) = (3 * router.query.rows, router.query.cols);
+        Ok(GpuLayer {
+            input_norm: self.vector(&layer.input_norm)?,
+            conv1: self.conv(&layer.filter.conv1)?,
+            conv2: self.conv(&layer.filter.conv2)?,
+            filter_norm: self.vector(&layer.filter.norm)?,
+            q: self.matrix(&layer.q)?,
+            k: self.matrix(&layer.k)?,
+            v: self.matrix(&layer.v)?,
+            o: self.matrix(&layer.o)?,
+            post_norm: self.vector(&layer.post_norm)?,
+            router: GpuMatrix { dtype: DType::F32, rows, cols, bytes: router_bytes },
+            normalize: router.normalize,
+        })
+    }
+}
+
+impl Trunk {
+    /// Sends the trunk of a model with routed experts.
+    pub fn send(model: &Model, device: &Arc<Device>) -> Result<Self> {
+        let mut sender = Sender::new(device)?;
+        let layers = model.layers.iter().filter_map(|layer| match &layer.feed_forward {
+            FeedForward::Moe { router, .. } => Some(sender.layer(layer, router)),
+            FeedForward::Dense(_) => None,
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let (final_norm, head) = (sender.vector(&model.final_norm)?, sender.matrix(&model.head)?);
+        device.finish()?;
+        Ok(Self { layers, final_norm, head })
+    }
+}
+
+/// Bytes of the trunk, or which of its tensors the kernels do not read.
+pub fn trunk_bytes(container: &Container) -> Result<u64, String> {
+    let config = container.config();
+    let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
+    let tensor = |name: &str| container.tensor(name).ok_or_else(|| format!("there is no tensor {name}"));
+    let mut matrices = vec![tensor(head)?];
+    for l in 0..config.layers {
+        for name in ["attn_q", "attn_k", "attn_v", "attn_output"] {
+            matrices.push(tensor(&format!("blk.{l}.{name}.weight"))?);
+        }
+        for name in ["conv1", "conv2"] {
+            matrices.push(container.conv(&format!("blk.{l}.{name}")).map_err(|e| e.to_string())?.0);
+        }
+    }
+    let reads = |m: &&TensorView| {
+        m.panels == m.dtype.is_quantized() && launch::product(m.dtype, m.rows, m.cols, 1).is_some()
+    };
+    if let Some(other) = matrices.iter().find(|m| !reads(m)) {
+        let (name, rows) = (&other.name, if other.panels { "panels" } else { "rows" });
+        return Err(format!(
+            "{name} is {} in {rows}, which the GPU does not read; convert it with yuan-quant --dense q8_0",
+            other.dtype.name()
+        ));
+    }
+    let router = f32s(3 * config.experts * config.hidden);
+    let vectors = f32s(4 * config.hidden + config.hidden / 2);
+    // Every piece begins at a border of 256 bytes.
+    let piece = |m: &TensorView| m.bytes.len().next_multiple_of(256) as u64;
+    let others = config.layers * (router + vectors + 8 * 256) + f32s(config.hidden) + 256;
+    Ok(matrices.iter().map(piece).sum::<u64>() + others as u64)
+}

@@ -1,0 +1,53 @@
+//! The model on a GPU of this machine: the CPU's bits. Where there is none, the tests say that they are skipped.
+
+mod common;
+
+use yuan::{
+    config::RopePrecision,
+    gpu::{Choice, Settings},
+    model::{KvType, Model, Options, Placement, State, Want},
+    pager::budget::Limit,
+    quantize,
+};
+
+/// Bits of all logits: a prompt of `prompt` tokens, then one by one.
+fn logits(model: &Model, tokens: &[u32], prompt: usize, kv: KvType) -> Vec<u32> {
+    let mut state = State::new(model.config(), 1024, kv).unwrap();
+    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
+    for token in &tokens[prompt..] {
+        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
+    }
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn logits_are_those_of_the_cpu_wherever_experts_are() {
+    let folder = common::folder();
+    let options = quantize::Options { rope: Some(RopePrecision::F32), ..Default::default() };
+    let container = common::convert(&common::demo(), &options, &folder.path().join("demo.gguf"));
+    for kv in [KvType::F16, KvType::Q8_0] {
+        let base = Options { context: 1024, kv, ..Options::default() };
+        let gpu = |memory| Options {
+            gpu: Settings { choice: Choice::Device(0), memory: Some(memory), ..Settings::default() },
+            ..base.clone()
+        };
+        let placement = match Placement::new(&container, &gpu(Limit::Bytes(2 << 30))) {
+            Ok(placement) => placement,
+            Err(problem) => return eprintln!("skipped: {problem}"),
+        };
+        let room = *placement.gpu.room().expect("the GPU takes part");
+        let fixed = room.needs.trunk + room.needs.kv + room.needs.scratch;
+        let cpu = Model::load(&container, &base).unwrap();
+        for experts in [64, 12, 0] {
+            let memory = Limit::Bytes(fixed + experts * room.needs.expert);
+            let model = Model::load(&container, &gpu(memory)).unwrap();
+            for (n, prompt) in [(9, 1), (20, 8), (60, 40), (620, 600)] {
+                let tokens: Vec<u32> = (0..n).map(|i| (i * i * 31 + i * 7 + 300) % 4000).collect();
+                let (found, expected) =
+                    (logits(&model, &tokens, prompt, kv), logits(&cpu, &tokens, prompt, kv));
+                assert!(found == expected, "{experts} experts, {kv:?}, prompt of {prompt}");
+            }
+            eprintln!("{experts} experts, {kv:?}: the same bits; {:?}", model.gpu_use().unwrap());
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! What stands between the products: the bits of the CPU's definitions.
+
+mod common;
+
+use bytemuck::Zeroable;
+use common::{Buffer, Null, Random, assert_same, run, scalar};
+use half::f16;
+use yuan_cuda::launch;
+use yuan_kernels::{BlockQ8, BlockQ8_0, DType, dequantize, encode::best_encoders, exp};
+
+fn quantized(x: &[f32], cols: usize) -> Vec<BlockQ8> {
+    let mut out = vec![BlockQ8::zeroed(); x.len() / cols * cols.div_ceil(256)];
+    for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols.div_ceil(256))) {
+        (scalar().quantize)(x, out);
+    }
+    out
+}
+
+/// Equal byte for byte, NaN included.
+#[track_caller]
+fn assert_blocks(found: &[BlockQ8], wanted: &[BlockQ8], what: &str) {
+    for (i, (f, w)) in found.iter().zip(wanted).enumerate() {
+        assert!(bytemuck::bytes_of(f) == bytemuck::bytes_of(w), "{what}: block {i}\n{f:?}\n{w:?}");
+    }
+    assert_eq!(found.len(), wanted.len());
+}
+
+#[test]
+fn activations_are_quantized_as_on_the_cpu() {
+    let mut random = Random(21);
+    for (rows, cols) in [(1, 256), (3, 300), (2, 2048), (5, 7), (9, 768)] {
+        let mut x = random.floats(rows * cols);
+        x[0] = 127.0; // ties
+        x[1] = 0.5;
+        x[2] = -1.5;
+        let q8 = Buffer::fresh(rows * cols.div_ceil(256));
+        run(launch::quantize(cols, rows), &[&Buffer::of(&x), &q8, &cols, &rows]);
+        assert_blocks(q8.get(), &quantized(&x, cols), &format!("{rows} x {cols}"));
+    }
+    for strange in [0.0, -0.0, 1e-38, 1e-45, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+        let x = [strange, 0.0, -1e-40, 0.0];
+        let q8 = Buffer::fresh(1);
+        run(launch::quantize(4, 1), &[&Buffer::of(&x), &q8, &4usize, &1usize]);
+        assert_blocks(q8.get(), &quantized(&x, 4), &format!("{strange}"));
+    }
+}
+
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    x.chunks_exact(weight.len())
+        .flat_map(|row| {
+            let (chunks, rest) = row.as_chunks::<16>();
+            let mut sums = [0f32; 16];
+            chunks.iter().for_each(|c| sums.iter_mut().zip(c).for_each(|(s, v)| *s += v * v));
+            let sum = sums.iter().sum::<f32>() + rest.iter().map(|v| v * v).sum::<f32>();
+            let scale = 1.0 / (sum / row.len() as f32 + eps).sqrt();
+            row.iter().zip(weight).map(|(v, w)| v * scale * w).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn the_norm_is_the_cpus_in_both_forms() {
+    let mut random = Random(22);
+    for (rows, cols) in [(1, 2048), (3, 256), (2, 100), (1, 1024)] {
+        let (x, weight) = (random.floats(rows * cols), random.floats(cols));
+        let (x_device, w_device) = (Buffer::of(&x), Buffer::of(&weight));
+        let (out, q8) = (Buffer::fresh(rows * cols), Buffer::fresh(rows * cols.div_ceil(256)));
+        let launch = launch::rms_norm(cols, rows);
+        let wanted = rms_norm(&x, &weight, 1e-6);
+        run(launch, &[&x_device, &w_device, &out, &q8, &cols, &1e-6f32]);
+        assert_same(out.get(), &wanted, "norm");
+        assert_blocks(q8.get(), &quantized(&wanted, cols), "its 8-bit form");
+        // Either form alone, and in place.
+        let q8 = Buffer::fresh(rows * cols.div_ceil(256));
+        run(launch, &[&x_device, &w_device, &Null, &q8, &cols, &1e-6f32]);
+        assert_blocks(q8.get(), &quantized(&wanted, cols), "the 8-bit form alone");
+        run(launch, &[&x_device, &w_device, &x_device, &Null, &cols, &1e-6f32]);
+        assert_same(x_device.get(), &wanted, "in place");
+    }
+    assert_eq!(launch::rms_norm(20_000, 1), None);
+}
+
+#[test]
+fn element_by_element() {
+    let mut random = Random(23);
+    let n = 3 * 130;
+    let (x, y, b) = (random.floats(n), random.floats(n), random.floats(130));
+    let of = |f: &dyn Fn(usize) -> f32| (0..n).map(f).collect::<Vec<_>>();
+    let (y_device, b_device) = (Buffer::of(&y), Buffer::of(&b));
+
+    let out = Buffer::of(&x);
+    run(launch::pointwise("add", n), &[&out, &y_device, &n]);
+    assert_same(out.get(), &of(&|i| x[i] + y[i]), "add");
+
+    let out = Buffer::of(&x);
+    run(launch::pointwise("bias", n), &[&out, &b_device, &Null, &130usize, &n]);
+    assert_same(out.get(), &of(&|i| x[i] + b[i % 130]), "bias");
+    let out = Buffer::of(&x);
+    run(launch::pointwise("bias", n), &[&out, &b_device, &y_device, &130usize, &n]);
+    assert_same(out.get(), &of(&|i| x[i] + b[i % 130] + y[i]), "bias and residual");
+
+    let gate: Vec<f32> = x.iter().map(|x| 100.0 * x).collect();
+    let out = Buffer::of(&gate);
+    run(launch::pointwise("swiglu", n), &[&out, &y_device, &n]);
+    let mut wanted = gate;
+    (scalar().swiglu)(&mut wanted, &y);
+    assert_same(out.get(), &wanted, "swiglu");
+}
+
+#[test]
+fn rows_of_the_embedding_are_widened_as_on_the_cpu() {
+    let mut random = Random(24);
+    let (rows, cols) = (5, 512);
+    let ids = [4, 0, 3, 3];
+    for dtype in DType::ALL {
+        let row = dtype.row_bytes(cols).expect("whole blocks");
+        let weights = random.floats(rows * cols);
+        let mut table = vec![0u8; rows * row];
+        let (encode, halves) = (best_encoders(), weights.iter().map(|&w| f16::from_f32(w)));
+        match dtype {
+            DType::F32 => table.copy_from_slice(bytemuck::cast_slice(&weights)),
+            DType::F16 => table.copy_from_slice(bytemuck::cast_slice(&halves.collect::<Vec<_>>())),
+            // The upper half of a float.
+            DType::Bf16 => table
+                .as_chunks_mut()
+                .0
+                .iter_mut()
+                .zip(&weights)
+                .for_each(|(t, w)| *t = ((w.to_bits() >> 16) as u16).to_le_bytes()),
+            DType::Q8_0 => (encode.q8_0)(&weights, &mut table),
+            DType::Q4_0 => (encode.q4_0)(&weights, &mut table),
+            DType::Q4_K => (encode.q4_k)(&weights, &mut table),
+            DType::Q6_K => (encode.q6_k)(&weights, &mut table),
+        }
+        let out = Buffer::fresh(ids.len() * cols);
+        let launch = launch::embed(dtype, ids.len());
+        run(launch, &[&Buffer::of(&table), &Buffer::of(&ids), &out, &cols]);
+        let mut wanted = vec![0.0; ids.len() * cols];
+        for (id, wanted) in ids.into_iter().zip(wanted.chunks_exact_mut(cols)) {
+            dequantize(dtype, &table[id as usize * row..][..row], wanted);
+        }
+        assert_same(out.get(), &wanted, dtype.name());
+    }
+}
+
+#[test]
+fn pairs_stand_behind_the_state_of_the_last_call() {
+    let mut random = Random(25);
+    for (tokens, cols) in [(1, 2048), (4, 128), (3, 100)] {
+        let (x, last) = (random.floats(tokens * cols), random.floats(cols));
+        let before = |t: usize| if t == 0 { &last[..] } else { &x[(t - 1) * cols..][..cols] };
+        for interleaved in [0, 1] {
+            let wanted: Vec<f32> = (0..tokens)
+                .flat_map(|t| {
+                    let (p, c) = (before(t), &x[t * cols..][..cols]);
+                    match interleaved {
+                        0 => [p, c].concat(),
+                        _ => p.iter().zip(c).flat_map(|(p, c)| [*p, *c]).collect(),
+                    }
+                })
+                .collect();
+            let pairs = Buffer::fresh(2 * tokens * cols);
+            let q8 = Buffer::fresh(tokens * (2 * cols).div_ceil(256));
+            let (x, last) = (Buffer::of(&x), Buffer::of(&last));
+            run(launch::filter_pairs(cols, tokens), &[&x, &last, &pairs, &q8, &cols, &interleaved, &tokens]);
+            assert_same(pairs.get(), &wanted, "pairs");
+            assert_blocks(q8.get(), &quantized(&wanted, 2 * cols), "their 8-bit form");
+            let only = Buffer::fresh(tokens * (2 * cols).div_ceil(256));
+            run(launch::filter_pairs(cols, tokens), &[&x, &last, &Null, &only, &cols, &interleaved, &tokens]);
+            assert_blocks(only.get(), q8.get(), "the 8-bit form alone");
+        }
+    }
+}
+
+/// Queries, and keys and values by head, as MODEL.md has them.
+struct Heads {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+#[allow(clippy::too_many_arguments)]
+fn heads(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    angles: &[f32],
+    heads: usize,
+    dim: usize,
+    rot: usize,
+    tokens: usize,
+) -> Heads {
+    let width = heads * dim;
+    let mut all = Heads { queries: vec![], keys: vec![], values: v.to_vec() };
+    for t in 0..tokens {
+        let joined = [&q[t * width..][..width], &k[t * width..][..width]].concat();
+        let slice = |i: usize| {
+            let mut head = joined[i * dim..][..dim].to_vec();
+            for j in 0..rot / 2 {
+                let (a, b) = (head[j], head[j + rot / 2]);
+                let (cos, sin) = (angles[(t * rot / 2 + j) * 2], angles[(t * rot / 2 + j) * 2 + 1]);
+                (head[j], head[j + rot / 2]) = (a * cos - b * sin, b * cos + a * sin);
+            }
+            head
+        };
+        (0..heads).for_each(|h| {
+            all.queries.extend(slice(2 * h));
+            all.keys.extend(slice(2 * h + 1));
+        });
+    }
+    all
+}
+
+#[test]
+fn heads_are_split_rotated_and_stored() {
+    let mut random = Random(26);
+    for (n, dim, rot, tokens, start) in [(4, 128, 64, 3, 2), (2, 256, 128, 1, 0), (3, 32, 32, 5, 1)] {
+        let (width, capacity) = (n * dim, start + tokens + 1);
+        let [q, k, mut v] = [(); 3].map(|()| random.floats(tokens * width));
+        // A block with the inverse scale 1, and ties.
+        v[..6].copy_from_slice(&[127.0, 0.5, -0.5, 1.5, -2.5, 126.5]);
+        let angles: Vec<f32> = (0..tokens * rot / 2)
+            .flat_map(|_| {
+                let a = 7.0 * random.float();
+                [a.cos(), a.sin()]
+            })
+            .collect();
+        let wanted = heads(&q, &k, &v, &angles, n, dim, rot, tokens);
+        let position = |t: usize, h: usize| (h * capacity + start + t) * dim;
+        let device = [&q, &k, &v, &angles].map(|x| Buffer::of(x));
+        let (queries, at) = (Buffer::fresh(tokens * width), Buffer::of(&[start as i32]));
+
+        let (keys, values) =
+            (Buffer::<f16>::zeroed(n * capacity * dim), Buffer::<f16>::zeroed(n * capacity * dim));
+        let launch = launch::heads(DType::F16, n, dim, tokens);
+        run(
+            launch,
+            &[
+                &device[0], &device[1], &device[2], &device[3], &queries, &keys, &values, &at, &n, &dim,
+                &rot, &capacity,
+            ],
+        );
+        assert_same(queries.get(), &wanted.queries, "queries");
+        for (cache, wanted) in [(&keys, &wanted.keys), (&values, &wanted.values)] {
+            let mut all = vec![f16::ZERO; n * capacity * dim];
+            for (i, head) in wanted.chunks_exact(dim).enumerate() {
+                let to = &mut all[position(i / n, i % n)..][..dim];
+                to.iter_mut().zip(head).for_each(|(t, x)| *t = f16::from_f32(*x));
+            }
+            assert_eq!(cache.get(), all, "f16 cache");
+        }
+
+        let blocks = n * capacity * dim / 32;
+        let (keys, values) = (Buffer::<BlockQ8_0>::zeroed(blocks), Buffer::<BlockQ8_0>::zeroed(blocks));
+        let launch = launch::heads(DType::Q8_0, n, dim, tokens);
+        run(
+            launch,
+            &[
+                &device[0], &device[1], &device[2], &device[3], &queries, &keys, &values, &at, &n, &dim,
+                &rot, &capacity,
+            ],
+        );
+        for (cache, wanted) in [(&keys, &wanted.keys), (&values, &wanted.values)] {
+            let mut all = vec![BlockQ8_0::zeroed(); blocks];
+            for (i, head) in wanted.chunks_exact(dim).enumerate() {
+                let to = &mut all[position(i / n, i % n) / 32..][..dim / 32];
+                (best_encoders().q8_0)(head, bytemuck::cast_slice_mut(to));
+            }
+            assert_eq!(cache.get(), all, "q8_0 cache");
+        }
+    }
+}
+
+/// As src/model/router.rs.
+fn softmax(x: &[f32]) -> Vec<f32> {
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let e: Vec<f32> = x.iter().map(|x| exp(x - max)).collect();
+    let sum: f32 = e.iter().sum();
+    e.into_iter().map(|e| e / sum).collect()
+}
+
+#[test]
+fn the_router_chooses_as_the_cpu_does() {
+    let mut random = Random(27);
+    for (tokens, experts, used, equal) in
+        [(5, 32, 2, false), (2, 8, 8, false), (3, 200, 4, false), (1, 6, 3, true)]
+    {
+        let qkv: Vec<f32> = if equal {
+            vec![0.25; tokens * 3 * experts]
+        } else {
+            random.floats(tokens * 3 * experts).iter().map(|x| 4.0 * x).collect()
+        };
+        for normalize in [0, 1] {
+            let logits = Buffer::fresh(tokens * experts);
+            let (chosen, weights) =
+                (Buffer::<i32>::fresh(tokens * used), Buffer::<f32>::fresh(tokens * used));
+            run(
+                launch::route(experts, used, tokens),
+                &[&Buffer::of(&qkv), &logits, &chosen, &weights, &experts, &used, &normalize],
+            );
+            for (t, row) in qkv.chunks_exact(3 * experts).enumerate() {
+                let (q, k, v) = (&row[..experts], &row[experts..2 * experts], &row[2 * experts..]);
+                let attend = |q: &f32| {
+                    let p = softmax(&k.iter().map(|k| q * k).collect::<Vec<_>>());
+                    p.iter().zip(v).map(|(p, v)| p * v).sum::<f32>()
+                };
+                let wanted: Vec<f32> = q.iter().map(attend).collect();
+                assert_same(&logits.get()[t * experts..][..experts], &wanted, "logits");
+                let mut order: Vec<_> = softmax(&wanted).into_iter().enumerate().collect();
+                order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
+                order.truncate(used);
+                let sum: f32 = order.iter().map(|(_, p)| p).sum();
+                let p: Vec<f32> =
+                    order.iter().map(|(_, p)| if normalize == 1 { p / sum } else { *p }).collect();
+                let numbers: Vec<i32> = order.iter().map(|(e, _)| *e as i32).collect();
+                assert_eq!(&chosen.get()[t * used..][..used], numbers);
+                assert_same(&weights.get()[t * used..][..used], &p, "weights");
+            }
+        }
+    }
+    assert_eq!(launch::route(300, 2, 1), None);
+    assert_eq!(launch::route(8, 9, 1), None);
+}
+
+#[test]
+fn the_largest_are_found_chunk_by_chunk() {
+    let mut random = Random(28);
+    for (n, k) in [(1usize, 1), (5, 7), (4096, 3), (9001, 40)] {
+        // Few different values: equals are many.
+        let values: Vec<f32> = (0..n).map(|_| (random.below(50) as f32) - 25.0).collect();
+        let chunks = n.div_ceil(launch::TOP_CHUNK);
+        let (best, ids) = (Buffer::<f32>::fresh(chunks * k), Buffer::<i32>::fresh(chunks * k));
+        run(launch::top_k(n, k), &[&Buffer::of(&values), &Null, &best, &ids, &n, &k]);
+        let (all_best, all_ids) = (Buffer::<f32>::fresh(k), Buffer::<i32>::fresh(k));
+        let left = chunks * k;
+        assert!(left <= launch::TOP_CHUNK);
+        run(launch::top_k(left, k), &[&best, &ids, &all_best, &all_ids, &left, &k]);
+        let mut order: Vec<(i32, f32)> = values.iter().enumerate().map(|(i, v)| (i as i32, *v)).collect();
+        order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
+        order.resize(k.max(n), (-1, f32::NEG_INFINITY));
+        assert_same(all_best.get(), &order[..k].iter().map(|o| o.1).collect::<Vec<_>>(), "values");
+        assert_eq!(all_ids.get(), order[..k].iter().map(|o| o.0).collect::<Vec<_>>());
+    }
+}
