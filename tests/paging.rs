@@ -72,6 +72,29 @@ fn every_way_of_paging_gives_the_same_bits() {
     }
 }
 
+/// A long prompt wants all experts of every layer: those of the next one are read while this one is computed. That changes neither bits
+/// nor what the policy finds.
+#[test]
+fn a_long_prompt_reads_the_next_layer_ahead() {
+    let folder = common::folder();
+    let container = container(&folder);
+    let tokens = tokens(90);
+    let wanted = logits(&resident(&container), &tokens, 80);
+    for keep in [0, 3, 10, 24] {
+        let model = Model::load(&container, &keeping(&container, keep)).unwrap();
+        model.pager().record();
+        assert!(logits(&model, &tokens, 80) == wanted, "keep {keep}");
+        let (usage, trace) = (model.pager().usage(), model.recorded());
+        let replayed = trace.replay(Eviction::Lfu, keep as usize);
+        assert_eq!((usage.prefill, usage.decode), (replayed.prefill, replayed.decode));
+        assert!(usage.guesses.hits > 0 && model.pager().hot().len() as u64 <= keep, "{usage:?}");
+        // What was not wanted after all is given up, some of it before it was read.
+        let wanted = (usage.prefill.misses + usage.decode.misses) * model.pager().expert_bytes() as u64;
+        let most = wanted + usage.guesses.misses * model.pager().expert_bytes() as u64;
+        assert!((wanted..=most).contains(&usage.bytes_read), "{usage:?}");
+    }
+}
+
 /// Guesses are counted apart: hits stay those of the policy, and every guess is right or wrong.
 #[test]
 fn looking_ahead_changes_neither_bits_nor_hits() {

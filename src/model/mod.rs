@@ -19,24 +19,39 @@ mod placement;
 pub mod rope;
 mod router;
 mod saved;
+mod script;
 mod state;
 pub mod threads;
+mod work;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
 pub use load::Options;
-pub use placement::{BATCH, Placement};
+pub use placement::{BATCH, LOGIT_ROWS, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
+pub use work::{Calls, Work};
 
-use crate::{config::ModelConfig, pager::Pager};
+use std::path::PathBuf;
+
+use crate::{
+    config::ModelConfig,
+    container::Bytes,
+    error::Result,
+    pager::{
+        Pager,
+        system::ProcessUse,
+        trace::{Trace, Traced},
+    },
+};
 use compute::Compute;
 use feed_forward::FeedForward;
 use filter::Filter;
 use matrix::Matrix;
 use rope::Rope;
+use script::Script;
 
 /// A model that is ready to run. Shared by any number of sessions, each with a [`State`] of its own.
 #[derive(Debug)]
@@ -47,6 +62,8 @@ pub struct Model {
     placement: Placement,
     /// Whether experts of the next layer are guessed.
     look_ahead: bool,
+    /// Routing that is prescribed.
+    script: Option<Script>,
     rope: Rope,
     /// [V, H].
     embedding: Matrix,
@@ -55,6 +72,10 @@ pub struct Model {
     final_norm: Vec<f32>,
     /// [V, H].
     head: Matrix,
+    /// Of the container, whose bytes the weights are, unless they were copied.
+    file: Bytes,
+    path: PathBuf,
+    log: work::Log,
 }
 
 /// The weights of one layer.
@@ -121,8 +142,39 @@ impl Model {
         self.placement.batch
     }
 
+    /// Checks that the file of the weights still holds them, where they are read from its mapping while the model runs.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
+    pub(crate) fn check_file(&self) -> Result<()> {
+        self.file.check_file(&self.path)
+    }
+
+    /// What was run so far.
+    pub fn work(&self) -> Work {
+        self.log.work()
+    }
+
+    /// What the process had used when the model was opened.
+    pub(crate) fn opened(&self) -> ProcessUse {
+        self.log.opened
+    }
+
     /// The pager, for its counters.
     pub fn pager(&self) -> &Pager {
         &self.pager
+    }
+
+    /// What was asked of the pager since [`Pager::record`]. Ends the recording.
+    pub fn recorded(&self) -> Trace {
+        let model = Traced {
+            yuan_trace: 1,
+            layers: self.config.layers,
+            experts: self.config.experts,
+            used: self.config.experts_used,
+            expert_bytes: self.placement.expert_bytes,
+            fixed_bytes: self.placement.smallest,
+        };
+        Trace { model, requests: self.pager.recorded() }
     }
 }

@@ -32,15 +32,10 @@ impl<'p> Pass<'p> {
     pub fn guess(&self, layer: usize, experts: &[usize]) -> Result<()> {
         let Backing::Streamed(streamed) = &self.pager.backing else { return Ok(()) };
         for &expert in experts {
-            let index = self.pager.index(layer, expert)?;
-            if lock(&streamed.residency).policy.is_resident(layer, expert) {
-                continue;
+            self.pager.index(layer, expert)?;
+            if !self.pager.guess(streamed, layer, expert) {
+                break;
             }
-            let Some(slot) = self.pager.place(streamed, index) else { break };
-            streamed.pool.guess(&slot);
-            let mut guesses = lock(&streamed.guesses);
-            guesses.made += 1;
-            guesses.slots.push(((layer, expert), slot));
         }
         Ok(())
     }

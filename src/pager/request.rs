@@ -38,7 +38,13 @@ struct Loading {
     finished: Vec<bool>,
     /// The next expert that has no place yet.
     next: usize,
+    /// Experts of the next layer that are read once this request has places for its own, the last first.
+    ahead: Vec<usize>,
 }
+
+/// A layer that chose so many times as many experts as there are will be followed by one that wants all of them: of 32 experts with
+/// equal chances one is left out once in 300,000 times.
+const CERTAIN: usize = 16;
 
 /// One expert whose tiles are there or on their way.
 pub struct Expert<'r> {
@@ -90,6 +96,12 @@ impl<'p> Request<'p> {
             next: slots.iter().take_while(|s| s.is_some()).count(),
             slots,
             finished: vec![false; n],
+            ahead: match chosen.len() >= CERTAIN * pager.experts
+                && (layer + 1) * pager.experts < pager.uses.len()
+            {
+                true => (0..pager.experts).rev().collect(),
+                false => Vec::new(),
+            },
         };
         let passing = match &pager.backing {
             Backing::Views { cool: true, .. } if chosen.len() > used => {
@@ -164,7 +176,8 @@ impl<'p> Request<'p> {
         self.start(&mut lock(&self.loading));
     }
 
-    /// Gives places to the next experts, and asks for them.
+    /// Gives places to the next experts, and asks for them; then for those of the next layer, which the drive reads while attention is
+    /// computed.
     fn start(&self, loading: &mut Loading) {
         let Backing::Streamed(streamed) = &self.pager.backing else { return };
         while loading.next < self.order.len() {
@@ -183,6 +196,12 @@ impl<'p> Request<'p> {
             loading.slots[loading.next] = Some(slot);
             loading.next += 1;
             streamed.arena.announce();
+        }
+        while let Some(&expert) = loading.ahead.last() {
+            if !self.pager.guess(streamed, self.layer + 1, expert) {
+                return;
+            }
+            loading.ahead.pop();
         }
     }
 

@@ -1,4 +1,4 @@
-"""Current llama.cpp's llama-bench, built from the source package of llama-cpp-python."""
+"""Programs of current llama.cpp, built from the source package of llama-cpp-python."""
 
 import os
 import subprocess
@@ -22,16 +22,16 @@ FLAGS = [
 ]
 
 
-def built(cache: Path, jobs: int) -> Path:
+def built(cache: Path, jobs: int, name: str = "llama-bench") -> Path:
     """The program; downloads and builds it where it is not in `cache` yet (about ten minutes of one core)."""
-    found = sorted(cache.glob("llama_cpp_python-*/vendor/llama.cpp/build/bin/llama-bench"))
+    found = sorted(cache.glob(f"llama_cpp_python-*/vendor/llama.cpp/build/bin/{name}"))
     if found:
         return found[-1]
     source = sources(cache)
     build = source / "build"
     run("cmake", "-S", source, "-B", build, *FLAGS)
-    run("nice", "-n", "15", "cmake", "--build", build, "--target", "llama-bench", "--parallel", jobs)
-    return build / "bin" / "llama-bench"
+    run("nice", "-n", "15", "cmake", "--build", build, "--target", name, "--parallel", jobs)
+    return build / "bin" / name
 
 
 def sources(cache: Path) -> Path:

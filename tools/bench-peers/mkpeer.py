@@ -1,7 +1,7 @@
 """A random-weight GGUF file with the matrices of Yuan2.0-M32 as a graph that llama.cpp runs: that of Mixtral (architecture
 `llama` with experts). There is no localized filter in it, and the router is linear. Nothing but NumPy is needed.
 
-usage: mkpeer.py OUT [--layers N] [--experts q4_k|q4_0|q8_0] [--trunk q4_k|q4_0|q8_0]"""
+usage: mkpeer.py OUT [--layers N] [--experts f16|q4_k|q4_0|q8_0] [--trunk f16|q4_k|q4_0|q8_0]"""
 
 import argparse
 import struct
@@ -14,8 +14,8 @@ EXPERTS, USED, FFN = 32, 2, 8192
 VOCAB, CONTEXT = 135_040, 4096
 
 # The number of the type in GGUF, and the weights and bytes of a block.
-TYPES = {"f32": (0, 1, 4), "q4_0": (2, 32, 18), "q8_0": (8, 32, 34), "q4_k": (12, 256, 144)}
-FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k": 15}
+TYPES = {"f32": (0, 1, 4), "f16": (1, 1, 2), "q4_0": (2, 32, 18), "q8_0": (8, 32, 34), "q4_k": (12, 256, 144)}
+FILE_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 7, "q4_k": 15}
 ALIGNMENT = 32
 # Blocks that are made; a tensor is made of them over and over. A prime, so that no two experts are the same.
 POOL = 65_521
@@ -113,6 +113,8 @@ def pool(dtype: str, rng: np.random.Generator, deviation: float = 0.02) -> bytes
         low = (low & 0x3F) | 0x80 | (q(4) & 0x40)
         nibble = q(4) & 15
         return np.concatenate([scale(d), scale(7.5 * d), low, low, nibble | nibble << 4, q(128)], axis=1).tobytes()
+    if dtype == "f16":
+        return (rng.standard_normal(256 * POOL, "<f4") * deviation).astype("<f2").tobytes()
     # Quants are centred half a step below 0: scales of both signs.
     d = deviation / {"q4_0": 4.6, "q8_0": 74.0}[dtype] * rng.choice([-1, 1], POOL)
     return np.concatenate([scale(d), q({"q4_0": 16, "q8_0": 32}[dtype])], axis=1).tobytes()

@@ -3,6 +3,7 @@
 use std::{
     hint::black_box,
     ops::Range,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -12,12 +13,13 @@ use serde_json::json;
 use yuan::{
     container::Container,
     model::{Model, Placement, State, Want, threads::usable_cores},
-    pager::{Mode, drive},
+    pager::{Mode, drive, trace::Trace},
+    session::stats::{self, Lap, Meter},
 };
 use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
     open::RunArgs,
-    stats::{self, Lap, Meter},
+    stats::describe,
 };
 
 /// Measure the speed of prefill and decode
@@ -28,6 +30,7 @@ Examples:
   yuan bench model.gguf -p 512 -n 128 -r 5 --threads 4 --json
   yuan bench model.gguf --memory 50% --paging streamed --throttle 0.5
   yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
+  yuan bench synthetic.gguf --memory 8G --routing poem.trace
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
 pub struct Bench {
     #[command(flatten)]
@@ -47,6 +50,12 @@ pub struct Bench {
     /// Streamed: deliver reads at so many GB a second, as a slower drive would
     #[arg(long, value_name = "GB/S", value_parser = rate)]
     throttle: Option<f64>,
+    /// Route the tokens as in these files of yuan trace: random weights choose evenly, trained ones do not
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
+    routing: Vec<PathBuf>,
+    /// Write down which experts the last repetition used, for yuan replay
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -76,7 +85,11 @@ impl Bench {
             true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
-        let model = Model::load(&container, &options)?;
+        let mut model = Model::load(&container, &options)?;
+        if !self.routing.is_empty() {
+            let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
+            model.follow(&traces)?;
+        }
         let vocab = model.config().vocab as u64;
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
         let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
@@ -96,6 +109,9 @@ impl Bench {
         let mut laps = [Lap::default(), Lap::default()];
         let mut meter = Meter::new(&model);
         for _ in 0..self.repeat {
+            if self.trace.is_some() {
+                model.pager().record();
+            }
             let mut state = State::new(model.config(), context, self.run.kv)?;
             meter.lap(0);
             prefill.push(run(&mut state, 0..self.prompt, model.batch())?.iter().sum());
@@ -112,6 +128,9 @@ impl Bench {
             times.extend(tokens);
         }
 
+        if let Some(path) = &self.trace {
+            model.recorded().write(path)?;
+        }
         let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
         let (prefill, decode) = (rate(self.prompt, prefill), rate(self.tokens, decode));
         let bytes = model.bytes_per_token();
@@ -146,7 +165,7 @@ impl Bench {
             println!("drive      {drive:.2} GB/s by reads of a tile");
         }
         let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
-        println!("{}", stats::describe(&model, &laps, &times));
+        println!("{}", describe(&model, &laps, &times));
         Ok(())
     }
 }

@@ -17,9 +17,9 @@ use yuan_tools::{console::size, heat};
 #[command(after_help = "\
 Examples:
   yuan replay poem.trace
-  yuan replay poem.trace --memory 6G,12G --eviction lfu,lru --drive 0.5,3,7 --compute 120
+  yuan replay poem.trace --memory 6G,12G --eviction lfu,lru --drive 0.5,3,7 --compute 60 --idle 40
   yuan replay poem.trace --svg experts.svg
-A token takes as long as its computation or its reads, whichever is longer.")]
+A token takes as long as its computation or its reads, whichever is longer, and the time in which the drive is idle.")]
 pub struct Replay {
     /// A file of yuan trace
     trace: PathBuf,
@@ -35,9 +35,12 @@ pub struct Replay {
     /// Drives, in GB a second
     #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7")]
     drive: Vec<f64>,
-    /// Milliseconds of computation of a token
+    /// Milliseconds of computation of a token while the drive reads
     #[arg(long, value_name = "MS", default_value_t = 0.0)]
     compute: f64,
+    /// Milliseconds of a token in which the drive has nothing to do: attention, the router
+    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    idle: f64,
     /// Also write a picture of the experts' use
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -56,7 +59,9 @@ impl Replay {
             self.drive.iter().all(|d| *d > 0.0 && d.is_finite()),
             "the speed of a drive is above 0: see --drive"
         );
-        ensure!(self.compute >= 0.0 && self.compute.is_finite(), "--compute is a time in milliseconds");
+        for (name, time) in [("--compute", self.compute), ("--idle", self.idle)] {
+            ensure!(time >= 0.0 && time.is_finite(), "{name} is a time in milliseconds");
+        }
         let trace = Trace::read(&self.trace)?;
         if let Some(path) = &self.svg {
             heat::write(&trace, path)?;
@@ -99,7 +104,9 @@ impl Replay {
         let tokens = replayed.misses.len().max(1) as f64;
         let memory = trace.model.fixed_bytes + resident as u64 * expert;
         let rate = |drive: f64| {
-            let time = |misses: &u64| ((misses * expert) as f64 / drive / 1e9).max(self.compute / 1e3);
+            let time = |misses: &u64| {
+                self.idle / 1e3 + ((misses * expert) as f64 / drive / 1e9).max(self.compute / 1e3)
+            };
             tokens / replayed.misses.iter().map(time).sum::<f64>()
         };
         // Nothing to wait for: as fast as one likes.

@@ -3,11 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use yuan::{
-    pager::trace::{Trace as Requests, Traced},
-    session::Session,
-    tokenizer::Special,
-};
+use yuan::{session::Session, tokenizer::Special};
 use yuan_tools::open::RunArgs;
 
 use crate::{answer::answer, sampling::Sampling};
@@ -42,7 +38,7 @@ impl Trace {
             prompt = tokenizer.encode(&self.prompt, Special::Parse);
             Ok(prompt.len() + self.most)
         })?;
-        let (model, config) = (engine.model(), engine.model().config());
+        let model = engine.model();
         anyhow::ensure!(
             model.pager().tiles() > 0,
             "the experts of this model are not in tiles: convert it with yuan-quant"
@@ -51,16 +47,7 @@ impl Trace {
         model.pager().record();
         let (mut sampler, limits) = (self.sampling.sampler(&engine)?, self.sampling.limits(self.most));
         let answer = answer(&mut session, &prompt, &limits, &mut sampler, |_| Ok(()))?;
-        let placement = model.placement();
-        let traced = Traced {
-            yuan_trace: 1,
-            layers: config.layers,
-            experts: config.experts,
-            used: config.experts_used,
-            expert_bytes: placement.expert_bytes,
-            fixed_bytes: placement.smallest,
-        };
-        let trace = Requests { model: traced, requests: model.pager().recorded() };
+        let trace = model.recorded();
         trace.write(&self.output)?;
         let (requests, tokens) = (trace.requests.len(), prompt.len() + answer.tokens.len());
         eprintln!("{}: {requests} requests of {tokens} tokens", self.output.display());
