@@ -11,7 +11,7 @@
  * Threads. "Any thread": at any time, from any thread. "One call at a time": from any thread, and while another call is using the
  *   object the answer is YUAN_ERROR_BUSY. Any number of sessions may run on one engine at once.
  * Memory. Pointers are valid for what the function says until it returns; the library keeps none of them, but the log callback
- *   with its data. Texts are UTF-8. What the library returns as a pointer belongs to the library.
+ *   and the progress callback of options, with their data. Texts are UTF-8. What the library returns as a pointer belongs to the library.
  * Buffers. The caller brings them, with their capacity. The length that the answer needs is always written; with capacity 0 (the
  *   buffer may then be NULL) nothing else is, and a capacity that is too small gives YUAN_ERROR_BUFFER_TOO_SMALL.
  * Callbacks. NULL where none is wanted. They must return: no C++ exception and no longjmp may leave them. They may call the library,
@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 1
+#define YUAN_ABI_VERSION 2
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -171,8 +171,8 @@ typedef struct yuan_session_options yuan_session_options;
 typedef void (*yuan_log_callback)(int32_t level, const char *message, void *user_data);
 
 /**
- * Hears how many of `total` tokens are done, on the thread that made the call. Another value than 0 stops the call, which returns
- * YUAN_ERROR_CANCELLED.
+ * Hears how many of `total` tokens are done, or bytes where a model is opened, on the thread that made the call. Another value than 0
+ * stops the call, which returns YUAN_ERROR_CANCELLED.
  */
 typedef int32_t (*yuan_progress_callback)(uint64_t done, uint64_t total, void *user_data);
 
@@ -290,6 +290,15 @@ yuan_status yuan_engine_options_set_sessions(yuan_engine_options *options,
  */
 yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
                                           int32_t on);
+
+/**
+ * Who hears how many bytes are there while an engine is opened with these options: of everything but the experts; and can stop it.
+ * NULL, the default, for nobody. The callback runs on the thread that opens the engine, and with its data must be there until the options
+ * are freed. One call at a time.
+ */
+yuan_status yuan_engine_options_set_progress(yuan_engine_options *options,
+                                             yuan_progress_callback progress,
+                                             void *user_data);
 
 /**
  * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while

@@ -20,7 +20,7 @@ use yuan::{
 
 use common::mutate::Random;
 
-/// Sequences of all threads together.
+/// Sequences of all threads together, unless the environment variable `YUAN_TEST_SEQUENCES` says how many.
 const SEQUENCES: usize = 100_000;
 const THREADS: usize = 4;
 /// Calls of a sequence, at most.
@@ -265,7 +265,8 @@ impl Caller<'_> {
     fn set_options(&mut self) {
         let (engine, session) = (self.engine_options(), self.session_options());
         let (name, number) = (self.text(), self.random.next());
-        let status = match self.random.below(11) {
+        let status = match self.random.below(12) {
+            11 => unsafe { yuan_engine_options_set_progress(engine, Some(opening), null_mut()) },
             7 => unsafe { yuan_engine_options_set_memory(engine, name.as_ptr()) },
             8 => unsafe { yuan_engine_options_set_paging(engine, name.as_ptr()) },
             9 => unsafe { yuan_engine_options_set_direct_io(engine, name.as_ptr()) },
@@ -375,6 +376,12 @@ unsafe extern "C" fn progress(done: u64, total: u64, random: *mut c_void) -> i32
     unsafe { hear(0, null(), 0, random) }
 }
 
+unsafe extern "C" fn opening(done: u64, total: u64, _: *mut c_void) -> i32 {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    assert!(done <= total);
+    i32::from(CALLS.fetch_add(1, Relaxed).is_multiple_of(97))
+}
+
 unsafe extern "C" fn log(level: i32, _: *const c_char, _: *mut c_void) {
     assert!((1..=5).contains(&level));
 }
@@ -394,6 +401,8 @@ fn a_hundred_thousand_random_sequences_leave_the_host_alive() {
     let plan = Plan::new(config, &Options::default()).unwrap();
     Conversion::synth(plan, 5, &vocab).unwrap().write(&folder.path().join("m.gguf"), &|_| true).unwrap();
 
+    let asked = std::env::var("YUAN_TEST_SEQUENCES").ok();
+    let sequences = asked.map_or(SEQUENCES, |n| n.parse().expect("YUAN_TEST_SEQUENCES is a number"));
     let slots = Slots::default();
     let seen = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS as u64)
@@ -407,7 +416,7 @@ fn a_hundred_thousand_random_sequences_leave_the_host_alive() {
                         heard: Random::new(seed),
                         seen: [0; 13],
                     };
-                    for _ in 0..SEQUENCES / THREADS {
+                    for _ in 0..sequences / THREADS {
                         for _ in 0..=caller.random.below(CALLS) {
                             caller.call();
                         }
@@ -422,8 +431,10 @@ fn a_hundred_thousand_random_sequences_leave_the_host_alive() {
     eprintln!("calls by status: {seen:?}");
     for (status, count) in seen.iter().enumerate() {
         // Neither a full disk nor mistakes of the library are to be had here.
+        // And a few calls do not see everything.
         let rare = [yuan_status::YUAN_ERROR_DISK_FULL, yuan_status::YUAN_ERROR_INTERNAL];
-        assert!(rare.iter().any(|s| *s as usize == status) || *count > 0, "status {status} never came");
+        let may_miss = sequences < SEQUENCES || rare.iter().any(|s| *s as usize == status);
+        assert!(may_miss || *count > 0, "status {status} never came");
     }
 
     let all = |slots: &[AtomicUsize]| slots.iter().map(|s| s.load(Relaxed)).collect::<Vec<_>>();

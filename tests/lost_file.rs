@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     fs::{self, File, OpenOptions},
+    ops::ControlFlow,
     path::Path,
     process::Command,
 };
@@ -16,6 +17,7 @@ use yuan::{
     model::{KvType, Model, Stage, State, Want},
     pager::Paging,
     quantize::Options as QuantOptions,
+    session::{Engine, Session},
 };
 
 fn cut(path: &Path, length: u64) {
@@ -37,7 +39,7 @@ fn a_file_that_is_cut_off_in_a_pass_fails_the_pass_and_leaves_the_state_as_befor
     let whole = fs::read(&path).unwrap();
     let tokens = tokens(60);
     let expected = logits(&resident(&Container::open(&path).unwrap()), &tokens, 20);
-    for mode in [Paging::Plain, Paging::Mapped] {
+    for mode in [Paging::Plain, Paging::Mapped, Paging::Streamed] {
         for length in [0, 4096, whole.len() / 2, whole.len() - 1] {
             let opened = Container::open(&path).unwrap();
             let model = Model::load(&opened, &options(mode)).unwrap();
@@ -124,6 +126,31 @@ fn a_file_that_is_cut_off_is_neither_verified_nor_converted() {
     let requantized = Conversion::requantize(&opened, &QuantOptions::default()).unwrap();
     is_lost(requantized.write(&out, &lose), "and is 4096 now");
     assert!(!out.exists());
+}
+
+/// A session outlives its model's file: it can be saved, and goes on with the file that is put in its place.
+#[test]
+fn a_session_whose_model_is_lost_can_be_saved() {
+    let folder = common::folder();
+    let path = container(&folder).path().to_owned();
+    let (whole, saved) = (fs::read(&path).unwrap(), folder.path().join("s.session"));
+    let tokens = tokens(60);
+    let go = |_| ControlFlow::Continue(());
+    let engine = Engine::open(&path, &options(Paging::Mapped)).unwrap();
+    let mut session = Session::new(engine, 60, KvType::F16).unwrap();
+    session.extend(&tokens[..40], go).unwrap();
+    cut(&path, 4096);
+    is_lost(session.extend(&tokens[40..], go), "and is 4096 now");
+    assert_eq!(session.tokens(), &tokens[..40]);
+    session.save(&saved, None).unwrap();
+
+    fs::write(&path, &whole).unwrap();
+    let engine = Engine::open(&path, &options(Paging::Mapped)).unwrap();
+    let expected = logits(engine.model(), &tokens, 40);
+    let mut session = Session::restore(engine, &saved, None).unwrap().session;
+    session.extend(&tokens[40..], go).unwrap();
+    let found = session.logits().unwrap().iter().map(|l| l.to_bits());
+    assert!(found.eq(expected[59 * 512..].iter().copied()));
 }
 
 /// Set for the children of the next test: how they ask for their end.

@@ -10,8 +10,8 @@ use std::{
 pub type yuan_log_callback =
     Option<unsafe extern "C" fn(level: i32, message: *const c_char, user_data: *mut c_void)>;
 
-/// Hears how many of `total` tokens are done, on the thread that made the call. Another value than 0 stops the call, which returns
-/// YUAN_ERROR_CANCELLED.
+/// Hears how many of `total` tokens are done, or bytes where a model is opened, on the thread that made the call. Another value than 0
+/// stops the call, which returns YUAN_ERROR_CANCELLED.
 pub type yuan_progress_callback =
     Option<unsafe extern "C" fn(done: u64, total: u64, user_data: *mut c_void) -> i32>;
 
@@ -30,11 +30,19 @@ pub(super) struct Progress {
     pub user_data: *mut c_void,
 }
 
+// SAFETY: it is called by the thread that made a call only. Where options keep it, the documentation of
+// `yuan_engine_options_set_progress` asks for data that the threads may use that open engines with them.
+unsafe impl Send for Progress {}
+
 impl Progress {
-    pub fn tell(self, done: usize, total: usize) -> ControlFlow<()> {
+    /// Nobody hears.
+    pub const NONE: Self = Self { callback: None, user_data: std::ptr::null_mut() };
+
+    pub fn tell(self, done: u64, total: u64) -> ControlFlow<()> {
         let Some(callback) = self.callback else { return ControlFlow::Continue(()) };
-        // SAFETY: the caller gave a function of this type, to be called with its data until the call returns.
-        flow(unsafe { callback(done as u64, total as u64, self.user_data) })
+        // SAFETY: the caller gave a function of this type, to be called with its data until the call returns, or as long as the
+        // options are there that keep it.
+        flow(unsafe { callback(done, total, self.user_data) })
     }
 }
 

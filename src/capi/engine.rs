@@ -1,13 +1,14 @@
 //! Opening a model.
 
 use std::{
-    ffi::c_char,
+    ffi::{c_char, c_void},
     sync::{Arc, Mutex},
 };
 
 use super::{
     args::{self, Out},
     border::call,
+    callback::{Progress, yuan_progress_callback},
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
@@ -24,7 +25,20 @@ pub struct yuan_engine_options(());
 /// An open model with its tokenizer, shared by any number of sessions and threads. A handle: it points to nothing.
 pub struct yuan_engine(());
 
-static OPTIONS: Table<Mutex<Options>> = Table::new("engine_options");
+/// The options of an engine, and who hears how far its opening is.
+#[derive(Clone)]
+struct Opening {
+    options: Options,
+    progress: Progress,
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        Self { options: Options::default(), progress: Progress::NONE }
+    }
+}
+
+static OPTIONS: Table<Mutex<Opening>> = Table::new("engine_options");
 pub(super) static ENGINES: Table<Arc<Engine>> = Table::new("engine");
 
 /// Makes options: all threads, everything else as the model says. Free them with yuan_engine_options_free; an engine keeps
@@ -34,7 +48,7 @@ pub unsafe extern "C" fn yuan_engine_options_new(options: *mut *mut yuan_engine_
     call(|| {
         // SAFETY: the contract of the header.
         let out = unsafe { Out::new("the place of the options", options) }?;
-        OPTIONS.add(Mutex::new(Options::default()), out)
+        OPTIONS.add(Mutex::new(Opening::default()), out)
     })
 }
 
@@ -186,13 +200,29 @@ pub extern "C" fn yuan_engine_options_set_float(options: *mut yuan_engine_option
     })
 }
 
+/// Who hears how many bytes are there while an engine is opened with these options: of everything but the experts; and can stop it.
+/// NULL, the default, for nobody. The callback runs on the thread that opens the engine, and with its data must be there until the options
+/// are freed. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_engine_options_set_progress(
+    options: *mut yuan_engine_options,
+    progress: yuan_progress_callback,
+    user_data: *mut c_void,
+) -> yuan_status {
+    call(|| {
+        let options = OPTIONS.get(options)?;
+        exclusive("engine options", &options)?.progress = Progress { callback: progress, user_data };
+        Ok(())
+    })
+}
+
 fn set(
     options: *mut yuan_engine_options,
     change: impl FnOnce(&mut Options) -> Result<(), Failure>,
 ) -> yuan_status {
     call(|| {
         let options = OPTIONS.get(options)?;
-        change(&mut *exclusive("engine options", &options)?)
+        change(&mut exclusive("engine options", &options)?.options)
     })
 }
 
@@ -216,14 +246,15 @@ pub unsafe extern "C" fn yuan_engine_open(
     call(|| {
         // SAFETY: the contract of the header.
         let (path, out) = unsafe { (args::path(path)?, Out::new("the place of the engine", engine)?) };
-        let options = match options.is_null() {
-            true => Options::default(),
+        let Opening { options, progress } = match options.is_null() {
+            true => Opening::default(),
             false => {
                 let options = OPTIONS.get(options)?;
                 exclusive("engine options", &options)?.clone()
             }
         };
-        ENGINES.add(Engine::open(&path, &options)?, out)
+        let mut progress = |done, total| progress.tell(done, total);
+        ENGINES.add(Engine::open_watched(&path, &options, &mut progress)?, out)
     })
 }
 

@@ -115,7 +115,7 @@ pub unsafe extern "C" fn yuan_session_eval(
     let tokens = || unsafe { args::array("the tokens", tokens, count) };
     with(session, tokens, |session, tokens| {
         let progress = Progress { callback: progress, user_data };
-        session.extend(tokens, |done| progress.tell(done, tokens.len()))?;
+        session.extend(tokens, |done| progress.tell(done as u64, tokens.len() as u64))?;
         Ok(())
     })
 }
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn yuan_session_sync(
     let tokens = || unsafe { args::array("the tokens", tokens, count) };
     with(session, tokens, |session, tokens| {
         let progress = Progress { callback: progress, user_data };
-        session.sync(tokens, |done| progress.tell(done, tokens.len()))?;
+        session.sync(tokens, |done| progress.tell(done as u64, tokens.len() as u64))?;
         Ok(())
     })
 }

@@ -23,6 +23,9 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// Files that can be mapped at the same time.
 const MOST: usize = 1024;
 
+/// Code of a Linux signal for broken memory that nobody is reading (`BUS_MCEERR_AO`): no fault of the thread that hears of it.
+const MEMORY_FOUND_BROKEN: c_int = 5;
+
 /// A mapping that the handler knows. A handler takes no locks: it reads words, and a version that is odd while they are written.
 struct Place {
     version: AtomicUsize,
@@ -130,7 +133,10 @@ fn install() {
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the system gives a handler with SA_SIGINFO the description of its signal. Only one that the system itself sends, with a code above 0,
     // has an address.
-    let address = unsafe { ((*info).si_code > 0).then(|| (*info).si_addr().addr()) };
+    let address = unsafe {
+        let is_fault = (*info).si_code > 0 && (*info).si_code != MEMORY_FOUND_BROKEN;
+        is_fault.then(|| (*info).si_addr().addr())
+    };
     if !address.is_some_and(replace) {
         // SAFETY: these are the arguments of the handler.
         unsafe { pass_on(signal, info, context) };

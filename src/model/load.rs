@@ -1,6 +1,8 @@
 //! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases, the router, and
 //! matrices in rows that could be panels.
 
+use std::{cell::RefCell, ops::ControlFlow};
+
 use yuan_kernels::DType;
 
 use super::{
@@ -43,6 +45,12 @@ pub struct Options {
     pub kv: KvType,
 }
 
+/// Hears how many bytes are there of how many that are brought in while a model is opened, and says whether to go on.
+pub type Progress<'p> = &'p mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// Bytes that are brought in between two reports.
+const PIECE: usize = 16 << 20;
+
 /// Puts something between the reading threads and the file.
 pub type Wrap<'w> = &'w dyn Fn(Box<dyn Source>) -> Box<dyn Source>;
 
@@ -52,7 +60,15 @@ impl Model {
     /// # Errors
     /// [`Error::Argument`] when kernels or threads are not to be had, or a tensor is not as its description says.
     pub fn load(container: &Container, options: &Options) -> Result<Self> {
-        Self::load_with(container, options, &|source| source)
+        Self::load_watched(container, options, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`Model::load`] that tells of what it brings in: everything but the experts.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`Error::Cancelled`] when `progress` breaks off.
+    pub fn load_watched(container: &Container, options: &Options, progress: Progress<'_>) -> Result<Self> {
+        Self::load_checked(container, options, &|source| source, progress)
     }
 
     /// [`Model::load`] with something between the reading threads and the file, for tests.
@@ -61,18 +77,32 @@ impl Model {
     /// As [`Model::load`].
     #[doc(hidden)]
     pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
-        let loaded = Self::of_weights(container, options, wrap);
+        Self::load_checked(container, options, wrap, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    fn load_checked(
+        container: &Container,
+        options: &Options,
+        wrap: Wrap<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
+        let loaded = Self::of_weights(container, options, wrap, progress);
         container.check_file()?;
         loaded
     }
 
-    fn of_weights(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
+    fn of_weights(
+        container: &Container,
+        options: &Options,
+        wrap: Wrap<'_>,
+        progress: Progress<'_>,
+    ) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         let compute =
             Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;
-        let weights = Weights::new(container, &placement, options)?;
+        let weights = Weights::new(container, &placement, options, progress)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
         Ok(Self {
@@ -101,15 +131,31 @@ struct Weights<'c> {
     file: Option<FileSource>,
     /// Matrices that the file has in rows become panels. Sums of floats would have another order in them.
     pack: bool,
+    /// Who hears of bytes, how many there were, and how many there are.
+    progress: RefCell<(Progress<'c>, u64)>,
+    trunk: u64,
 }
 
 impl<'c> Weights<'c> {
-    fn new(container: &'c Container, placement: &Placement, options: &Options) -> Result<Self> {
+    fn new(
+        container: &'c Container,
+        placement: &Placement,
+        options: &Options,
+        progress: Progress<'c>,
+    ) -> Result<Self> {
         let probe = container.tensors().first().map_or(0, |t| t.offset / PAGE as u64 * PAGE as u64);
         let open = || FileSource::open(container.path(), options.paging.direct_io, probe);
         let file = (placement.mode == Mode::Streamed).then(open).transpose()?;
         let pack = options.arithmetic == Arithmetic::Integer;
-        Ok(Self { container, mode: placement.mode, file, pack })
+        let progress = RefCell::new((progress, 0));
+        Ok(Self { container, mode: placement.mode, file, pack, progress, trunk: placement.trunk })
+    }
+
+    /// So many more bytes are there. A tensor that is used twice counts once in the sum.
+    fn tell(&self, bytes: usize) -> Result<()> {
+        let (progress, done) = &mut *self.progress.borrow_mut();
+        *done = (*done + bytes as u64).min(self.trunk);
+        if progress(*done, self.trunk).is_break() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     fn find(&self, name: &str) -> Result<TensorView> {
@@ -126,12 +172,22 @@ impl<'c> Weights<'c> {
     fn bring_in(&self, view: TensorView) -> Result<TensorView> {
         let bytes = match (&self.file, view.bytes.file_offset()) {
             (Some(file), Some(offset)) => {
-                Bytes::collect(view.bytes.len(), |give| file.copy(offset, view.bytes.len(), give))?
+                let length = view.bytes.len();
+                Bytes::collect(length, |give| {
+                    file.copy(offset, length, &mut |piece| {
+                        give(piece);
+                        self.tell(piece.len())
+                    })
+                })?
             }
             _ => {
-                if self.mode == Mode::Mapped {
-                    let populated = view.bytes.populate(0..view.bytes.len());
-                    populated.map_err(Error::io("read", self.container.path()))?;
+                for start in (0..view.bytes.len()).step_by(PIECE) {
+                    let end = view.bytes.len().min(start + PIECE);
+                    if self.mode == Mode::Mapped {
+                        let populated = view.bytes.populate(start..end);
+                        populated.map_err(Error::io("read", self.container.path()))?;
+                    }
+                    self.tell(end - start)?;
                 }
                 view.bytes
             }

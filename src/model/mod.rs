@@ -28,7 +28,7 @@ pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
-pub use load::Options;
+pub use load::{Options, Progress};
 pub use placement::{BATCH, LOGIT_ROWS, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;

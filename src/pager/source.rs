@@ -97,11 +97,11 @@ impl FileSource {
         self.direct
     }
 
-    /// A copy of `length` bytes at `offset`, read in pieces through a buffer of its own.
+    /// A copy of `length` bytes at `offset`, read in pieces through a buffer of its own, each of which `into` hears.
     ///
     /// # Errors
-    /// [`Error::Io`].
-    pub fn copy(&self, offset: u64, length: usize, into: &mut dyn FnMut(&[u8])) -> Result<()> {
+    /// [`Error::Io`]; those of `into`.
+    pub fn copy(&self, offset: u64, length: usize, into: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         const PIECE: usize = 4 << 20;
         let error = || Error::io("read", &self.path);
         let mut piece = MmapMut::map_anon(PIECE).map_err(error())?;
@@ -116,7 +116,7 @@ impl FileSource {
             if n < needed {
                 return Err(error()(io::ErrorKind::UnexpectedEof.into()));
             }
-            into(&piece[skip..needed]);
+            into(&piece[skip..needed])?;
             at = start + needed as u64;
         }
         Ok(())
@@ -198,10 +198,14 @@ mod tests {
                 [(0, 1), (4095, 2), (8192, 4096), (5, 9_000_001 - 5), (4_194_304, 4_194_305)]
             {
                 let mut copy = Vec::new();
-                source.copy(offset, length, &mut |piece| copy.extend_from_slice(piece)).unwrap();
+                let mut into = |piece: &[u8]| {
+                    copy.extend_from_slice(piece);
+                    Ok(())
+                };
+                source.copy(offset, length, &mut into).unwrap();
                 assert!(copy == bytes[offset as usize..][..length], "{length} bytes at {offset}");
             }
-            assert!(source.copy(9_000_000, 2, &mut |_| {}).is_err());
+            assert!(source.copy(9_000_000, 2, &mut |_| Ok(())).is_err());
         }
     }
 }

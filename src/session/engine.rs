@@ -1,11 +1,11 @@
 //! An open model: what sessions share.
 
-use std::{path::Path, sync::Arc};
+use std::{ops::ControlFlow, path::Path, sync::Arc};
 
 use crate::{
     container::Container,
     error::Result,
-    model::{Model, Options},
+    model::{Model, Options, Progress},
     tokenizer::Tokenizer,
 };
 
@@ -32,19 +32,30 @@ impl Engine {
     /// As [`Engine::open`].
     pub fn new(container: Container, options: &Options) -> Result<Arc<Self>> {
         let tokenizer = Tokenizer::new(container.vocab()?)?;
-        Self::with_tokenizer(container, tokenizer, options)
+        Self::with_tokenizer(container, tokenizer, options, &mut |_, _| ControlFlow::Continue(()))
     }
 
-    /// [`Engine::new`] with the container's tokenizer, for who needs it before: to know how many tokens there will be.
+    /// [`Engine::open`] that tells `progress` of what it brings in, and ends when that breaks off.
     ///
     /// # Errors
-    /// As [`Model::load`].
+    /// As [`Engine::open`] and [`Model::load_watched`].
+    pub fn open_watched(path: &Path, options: &Options, progress: Progress<'_>) -> Result<Arc<Self>> {
+        let container = Container::open(path)?;
+        let tokenizer = Tokenizer::new(container.vocab()?)?;
+        Self::with_tokenizer(container, tokenizer, options, progress)
+    }
+
+    /// [`Engine::open_watched`] with the container and its tokenizer, for who needs them before: to know how many tokens there will be.
+    ///
+    /// # Errors
+    /// As [`Model::load_watched`].
     pub fn with_tokenizer(
         container: Container,
         tokenizer: Tokenizer,
         options: &Options,
+        progress: Progress<'_>,
     ) -> Result<Arc<Self>> {
-        let model = Model::load(&container, options)?;
+        let model = Model::load_watched(&container, options, progress)?;
         Ok(Arc::new(Self { container, model, tokenizer }))
     }
 

@@ -23,6 +23,21 @@ def fails(status: str, function, *args) -> str:
     raise AssertionError(f"{function} {args} does not fail")
 
 
+# Opening tells how far it is, and can be stopped.
+heard: list[tuple[int, int]] = []
+yuan.Engine(model, paging="streamed", progress=lambda *how_far: heard.append(how_far)).close()
+assert len(heard) > 10 and heard == sorted(heard) and heard[-1][0] == heard[-1][1]
+try:
+    yuan.Engine(model, progress=lambda done, total: False)
+    raise AssertionError("it was stopped")
+except yuan.Error as error:
+    assert error.status == "YUAN_ERROR_CANCELLED"
+try:
+    yuan.Engine(model, progress=lambda done, total: 1 // 0)
+    raise AssertionError("it has failed")
+except ZeroDivisionError:
+    pass
+
 with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) as engine:
     # Text to tokens and back, and the chat form with sampling.
     ids = engine.tokenize(PROMPT)

@@ -14,6 +14,7 @@ The library is the one that YUAN_LIBRARY names, or the one that the system finds
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import ctypes.util
 import json
@@ -27,11 +28,13 @@ from typing import Any
 
 __all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 OK = 0
 FINISHES = ("stop", "stop_text", "length", "cancelled")
 
 _Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
+# Hears how much is done of how much; False stops the call.
+Progress = Callable[[int, int], "bool | None"]
 _OnToken = ctypes.CFUNCTYPE(c_int32, c_uint32, c_void_p, c_size_t, c_void_p)
 
 
@@ -87,6 +90,26 @@ def _text(function: str, *args: Any) -> str:
 
 def _ids(tokens: Sequence[int]) -> Any:
     return (c_uint32 * len(tokens))(*tokens)
+
+
+@contextlib.contextmanager
+def _heard(progress: Progress | None) -> Iterator[Any]:
+    """A callback of the library that calls `progress`, whose exceptions come out of the call."""
+    failure: list[BaseException] = []
+
+    def hear(done: int, total: int, _data: int) -> int:
+        try:
+            return int(progress is not None and progress(done, total) is False)
+        except BaseException as e:  # No exception may pass through C.
+            failure.append(e)
+            return 1
+
+    try:
+        yield _Progress(hear) if progress else _Progress()
+    except Error:
+        if failure:
+            raise failure.pop() from None
+        raise
 
 
 def version() -> str:
@@ -148,9 +171,11 @@ class Engine(_Handle):
     def __init__(
         self, path: str | os.PathLike[str], *, threads: int = 0, threads_batch: int = 0, rope: str | None = None,
         memory: str | None = None, paging: str = "auto", look_ahead: bool = False, context: int = 0, kv: str = "f16",
+        progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        """`memory` is all that may be used ("8G", "50%"); `context` and `kv` are what sessions will take of it."""
-        with _EngineOptions("engine_options_new") as options:
+        """`memory` is all that may be used ("8G", "50%"); `context` and `kv` are what sessions will take of it. `progress` hears how many
+        bytes are there of how many that are read first; False stops it."""
+        with _EngineOptions("engine_options_new") as options, _heard(progress) as callback:
             _call("engine_options_set_threads", options._handle, c_size_t(threads))
             _call("engine_options_set_threads_batch", options._handle, c_size_t(threads_batch))
             _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
@@ -158,6 +183,7 @@ class Engine(_Handle):
             _call("engine_options_set_paging", options._handle, paging.encode())
             _call("engine_options_set_look_ahead", options._handle, c_int32(look_ahead))
             _call("engine_options_set_sessions", options._handle, c_size_t(context), kv.encode())
+            _call("engine_options_set_progress", options._handle, callback, None)
             super().__init__("engine_open", os.fsencode(path), options._handle)
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
@@ -257,11 +283,11 @@ class Session(_Handle):
         data = text.encode()
         _call("session_set_note", self._handle, data, c_size_t(len(data)))
 
-    def eval(self, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None = None) -> None:
+    def eval(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
         """Adds tokens. `progress` hears how many are done, and of how many; it stops the call with False."""
         self._run("session_eval", tokens, progress)
 
-    def sync(self, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None = None) -> None:
+    def sync(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
         """Makes the session hold these tokens; what it has in common with them at the beginning is not run again."""
         self._run("session_sync", tokens, progress)
 
@@ -343,25 +369,9 @@ class Session(_Handle):
         """Writes the session, and where the sampler's choices stand, to a file; `Engine.restore` reads it."""
         _call("session_save", self._handle, _optional(sampler), os.fsencode(path))
 
-    def _run(
-        self, function: str, tokens: Sequence[int], progress: Callable[[int, int], bool | None] | None
-    ) -> None:
-        failure: list[BaseException] = []
-
-        def hear(done: int, total: int, _data: int) -> int:
-            try:
-                return int(progress is not None and progress(done, total) is False)
-            except BaseException as e:  # No exception may pass through C.
-                failure.append(e)
-                return 1
-
-        callback = _Progress(hear) if progress else _Progress()
-        try:
+    def _run(self, function: str, tokens: Sequence[int], progress: Progress | None) -> None:
+        with _heard(progress) as callback:
             _call(function, self._handle, _ids(tokens), c_size_t(len(tokens)), callback, None)
-        except Error:
-            if failure:
-                raise failure.pop() from None
-            raise
 
 
 def main() -> None:

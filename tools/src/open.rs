@@ -1,6 +1,6 @@
 //! Opening a model for a command: the options that all commands share.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Args;
@@ -12,6 +12,8 @@ use yuan::{
     session::Engine,
     tokenizer::Tokenizer,
 };
+
+use crate::console::{byte_bar, stopped};
 
 /// Options of every command that runs a model.
 #[derive(Args, Clone, Debug)]
@@ -76,7 +78,14 @@ impl RunArgs {
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
         let options = self.options(context(&tokenizer, container.config())?);
-        Ok(Engine::with_tokenizer(container, tokenizer, &options)?)
+        let bar = byte_bar(0, "opening");
+        let engine = Engine::with_tokenizer(container, tokenizer, &options, &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        bar.finish_and_clear();
+        Ok(engine?)
     }
 
     /// The library's options, for sessions of `context` tokens.

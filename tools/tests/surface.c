@@ -29,6 +29,11 @@ static int32_t count_progress(uint64_t done, uint64_t total, void *user_data) {
     return 0;
 }
 
+static int32_t stop_at_once(uint64_t done, uint64_t total, void *user_data) {
+    count_progress(done, total, user_data);
+    return 1;
+}
+
 static void count_lines(int32_t level, const char *message, void *user_data) {
     CHECK(level >= 1 && level <= 5 && message != NULL);
     ++*(int *)user_data;
@@ -37,6 +42,7 @@ static void count_lines(int32_t level, const char *message, void *user_data) {
 static void engines(const char *model, yuan_engine **engine) {
     yuan_engine_options *options;
     size_t vocab, hidden, needed;
+    int heard = 0;
     char *json;
 
     OK(yuan_engine_options_new(&options));
@@ -52,7 +58,12 @@ static void engines(const char *model, yuan_engine **engine) {
     OK(yuan_engine_options_set_look_ahead(options, 1));
     OK(yuan_engine_options_set_sessions(options, ROOM, "q8_0"));
     FAILS(yuan_engine_open("no.gguf", options, engine), YUAN_ERROR_FILE);
+    OK(yuan_engine_options_set_progress(options, stop_at_once, &heard));
+    FAILS(yuan_engine_open(model, options, engine), YUAN_ERROR_CANCELLED);
+    CHECK(heard == 1);
+    OK(yuan_engine_options_set_progress(options, count_progress, &heard));
     OK(yuan_engine_open(model, options, engine));
+    CHECK(heard > 10);
     OK(yuan_engine_options_free(options));
     FAILS(yuan_engine_options_free(options), YUAN_ERROR_HANDLE);
 

@@ -2,7 +2,7 @@
 
 use std::{
     hint::black_box,
-    ops::Range,
+    ops::{ControlFlow, Range},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -85,7 +85,8 @@ impl Bench {
             true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
-        let mut model = Model::load(&container, &options)?;
+        let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let mut model = Model::load_watched(&container, &options, &mut |_, _| flow())?;
         if !self.routing.is_empty() {
             let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
             model.follow(&traces)?;
