@@ -16,6 +16,10 @@
  *   buffer may then be NULL) nothing else is, and a capacity that is too small gives YUAN_ERROR_BUFFER_TOO_SMALL.
  * Callbacks. NULL where none is wanted. They must return: no C++ exception and no longjmp may leave them. They may call the library,
  *   but the objects of the call that they come from are busy.
+ * Signals. On Unix the first engine that is opened installs a handler for SIGBUS, which the system sends when a mapped file is cut off or
+ *   cannot be read. Faults in files of the library become an error of the call; every other SIGBUS goes on to the handler that was there
+ *   before, or does what it did. A program with a handler of its own installs it before, or hands on what is not its own. No other signal
+ *   is touched.
  * Processes. A child that fork() made must not use handles of its parent: their threads are not there. The library must not be unloaded
  *   (dlclose): the threads of an engine end a moment after it.
  */
@@ -289,8 +293,8 @@ yuan_status yuan_engine_options_set_float(yuan_engine_options *options,
 
 /**
  * Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while
- * the engine is open; where experts are mapped or streamed, one that has become shorter is an error of the next call. Free the engine
- * with yuan_engine_free. Any thread.
+ * the engine is open. One that is cut off or cannot be read any more is an error of the call that meets it, YUAN_ERROR_BAD_FILE or
+ * YUAN_ERROR_FILE, and never a signal (see "Signals" above). Free the engine with yuan_engine_free. Any thread.
  */
 yuan_status yuan_engine_open(const char *path,
                              const yuan_engine_options *options,
@@ -321,9 +325,18 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
                                  size_t *needed);
 
 /**
- * What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
- * the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
- * threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+ * What the engine did so far for all its sessions, as a JSON object of which keys may be added.
+ *
+ * Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
+ * "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
+ *
+ * Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and
+ * apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"
+ * (at least one read was under way), "drive_gb_per_second", "stall_ms" (a thread waited for reads, on average), "retries";
+ * "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
+ * misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token.
+ *
+ * `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
  */
 yuan_status yuan_engine_statistics(const yuan_engine *engine,
                                    char *json,

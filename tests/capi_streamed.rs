@@ -4,10 +4,12 @@
 mod common;
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::{CStr, CString, c_void},
     fs::{self, OpenOptions},
     path::Path,
     ptr::{null, null_mut},
+    sync::mpsc,
+    time::Duration,
 };
 
 use yuan::{
@@ -42,7 +44,11 @@ fn open(path: &Path, paging: &CStr) -> (*mut yuan_engine, *mut yuan_session) {
         }
         ok(yuan_engine_open(path.as_ptr(), options, &raw mut engine));
         ok(yuan_engine_options_free(options));
-        ok(yuan_session_new(engine, null(), &raw mut session));
+        let mut roomy = null_mut();
+        ok(yuan_session_options_new(&raw mut roomy));
+        ok(yuan_session_options_set_context(roomy, 4096));
+        ok(yuan_session_new(engine, roomy, &raw mut session));
+        ok(yuan_session_options_free(roomy));
     }
     (engine, session)
 }
@@ -57,8 +63,59 @@ fn logits(session: *mut yuan_session) -> Vec<u32> {
     logits.into_iter().map(f32::to_bits).collect()
 }
 
-/// Streamed, everything that is not an expert is in the engine's own memory, and a file that is cut is an error of the reads. Mapped, every
-/// call looks at the length of the file first. When the file is whole again the session goes on as if nothing had happened.
+fn statistics(engine: *const yuan_engine) -> serde_json::Value {
+    let (mut text, mut needed) = (vec![0u8; 4096], 0);
+    ok(unsafe { yuan_engine_statistics(engine, text.as_mut_ptr().cast(), text.len(), &raw mut needed) });
+    serde_json::from_slice(&text[..needed - 1]).unwrap()
+}
+
+/// As many numbers as `yuan generate --stats` has, which fit each other and what was run.
+#[test]
+fn statistics_count_what_was_run() {
+    let folder = common::folder();
+    let (engine, session) = open(container(&folder).path(), c"streamed");
+    assert_eq!(
+        (&statistics(engine)["tokens"], &statistics(engine)["token_ms"]["p50"]),
+        (&0.into(), &0.0.into())
+    );
+    let tokens = tokens(50);
+    ok(eval(session, &tokens[..20]));
+    tokens[20..].iter().for_each(|&token| ok(eval(session, &[token])));
+    let all = statistics(engine);
+    let number =
+        |of: &serde_json::Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key} of {all}"));
+    let (prefill, decode) = (&all["prefill"], &all["decode"]);
+    assert_eq!(
+        [number(&all, "tokens"), number(prefill, "tokens"), number(decode, "tokens")],
+        [50.0, 20.0, 30.0]
+    );
+    for key in ["expert_hits", "expert_misses"] {
+        assert_eq!(number(&all, key), number(prefill, key) + number(decode, key));
+    }
+    let (hits, misses) = (number(decode, "expert_hits"), number(decode, "expert_misses"));
+    assert_eq!(hits + misses, 30.0 * 3.0 * number(&describe(engine), "experts_used"));
+    assert_eq!(number(decode, "hit_rate"), hits / (hits + misses));
+    assert_eq!(number(&all, "bytes_read"), number(&all, "expert_misses") * number(&all, "expert_bytes"));
+    assert_eq!(number(&all, "bytes_read_per_token"), (number(&all, "bytes_read") / 50.0).floor());
+    assert!(number(&all, "drive_gb_per_second") > 0.0 && number(&all, "drive_seconds") > 0.0);
+    assert!(number(&all, "stall_ms") >= 0.0 && number(&all, "major_faults") >= 0.0);
+    assert!(number(&all, "peak_memory") > number(&all, "arena_bytes") && number(&all, "arena_bytes") > 0.0);
+    assert!(number(&all["token_ms"], "p50") > 0.0);
+    assert!(number(&all["token_ms"], "p95") >= number(&all["token_ms"], "p50"));
+    assert_eq!((&all["mode"], &all["experts_resident"]), (&"streamed".into(), &2.into()));
+    assert!(number(&all, "budget") > 0.0 && !all["budget_is"].as_str().unwrap().is_empty());
+    assert!(number(&all, "seconds") >= number(decode, "seconds") && number(&all, "guesses_right") == 0.0);
+    ok(yuan_session_free(session));
+    ok(yuan_engine_free(engine));
+}
+
+fn describe(engine: *const yuan_engine) -> serde_json::Value {
+    let (mut text, mut needed) = (vec![0u8; 4096], 0);
+    ok(unsafe { yuan_engine_describe(engine, text.as_mut_ptr().cast(), text.len(), &raw mut needed) });
+    serde_json::from_slice(&text[..needed - 1]).unwrap()
+}
+
+/// Every call looks at the length of the file first, however experts come into memory. When the file is whole again the session goes on as if nothing had happened.
 #[test]
 fn a_model_that_is_truncated_between_calls_is_an_error_and_no_signal() {
     let folder = common::folder();
@@ -71,25 +128,16 @@ fn a_model_that_is_truncated_between_calls_is_an_error_and_no_signal() {
     ok(yuan_session_free(session));
     ok(yuan_engine_free(engine));
 
-    for paging in [c"streamed", c"mapped"] {
+    for paging in [c"streamed", c"mapped", c"plain"] {
         for length in [0, 4096, whole.len() / 2, whole.len() - 1] {
             let (engine, session) = open(&path, paging);
             ok(eval(session, &tokens[..20]));
             OpenOptions::new().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
             let mut count = 0;
             let status = unsafe { yuan_session_logits(session, null_mut(), 0, &raw mut count) };
-            assert_eq!(status, if paging == c"mapped" { YUAN_ERROR_BAD_FILE } else { YUAN_OK });
-            let status = tokens[20..].iter().map(|&token| eval(session, &[token])).find(|&s| s != YUAN_OK);
-            // One byte less may be one that no token reads.
-            if length < whole.len() - 1 || paging == c"mapped" {
-                let status = status.expect("the experts of forty tokens are not all in two slots");
-                assert!(
-                    status == YUAN_ERROR_FILE || status == YUAN_ERROR_BAD_FILE,
-                    "{paging:?}: {status:?}: {}",
-                    message()
-                );
-                assert!(message().contains("m.gguf"), "{}", message());
-            }
+            assert_eq!(status, YUAN_ERROR_BAD_FILE);
+            assert_eq!(eval(session, &tokens[20..]), YUAN_ERROR_BAD_FILE, "{paging:?}");
+            assert!(message().contains("m.gguf"), "{}", message());
             // The file as it was, in place.
             fs::write(&path, &whole).unwrap();
             ok(unsafe { yuan_session_sync(session, tokens.as_ptr(), tokens.len(), None, null_mut()) });
@@ -97,6 +145,49 @@ fn a_model_that_is_truncated_between_calls_is_an_error_and_no_signal() {
             ok(yuan_session_free(session));
             ok(yuan_engine_free(engine));
         }
+    }
+}
+
+/// Cut off by another thread, some time after the first batch of a prompt is done and before the last.
+#[test]
+fn a_model_that_is_truncated_in_the_middle_of_a_call_is_an_error_and_no_signal() {
+    let folder = common::folder();
+    let path = container(&folder).path().to_owned();
+    let whole = fs::read(&path).unwrap();
+    let tokens = tokens(4000);
+    unsafe extern "C" fn begun(_: u64, _: u64, told: *mut c_void) -> i32 {
+        let _ = unsafe { &*told.cast::<mpsc::Sender<()>>() }.send(());
+        0
+    }
+    for (i, paging) in [c"mapped", c"plain", c"mapped", c"plain", c"mapped", c"plain"].into_iter().enumerate()
+    {
+        let (engine, session) = open(&path, paging);
+        let length = [4096, whole.len() / 2][i % 2];
+        let (mut teller, told) = mpsc::channel::<()>();
+        let cutting = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                told.recv().unwrap();
+                std::thread::sleep(Duration::from_millis(7 * i as u64));
+                OpenOptions::new().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
+            }
+        });
+        let told = (&raw mut teller).cast();
+        let status = unsafe { yuan_session_eval(session, tokens.as_ptr(), tokens.len(), Some(begun), told) };
+        cutting.join().unwrap();
+        assert_eq!(status, YUAN_ERROR_BAD_FILE, "{}", message());
+        assert!(
+            message().contains(&format!("m.gguf: the file: it was {} bytes", whole.len())),
+            "{}",
+            message()
+        );
+        let mut held = 0;
+        ok(unsafe { yuan_session_tokens(session, null_mut(), 0, &raw mut held) });
+        assert!(held >= 512 && held < tokens.len(), "{held}");
+        assert_eq!(eval(session, &[1]), YUAN_ERROR_BAD_FILE);
+        ok(yuan_session_free(session));
+        ok(yuan_engine_free(engine));
+        fs::write(&path, &whole).unwrap();
     }
 }
 

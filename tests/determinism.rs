@@ -72,6 +72,21 @@ fn any_number_of_threads_gives_the_same_bits() {
 }
 
 /// Token by token, whole prompt, and every cut in two: the filter's state and the cache cross the borders.
+/// Few rows of logits at a time are those that a pass gives all at once.
+#[test]
+fn logits_of_hidden_states_are_those_of_the_pass() {
+    for (config, options) in geometries() {
+        let folder = common::folder();
+        let model = load(&container(config.clone(), &options, &folder), 2, Arithmetic::Integer);
+        let mut state = State::new(&config, 45, KvType::F16).unwrap();
+        let hidden = model.forward(&tokens(45), &mut state, Want::Hidden).unwrap();
+        assert_eq!(&hidden[44 * config.hidden..], state.hidden());
+        let rows = hidden.chunks(7 * config.hidden).flat_map(|rows| model.logits(rows).unwrap());
+        assert!(rows.map(f32::to_bits).eq(logits(&model, &tokens(45), &[45], KvType::F16)));
+        assert!(model.logits(&hidden[1..]).is_err() && model.logits(&[]).is_err());
+    }
+}
+
 #[test]
 fn cached_equals_uncached_at_every_cut() {
     for (config, options) in geometries() {

@@ -10,6 +10,7 @@ use super::{
     engine::{ENGINES, yuan_engine},
     status::yuan_status,
 };
+use crate::session::stats;
 
 /// How many tokens the vocabulary has: as many logits a session gives. Any thread.
 #[unsafe(no_mangle)]
@@ -69,9 +70,18 @@ pub unsafe extern "C" fn yuan_engine_describe(
     })
 }
 
-/// What the engine did so far for all its sessions, as a JSON object of which keys may be added: how experts come into memory, why, and
-/// the budget; hits and misses (of prompts, and of tokens one by one), bytes read, seconds in which the drive was busy and in which
-/// threads waited. `json`, `capacity` and `needed` are as in yuan_engine_describe. Any thread.
+/// What the engine did so far for all its sessions, as a JSON object of which keys may be added.
+///
+/// Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
+/// "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
+///
+/// Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and
+/// apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"
+/// (at least one read was under way), "drive_gb_per_second", "stall_ms" (a thread waited for reads, on average), "retries";
+/// "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
+/// misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token.
+///
+/// `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_statistics(
     engine: *const yuan_engine,
@@ -83,23 +93,6 @@ pub unsafe extern "C" fn yuan_engine_statistics(
         // SAFETY: the contract of the header.
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
         let engine = ENGINES.get(engine)?;
-        let (placement, usage) = (engine.model().placement(), engine.model().pager().usage());
-        let statistics = json!({
-            "mode": placement.mode.name(),
-            "why": placement.why,
-            "budget": placement.budget.bytes,
-            "budget_is": placement.budget.set_by,
-            "experts": placement.experts,
-            "experts_resident": placement.resident,
-            "prefill_hits": usage.prefill.hits,
-            "prefill_misses": usage.prefill.misses,
-            "decode_hits": usage.decode.hits,
-            "decode_misses": usage.decode.misses,
-            "bytes_read": usage.bytes_read,
-            "retries": usage.retries,
-            "drive_seconds": usage.drive_time.as_secs_f64(),
-            "waited_seconds": usage.waited.as_secs_f64(),
-        });
-        buffer.fill_text(&statistics.to_string())
+        buffer.fill_text(&stats::all(engine.model()).to_string())
     })
 }

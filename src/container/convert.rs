@@ -74,7 +74,7 @@ impl<'a> Conversion<'a> {
     pub fn requantize(container: &'a Container, options: &Options) -> Result<Conversion<'a>> {
         let plan = Plan::new(container.config().clone(), options)?;
         let source = WeightsOf::new(container)?;
-        Self::of_checkpoint(plan, source, &container.vocab()?, &container.identity())
+        Self::of_checkpoint(plan, source, &container.vocab()?, container.identity())
     }
 
     /// A container with the same weights in the same types, its experts as neuron tiles where their type allows it.
@@ -149,7 +149,7 @@ impl<'a> Conversion<'a> {
     }
 
     fn of_pieces(
-        container: &Container,
+        container: &'a Container,
         config: &ModelConfig,
         layout: Layout,
         alignment: u64,
@@ -162,9 +162,13 @@ impl<'a> Conversion<'a> {
         Ok(Conversion {
             writer,
             tensors,
-            identity: container.identity(),
+            identity: container.identity().to_vec(),
             scratch: pieces.iter().map(|p| p.tensor.bytes).max().unwrap_or(0),
-            make: Box::new(move |i| Ok(pieces[i].bytes())),
+            make: Box::new(move |i| {
+                let bytes = pieces[i].bytes();
+                container.check_file()?;
+                Ok(bytes)
+            }),
         })
     }
 

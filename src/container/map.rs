@@ -1,4 +1,4 @@
-//! The bytes of a container, mapped or owned. The one place outside the kernels that is `unsafe`.
+//! The bytes of a container, mapped or owned.
 
 use std::{
     fs::File,
@@ -8,10 +8,12 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(target_os = "linux")]
+#[cfg(unix)]
 use memmap2::Advice;
 use memmap2::{Mmap, MmapMut};
 
+#[cfg(unix)]
+use super::sigbus::Watch;
 use crate::error::{Error, Result};
 
 /// A shared, immutable range of the bytes of a container. Clones are cheap, and keep the file mapped.
@@ -22,17 +24,48 @@ pub struct Bytes {
 }
 
 enum Owner {
-    Mapped(Mmap, File),
+    Mapped(Mapping),
     /// Words, so that what is aligned in a file is aligned in memory (to 16 bytes).
     Owned(Vec<u128>),
     /// Whole pages of memory.
     Pages(Mmap),
 }
 
+/// A file in memory. Fields are dropped in their order: it is not watched any more when it is unmapped.
+struct Mapping {
+    #[cfg(unix)]
+    watch: Watch,
+    map: Mmap,
+    file: File,
+}
+
+impl Mapping {
+    #[cfg(unix)]
+    fn new(map: Mmap, file: File) -> io::Result<Self> {
+        let range = map.as_ptr_range();
+        // SAFETY: the mapping is ours and for reading, and is unmapped after the watch has ended, as the order of the fields says.
+        let watch = unsafe { Watch::new(range.start.expose_provenance()..range.end.addr()) }?;
+        Ok(Self { watch, map, file })
+    }
+
+    #[cfg(not(unix))]
+    fn new(map: Mmap, file: File) -> io::Result<Self> {
+        Ok(Self { map, file })
+    }
+
+    /// Whether zeros were read in place of the file.
+    fn is_damaged(&self) -> bool {
+        #[cfg(unix)]
+        return self.watch.is_damaged();
+        #[cfg(not(unix))]
+        return false;
+    }
+}
+
 impl Owner {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(map, _) | Self::Pages(map) => map,
+            Self::Mapped(Mapping { map, .. }) | Self::Pages(map) => map,
             Self::Owned(words) => bytemuck::cast_slice(words),
         }
     }
@@ -53,11 +86,13 @@ impl Bytes {
             return Err(Error::bad_file(path, "the file", "it is empty"));
         }
         // SAFETY: the mapping is read-only and private to this process's view of the file; it is sound as long as no
-        // one truncates or rewrites the file while it is open, which the documentation of `Container::open` asks for
-        // (our own tools never change a finished container: they write beside it and rename).
+        // one rewrites the file while it is open, which the documentation of `Container::open` asks for
+        // (our own tools never change a finished container: they write beside it and rename). Where it is cut off or cannot be read, zeros
+        // take its place (`sigbus.rs`), and what was made of them is dropped (`check_file`).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         let range = 0..map.len();
-        Ok(Self { owner: Arc::new(Owner::Mapped(map, file)), range })
+        let mapping = Mapping::new(map, file).map_err(Error::io("map", path))?;
+        Ok(Self { owner: Arc::new(Owner::Mapped(mapping)), range })
     }
 
     /// A copy of `bytes`, aligned to 16.
@@ -96,13 +131,12 @@ impl Bytes {
         matches!(*self.owner, Owner::Mapped(..)).then_some(self.range.start as u64)
     }
 
-    /// Brings a range of these bytes into memory. What cannot be read is an error here, and the end of the process where
-    /// it is first touched.
+    /// Brings a range of these bytes into memory. What cannot be read is an error here, or of [`Bytes::check_file`] where it is first touched.
     ///
     /// # Errors
     /// The system's; where it has no such call, none, and the pages are brought in when they are used.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
-        let Owner::Mapped(map, _) = &*self.owner else { return Ok(()) };
+        let Owner::Mapped(Mapping { map, .. }) = &*self.owner else { return Ok(()) };
         #[cfg(target_os = "linux")]
         {
             let start = self.range.start + range.start;
@@ -122,10 +156,18 @@ impl Bytes {
         }
     }
 
+    /// Tells the system that these bytes are read a little here and there, so that reading ahead is in vain.
+    pub fn scatter(&self) {
+        #[cfg(unix)]
+        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
+            let _ = map.advise_range(Advice::Random, self.range.start, self.range.len());
+        }
+    }
+
     /// Tells the system that these bytes will be needed least soon of all.
     pub fn cool(&self) {
         #[cfg(target_os = "linux")]
-        if let Owner::Mapped(map, _) = &*self.owner {
+        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
             let start = self.range.start.next_multiple_of(4096);
             let length = self.range.end.saturating_sub(start);
             // SAFETY: the range lies within the mapping, which is alive; MADV_COLD changes the order in which pages are
@@ -140,18 +182,30 @@ impl Bytes {
         }
     }
 
-    /// Checks that the file still holds what was mapped.
+    /// Checks that the file still holds what was mapped, and that all that was read so far could be had: to be asked before anything is made
+    /// of the bytes that lasts.
     ///
     /// # Errors
-    /// [`Error::BadFile`] when it has become shorter; [`Error::Io`].
+    /// [`Error::BadFile`] when it has become shorter, or a part could not be read; [`Error::Io`].
     pub fn check_file(&self, path: &Path) -> Result<()> {
-        let Owner::Mapped(map, file) = &*self.owner else { return Ok(()) };
-        let length = file.metadata().map_err(Error::io("read", path))?.len();
-        if length < map.len() as u64 {
-            let problem = format!("it was {} bytes when it was opened and is {length} now", map.len());
-            return Err(Error::bad_file(path, "the file", problem));
+        let Owner::Mapped(mapping) = &*self.owner else { return Ok(()) };
+        let (mapped, damaged) = (mapping.map.len(), mapping.is_damaged());
+        let length = mapping.file.metadata().map_err(Error::io("read", path))?.len();
+        if !damaged && length >= mapped as u64 {
+            return Ok(());
         }
-        Ok(())
+        let problem = match length {
+            _ if length < mapped as u64 => {
+                format!("it was {mapped} bytes when it was opened and is {length} now")
+            }
+            _ => format!("a part of its {mapped} bytes was gone while it was in use"),
+        };
+        Err(Error::BadFile {
+            path: path.into(),
+            place: "the file".into(),
+            problem,
+            remedy: "put the whole file in its place and open it again",
+        })
     }
 
     /// A part of these bytes, or `None` where they end before it does.

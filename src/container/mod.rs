@@ -8,6 +8,8 @@ mod open;
 mod output;
 mod panels;
 mod piece;
+#[cfg(unix)]
+mod sigbus;
 mod source;
 pub mod tiles;
 pub mod value;
@@ -19,7 +21,6 @@ pub use map::Bytes;
 pub use metadata::LAYOUT_VERSION;
 pub use open::{Container, ConvLayout, ExpertView, TensorView};
 pub use output::Written;
-pub(crate) use output::free_bytes;
 pub(crate) use panels::pack as pack_panels;
 pub use tiles::TileLayout;
 pub use write::NewTensor;

@@ -36,6 +36,8 @@ pub struct Container {
     layout: Layout,
     /// By name, the place in `header.tensors`.
     index: HashMap<String, usize>,
+    /// [`Container::identity`].
+    identity: blake3::Hash,
 }
 
 /// A matrix or a vector.
@@ -87,13 +89,17 @@ impl Container {
     /// Maps a file and checks its header, its config and its list of tensors against each other. No tensor is read:
     /// `yuan-quant verify` does that.
     ///
-    /// The file must not be changed while it is open; our own tools write beside a file and rename.
+    /// The file must not be changed while it is open; our own tools write beside a file and rename. One that is cut off, or cannot be read any
+    /// more, is an error of the calls that read it, and on Unix never a signal: a handler of SIGBUS is installed, which hands on what is not ours.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::BadFile`] with what is wrong and where; [`Error::Unsupported`] for other architectures, types
     /// and versions; [`Error::Tensors`] with every tensor that is missing, unexpected or misshapen.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::parse(Bytes::map(path)?, path)
+        let bytes = Bytes::map(path)?;
+        let parsed = Self::parse(bytes.clone(), path);
+        bytes.check_file(path)?;
+        parsed
     }
 
     /// [`Container::open`] on the bytes of a file; `path` names it in errors.
@@ -113,7 +119,10 @@ impl Container {
         let config = read_config(&header.metadata, &header.tensors)
             .map_err(damaged(path, "the config in the metadata"))?;
         let index = header.tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let container = Self { path: path.into(), bytes, header, config, layout, index };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&bytes[..header.bytes as usize]).update(&(bytes.len() as u64).to_le_bytes());
+        let identity = hasher.finalize();
+        let container = Self { path: path.into(), bytes, header, config, layout, index, identity };
         container.check_tensors()?;
         Ok(container)
     }
@@ -226,33 +235,46 @@ impl Container {
     /// [`Error::Checksum`] that names the first damaged tensor; [`Error::Unsupported`] for files without digests;
     /// [`Error::Cancelled`].
     pub fn verify(&self, progress: &dyn Fn(u64) -> bool) -> Result<()> {
-        verify::tensors(&self.header, &self.bytes, &self.path, progress)
+        let verified = verify::tensors(&self.header, &self.bytes, &self.path, progress);
+        self.check_file()?;
+        verified
     }
 
-    /// A digest of all that tells this file from another without reading its tensors.
-    pub(super) fn identity(&self) -> Vec<u8> {
-        let header = &self.bytes[..self.header.bytes as usize];
-        blake3::Hasher::new()
-            .update(header)
-            .update(&(self.bytes.len() as u64).to_le_bytes())
-            .finalize()
-            .as_bytes()
-            .to_vec()
+    /// Checks that the file is as long as it was, and that all that was read of it so far could be had.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`] that says what has happened.
+    pub fn check_file(&self) -> Result<()> {
+        self.bytes.check_file(&self.path)
+    }
+
+    /// All bytes of the file.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// A digest of all that tells this file from another without reading its tensors: of its header and its length.
+    pub(super) fn identity(&self) -> &[u8] {
+        self.identity.as_bytes()
     }
 
     /// What tells this model from another in a saved session: the header, which holds the digests of all tensors, and the length
     /// of the file. Of a file without digests, also the beginnings of sixteen tensors.
-    pub fn fingerprint(&self) -> [u8; 32] {
+    ///
+    /// # Errors
+    /// As [`Container::check_file`], of a file without digests.
+    pub fn fingerprint(&self) -> Result<[u8; 32]> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.identity());
+        hasher.update(self.identity());
         if !self.has_digests() {
             let tensors = &self.header.tensors;
             for desc in tensors.iter().step_by(tensors.len().div_ceil(16).max(1)) {
                 let data = self.data(desc);
                 hasher.update(&data[..data.len().min(4096)]);
             }
+            self.check_file()?;
         }
-        hasher.finalize().into()
+        Ok(hasher.finalize().into())
     }
 
     fn has_digests(&self) -> bool {

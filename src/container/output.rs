@@ -12,7 +12,10 @@ use std::{
 use blake3::Hash;
 
 use super::write::Writer;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::{check_space, put_in_place},
+};
 
 /// Bytes that are read at a time when a resumed run checks what is there.
 const CHECK_BYTES: usize = 4 << 20;
@@ -44,7 +47,8 @@ pub fn write(
     let journal_path = path.with_added_extension("journal");
     let fingerprint = blake3::Hasher::new().update(&writer.header(None)).update(identity).finalize();
 
-    check_space(path, &partial, writer.file_bytes())?;
+    let there = fs::metadata(&partial).map_or(0, |m| m.len());
+    check_space(path, writer.file_bytes().saturating_sub(there))?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -90,9 +94,8 @@ pub fn write(
 
     file.seek(SeekFrom::Start(0))
         .and_then(|_| file.write_all(&writer.header(Some(&digests))))
-        .and_then(|()| file.sync_all())
         .map_err(Error::io("write", &partial))?;
-    fs::rename(&partial, path).map_err(Error::io("rename the finished file to", path))?;
+    put_in_place(&file, &partial, path)?;
     fs::remove_file(&journal_path).map_err(Error::io("remove", &journal_path))?;
     Ok(Written { bytes: writer.file_bytes(), resumed })
 }
@@ -127,30 +130,6 @@ fn digest_of(file: &mut File, offset: u64, size: u64) -> io::Result<Hash> {
         left -= piece as u64;
     }
     Ok(hasher.finalize())
-}
-
-/// Asks the disk for room for what is not there yet.
-fn check_space(path: &Path, partial: &Path, needed: u64) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let there = fs::metadata(partial).map_or(0, |m| m.len());
-    let Some(free) = free_bytes(folder)? else { return Ok(()) };
-    match needed.saturating_sub(there) {
-        needed if needed > free => Err(Error::DiskFull { path: folder.into(), needed, free }),
-        _ => Ok(()),
-    }
-}
-
-/// Bytes that are free for us on the disk of a folder, where the system tells.
-#[cfg(unix)]
-pub(crate) fn free_bytes(folder: &Path) -> Result<Option<u64>> {
-    let stat = rustix::fs::statvfs(folder)
-        .map_err(|e| Error::io("ask for the free space of", folder)(io::Error::from(e)))?;
-    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
-}
-
-#[cfg(not(unix))]
-pub(crate) fn free_bytes(_: &Path) -> Result<Option<u64>> {
-    Ok(None)
 }
 
 /// The list of finished tensors: the fingerprint of the conversion, then a digest a line.

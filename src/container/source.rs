@@ -67,7 +67,7 @@ impl Source for WeightsOf<'_> {
             let first = r * view.cols;
             out.extend(&row[range.start.max(first) - first..range.end.min(first + view.cols) - first]);
         }
-        Ok(())
+        self.container.check_file()
     }
 }
 

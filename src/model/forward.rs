@@ -1,6 +1,8 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
+use std::time::Instant;
+
 use rayon::prelude::*;
 
 use super::{
@@ -12,15 +14,18 @@ use crate::{
     pager::Pass,
 };
 
-/// Which rows of logits a call wants.
+/// What a call wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     /// None: fill the state only.
     Nothing,
-    /// The last token's.
+    /// The last token's logits.
     Last,
-    /// Every token's.
+    /// Every token's logits: much memory, where the vocabulary is large.
     All,
+    /// In place of logits every token's hidden state behind the final norm, [T, H], of which [`Model::logits`] makes logits, a few rows at a
+    /// time.
+    Hidden,
 }
 
 /// Places in the forward pass that a [`Probe`] sees. Rows are tokens.
@@ -44,14 +49,14 @@ pub enum Stage {
 pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
-    /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V].
+    /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V], or hidden states.
     ///
     /// The same tokens give the same bits however they are cut into calls and on any number of threads.
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
-    /// read; the state is then as before.
+    /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
     }
@@ -68,6 +73,8 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        self.check_file()?;
+        let start = Instant::now();
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
@@ -75,24 +82,32 @@ impl Model {
         let logits = self.compute.enter(tokens.len(), || self.run(&pass, tokens, state, want, probe));
         if logits.is_err() {
             state.undo();
+            // What has happened to the file says more than what came of it.
+            self.check_file()?;
+        } else {
+            self.log.add(tokens.len(), start);
         }
         logits
     }
 
-    /// The logits of a hidden state behind the final norm ([`State::hidden`]), \[V\].
+    /// The logits [rows, V] of hidden states behind the final norm, [rows, H] ([`State::hidden`], [`Want::Hidden`]). The budget has room for
+    /// [`LOGIT_ROWS`](super::LOGIT_ROWS) at once.
     ///
     /// # Errors
-    /// [`Error::Argument`] when it has another width than the model; [`Error::BadFile`] when the mapped file has become shorter.
+    /// [`Error::Argument`] when they have another width than the model; [`Error::BadFile`] as [`Model::forward`].
     pub fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>> {
-        if hidden.len() != self.config.hidden {
+        if hidden.is_empty() || !hidden.len().is_multiple_of(self.config.hidden) {
             let (found, wanted) = (hidden.len(), self.config.hidden);
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
         }
-        self.pager.check_file()?;
-        let mut row = Buffer::with_capacity(hidden.len());
-        row.extend_from_slice(hidden);
-        let row = Activations::new(row, hidden.len());
-        Ok(self.compute.run(|| self.compute.product(&self.head, &row)).into_vec())
+        self.check_file()?;
+        let mut rows = Buffer::with_capacity(hidden.len());
+        rows.extend_from_slice(hidden);
+        let rows = Activations::new(rows, self.config.hidden);
+        let product = || self.compute.product(&self.head, &rows);
+        let logits = self.compute.enter(rows.rows(), product).into_vec();
+        self.check_file()?;
+        Ok(logits)
     }
 
     fn run(
@@ -158,16 +173,23 @@ impl Model {
         }
         let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
         let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
-        state.advance(&ends, |end| final_norm(row(end)).data().to_vec());
-
-        let rows = match want {
-            Want::Nothing => return Ok(Vec::new()),
-            Want::Last => row(tokens.len()),
-            Want::All => &x,
-        };
-        let last = final_norm(rows);
+        let last = final_norm(match want {
+            Want::Nothing | Want::Last => row(tokens.len()),
+            Want::All | Want::Hidden => &x,
+        });
         probe(Stage::FinalNorm, 0, last.data());
-        Ok(compute.product(&self.head, &last).into_vec())
+        let rows = match want {
+            Want::Nothing => Vec::new(),
+            Want::Last | Want::All => compute.product(&self.head, &last).into_vec(),
+            Want::Hidden => last.data().to_vec(),
+        };
+        // The state goes on only when all that was read was the file.
+        self.check_file()?;
+        state.advance(&ends, |end| match last.data() {
+            last if end == tokens.len() => last[last.len() - config.hidden..].to_vec(),
+            _ => final_norm(row(end)).data().to_vec(),
+        });
+        Ok(rows)
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.

@@ -12,6 +12,7 @@ use super::{
     rope::Rope,
     router::Router,
     threads::Threads,
+    work::Log,
 };
 use crate::{
     config::{Architecture, RopePrecision},
@@ -60,6 +61,12 @@ impl Model {
     /// As [`Model::load`].
     #[doc(hidden)]
     pub fn load_with(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
+        let loaded = Self::of_weights(container, options, wrap);
+        container.check_file()?;
+        loaded
+    }
+
+    fn of_weights(container: &Container, options: &Options, wrap: Wrap<'_>) -> Result<Self> {
         let mut config = container.config().clone();
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         let compute =
@@ -71,7 +78,7 @@ impl Model {
         Ok(Self {
             compute,
             rope: Rope::of(&config),
-            embedding: weights.matrix("token_embd.weight")?,
+            embedding: weights.embedding()?,
             layers,
             final_norm: weights.vector("output_norm.weight")?,
             head: weights.matrix(head)?,
@@ -80,6 +87,9 @@ impl Model {
             script: None,
             placement,
             config,
+            file: container.bytes().clone(),
+            path: container.path().into(),
+            log: Log::new(),
         })
     }
 }
@@ -99,11 +109,14 @@ impl<'c> Weights<'c> {
         Ok(Self { container, mode: placement.mode, file })
     }
 
+    fn find(&self, name: &str) -> Result<TensorView> {
+        self.container
+            .tensor(name)
+            .ok_or_else(|| Error::Argument(format!("the container has no tensor {name}; convert it again")))
+    }
+
     fn view(&self, name: &str) -> Result<TensorView> {
-        let view = self.container.tensor(name).ok_or_else(|| {
-            Error::Argument(format!("the container has no tensor {name}; convert it again"))
-        })?;
-        self.bring_in(view)
+        self.bring_in(self.find(name)?)
     }
 
     /// The tensor in memory, where the mode asks for that: what cannot be read is an error now.
@@ -125,6 +138,17 @@ impl<'c> Weights<'c> {
 
     fn matrix(&self, name: &str) -> Result<Matrix> {
         Matrix::new(self.view(name)?)
+    }
+
+    /// A token needs one row: where memory is short the others are left to the page cache, unless the head is the same matrix.
+    fn embedding(&self) -> Result<Matrix> {
+        let name = "token_embd.weight";
+        if self.mode != Mode::Streamed || self.container.config().tied_embeddings {
+            return self.matrix(name);
+        }
+        let view = self.find(name)?;
+        view.bytes.scatter();
+        Matrix::new(view)
     }
 
     /// A projection of the router, in f32 whatever it is stored in: the choice of experts is not left to rounded activations.

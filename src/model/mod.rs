@@ -22,20 +22,27 @@ mod saved;
 mod script;
 mod state;
 pub mod threads;
+mod work;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
 pub use forward::{Stage, Want};
 pub use kv::KvType;
 pub use load::Options;
-pub use placement::{BATCH, Placement};
+pub use placement::{BATCH, LOGIT_ROWS, Placement};
 pub(crate) use saved::Extent;
 pub use state::State;
+pub use work::{Calls, Work};
+
+use std::path::PathBuf;
 
 use crate::{
     config::ModelConfig,
+    container::Bytes,
+    error::Result,
     pager::{
         Pager,
+        system::ProcessUse,
         trace::{Trace, Traced},
     },
 };
@@ -65,6 +72,10 @@ pub struct Model {
     final_norm: Vec<f32>,
     /// [V, H].
     head: Matrix,
+    /// Of the container, whose bytes the weights are, unless they were copied.
+    file: Bytes,
+    path: PathBuf,
+    log: work::Log,
 }
 
 /// The weights of one layer.
@@ -129,6 +140,24 @@ impl Model {
     /// Tokens of a prompt to run together. Streamed experts are read once a call, so there it is as many as the budget has room for.
     pub fn batch(&self) -> usize {
         self.placement.batch
+    }
+
+    /// Checks that the file of the weights still holds them, where they are read from its mapping while the model runs.
+    ///
+    /// # Errors
+    /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
+    pub(crate) fn check_file(&self) -> Result<()> {
+        self.file.check_file(&self.path)
+    }
+
+    /// What was run so far.
+    pub fn work(&self) -> Work {
+        self.log.work()
+    }
+
+    /// What the process had used when the model was opened.
+    pub(crate) fn opened(&self) -> ProcessUse {
+        self.log.opened
     }
 
     /// The pager, for its counters.

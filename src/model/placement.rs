@@ -12,6 +12,8 @@ use crate::{
 pub const BATCH: usize = 512;
 /// Tokens of the smallest batch.
 const LEAST: usize = 32;
+/// Rows of logits that the memory's budget has room for, where more than the last token's are wanted.
+pub const LOGIT_ROWS: usize = 32;
 /// The program itself: code, vocabulary, stacks of threads.
 const PROGRAM: u64 = 96 << 20;
 /// Streamed: an eighth of what trunk and cache leave may go to the intermediate results of a batch, since every expert is read once a batch.
@@ -26,11 +28,11 @@ pub struct Placement {
     pub why: String,
     /// The memory that the model may take.
     pub budget: Budget,
-    /// Bytes of everything but the experts.
+    /// Bytes of everything but the experts; where they are streamed, but for the embedding too.
     pub trunk: u64,
     /// Bytes of the key-value cache.
     pub kv: u64,
-    /// Bytes of the intermediate results of a batch.
+    /// Bytes of the intermediate results of a batch, and of [`LOGIT_ROWS`] rows of logits.
     pub scratch: u64,
     /// Bytes of one expert; 0 where they are not in tiles.
     pub expert_bytes: u64,
@@ -61,14 +63,21 @@ impl Placement {
         let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
         let (transient, token) =
             (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
-        let fixed = (PROGRAM + trunk + State::history_bytes(config) as u64).saturating_add(kv);
+        let logits = (4 * LOGIT_ROWS * config.vocab) as u64;
+        // Streamed, rows of the embedding are left to the page cache.
+        let embedding = match container.tensor("token_embd.weight") {
+            Some(view) if !config.tied_embeddings => view.bytes.len() as u64,
+            _ => 0,
+        };
+        let fixed =
+            (PROGRAM + trunk - embedding + logits + State::history_bytes(config) as u64).saturating_add(kv);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
             mode: Mode::Mapped,
             why: String::new(),
             trunk,
             kv,
-            scratch: token * BATCH as u64,
+            scratch: token * BATCH as u64 + logits,
             expert_bytes,
             experts,
             resident: experts,
@@ -105,7 +114,9 @@ impl Placement {
         };
         if placement.mode == Mode::Streamed {
             let most = if options.context == 0 { config.context } else { options.context };
+            placement.trunk -= embedding;
             placement.divide(most, fixed, token)?;
+            placement.scratch += logits;
         }
         Ok(placement)
     }

@@ -37,7 +37,8 @@ use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
-use slot::{Arena, Arrivals, Slot, lock};
+pub(crate) use slot::lock;
+use slot::{Arena, Arrivals, Slot};
 use source::Source;
 pub use usage::{Hits, Mode, Usage};
 
@@ -82,8 +83,6 @@ enum Backing {
         slots: Vec<Arc<Slot>>,
         /// Brings mapped pages in; none where that is left to the system.
         pool: Option<Pool>,
-        /// Of the file, to see whether it is still whole.
-        file: Option<Bytes>,
         /// Whether the page cache cannot hold everything: experts that were brought in for a single use leave first.
         cool: bool,
         /// Major faults when the pages were last known to be there.
@@ -204,7 +203,7 @@ impl Pager {
                 "expert {expert} of layer {layer} is no row of {tiles} tiles of {tile_bytes} bytes"
             )));
         }
-        let (arrivals, file) = (Arc::default(), blobs.first().cloned());
+        let arrivals = Arc::default();
         let slot = |bytes| Arc::new(Slot::of_bytes(bytes, tile_bytes, there, &arrivals));
         let slots: Vec<_> = blobs.into_iter().map(slot).collect();
         Ok(Self {
@@ -216,7 +215,7 @@ impl Pager {
             decode: Requests::default(),
             uses: slots.iter().map(|_| AtomicU64::new(0)).collect(),
             record: Record::default(),
-            backing: Backing::Views { slots, pool, file, cool, faults: AtomicU64::new(0) },
+            backing: Backing::Views { slots, pool, cool, faults: AtomicU64::new(0) },
             arrivals,
         })
     }
@@ -244,12 +243,11 @@ impl Pager {
     /// thread pool, whose threads may take up another call's work while they wait.
     ///
     /// # Errors
-    /// [`Error::BadFile`] when the mapped file has become shorter; [`Error::Argument`] when this thread is within a call already.
+    /// [`Error::Argument`] when this thread is within a call already.
     pub fn begin(&self) -> Result<Pass<'_>> {
         let turn = match &self.backing {
             Backing::Streamed(streamed) => Some(streamed.turn.take()?),
             Backing::Views { slots, pool: Some(_), faults, .. } => {
-                self.check_file()?;
                 // The system has dropped pages: which ones, only the next requests will find out.
                 let now = system::major_faults();
                 if faults.swap(now, Relaxed) != now {
@@ -260,17 +258,6 @@ impl Pager {
             Backing::Views { .. } => None,
         };
         Ok(Pass { pager: self, _turn: turn })
-    }
-
-    /// Whether the mapped file still has its length: to touch what is cut off would end the program. [`Pager::begin`] asks this too.
-    ///
-    /// # Errors
-    /// [`Error::BadFile`] when it has become shorter.
-    pub fn check_file(&self) -> Result<()> {
-        match &self.backing {
-            Backing::Views { pool: Some(_), file: Some(file), .. } => file.check_file(&self.path),
-            _ => Ok(()),
-        }
     }
 
     /// The counters so far.

@@ -1,11 +1,14 @@
 //! What a run asked of its pager, written down, and asked again of a policy without the model.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, io::Write as _, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Eviction, Hits, Policy};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::write_whole,
+};
 
 /// All requests of a run, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +84,7 @@ impl Trace {
     /// Writes the trace: a line of JSON, then a line for each request, its layer and its experts.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// As [`write_whole`].
     pub fn write(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string(&self.model).expect("plain data");
         text.push('\n');
@@ -92,9 +95,7 @@ impl Trace {
             });
             text.push('\n');
         }
-        let partial = path.with_added_extension("partial");
-        fs::write(&partial, text).map_err(Error::io("write", &partial))?;
-        fs::rename(&partial, path).map_err(Error::io("rename", path))
+        write_whole(path, text.len() as u64, |out| out.write_all(text.as_bytes()))
     }
 
     /// Reads what [`Trace::write`] wrote.

@@ -4,6 +4,7 @@ mod engine;
 mod generate;
 mod restore;
 mod save;
+pub mod stats;
 
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -111,7 +112,7 @@ impl Session {
         self.tokens.extend_from_slice(&tokens[reused..]);
         // A chat closes the prompt with a token that the next prompt does not have in this place.
         self.state.mark_at(tokens.len().saturating_sub(1));
-        if let Err(error) = self.run(progress) {
+        if let Err(error) = self.run(Want::Nothing, progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);
         }
@@ -142,7 +143,8 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] for an empty timeline; as [`Session::sync`], when the last tokens have not been run yet.
     pub fn logits(&mut self) -> Result<&[f32]> {
-        self.settle()?;
+        self.settle(Want::Last)?;
+        // The tokens were run before somebody asked for logits.
         if self.logits.is_empty() {
             self.logits = self.engine.model().logits(self.state.hidden())?;
         }
@@ -154,7 +156,7 @@ impl Session {
     /// # Errors
     /// As [`Session::logits`].
     pub fn embedding(&mut self) -> Result<&[f32]> {
-        self.settle()?;
+        self.settle(Want::Nothing)?;
         Ok(self.state.hidden())
     }
 
@@ -166,28 +168,29 @@ impl Session {
     }
 
     /// Runs what has not been run of the timeline, which is not empty.
-    fn settle(&mut self) -> Result<()> {
+    fn settle(&mut self, want: Want) -> Result<()> {
         if self.tokens.is_empty() {
             return Err(no_tokens());
         }
         if self.tokens.len() > self.capacity() {
             return Err(Error::ContextFull { capacity: self.capacity(), wanted: self.tokens.len() });
         }
-        self.run(|_| ControlFlow::Continue(()))
+        self.run(want, |_| ControlFlow::Continue(()))
     }
 
-    /// Runs what has not been run of the timeline.
-    fn run(&mut self, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+    /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are wanted.
+    fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
         let model = self.engine.model();
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
             let batch = &rest[..rest.len().min(model.batch())];
+            let want = if batch.len() == rest.len() { want } else { Want::Nothing };
             self.logits.clear();
-            let result = model.forward(batch, &mut self.state, Want::Nothing);
+            let result = model.forward(batch, &mut self.state, want);
             if let Err(Error::Cancelled) = result {
                 self.state.cancel.clear();
             }
-            result?;
+            self.logits = result?;
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {
                 return Err(Error::Cancelled);

@@ -175,7 +175,7 @@ impl<'p> Reader<'p> {
     /// Whether the session is one of this model and its settings.
     fn check_model(&self, header: &Header, engine: &Engine) -> Result<()> {
         let (shape, arithmetic, rope) = identity(engine.model());
-        if header.fingerprint != engine.container().fingerprint() || header.shape != shape {
+        if header.fingerprint != engine.container().fingerprint()? || header.shape != shape {
             let model = engine.container().path().display();
             let what = format!("a session of another model than {model}");
             return Err(self.differs(what, "open the model that it was saved with"));

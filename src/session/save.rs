@@ -1,16 +1,14 @@
 //! Saving a session to a file (FORMAT.md, "Saved sessions"): beside its place, flushed to the disk, and renamed when whole.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    io::{self, Write},
+    path::Path,
 };
 
 use super::Session;
 use crate::{
-    container::free_bytes,
-    error::{Error, Result},
+    error::Result,
+    files::write_whole,
     model::{Arithmetic, Extent, KvType, Model},
     sampler::Sampler,
 };
@@ -102,8 +100,7 @@ impl Session {
     /// nothing had happened. A file that is there is replaced only when the new one is whole and on the disk.
     ///
     /// # Errors
-    /// [`Error::DiskFull`]; [`Error::Io`] for a folder that is not there or may not be written. What was there before is then as
-    /// it was.
+    /// As [`write_whole`]. What was there before is then as it was.
     pub fn save(&self, path: &Path, sampler: Option<&Sampler>) -> Result<()> {
         let sampler = sampler.map(Sampler::to_bytes).unwrap_or_default();
         let hot = self.hot_experts();
@@ -111,7 +108,7 @@ impl Session {
         let (shape, arithmetic, rope) = identity(model);
         let extent = self.state.extent();
         let header = Header {
-            fingerprint: self.engine.container().fingerprint(),
+            fingerprint: self.engine.container().fingerprint()?,
             kv: KvType::ALL.iter().position(|&k| k == self.kv_type()).unwrap_or(0) as u32,
             arithmetic,
             rope,
@@ -125,13 +122,16 @@ impl Session {
             note: self.note.len() as u64,
         };
         let needed = header.file_bytes(model).unwrap_or(u64::MAX);
-        write_beside(path, needed, |out| {
+        write_whole(path, needed, |out| {
+            let mut out = Hashing { out, hasher: blake3::Hasher::new() };
             out.write_all(&header.to_bytes())?;
             out.write_all(bytemuck::cast_slice(&self.tokens))?;
             out.write_all(&sampler)?;
             hot.iter().flatten().try_for_each(|n| out.write_all(&n.to_le_bytes()))?;
             out.write_all(self.note.as_bytes())?;
-            self.state.write(out)
+            self.state.write(&mut out)?;
+            let digest = out.hasher.finalize();
+            out.out.write_all(digest.as_bytes())
         })
     }
 
@@ -149,69 +149,6 @@ impl Session {
         let mut used: Vec<usize> = (0..uses.len()).filter(|&i| uses[i] > 0).collect();
         used.sort_by_key(|&i| std::cmp::Reverse(uses[i]));
         used.into_iter().map(|i| [word(i / experts), word(i % experts)]).collect()
-    }
-}
-
-/// Writes what `write` gives, and its digest, to a file beside `path`, which then takes that name. `needed` bytes must be free.
-fn write_beside(
-    path: &Path,
-    needed: u64,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A folder or a device would be replaced, or be in the way.
-    if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-        return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
-    }
-    let full = |free| Error::DiskFull { path: folder.into(), needed, free };
-    match free_bytes(folder)? {
-        Some(free) if free < needed => return Err(full(free)),
-        _ => {}
-    }
-    let partial = Partial::create(path)?;
-    let store = || -> io::Result<()> {
-        let mut out =
-            Hashing { out: BufWriter::with_capacity(1 << 20, &partial.file), hasher: blake3::Hasher::new() };
-        write(&mut out)?;
-        let digest = out.hasher.finalize();
-        out.out.write_all(digest.as_bytes())?;
-        out.out.flush()?;
-        drop(out);
-        partial.file.sync_all()
-    };
-    store().map_err(|e| match (e.kind(), free_bytes(folder)) {
-        (io::ErrorKind::StorageFull, Ok(Some(free))) => full(free),
-        _ => Error::io("write", &partial.path)(e),
-    })?;
-    fs::rename(&partial.path, path).map_err(Error::io("rename the finished file to", path))?;
-    // The new name is on the disk too when the folder is. A folder that cannot be opened or flushed has no more to give.
-    if let Ok(folder) = File::open(folder) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
-}
-
-/// A file that is being written, of a name of its own; removed unless it was renamed.
-struct Partial {
-    path: PathBuf,
-    file: File,
-}
-
-impl Partial {
-    fn create(path: &Path) -> Result<Self> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Relaxed);
-        let path = path.with_added_extension(format!("{}-{number}.partial", std::process::id()));
-        // A file of this name is what a killed process of the same number has left.
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path);
-        Ok(Self { file: file.map_err(Error::io("create", &path))?, path })
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Not there any more when all went well.
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -1,4 +1,5 @@
-"""Times `yuan-quant` and llama-quantize in turn on the same number of random weights in 16 bits, to Q4_K and Q4_0 throughout.
+"""Times `yuan-quant` and llama-quantize in turn on the same number of random weights in 16 bits: to Q4_K throughout, and
+to Q4_0 with embedding and head in Q8_0.
 
 usage: quantize.py [--layers N] [--runs N] [--types q4_k,q4_0] [--cache DIR]
 The rate is that of a core: weights by the processor's time, so that other work on the machine disturbs little."""
@@ -43,9 +44,11 @@ def main() -> None:
     weights = {theirs: theirs.stat().st_size / 2, ours: sum(f.stat().st_size for f in ours.glob("*.safetensors")) / 2}
     threads, out = len(os.sched_getaffinity(0)), args.cache / "quantized.gguf"
     for dtype in args.types.split(","):
+        trunk = "q4_k" if dtype == "q4_k" else "q8_0"
+        ends = ["--token-embedding-type", trunk, "--output-tensor-type", trunk]
         commands = {
-            ours: [quant, ours, "-o", out, "--experts", dtype, "--dense", dtype],
-            theirs: [rival, "--pure", theirs, out, dtype.upper(), threads],
+            ours: [quant, ours, "-o", out, "--experts", dtype, "--dense", trunk],
+            theirs: [rival, "--pure", *ends, theirs, out, dtype.upper(), threads],
         }
         runs: dict[Path, list[tuple[float, float]]] = {source: [] for source in commands}
         for _ in range(args.runs):

@@ -33,7 +33,9 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     pieces = list(session.stream(24, sampler()))
     assert "".join(pieces) + "\n" == expected, (pieces, expected)
     assert len(pieces) > 1 and session.finish == "length"
-    assert engine.describe()["layers"] > 0 and engine.statistics()["bytes_read"] > 0
+    assert engine.describe()["layers"] > 0
+    statistics = engine.statistics()
+    assert statistics["mode"] == "streamed" and statistics["bytes_read"] > 0 and statistics["decode"]["tokens"] == 23
 
     # Token by token is the same as an answer at once.
     session.sync(ids)

@@ -28,7 +28,7 @@ from typing import Any
 __all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
 
 ABI_VERSION = 1
-OK, BUFFER_TOO_SMALL = 0, 5
+OK = 0
 FINISHES = ("stop", "stop_text", "length", "cancelled")
 
 _Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
@@ -67,16 +67,22 @@ def _call(function: str, *args: Any) -> None:
 
 
 def _buffer(kind: Any, function: str, *args: Any) -> Any:
-    """An array that the library fills: asked for its length first."""
+    """A list that the library fills: asked for its length first, and again when it has grown meanwhile."""
     needed = c_size_t()
     _call(function, *args, None, c_size_t(0), byref(needed))
-    array = (kind * needed.value)()
-    _call(function, *args, array, needed, byref(needed))
-    return array
+    while True:
+        array = (kind * needed.value)()
+        try:
+            _call(function, *args, array, needed, byref(needed))
+        except Error as error:
+            if error.status == "YUAN_ERROR_BUFFER_TOO_SMALL":
+                continue
+            raise
+        return array[: needed.value]
 
 
 def _text(function: str, *args: Any) -> str:
-    return _buffer(ctypes.c_char, function, *args).raw[:-1].decode()
+    return _buffer(ctypes.c_char, function, *args)[:-1].decode()
 
 
 def _ids(tokens: Sequence[int]) -> Any:
@@ -157,7 +163,7 @@ class Engine(_Handle):
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a text; with `special=False` strings such as `<sep>` stay text."""
         data = text.encode()
-        return list(_buffer(c_uint32, "tokenize", self._handle, data, c_size_t(len(data)), c_int32(special)))
+        return _buffer(c_uint32, "tokenize", self._handle, data, c_size_t(len(data)), c_int32(special))
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""
@@ -167,7 +173,7 @@ class Engine(_Handle):
         """The tokens of a conversation of (role, content), closed so that the model answers."""
         roles, contents = ((c_char_p * len(messages))(*(m[i].encode() for m in messages)) for i in (0, 1))
         count = c_size_t(len(messages))
-        return list(_buffer(c_uint32, "chat_tokenize", self._handle, roles, contents, count, c_int32(answer)))
+        return _buffer(c_uint32, "chat_tokenize", self._handle, roles, contents, count, c_int32(answer))
 
     def special_token(self, name: str) -> int:
         """The id of "eod", "sep" or "pad"."""
@@ -180,7 +186,7 @@ class Engine(_Handle):
         return json.loads(_text("engine_describe", self._handle))
 
     def statistics(self) -> dict[str, Any]:
-        """What the engine did so far."""
+        """What the engine did so far: the keys are listed in yuan.h at yuan_engine_statistics."""
         return json.loads(_text("engine_statistics", self._handle))
 
     def session(self, *, context: int = 0, kv: str = "f16", shift: int | None = None) -> Session:
@@ -239,7 +245,7 @@ class Session(_Handle):
     @property
     def tokens(self) -> list[int]:
         """The tokens that the session holds."""
-        return list(_buffer(c_uint32, "session_tokens", self._handle))
+        return _buffer(c_uint32, "session_tokens", self._handle)
 
     @property
     def note(self) -> str:
@@ -265,11 +271,11 @@ class Session(_Handle):
 
     def logits(self) -> list[float]:
         """One for each token of the vocabulary, behind the last token of the session."""
-        return list(_buffer(c_float, "session_logits", self._handle))
+        return _buffer(c_float, "session_logits", self._handle)
 
     def embedding(self) -> list[float]:
         """The last hidden state of the last token."""
-        return list(_buffer(c_float, "session_embedding", self._handle))
+        return _buffer(c_float, "session_embedding", self._handle)
 
     def sample(self, sampler: Sampler) -> int:
         """The next token, which is not added."""

@@ -51,7 +51,11 @@ pub fn cancel_on_stop(cancel: Cancel) -> impl Drop {
         }
     }
     cancel.clear();
-    *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel);
+    *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
+    // Pressed already, while there was nothing to cancel.
+    if stopped() {
+        cancel.cancel();
+    }
     Guard
 }
 

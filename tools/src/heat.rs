@@ -1,9 +1,8 @@
 //! A picture of a trace: how often each expert was used, layer by layer.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, io::Write as _, path::Path};
 
-use anyhow::Context;
-use yuan::pager::trace::Trace;
+use yuan::{files::write_whole, pager::trace::Trace};
 
 /// Pixels of an expert.
 const CELL: usize = 18;
@@ -13,12 +12,10 @@ const TOP: usize = 46;
 /// Writes an SVG: a row for each layer, a column for each expert, darker where more tokens went.
 ///
 /// # Errors
-/// When the file cannot be written.
-pub fn write(trace: &Trace, path: &Path) -> anyhow::Result<()> {
-    let partial = path.with_added_extension("partial");
-    fs::write(&partial, svg(trace))
-        .and_then(|()| fs::rename(&partial, path))
-        .with_context(|| format!("cannot write {}", path.display()))
+/// As [`write_whole`].
+pub fn write(trace: &Trace, path: &Path) -> yuan::Result<()> {
+    let svg = svg(trace);
+    write_whole(path, svg.len() as u64, |out| out.write_all(svg.as_bytes()))
 }
 
 fn svg(trace: &Trace) -> String {

@@ -1,138 +1,16 @@
-//! Figures of a run: how experts came into memory, and how long tokens took.
+//! Figures of a run for people. Those for programs are the library's.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use serde_json::{Value, json};
 use yuan::{
     model::Model,
-    pager::{Hits, Mode, Usage, system::ProcessUse},
+    pager::{Mode, system::ProcessUse},
+    session::stats::{Lap, percentile},
 };
 
 use crate::console::size;
 
-/// Takes the counters of a model at the ends of stretches of a run.
-pub struct Meter<'m> {
-    model: &'m Model,
-    usage: Usage,
-    process: ProcessUse,
-    start: Instant,
-}
-
-/// What happened in a stretch.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lap {
-    /// Tokens that were run.
-    pub tokens: usize,
-    /// How long it took.
-    pub time: Duration,
-    /// Experts that were there when a layer asked for them, and those that were not.
-    pub experts: Hits,
-    /// Experts that were read ahead: those that were asked for then, and those that were not.
-    pub guesses: Hits,
-    /// Bytes of experts that the pager brought in.
-    pub bytes_read: u64,
-    /// Time in which at least one read was under way.
-    pub drive_time: Duration,
-    /// Time that a thread of the computation waited for tiles, on average.
-    pub stall: Duration,
-    /// Reads that were tried again.
-    pub retries: u64,
-    /// Page faults that waited for a disk.
-    pub major_faults: u64,
-    /// Bytes that the system had storage deliver to this process.
-    pub storage_read: u64,
-}
-
-impl<'m> Meter<'m> {
-    /// Begins a stretch.
-    pub fn new(model: &'m Model) -> Self {
-        Self { model, usage: model.pager().usage(), process: ProcessUse::now(), start: Instant::now() }
-    }
-
-    /// Ends a stretch of so many tokens and begins the next.
-    pub fn lap(&mut self, tokens: usize) -> Lap {
-        let now = Self::new(self.model);
-        let since = |new: Duration, old: Duration| new.saturating_sub(old);
-        let (new, old) = (&now.usage, &self.usage);
-        let (prefill, decode) = (new.prefill.since(old.prefill), new.decode.since(old.decode));
-        let lap = Lap {
-            tokens,
-            time: self.start.elapsed(),
-            experts: Hits { hits: prefill.hits + decode.hits, misses: prefill.misses + decode.misses },
-            guesses: new.guesses.since(old.guesses),
-            bytes_read: new.bytes_read - old.bytes_read,
-            drive_time: since(new.drive_time, old.drive_time),
-            stall: since(new.waited, old.waited) / self.model.threads().max(1) as u32,
-            retries: new.retries - old.retries,
-            major_faults: now.process.major_faults - self.process.major_faults,
-            storage_read: now.process.storage_read - self.process.storage_read,
-        };
-        *self = now;
-        lap
-    }
-}
-
-impl Lap {
-    /// Adds another stretch.
-    pub fn add(&mut self, other: &Self) {
-        self.tokens += other.tokens;
-        self.time += other.time;
-        self.experts.hits += other.experts.hits;
-        self.experts.misses += other.experts.misses;
-        self.guesses.hits += other.guesses.hits;
-        self.guesses.misses += other.guesses.misses;
-        self.bytes_read += other.bytes_read;
-        self.drive_time += other.drive_time;
-        self.stall += other.stall;
-        self.retries += other.retries;
-        self.major_faults += other.major_faults;
-        self.storage_read += other.storage_read;
-    }
-
-    /// GB a second of the reads, while there were any.
-    pub fn drive_rate(&self) -> f64 {
-        self.bytes_read as f64 / 1e9 / self.drive_time.as_secs_f64().max(1e-9)
-    }
-
-    /// For a program.
-    pub fn json(&self) -> Value {
-        json!({
-            "tokens": self.tokens, "seconds": self.time.as_secs_f64(),
-            "expert_hits": self.experts.hits, "expert_misses": self.experts.misses, "hit_rate": self.experts.rate(),
-            "guesses_right": self.guesses.hits, "guesses_wrong": self.guesses.misses,
-            "bytes_read": self.bytes_read, "bytes_read_per_token": self.bytes_read / self.tokens.max(1) as u64,
-            "drive_seconds": self.drive_time.as_secs_f64(), "drive_gb_per_second": self.drive_rate(),
-            "stall_ms": self.stall.as_secs_f64() * 1e3, "retries": self.retries,
-            "major_faults": self.major_faults, "storage_bytes_read": self.storage_read,
-        })
-    }
-}
-
-/// Where the weights are, for a program.
-pub fn placement(model: &Model) -> Value {
-    let p = model.placement();
-    json!({
-        "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by,
-        "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
-        "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
-        "peak_memory": ProcessUse::now().peak_memory,
-    })
-}
-
-/// The median and the 95th percentile of times, in milliseconds, for a program.
-pub fn token_times(times: &[Duration]) -> Value {
-    json!({ "p50": percentile(times, 50), "p95": percentile(times, 95) })
-}
-
-/// Milliseconds that so many of 100 of the times do not exceed; 0 of none.
-fn percentile(times: &[Duration], percent: usize) -> f64 {
-    let mut times = times.to_vec();
-    times.sort_unstable();
-    let rank = (times.len() * percent).div_ceil(100).max(1) - 1;
-    times.get(rank).map_or(0.0, |t| t.as_secs_f64() * 1e3)
-}
-
-/// All of it, for people.
+/// How experts came into memory, in each of the stretches, and how long tokens took.
 pub fn describe(model: &Model, laps: &[(&str, &Lap)], times: &[Duration]) -> String {
     let p = model.placement();
     let mut lines = vec![format!("paging     {}: {}", p.mode.name(), p.why)];
@@ -171,16 +49,4 @@ pub fn describe(model: &Model, laps: &[(&str, &Lap)], times: &[Duration]) -> Str
         lines.push(format!("tokens     {half:.1} ms (half of them), {most:.1} ms (95 %)"));
     }
     lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_times_that_were_measured() {
-        let times: Vec<Duration> = (1..=20).rev().map(Duration::from_millis).collect();
-        assert_eq!((percentile(&times, 50), percentile(&times, 95)), (10.0, 19.0));
-        assert_eq!((percentile(&times[..1], 50), percentile(&[], 95)), (20.0, 0.0));
-    }
 }

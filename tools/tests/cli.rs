@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 
 use common::{Folder, complaint, demo_model, json, program, run, text};
 use serde_json::Value;
+use yuan::model::LOGIT_ROWS;
 
 #[test]
 fn the_demo_streams_english_and_chinese() {
@@ -254,6 +255,49 @@ fn a_model_in_little_memory_writes_the_same_text() {
     assert!(refused.contains("The smallest that works is --memory"), "{refused}");
     let unslowed = complaint("yuan", &["bench", &model, "-p", "4", "-n", "1", "--throttle", "1"]);
     assert!(unslowed.contains("--paging streamed"), "{unslowed}");
+}
+
+/// Logits of a large vocabulary are more than all else: they are never there all at once.
+#[cfg(target_os = "linux")]
+#[test]
+fn perplexity_and_logits_stay_within_the_memory() {
+    let folder = Folder::new();
+    let (geometry, model, file) = (folder.path("config.json"), folder.path("m.gguf"), folder.path("text"));
+    let demo = fs::read_to_string(demo_model().join("config.json")).unwrap();
+    fs::write(&geometry, demo.replace("\"vocab_size\": 4096", "\"vocab_size\": 100000")).unwrap();
+    text("yuan-quant", &["synth", "--geometry", &geometry, "-o", &model]);
+    fs::write(&file, "a b ".repeat(300)).unwrap();
+    let memory = memory(&model, 100_000_000);
+    let limited = ["--paging", "streamed", "--memory", &memory];
+    let report = json("yuan", &[&["perplexity", &model, "--file", &file, "--json"], &limited[..]].concat());
+    let (tokens, paging) = (report["tokens"].as_u64().unwrap(), &report["paging"]);
+    let logits = tokens * 100_000 * 4;
+    assert!(logits > paging["budget"].as_u64().unwrap(), "{report}");
+    assert!(paging["batch"].as_u64() > Some(LOGIT_ROWS as u64), "{report}");
+    assert!(paging["peak_memory"].as_u64() < paging["budget"].as_u64(), "{report}");
+
+    let ids = vec!["7"; 600].join(",");
+    let script = "\"$@\" & id=$!; while [ -d /proc/$id ]; do cat /proc/$id/status; done | grep VmHWM | sort -n -k2 | tail -1; wait $id";
+    let output = std::process::Command::new("sh")
+        .args([
+            "-c",
+            script,
+            "sh",
+            env!("CARGO_BIN_EXE_yuan"),
+            "logits",
+            &model,
+            "--tokens",
+            &ids,
+            "-o",
+            &folder.path("l.npy"),
+        ])
+        .args(limited)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    let peak: u64 = said.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(1024 * peak < memory.parse().unwrap(), "{said}");
 }
 
 #[test]

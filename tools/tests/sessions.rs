@@ -7,9 +7,10 @@ use std::{
     io::{BufRead, Read, Write},
     path::Path,
     process::{Command, Output, Stdio},
+    time::Duration,
 };
 
-use common::{Folder, complaint, json, program, text};
+use common::{Folder, complaint, json, program, run, text};
 use serde_json::Value;
 
 /// A conversation with these lines on standard input.
@@ -184,6 +185,44 @@ fn a_full_context_is_said_and_the_conversation_lives() {
     assert!(!out(&wrong).is_empty());
 }
 
+/// With --context-shift a conversation has no end: what is oldest goes, but for the system text and what was asked to stay.
+#[test]
+fn a_conversation_longer_than_the_context_drops_what_is_oldest_where_that_is_asked_for() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let system = "Answer in verses.";
+    let options = ["--context", "64", "-n", "12", "--ignore-eod", "--context-shift", "0", "--system", system];
+    let questions = ["Ruth 1:1", "秋夜 杜甫", "Psalms 3:2", "春日山中 李白", "Ruth 2:2", "Job 1:1"];
+    let output = chat(&model, &options, &[&questions[..], &["/stats"]].concat());
+    assert!(output.status.success(), "{}", err(&output));
+    assert!(err(&output).contains("[the context was full: the oldest"), "{}", err(&output));
+    let answers = answers(&model, &options, &questions);
+    let beginning = &json("yuan", &["tokenize", &model, "--json", system])["ids"];
+    for answer in &answers {
+        let (prompt, tokens) =
+            (answer["prompt_tokens"].as_array().unwrap(), answer["tokens"].as_array().unwrap());
+        assert_eq!(tokens.len(), 12);
+        assert!(prompt.len() <= 64);
+        assert!(prompt.starts_with(beginning.as_array().unwrap()), "{prompt:?}");
+    }
+    // Half of the context is free again, and questions are read once.
+    assert!(answers.iter().any(|a| a["reused_tokens"].as_u64() > Some(12)));
+
+    let long = chat(
+        &model,
+        &["--context", "24", "--ignore-eod", "-n", "100", "--context-shift", "4"],
+        &["Ruth 1:1"],
+    );
+    assert!(long.status.success(), "{}", err(&long));
+    assert!(err(&long).contains("was dropped while this was written"), "{}", err(&long));
+    let refused = chat(
+        &model,
+        &["--context", "8", "--context-shift", "0"],
+        &["In the beginning God created the heaven and the earth"],
+    );
+    assert!(err(&refused).contains("the context holds 8 tokens"), "{}", err(&refused));
+}
+
 #[test]
 fn a_saved_generation_goes_on_as_if_it_had_not_stopped() {
     let folder = Folder::new();
@@ -324,7 +363,48 @@ fn a_save_that_fails_half_way_keeps_the_old_file() {
     assert_eq!(left, ["m.gguf", "s.session"]);
 }
 
-/// Killed while it saves again and again: what is there can always be loaded.
+/// As a session, so everything that the tools write.
+#[cfg(unix)]
+#[test]
+fn outputs_that_fail_half_way_keep_the_old_file() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let (trace, logits, svg) = (folder.path("trace"), folder.path("l.npy"), folder.path("heat.svg"));
+    let prompt = "In the beginning God created the heaven and the earth.<sep>";
+    let ids = ["1910"; 40].join(",");
+    text("yuan", &["trace", &model, "-p", prompt, "-n", "8", "-o", &trace]);
+    fs::copy(&trace, folder.path("long")).unwrap();
+    for (args, file) in [
+        (vec!["trace", &model, "-p", prompt, "-n", "300", "--ignore-eod", "-o", &trace], &trace),
+        (vec!["logits", &model, "--tokens", &ids, "-o", &logits], &logits),
+        (vec!["replay", &trace, "--svg", &svg], &svg),
+    ] {
+        fs::write(file, "old").unwrap();
+        if *file == svg {
+            fs::copy(folder.path("long"), &trace).unwrap();
+        }
+        let limited = Command::new("sh")
+            .args(["-c", "trap '' XFSZ; ulimit -f 1; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_yuan")])
+            .args(&args)
+            .output()
+            .unwrap();
+        assert_eq!(limited.status.code(), Some(1), "{args:?}");
+        assert!(err(&limited).contains("error: cannot write"), "{}", err(&limited));
+        assert_eq!(fs::read_to_string(file).unwrap(), "old");
+        assert!(partials(&folder).is_empty());
+        let unlimited = run("yuan", &args);
+        assert!(unlimited.status.success(), "{}", err(&unlimited));
+        assert_ne!(fs::read(file).unwrap(), b"old");
+        assert!(partials(&folder).is_empty());
+    }
+}
+
+fn partials(folder: &Folder) -> Vec<String> {
+    let names = fs::read_dir(folder.0.path()).unwrap().map(|e| e.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| name.ends_with(".partial")).collect()
+}
+
+/// Killed while it saves again and again: what is there can always be loaded, and the next save clears away what is beside it.
 #[cfg(unix)]
 #[test]
 fn a_killed_save_leaves_the_old_file_or_the_new_one() {
@@ -351,6 +431,8 @@ fn a_killed_save_leaves_the_old_file_or_the_new_one() {
         let loaded = answers(&model, &["-n", "1", "--ignore-eod", "--load", &file], &["Ruth 1:2"]);
         assert!(loaded[0]["reused_tokens"].as_u64() > Some(0));
     }
+    text("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &file]);
+    assert!(partials(&folder).is_empty(), "{:?}", partials(&folder));
 }
 
 /// Ctrl-C in the midst of an answer without end: what there is of it is shown and saved, and the status is that of an
@@ -383,6 +465,74 @@ fn ctrl_c_stops_an_answer() {
     }
     let more = json("yuan", &["generate", &model, "--load", &file, "-n", "3", "--ignore-eod", "--json"]);
     assert_eq!(more["tokens"].as_array().unwrap().len(), 3);
+}
+
+/// Waits until a program has a thread of this name.
+#[cfg(target_os = "linux")]
+fn wait_for_thread(id: u32, name: &str) {
+    let is_there = || {
+        let tasks = fs::read_dir(format!("/proc/{id}/task")).expect("the program runs");
+        let mut names = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        names.any(|found| found.trim() == name)
+    };
+    while !is_there() {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Ctrl-C while a model is opened, while it reads a prompt and while it writes: the program ends soon, says why, and leaves nothing half done.
+#[cfg(target_os = "linux")]
+#[test]
+fn ctrl_c_ends_a_streamed_run_wherever_it_is() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let (prompt, saved, logits) = (folder.path("prompt"), folder.path("s.session"), folder.path("l.npy"));
+    fs::write(&prompt, "In the beginning God created the heaven and the earth. ".repeat(3900)).unwrap();
+    let plan = json(
+        "yuan",
+        &["plan", &model, "--json", "--context", "60000", "--paging", "streamed", "--memory", "8G"],
+    );
+    let memory = (plan["smallest"].as_u64().unwrap() + 3_000_000).to_string();
+    let streamed = ["--paging", "streamed", "--memory", &memory];
+    let ids = vec!["7"; 40_000].join(",");
+    let generate = ["generate", &model, "--file", &prompt, "-n", "5", "--context", "60000", "--save", &saved];
+    let write = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "50000", "--ignore-eod"];
+    let bench = ["bench", &model, "-p", "512", "-n", "0", "--throttle", "0.001"];
+    let runs = [
+        (&generate[..], "yuan-read-0", 0),
+        (&generate[..], "yuan-read-0", 100),
+        (&generate[..], "yuan-read-0", 1000),
+        (&generate[..], "ctrl-c", 0),
+        (&write[..], "yuan-read-0", 0),
+        (&write[..], "yuan-read-0", 1000),
+        (&bench[..], "yuan-compute-0", 300),
+        (&["logits", &model, "--tokens", &ids, "-o", &logits][..], "yuan-read-0", 300),
+        (&["perplexity", &model, "--file", &prompt][..], "yuan-read-0", 300),
+    ];
+    for (args, thread, pause) in runs {
+        let child = program("yuan")
+            .args(args)
+            .args(streamed)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for_thread(child.id(), thread);
+        std::thread::sleep(Duration::from_millis(pause));
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{args:?}: {}", err(&output));
+        assert!(err(&output).contains("stopped"), "{args:?}: {}", err(&output));
+        assert!(partials(&folder).is_empty() && !fs::exists(&logits).unwrap(), "{args:?}");
+    }
+    // What was read of the prompt before the end.
+    if fs::exists(&saved).unwrap() {
+        text(
+            "yuan",
+            &["generate", &model, "--load", &saved, "-n", "1", "--ignore-eod", "--context", "60000"],
+        );
+    }
 }
 
 #[test]

@@ -9,12 +9,12 @@ use serde_json::json;
 use yuan::{
     model::Model,
     sampler::Sampler,
-    session::{Finish, Limits, Session, Synced},
+    session::{
+        Finish, Limits, Session, Synced,
+        stats::{self, Lap, Meter},
+    },
 };
-use yuan_tools::{
-    console::{self, stopped, token_bar},
-    stats::{self, Lap, Meter},
-};
+use yuan_tools::console::{self, stopped, token_bar};
 
 /// A generated text with its figures.
 pub struct Answer {

@@ -14,11 +14,12 @@ use yuan::{
     container::Container,
     model::{Model, Placement, State, Want, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
+    session::stats::{self, Lap, Meter},
 };
 use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
     open::RunArgs,
-    stats::{self, Lap, Meter},
+    stats::describe,
 };
 
 /// Measure the speed of prefill and decode
@@ -164,7 +165,7 @@ impl Bench {
             println!("drive      {drive:.2} GB/s by reads of a tile");
         }
         let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
-        println!("{}", stats::describe(&model, &laps, &times));
+        println!("{}", describe(&model, &laps, &times));
         Ok(())
     }
 }

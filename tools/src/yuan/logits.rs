@@ -1,14 +1,17 @@
 //! `yuan logits`: the logits of given tokens, for checking against other implementations.
 
-use std::{fs, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
-use anyhow::Context;
+use anyhow::ensure;
 use clap::Args;
 use yuan::{
-    model::{State, Want},
-    session::BATCH,
+    files::NewFile,
+    model::{LOGIT_ROWS, State, Want},
 };
-use yuan_tools::{console::cancel_on_stop, open::RunArgs};
+use yuan_tools::{
+    console::{cancel_on_stop, stopped},
+    open::RunArgs,
+};
 
 /// Write the logits of given tokens to a NumPy file: float32, one row a position
 #[derive(Args)]
@@ -33,19 +36,20 @@ impl Logits {
         let model = engine.model();
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
         let _stop = cancel_on_stop(state.cancel.clone());
-        let mut rows = Vec::new();
-        for batch in self.tokens.chunks(BATCH) {
-            rows.extend(model.forward(batch, &mut state, Want::All)?);
+        let header = npy_header(self.tokens.len(), model.config().vocab);
+        let bytes = header.len() + 4 * self.tokens.len() * model.config().vocab;
+        let mut file = NewFile::create(&self.output, bytes as u64)?;
+        file.write_all(&header).map_err(|e| file.failed(e))?;
+        for batch in self.tokens.chunks(model.batch()) {
+            let hidden = model.forward(batch, &mut state, Want::Hidden)?;
+            for rows in hidden.chunks(LOGIT_ROWS * model.config().hidden) {
+                for logit in model.logits(rows)? {
+                    file.write_all(&logit.to_le_bytes()).map_err(|e| file.failed(e))?;
+                }
+                ensure!(!stopped(), "stopped on request");
+            }
         }
-        let partial = self.output.with_added_extension("partial");
-        let write = || -> std::io::Result<()> {
-            let mut file = std::io::BufWriter::new(fs::File::create(&partial)?);
-            file.write_all(&npy_header(self.tokens.len(), model.config().vocab))?;
-            rows.iter().try_for_each(|v| file.write_all(&v.to_le_bytes()))?;
-            file.into_inner()?.sync_all()?;
-            fs::rename(&partial, &self.output)
-        };
-        write().with_context(|| format!("cannot write {}", self.output.display()))
+        Ok(file.finish()?)
     }
 }
 

@@ -6,8 +6,8 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
-    model::{Model, State, Want},
-    session::{BATCH, Engine},
+    model::{LOGIT_ROWS, Model, State, Want},
+    session::{Engine, stats},
     tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
@@ -91,7 +91,7 @@ impl Perplexity {
         }
         bar.finish_and_clear();
         ensure!(score.tokens > 0, "{} has no token to predict: give a longer text", self.file.display());
-        self.print(documents.len(), &score, other.is_some());
+        self.print(documents.len(), &score, other.is_some(), engine.model());
         Ok(())
     }
 
@@ -110,30 +110,33 @@ impl Perplexity {
             other.cancel = state.cancel.clone();
         }
         let vocab = model.config().vocab;
-        let mut at = 0;
-        for batch in tokens.chunks(BATCH) {
-            let logits = model.forward(batch, &mut state, Want::All)?;
+        let mut next = tokens[1..].iter();
+        for batch in tokens.chunks(model.batch()) {
+            let hidden = Hidden::run(model, batch, &mut state)?;
             let reference = match &mut other {
-                None => Vec::new(),
-                Some((m, state)) => m.forward(batch, state, Want::All)?,
+                None => None,
+                Some((m, state)) => Some(Hidden::run(m, batch, state)?),
             };
-            for (i, row) in logits.chunks_exact(vocab).enumerate() {
-                let Some(&next) = tokens.get(at + i + 1) else { break };
-                score.add(row, next, reference.chunks_exact(vocab).nth(i));
+            for first in (0..batch.len()).step_by(LOGIT_ROWS) {
+                let logits = hidden.logits(first)?;
+                let reference = reference.as_ref().map_or(Ok(Vec::new()), |r| r.logits(first))?;
+                for (i, (row, &next)) in logits.chunks_exact(vocab).zip(&mut next).enumerate() {
+                    score.add(row, next, reference.chunks_exact(vocab).nth(i));
+                }
+                ensure!(!stopped(), "stopped on request");
             }
-            at += batch.len();
         }
         Ok(())
     }
 
-    fn print(&self, documents: usize, score: &Score, compared: bool) {
+    fn print(&self, documents: usize, score: &Score, compared: bool, model: &Model) {
         let n = score.tokens as f64;
         let loss = score.loss / n;
         let (divergence, agreed) = (score.divergence / n, score.agreed as f64 / n);
         if self.json {
             let mut object = json!({
                 "documents": documents, "tokens": score.tokens, "loss": loss, "perplexity": loss.exp(),
-                "top1": score.hits as f64 / n,
+                "top1": score.hits as f64 / n, "paging": stats::placement(model),
             });
             if compared {
                 object["kl_divergence"] = divergence.into();
@@ -149,6 +152,27 @@ impl Perplexity {
             println!("KL          {divergence:.6} (mean, from the predictions of --against)");
             println!("same top-1  {:.2} %", 100.0 * agreed);
         }
+    }
+}
+
+/// Hidden states of a batch, of which logits are made a few rows at a time.
+struct Hidden<'m> {
+    model: &'m Model,
+    rows: Vec<f32>,
+}
+
+impl<'m> Hidden<'m> {
+    /// Runs a batch, cut where this model's own batches end.
+    fn run(model: &'m Model, batch: &[u32], state: &mut State) -> yuan::Result<Self> {
+        let parts = batch.chunks(model.batch()).map(|part| model.forward(part, state, Want::Hidden));
+        Ok(Self { model, rows: parts.collect::<yuan::Result<Vec<_>>>()?.concat() })
+    }
+
+    /// Up to [`LOGIT_ROWS`] rows of logits from row `first` on.
+    fn logits(&self, first: usize) -> yuan::Result<Vec<f32>> {
+        let width = self.model.config().hidden;
+        let end = self.rows.len().min((first + LOGIT_ROWS) * width);
+        self.model.logits(&self.rows[first * width..end])
     }
 }
 

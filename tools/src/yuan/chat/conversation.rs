@@ -8,7 +8,7 @@ use yuan::{
     Error,
     model::KvType,
     sampler::Sampler,
-    session::{Engine, Finish, Session},
+    session::{Engine, Finish, Limits, Session},
     tokenizer::Message,
 };
 
@@ -24,6 +24,8 @@ pub struct Conversation {
     session: Session,
     sampler: Sampler,
     messages: Vec<Message>,
+    /// Tokens at the beginning that stay when the context is full and old ones are dropped; `None` where none may be.
+    shift: Option<usize>,
     /// Of the last answer.
     last: Option<Figures>,
 }
@@ -36,11 +38,16 @@ struct Figures {
     rates: (f64, f64),
 }
 
-/// An answer, and whether it ended because the context was full.
+/// An answer, and what a full context has done to it.
 pub struct Reply {
     pub answer: Answer,
     pub prompt: Vec<u32>,
+    /// It ended because the context was full.
     pub full: bool,
+    /// Questions that were dropped, with their answers, to make room for this one.
+    pub dropped: usize,
+    /// Tokens were dropped while it was written.
+    pub shifted: bool,
 }
 
 /// Messages as they stand in the note of a saved session.
@@ -52,11 +59,18 @@ struct Note {
 const SYSTEM: &str = "system";
 
 impl Conversation {
-    /// An empty conversation with room for `context` tokens.
-    pub fn new(engine: Arc<Engine>, context: usize, kv: KvType, sampling: Sampling) -> anyhow::Result<Self> {
+    /// An empty conversation with room for `context` tokens. With `shift`, what does not fit any more is dropped from its beginning, but for so many
+    /// tokens.
+    pub fn new(
+        engine: Arc<Engine>,
+        context: usize,
+        kv: KvType,
+        sampling: Sampling,
+        shift: Option<usize>,
+    ) -> anyhow::Result<Self> {
         let session = Session::new(engine.clone(), context, kv)?;
         let sampler = sampling.sampler(&engine)?;
-        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), last: None })
+        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), shift, last: None })
     }
 
     /// Asks `question`, and streams the answer to `show`. A question that does not fit, or whose reading is stopped, is as if it
@@ -79,17 +93,18 @@ impl Conversation {
     }
 
     fn reply(&mut self, most: usize, show: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<Reply> {
-        let prompt = self.engine.tokenizer().chat(&self.messages, true)?;
         let capacity = self.session.capacity();
+        let (prompt, dropped) = self.prompt(capacity)?;
         if prompt.len() > capacity {
             let wanted = prompt.len();
             return Err(Error::ContextFull { capacity, wanted }).context(
-                "the conversation has become too long: /undo the last questions, /reset it, or shorten the question",
+                "the conversation has become too long: /undo the last questions, /reset it, shorten the question, or start again with \
+                 --context-shift 0, which drops what is oldest",
             );
         }
         // The last token of an answer is not run, so it needs no room.
-        let room = capacity - prompt.len() + 1;
-        let limits = self.sampling.limits(most.min(room));
+        let room = if self.shift.is_some() { usize::MAX } else { capacity - prompt.len() + 1 };
+        let limits = Limits { shift: self.shift, ..self.sampling.limits(most.min(room)) };
         let answer = answer(&mut self.session, &prompt, &limits, &mut self.sampler, show)?;
         self.last = Some(Figures {
             reused: answer.synced.reused,
@@ -97,8 +112,37 @@ impl Conversation {
             tokens: answer.tokens.len(),
             rates: answer.rates(),
         });
-        let full = answer.finish == Finish::Length && room <= most;
-        Ok(Reply { answer, prompt, full })
+        // Without either limit an answer has its end from the context.
+        let full = answer.finish == Finish::Length && room <= most && self.shift.is_none();
+        let shifted = self.session.position() < prompt.len() + answer.tokens.len();
+        Ok(Reply { answer, prompt, full, dropped, shifted })
+    }
+
+    /// The tokens of the conversation, and how many questions were dropped from it for that: where it does not fit and that is wanted, the oldest ones
+    /// until half of what may go is free, but for those among the tokens that stay.
+    fn prompt(&mut self, capacity: usize) -> anyhow::Result<(Vec<u32>, usize)> {
+        let tokenizer = self.engine.tokenizer();
+        let mut prompt = tokenizer.chat(&self.messages, true)?;
+        let Some(keep) = self.shift.filter(|_| prompt.len() > capacity) else { return Ok((prompt, 0)) };
+        let is_question = |m: &Message| m.role == "user";
+        let mut first = self.messages.iter().take_while(|m| m.role == SYSTEM).count();
+        let stays = |end: usize| Ok::<_, Error>(tokenizer.chat(&self.messages[..end], false)?.len() <= keep);
+        while first + 2 < self.messages.len() && stays(first + 2)? {
+            first += 2;
+        }
+        let (mut messages, mut dropped) = (self.messages.clone(), 0);
+        while messages[first..].iter().filter(|m| is_question(m)).count() > 1
+            && prompt.len() > keep + capacity.saturating_sub(keep) / 2
+        {
+            let next = messages[first + 1..].iter().position(is_question).expect("another question");
+            messages.drain(first..first + 1 + next);
+            dropped += 1;
+            prompt = tokenizer.chat(&messages, true)?;
+        }
+        if prompt.len() <= capacity {
+            self.messages = messages;
+        }
+        Ok((prompt, dropped))
     }
 
     /// Sets the text that stands before all questions; none when it is empty.

@@ -53,6 +53,10 @@ pub struct Chat {
     /// Room for the tokens of the conversation; by default what the model was made for
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// When the context is full: drop the oldest questions, and the older half of an answer that alone fills it, in place of an
+    /// end; but keep the first N tokens
+    #[arg(long, value_name = "N")]
+    context_shift: Option<usize>,
     /// Say how to answer
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -81,7 +85,8 @@ impl Chat {
             context = self.context.unwrap_or(config.context).max(saved);
             Ok(context)
         })?;
-        let mut talk = Conversation::new(engine, context, self.run.kv, self.sampling.clone())?;
+        let sampling = self.sampling.clone();
+        let mut talk = Conversation::new(engine, context, self.run.kv, sampling, self.context_shift)?;
         if let Some(file) = &self.load {
             talk.load(file)?;
         }
@@ -157,9 +162,16 @@ impl Chat {
         } else {
             writeln!(out)?;
         }
+        if reply.dropped > 0 {
+            eprintln!("[the context was full: the oldest {} questions are dropped]", reply.dropped);
+        }
+        if reply.shifted {
+            eprintln!("[the context was full: the older half of it was dropped while this was written]");
+        }
         if reply.full {
             eprintln!(
-                "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context]"
+                "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context, or with \
+                 --context-shift 0, which drops what is oldest]"
             );
         } else if reply.answer.finish == Finish::Cancelled {
             eprintln!("[stopped]");

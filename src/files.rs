@@ -1,0 +1,252 @@
+//! Files that are written whole or not at all: beside their place, flushed to the disk, and renamed.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use crate::error::{Error, Result};
+
+/// Writes what `write` gives to a file that then takes the name `path`. One that is there is replaced only when the new one is whole and on the
+/// disk; what cannot be finished is removed. `needed` bytes must be free.
+///
+/// # Errors
+/// [`Error::DiskFull`]; [`Error::Argument`] where `path` is something else than a file; [`Error::Io`] for a folder that is not there or may not be
+/// written, and for the errors of `write`.
+pub fn write_whole(
+    path: &Path,
+    needed: u64,
+    write: impl FnOnce(&mut NewFile) -> io::Result<()>,
+) -> Result<()> {
+    let mut file = NewFile::create(path, needed)?;
+    write(&mut file).map_err(|e| file.failed(e))?;
+    file.finish()
+}
+
+/// A file that is being written under a name of its own; removed unless it is finished.
+///
+/// As long as it is written it is locked. One that is not was left by a process that was killed, and is removed when its target is written again.
+#[derive(Debug)]
+pub struct NewFile {
+    path: PathBuf,
+    partial: PathBuf,
+    out: BufWriter<File>,
+}
+
+impl NewFile {
+    /// Begins a file for `path`.
+    ///
+    /// # Errors
+    /// As [`write_whole`].
+    pub fn create(path: &Path, needed: u64) -> Result<Self> {
+        // A folder or a device would be replaced, or be in the way.
+        if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
+            return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
+        }
+        remove_abandoned(path);
+        check_space(path, needed)?;
+        let (partial, file) = create_beside(path)?;
+        Ok(Self { path: path.into(), partial, out: BufWriter::with_capacity(1 << 20, file) })
+    }
+
+    /// What an error of writing means: [`Error::DiskFull`] where the disk says so.
+    pub fn failed(&self, error: io::Error) -> Error {
+        let folder = folder_of(&self.path);
+        match (error.kind(), free_bytes(folder)) {
+            (io::ErrorKind::StorageFull, Ok(Some(free))) => {
+                let written = self.out.get_ref().metadata().map_or(0, |m| m.len());
+                let needed = written + self.out.buffer().len() as u64;
+                Error::DiskFull { path: folder.into(), needed: needed.max(free + 1), free }
+            }
+            _ => Error::io("write", &self.partial)(error),
+        }
+    }
+
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// As [`write_whole`].
+    pub fn finish(mut self) -> Result<()> {
+        self.out.flush().map_err(|e| self.failed(e))?;
+        put_in_place(self.out.get_ref(), &self.partial, &self.path)
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        // Not there any more when all went well.
+        let _ = fs::remove_file(&self.partial);
+    }
+}
+
+/// Flushes the finished `file` at `partial` to the disk, and gives it the name `path`.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn put_in_place(file: &File, partial: &Path, path: &Path) -> Result<()> {
+    file.sync_all().map_err(Error::io("write", partial))?;
+    fs::rename(partial, path).map_err(Error::io("rename the finished file to", path))?;
+    // The new name is on the disk too when the folder is. A folder that cannot be opened or flushed has no more to give.
+    if let Ok(folder) = File::open(folder_of(path)) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Asks the disk for room for so many bytes beside `path`.
+///
+/// # Errors
+/// [`Error::DiskFull`]; [`Error::Io`] for a folder that is not there.
+pub(crate) fn check_space(path: &Path, needed: u64) -> Result<()> {
+    let folder = folder_of(path);
+    match free_bytes(folder)? {
+        Some(free) if free < needed => Err(Error::DiskFull { path: folder.into(), needed, free }),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes that are free for us on the disk of a folder, where the system tells.
+#[cfg(unix)]
+fn free_bytes(folder: &Path) -> Result<Option<u64>> {
+    let stat = rustix::fs::statvfs(folder)
+        .map_err(|e| Error::io("ask for the free space of", folder)(io::Error::from(e)))?;
+    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_: &Path) -> Result<Option<u64>> {
+    Ok(None)
+}
+
+/// A new file `NAME.PROCESS-NUMBER.partial`, locked.
+fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    loop {
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let partial = path.with_added_extension(format!("{}-{number}.partial", std::process::id()));
+        let file = match OpenOptions::new().write(true).create_new(true).open(&partial) {
+            // In another container a process of the same number may be at work.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
+            file => file.map_err(Error::io("create", &partial))?,
+        };
+        // A file system without locks has no others that clean up either.
+        let locked = file.lock().is_ok();
+        // Another process may have taken it for abandoned before it was locked.
+        if !locked || partial.exists() {
+            return Ok((partial, file));
+        }
+    }
+}
+
+/// Removes what killed processes have left beside `path`: files with our kind of name that nobody has locked.
+fn remove_abandoned(path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
+    for entry in entries.map_while(io::Result::ok) {
+        let file_name = entry.file_name();
+        let numbers = file_name.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix('.'));
+        let numbers = numbers.and_then(|n| n.strip_suffix(".partial")?.split_once('-'));
+        let is_number = |n: &str| n.parse::<u64>().is_ok();
+        if !numbers.is_some_and(|(process, number)| is_number(process) && is_number(number)) {
+            continue;
+        }
+        let file = OpenOptions::new().write(true).open(entry.path());
+        if file.as_ref().is_ok_and(|file| file.try_lock().is_ok()) {
+            tracing::info!("{} was left by a process that was killed: removed", entry.path().display());
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |e: io::Result<fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_is_replaced_by_a_whole_one_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write_whole(&path, 1, |out| out.write_all(b"old")).unwrap();
+        let failed = write_whole(&path, 1, |out| {
+            out.write_all(&[0; 3 << 20])?;
+            Err(io::Error::other("no more"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("no more"));
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"old".to_vec(), vec!["a".into()]));
+        write_whole(&path, 1, |out| out.write_all(b"new")).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), names(folder.path())), (b"new".to_vec(), vec!["a".into()]));
+    }
+
+    #[test]
+    fn what_is_too_large_for_the_disk_is_not_begun() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = write_whole(&folder.path().join("a"), u64::MAX, |_| Ok(()));
+        assert!(matches!(full, Err(Error::DiskFull { needed: u64::MAX, .. })));
+        assert!(names(folder.path()).is_empty());
+        assert!(matches!(write_whole(folder.path(), 0, |_| Ok(())), Err(Error::Argument(_))));
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let others = [
+            "a.7-1.partial",
+            "a.b.7-0.partial",
+            "a.partial",
+            "a.x-0.partial",
+            "b.7-0.partial",
+            "ab.7-0.partial",
+        ];
+        for name in ["a.7-0.partial", "a.4294967295-12.partial"].iter().chain(&others) {
+            fs::write(at(name), "x").unwrap();
+        }
+        // Still being written.
+        let busy = OpenOptions::new().write(true).open(at(others[0])).unwrap();
+        busy.lock().unwrap();
+        write_whole(&at("a"), 0, |_| Ok(())).unwrap();
+        let mut left = others.map(str::to_owned).to_vec();
+        left.push("a".into());
+        left.sort();
+        assert_eq!(names(folder.path()), left);
+    }
+
+    #[test]
+    fn threads_may_write_one_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let write = |byte: u8| {
+            for _ in 0..100 {
+                write_whole(&path, 0, |out| out.write_all(&[byte; 5000])).unwrap();
+                let read = fs::read(&path).unwrap();
+                assert!(read.len() == 5000 && read.iter().all(|&b| b == read[0]));
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|byte| drop(scope.spawn(move || write(byte)))));
+        assert_eq!(names(folder.path()), ["a"]);
+    }
+}

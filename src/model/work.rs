@@ -1,0 +1,65 @@
+//! What a model has run so far, and how long that took.
+
+use std::{
+    collections::VecDeque,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use crate::pager::{lock, system::ProcessUse};
+
+/// Times of single tokens that are kept: the last ones.
+const TIMES: usize = 1024;
+
+/// Tokens, and the time of their calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Tokens that were run.
+    pub tokens: usize,
+    /// How long the calls took, also waiting for each other, added up.
+    pub time: Duration,
+}
+
+/// What a model has run since it was opened.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// Calls with several tokens.
+    pub prefill: Calls,
+    /// Calls with one token.
+    pub decode: Calls,
+    /// How long the last calls with one token took, up to 1024 of them.
+    pub times: VecDeque<Duration>,
+}
+
+/// Where calls are written down.
+#[derive(Debug)]
+pub(super) struct Log {
+    work: Mutex<Work>,
+    /// What the process had used when the model was opened.
+    pub opened: ProcessUse,
+}
+
+impl Log {
+    pub fn new() -> Self {
+        Self { work: Mutex::default(), opened: ProcessUse::now() }
+    }
+
+    /// A call of so many tokens that began at `start` has succeeded.
+    pub fn add(&self, tokens: usize, start: Instant) {
+        let time = start.elapsed();
+        let mut work = lock(&self.work);
+        let calls = if tokens > 1 { &mut work.prefill } else { &mut work.decode };
+        calls.tokens += tokens;
+        calls.time += time;
+        if tokens == 1 {
+            if work.times.len() == TIMES {
+                work.times.pop_front();
+            }
+            work.times.push_back(time);
+        }
+    }
+
+    pub fn work(&self) -> Work {
+        lock(&self.work).clone()
+    }
+}
