@@ -5,6 +5,7 @@ usage: bench.py [--caps 100,50,25] [--drives 0.5,0] [--ways auto,plain] [--routi
 See README.md beside this file."""
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -84,6 +85,21 @@ def drive_of(file: Path) -> str:
     block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
     whole = block.parent if (block / "partition").exists() else block
     return (whole / "dev").read_text().strip()
+
+
+@contextlib.contextmanager
+def reading_ahead(file: Path, kib: int | None):
+    """The drive's read-ahead set for a while: page faults live by it, direct reads do not care."""
+    if kib is None:
+        yield
+        return
+    setting = Path("/sys/dev/block") / drive_of(file) / "queue" / "read_ahead_kb"
+    before = setting.read_text()
+    setting.write_text(str(kib))
+    try:
+        yield
+    finally:
+        setting.write_text(before)
 
 
 def forget(file: Path) -> None:
@@ -228,6 +244,7 @@ def main() -> None:
     parser.add_argument("--drives", type=numbers(float), default=[0.5, 0], help="GB/s; 0 leaves the drive as it is")
     parser.add_argument("--ways", type=numbers(str), default=["auto", "plain"], help="values of --paging, and llama.cpp")
     parser.add_argument("--routing", choices=["demo", "even"], default="demo", help="of the demo model, or of random weights")
+    parser.add_argument("--read-ahead", type=int, help="KiB that page faults read ahead, in place of the drive's setting; Linux's own is 128")
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--runs", type=int, default=3)
@@ -235,9 +252,10 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, help="the cache of tools/bench-peers, which builds llama.cpp")
     args = parser.parse_args()
     bench = Bench(args)
-    for drive in args.drives:
-        for percent in args.caps:
-            compare(bench, percent, drive)
+    with reading_ahead(bench.model, args.read_ahead):
+        for drive in args.drives:
+            for percent in args.caps:
+                compare(bench, percent, drive)
 
 
 if __name__ == "__main__":
