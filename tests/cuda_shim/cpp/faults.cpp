@@ -20,8 +20,10 @@ KERNEL fault_reverse(int *x, int with_barrier) {
     x[threadIdx.x] = shared[255 - threadIdx.x];
 }
 
-KERNEL fault_uninitialised(int *x) {
+// Writes only the first n numbers that it reads.
+KERNEL fault_uninitialised(int *x, int n) {
     __shared__ int shared[256];
+    if ((int)threadIdx.x < n) shared[threadIdx.x] = 1;
     x[threadIdx.x] = shared[threadIdx.x];
 }
 
@@ -40,7 +42,7 @@ extern "C" const ShimKernel shim_kernels_faults[] = {SHIM_KERNEL(fault_none, "p"
                                                      SHIM_KERNEL(fault_load, "pi"),
                                                      SHIM_KERNEL(fault_misaligned, "p"),
                                                      SHIM_KERNEL(fault_reverse, "pi"),
-                                                     SHIM_KERNEL(fault_uninitialised, "p"),
+                                                     SHIM_KERNEL(fault_uninitialised, "pi"),
                                                      SHIM_KERNEL(fault_divergent_barrier, "p"),
                                                      SHIM_KERNEL(fault_deadlock, "p"),
                                                      {nullptr, nullptr, nullptr}};

@@ -20,9 +20,16 @@ struct uint2 {
 struct float2 {
     float x, y;
 } __attribute__((aligned(8)));
-struct uint4 {
+// Copied word by word: a compiler may copy a plain struct by a function that is not looked at.
+struct __attribute__((aligned(16))) uint4 {
     unsigned x, y, z, w;
-} __attribute__((aligned(16)));
+    uint4(unsigned x, unsigned y, unsigned z, unsigned w) : x(x), y(y), z(z), w(w) {}
+    uint4(const uint4 &from) : x(from.x), y(from.y), z(from.z), w(from.w) {}
+    uint4 &operator=(const uint4 &from) {
+        x = from.x, y = from.y, z = from.z, w = from.w;
+        return *this;
+    }
+};
 struct ShimIndex {
     unsigned x, y, z;
 };
