@@ -5,9 +5,13 @@ mod common;
 use yuan::{
     config::ModelConfig,
     container::{Container, Conversion},
-    model::{Arithmetic, KvType, Model, Options as RunOptions, State, Want},
+    model::{
+        Arithmetic, KvType, Model, Options as RunOptions, State, Want,
+        bench::{Bench, Trunk},
+    },
     quantize::{DType, Options, Plan, synth},
 };
+use yuan_kernels::encode::best_encoders;
 
 fn container(config: ModelConfig, options: &Options, folder: &tempfile::TempDir) -> Container {
     let path = folder.path().join("m.gguf");
@@ -153,4 +157,30 @@ fn a_refused_call_leaves_the_state_alone() {
         after.into_iter().map(f32::to_bits).collect::<Vec<_>>(),
         logits(&model, &tokens(4), &[4], KvType::F16)
     );
+}
+
+/// Matrices that a file has in rows become panels when it is loaded.
+#[test]
+fn panels_give_the_bits_of_rows() {
+    const ROWS: usize = 48;
+    let bench = Bench::new(2).unwrap();
+    let noise = |i: usize| ((i * 2_654_435_761) >> 8 & 0xffff) as f32 / 32768.0 - 1.0;
+    let encode = best_encoders();
+    for (dtype, encode) in [
+        (DType::Q4_0, encode.q4_0),
+        (DType::Q4_K, encode.q4_k),
+        (DType::Q6_K, encode.q6_k),
+        (DType::Q8_0, encode.q8_0),
+    ] {
+        let weights: Vec<f32> = (0..ROWS * 512).map(noise).collect();
+        let mut bytes = vec![0; dtype.row_bytes(weights.len()).unwrap()];
+        encode(&weights, &mut bytes);
+        let [rows, panels] =
+            [false, true].map(|panels| Trunk::new(dtype, ROWS, 512, panels, &bytes).unwrap());
+        for tokens in [1, 3, 17] {
+            let x: Vec<f32> = (0..tokens * 512).map(|i| noise(i + 7)).collect();
+            let bits = |w| bench.product(w, &x).iter().map(|y| y.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&rows) == bits(&panels), "{}, {tokens} tokens", dtype.name());
+        }
+    }
 }

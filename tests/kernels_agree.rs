@@ -16,7 +16,7 @@ use yuan::{
 };
 use yuan_ggml as ggml;
 use yuan_kernels::{
-    BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0, available, dequantize,
+    BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, dequantize,
     encode::{Encoder, best_encoders},
     panel::{Panel, panel_bytes},
 };
@@ -179,6 +179,7 @@ fn products_keep_ggmls_bar() {
             let by_panels = match dtype {
                 DType::Q4_0 => panel_products::<PanelQ4_0>,
                 DType::Q4_K => panel_products::<PanelQ4K>,
+                DType::Q6_K => panel_products::<PanelQ6K>,
                 DType::Q8_0 => panel_products::<PanelQ8_0>,
                 _ => continue,
             };

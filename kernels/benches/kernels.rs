@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
 };
 
 const COLUMNS: usize = 2048;
@@ -46,6 +46,7 @@ fn bench(c: &mut Criterion) {
         op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
+        op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| (k.panels_q6_k)(black_box(&w), &blocks, &mut acc));
         // Four queries against 64 positions of a head of 256.
         let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 64], vec![0.0; 4 * 256]);
         op!(scores_f16, f16, 64 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));

@@ -9,14 +9,16 @@
 //!
 //! Where it departs from the scalar text:
 //! 1. `maddubs` multiplies unsigned with signed bytes. Nibbles are unsigned; their -8 is taken from the sum, by
-//!    `8 * sums[s]`. For `Q8_0` the weight's sign moves to the activation, which can take it: it is within ±127.
+//!    `8 * sums[s]`. For `Q8_0` and panels of `Q6_K` the weight's sign moves to the activation, which can take it: it is within ±127.
 //! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
-//!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`) and 2 * 63 * 127 = 16002 (`Q6_K`).
+//!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`), 2 * 63 * 127 = 16002 (rows of `Q6_K`) and 4 * 2 * 32 * 127 = 32512 (panels).
 //! 3. The eight vectors of half a sub-block stay in registers while up to four rows of activations pass.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 mod attention;
-mod panels;
+mod maddubs;
+pub(crate) mod panels;
+pub(crate) mod vnni;
 
 use std::arch::x86_64::*;
 
@@ -24,7 +26,7 @@ use bytemuck::cast;
 use half::{bf16, f16};
 
 use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
-use self::panels::{panels_q4_0, panels_q4_k, panels_q8_0};
+use self::maddubs::{panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
@@ -51,6 +53,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+        panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
         swiglu: enter!(swiglu(gate, up)),
         exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),

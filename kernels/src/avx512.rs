@@ -7,17 +7,20 @@
 //! Where it departs from the scalar text:
 //! 1. `vpdpbusd` multiplies unsigned with signed bytes. Nibbles are unsigned; the -8 of `Q4_0` is where its sums begin. To
 //!    the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
-//! 2. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
+//! 2. `Q6_K` stays unsigned too: its sums begin at -32 times those of sixteen activations.
+//! 3. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
 use half::f16;
 
 use crate::Kernels;
+use crate::avx2::panels::starts;
 use crate::avx2::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -34,6 +37,8 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
             // SAFETY: as above.
             panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
+            // SAFETY: as above.
+            panels_q6_k: |panels, x, acc| unsafe { panels_q6_k(panels, x, acc) },
             ..*avx2
         })
     });
@@ -53,6 +58,11 @@ fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     in_blocks!(panels, x, acc, 8 => block_q4_k::<8>, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    in_blocks!(panels, x, acc, 8 => block_q6_k::<8>, 4 => block_q6_k::<4>, 2 => block_q6_k::<2>, 1 => block_q6_k::<1>);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -91,7 +101,7 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let dots = dots::<T, -8>(nibbles(&panel.qs, s, ahead), &x, i, s);
+            let dots = dots::<T, -8>(nibbles(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
@@ -113,7 +123,7 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let dots = dots::<T, 0>(nibbles(&panel.qs, s, ahead), &x, i, s);
+            let dots = dots::<T, 0>(nibbles(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
@@ -125,8 +135,7 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
                 (_mm512_cvtepu8_epi32(cast(mins[2 * s])), _mm512_cvtepu8_epi32(cast(mins[2 * s + 1])));
             let pairs = _mm512_or_si512(min, _mm512_slli_epi32::<16>(next));
             for t in 0..T {
-                min_sum[t] =
-                    _mm512_dpwssd_epi32(min_sum[t], pairs, _mm512_set1_epi32(sum_pairs(&x[t][i])[s]));
+                min_sum[t] = add_pairs(min_sum[t], pairs, &sum_pairs(&x[t][i])[s]);
             }
         }
         let (d, dmin) = (widen(&panel.d), widen(&panel.dmin));
@@ -135,6 +144,46 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
             let min_dot = _mm512_mul_ps(dmin, _mm512_cvtepi32_ps(min_sum[t]));
             let part = _mm512_mul_ps(_mm512_sub_ps(dot, min_dot), _mm512_set1_ps(x[t][i].d));
             sums[t] = _mm512_add_ps(sums[t], part);
+        }
+    }
+    store(sums, acc);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
+    for (i, panel) in panels.iter().enumerate() {
+        prefetch_header(panel, ahead);
+        let mut begin = [[[[0; 4]; 2]; 2]; T];
+        let mut words = [&[[[0; 4]; 2]; 8]; T];
+        for t in 0..T {
+            (begin[t], words[t]) = (starts(&x[t][i]), bytemuck::cast_ref(&x[t][i].qs));
+        }
+        let mut sum = [_mm512_setzero_si512(); T];
+        for s in 0..8 {
+            let q = six_bits(&panel.sub_blocks[s], ahead);
+            for part in 0..2 {
+                let mut dots = [_mm512_setzero_si512(); T];
+                for t in 0..T {
+                    dots[t] = _mm512_set1_epi32(begin[t][s / 4][part][s % 4]);
+                }
+                for g in 0..4 {
+                    for t in 0..T {
+                        let x = _mm512_set1_epi32(words[t][s][part][g]);
+                        dots[t] = _mm512_dpbusd_epi32(dots[t], q[4 * part + g], x);
+                    }
+                }
+                let scale = _mm512_cvtepi8_epi32(cast(panel.scales[2 * s + part]));
+                for t in 0..T {
+                    sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
+                }
+            }
+        }
+        let d = widen(&panel.d);
+        for t in 0..T {
+            let part = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[t]));
+            sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part, _mm512_set1_ps(x[t][i].d)));
         }
     }
     store(sums, acc);
@@ -159,19 +208,38 @@ fn store<const T: usize>(sums: [__m512; T], acc: &mut [[f32; 16]; T]) {
     }
 }
 
-/// The nibbles of sub-block `s`, as bytes, in the order of the activations' words: of each line the low ones, then of
+/// The nibbles of a sub-block, as bytes, in the order of the activations' words: of each line the low ones, then of
 /// each line the high ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn nibbles(qs: &[u8; 2048], s: usize, ahead: usize) -> [__m512i; 8] {
-    let lines: &[[[u8; 64]; 4]; 8] = bytemuck::cast_ref(qs);
+fn nibbles(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
+    let lines: &[[u8; 64]; 4] = bytemuck::cast_ref(nibbles);
     let low = _mm512_set1_epi8(15);
     let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        prefetch(&lines[s][g], ahead);
-        let bytes = cast(lines[s][g]);
+        prefetch(&lines[g], ahead);
+        let bytes = cast(lines[g]);
         out[g] = _mm512_and_si512(bytes, low);
         out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
+    }
+    out
+}
+
+/// The 6-bit numbers of a sub-block, as bytes, in the order of [`nibbles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn six_bits(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
+    let lines: &[[u8; 64]; 2] = bytemuck::cast_ref(&bits.high);
+    let mut out = nibbles(&bits.low, ahead);
+    for j in 0..2 {
+        prefetch(&lines[j], ahead);
+        let bits: __m512i = cast(lines[j]);
+        let upper =
+            [_mm512_slli_epi16::<4>(bits), _mm512_slli_epi16::<2>(bits), bits, _mm512_srli_epi16::<2>(bits)];
+        for i in 0..4 {
+            let q = &mut out[2 * j + i / 2 + 4 * (i % 2)];
+            *q = _mm512_or_si512(*q, _mm512_and_si512(upper[i], _mm512_set1_epi8(0x30)));
+        }
     }
     out
 }
@@ -203,6 +271,20 @@ fn dots<const T: usize, const START: i32>(
         }
     }
     if T == 1 { [_mm512_add_epi32(sums[0][0], sums[1][0]); T] } else { sums[0] }
+}
+
+/// `sum` and the products of pairs with one pair, added in their row's lane. (The compiler makes three instructions of the
+/// intrinsic, and the adders of this Zen 4 then take longer than its multipliers.)
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn add_pairs(mut sum: __m512i, pairs: __m512i, pair: &i32) -> __m512i {
+    // SAFETY: reads the four bytes of `pair` and the registers that it names, and writes `sum`; the CPU has it, as this
+    // function's features say.
+    unsafe {
+        asm!("vpdpwssd {0}, {1}, dword ptr [{2}]{{1to16}}", inout(zmm_reg) sum, in(zmm_reg) pairs, in(reg) pair,
+            options(pure, readonly, nostack, preserves_flags));
+    }
+    sum
 }
 
 /// The sums of the activations of two neighbouring sub-blocks, two to a word.

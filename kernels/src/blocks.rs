@@ -211,6 +211,22 @@ impl BlockQ6K {
         }
         q
     }
+
+    /// `ql` and `qh` of 6-bit numbers, by column: [`BlockQ6K::quants`] are those less 32.
+    #[inline]
+    pub fn pack_quants(q: &[u8; QK]) -> ([u8; 128], [u8; 64]) {
+        let (mut ql, mut qh) = ([0; 128], [0; 64]);
+        for half in 0..2 {
+            for k in 0..32 {
+                let q = |part: usize| q[128 * half + 32 * part + k];
+                ql[64 * half + k] = (q(0) & 15) | ((q(2) & 15) << 4);
+                ql[64 * half + 32 + k] = (q(1) & 15) | ((q(3) & 15) << 4);
+                qh[32 * half + k] =
+                    (q(0) >> 4) | ((q(1) >> 4) << 2) | ((q(2) >> 4) << 4) | ((q(3) >> 4) << 6);
+            }
+        }
+        (ql, qh)
+    }
 }
 
 /// 256 activations: `x[j] = d * qs[j]`, `qs` within ±127 (the kernels rely on it), with the sum of each 32 of them.

@@ -47,7 +47,7 @@ use half::{bf16, f16};
 pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
-pub use panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+pub use panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 pub use scalar::exp;
 
 /// One function for every operation, all of one instruction set.
@@ -77,6 +77,7 @@ pub struct Kernels {
     pub panels_q8_0: fn(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
+    pub panels_q6_k: fn(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
     /// `gate = silu(gate) * up`.
     pub swiglu: fn(gate: &mut [f32], up: &[f32]),
     /// `x = e^(x - max)`, returns the sum.
@@ -96,6 +97,10 @@ pub fn available() -> impl Iterator<Item = &'static Kernels> {
     let tables = [
         #[cfg(target_arch = "x86_64")]
         avx512::table(),
+        #[cfg(target_arch = "x86_64")]
+        avx2::vnni::vex::table(),
+        #[cfg(target_arch = "x86_64")]
+        avx2::vnni::evex::table(),
         #[cfg(target_arch = "x86_64")]
         avx2::table(),
         #[cfg(target_arch = "aarch64")]

@@ -12,7 +12,7 @@
 //! Where it departs from the scalar text:
 //! 1. Nibbles stay 0..=15 and are multiplied as signed bytes; the -8 of `Q4_0` is where its sums begin.
 //! 2. Without `sdot`, products are added up as `i16` first, which never overflows: the sums are at most 8 * 15 * 127 =
-//!    15240 (panels) and 2 * 128 * 127 = 32512 (rows).
+//!    15240 (panels), 4 * 32 * 127 = 16256 (panels of `Q6_K`) and 2 * 128 * 127 = 32512 (rows).
 //! 3. The nibbles of 4 rows of a sub-block (8 vectors) stay in registers while up to 4 rows of activations pass. A
 //!    single row of activations passes all 16 rows of a sub-block before the next one, so that panels are read in order.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
@@ -33,7 +33,7 @@ use half::{bf16, f16};
 use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
 
 /// The table, where this CPU has the instructions.
@@ -58,6 +58,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+        panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
         swiglu: enter!(swiglu(gate, up)),
         exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),
@@ -178,7 +179,7 @@ fn sum_32(v: [float32x4_t; 8]) -> f32 {
     vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
 }
 
-quantized!("neon", dot, dots, dots_8);
+quantized!("neon", dot, dots, dots_8, half_dots);
 
 /// `sum` and the products of 16 weights with 16 activations.
 #[target_feature(enable = "neon")]
@@ -199,6 +200,25 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
             sums[0] = vmlal_s8(sums[0], vget_low_s8(*w), vget_low_s8(x));
             sums[1] = vmlal_high_s8(sums[1], *w, x);
         }
+    }
+    vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
+}
+
+/// [`dots`] for 16 columns: part `part` of the sub-block.
+#[target_feature(enable = "neon")]
+#[inline]
+fn half_dots(
+    start: int32x4_t,
+    weights: &[[int8x16_t; 4]; 2],
+    x: &BlockQ8,
+    s: usize,
+    part: usize,
+) -> int32x4_t {
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let mut sums = [vdupq_n_s16(0); 2];
+    for (w, x) in weights[part].iter().zip(words(cast(xs[s][part]))) {
+        sums[0] = vmlal_s8(sums[0], vget_low_s8(*w), vget_low_s8(x));
+        sums[1] = vmlal_high_s8(sums[1], *w, x);
     }
     vpadalq_s16(start, vpaddq_s16(sums[0], sums[1]))
 }
@@ -248,15 +268,15 @@ fn weights<const T: usize>(qs: &[i8; 4096], s: usize, q: usize) -> [[int8x16_t; 
     out
 }
 
-/// The nibbles of rows `4 q..4 q + 4` of sub-block `s`, as bytes: the low ones of the four lines, then the high ones.
+/// The nibbles of rows `4 q..4 q + 4` of a sub-block, as bytes: the low ones of the four lines, then the high ones.
 #[target_feature(enable = "neon")]
 #[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 4]; 2] {
-    let lines: &[[[[u8; 16]; 4]; 4]; 8] = bytemuck::cast_ref(qs);
+fn nibbles<const T: usize>(nibbles: &[u8; 256], q: usize) -> [[int8x16_t; 4]; 2] {
+    let lines: &[[[u8; 16]; 4]; 4] = bytemuck::cast_ref(nibbles);
     let low = vdupq_n_u8(15);
     let mut out = [[vdupq_n_s8(0); 4]; 2];
     for g in 0..4 {
-        let quarter = &lines[s][g][q];
+        let quarter = &lines[g][q];
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
         if T == 1 && q == 0 {
             prefetch(quarter);
@@ -266,6 +286,37 @@ fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, q: usize) -> [[int8x16_t; 
         out[1][g] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
     }
     out
+}
+
+/// The 6-bit numbers less 32 of rows `4 q..4 q + 4` of a sub-block, in the order of [`nibbles`].
+#[target_feature(enable = "neon")]
+#[inline]
+fn six_bits<const T: usize>(bits: &SixBits, q: usize) -> [[int8x16_t; 4]; 2] {
+    let lines: &[[[u8; 16]; 4]; 2] = bytemuck::cast_ref(&bits.high);
+    let mut out = nibbles::<T>(&bits.low, q);
+    for j in 0..2 {
+        let quarter = &lines[j][q];
+        if T == 1 && q == 0 {
+            prefetch(quarter);
+        }
+        let bits = cast(*quarter);
+        let upper = [vshlq_n_u8::<4>(bits), vshlq_n_u8::<2>(bits), bits, vshrq_n_u8::<2>(bits)];
+        for i in 0..4 {
+            let q = &mut out[i % 2][2 * j + i / 2];
+            let upper = vreinterpretq_s8_u8(vandq_u8(upper[i], vdupq_n_u8(0x30)));
+            *q = vsubq_s8(vorrq_s8(*q, upper), vdupq_n_s8(32));
+        }
+    }
+    out
+}
+
+/// The scales of rows `4 q..4 q + 4`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn row_scales(scales: &[i8; 16], q: usize) -> int32x4_t {
+    let quarters: &[[i8; 4]; 4] = bytemuck::cast_ref(scales);
+    let [a, b, c, d] = quarters[q];
+    vmovl_s16(vget_low_s16(vmovl_s8(cast([a, b, c, d, 0, 0, 0, 0]))))
 }
 
 /// Where the sums of a `Q4_0` panel begin: -8 times the sum of each sub-block's activations.

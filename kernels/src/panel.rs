@@ -10,13 +10,16 @@
 //!
 //! 8 bits: 4352 bytes from sixteen rows' eight `Q8_0` blocks. For every sub-block there are eight lines of 64 bytes; in
 //! line `g` byte `4r + i` is row `r`, column `4g + i`.
+//!
+//! 6 bits: 3360 bytes from sixteen rows' `Q6_K` blocks. Behind the four lines of nibbles of a sub-block, the low 4 bits, come two
+//! lines of 64 bytes with the upper 2 bits, each for two lines of nibbles.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use crate::{
     Kernels,
-    blocks::{BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, DType, QK},
+    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, QK},
     dequantize,
 };
 
@@ -28,7 +31,7 @@ pub const PANEL_BYTES: usize = 2304;
 /// Bytes of a panel of this type, or `None` where there are no such panels.
 pub const fn panel_bytes(dtype: DType) -> Option<usize> {
     match dtype {
-        DType::Q4_0 | DType::Q4_K | DType::Q8_0 => {
+        DType::Q4_0 | DType::Q4_K | DType::Q6_K | DType::Q8_0 => {
             Some(PANEL_ROWS * QK / dtype.block_len() * dtype.block_bytes())
         }
         _ => None,
@@ -93,6 +96,7 @@ macro_rules! panel {
 panel!(PanelQ8_0, Q8_0, [BlockQ8_0; 8], panels_q8_0);
 panel!(PanelQ4_0, Q4_0, [BlockQ4_0; 8], panels_q4_0);
 panel!(PanelQ4K, Q4_K, BlockQ4K, panels_q4_k);
+panel!(PanelQ6K, Q6_K, BlockQ6K, panels_q6_k);
 
 /// Sixteen rows of `Q4_K`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
@@ -213,6 +217,77 @@ impl PanelQ4_0 {
     }
 }
 
+/// Sixteen rows of `Q6_K`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct PanelQ6K {
+    /// Scale of the scales, by row.
+    pub d: [f16; 16],
+    /// Scale of columns `16 s..16 s + 16` of row `r`: `scales[s][r]`.
+    pub scales: [[i8; 16]; 16],
+    /// 32 columns each.
+    pub sub_blocks: [SixBits; 8],
+}
+const _: () = assert!(size_of::<PanelQ6K>() == 3360);
+
+/// 16 rows x 32 columns of 6 bits.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct SixBits {
+    /// Low 4 bits: byte `64 g + 4 r + i`, as in panels of 4 bits.
+    pub low: [u8; 256],
+    /// Upper 2 bits of line `g` of `low`: byte `64 (g / 2) + 4 r + i` has, from bit `4 (g % 2)` on, first those of the low
+    /// nibble and then those of the high one.
+    pub high: [u8; 128],
+}
+
+impl PanelQ6K {
+    /// Sixteen rows' blocks of the same 256 columns as one panel. Loses nothing.
+    pub fn pack(rows: &[BlockQ6K; PANEL_ROWS]) -> Self {
+        let mut panel = Self::zeroed();
+        for (r, row) in rows.iter().enumerate() {
+            panel.d[r] = row.d;
+            for (scales, &scale) in panel.scales.iter_mut().zip(&row.scales) {
+                scales[r] = scale;
+            }
+            let q = row.quants().map(|q| (q + 32) as u8);
+            for (q, out) in q.as_chunks::<32>().0.iter().zip(&mut panel.sub_blocks) {
+                for k in 0..16 {
+                    out.low[nibbles_at(0, r, k)] = (q[k] & 15) | (q[k + 16] << 4);
+                }
+                for k in [0, 1, 2, 3, 8, 9, 10, 11] {
+                    let four = [q[k], q[k + 16], q[k + 4], q[k + 20]].map(|q| q >> 4);
+                    out.high[upper_at(r, k).0] = four[0] | four[1] << 2 | four[2] << 4 | four[3] << 6;
+                }
+            }
+        }
+        panel
+    }
+
+    /// The inverse of [`PanelQ6K::pack`].
+    pub fn unpack(&self) -> [BlockQ6K; PANEL_ROWS] {
+        std::array::from_fn(|r| {
+            let (ql, qh) = BlockQ6K::pack_quants(&self.quants(r).map(|q| (q + 32) as u8));
+            BlockQ6K { ql, qh, scales: self.scales.map(|s| s[r]), d: self.d[r] }
+        })
+    }
+
+    /// The 6-bit numbers less 32 of row `r < 16`, by column.
+    pub fn quants(&self, r: usize) -> [i8; QK] {
+        let mut q = [0; QK];
+        for (bits, q) in self.sub_blocks.iter().zip(q.chunks_exact_mut(32)) {
+            for k in 0..16 {
+                let pair = bits.low[nibbles_at(0, r, k)];
+                let (at, shift) = upper_at(r, k);
+                let upper = bits.high[at] >> shift;
+                q[k] = ((pair & 15) | (upper & 3) << 4) as i8 - 32;
+                q[k + 16] = ((pair >> 4) | (upper >> 2 & 3) << 4) as i8 - 32;
+            }
+        }
+        q
+    }
+}
+
 /// Sixteen rows of `Q8_0`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
 #[repr(C)]
@@ -255,9 +330,23 @@ const fn weight_at(s: usize, r: usize, k: usize) -> usize {
     512 * s + 64 * (k / 4) + 4 * r + k % 4
 }
 
+/// The nibbles of sub-block `s`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline]
+pub(crate) fn sub_block(qs: &[u8; 2048], s: usize) -> &[u8; 256] {
+    let sub_blocks: &[[u8; 256]; 8] = bytemuck::cast_ref(qs);
+    &sub_blocks[s]
+}
+
 /// Where the nibbles of columns `k` and `k + 16` (`k < 16`) of sub-block `s` of row `r` lie in a panel's `qs`.
 const fn nibbles_at(s: usize, r: usize, k: usize) -> usize {
     256 * s + 64 * (k / 4) + 4 * r + k % 4
+}
+
+/// The byte of [`SixBits::high`], and the bit in it, where the upper bits of those columns of row `r` begin.
+const fn upper_at(r: usize, k: usize) -> (usize, usize) {
+    let g = k / 4;
+    (64 * (g / 2) + 4 * r + k % 4, 4 * (g % 2))
 }
 
 #[cfg(test)]
@@ -293,6 +382,14 @@ mod tests {
             prop_assert_eq!(bytes_of(PanelQ8_0::pack(&panel.unpack())), &bytes[..]);
             let rows: [[BlockQ8_0; 8]; 16] = pod_read_unaligned(&bytes);
             prop_assert_eq!(bytes_of(PanelQ8_0::pack(&rows).unpack()), &bytes[..]);
+        }
+
+        #[test]
+        fn q6_k_panels_lose_nothing(bytes in prop::collection::vec(any::<u8>(), size_of::<PanelQ6K>())) {
+            let panel: PanelQ6K = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ6K::pack(&panel.unpack())), &bytes[..]);
+            let rows: [BlockQ6K; 16] = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ6K::pack(&rows).unpack()), &bytes[..]);
         }
 
         #[test]

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
@@ -22,6 +22,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     panels_q8_0,
     panels_q4_0,
     panels_q4_k,
+    panels_q6_k,
     swiglu,
     exp_sum,
     scores_f32,
@@ -211,6 +212,21 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
                     min_sum += i32::from(mins[s]) * i32::from(x.sums[s]);
                 }
                 acc[r] += (panel.d[r].to_f32() * sum as f32 - panel.dmin[r].to_f32() * min_sum as f32) * x.d;
+            }
+        }
+    }
+}
+
+fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let q = panel.quants(r);
+                let mut sum = 0;
+                for s in 0..16 {
+                    sum += i32::from(panel.scales[s][r]) * int_dot(&q[16 * s..][..16], &x.qs[16 * s..][..16]);
+                }
+                *acc += panel.d[r].to_f32() * sum as f32 * x.d;
             }
         }
     }

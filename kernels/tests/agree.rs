@@ -4,9 +4,10 @@
 use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
 use half::{bf16, f16};
 use yuan_kernels::blocks::QK;
+use yuan_kernels::panel::Panel;
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0,
-    available, best, by_name, dequantize,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K,
+    PanelQ8_0, available, best, by_name, dequantize,
 };
 
 /// Lengths of rows: a tail of a superblock, several, none, one of them, and many.
@@ -139,45 +140,56 @@ fn quantized_rows_agree_bit_for_bit() {
     rows_agree::<BlockQ6K>();
 }
 
-/// Sixteen rows of `columns` weights, as bytes, and their products.
-fn sixteen_rows<W: Weights>(columns: usize, fill: Fill, random: &mut Random) -> Vec<Vec<W>> {
-    (0..16).map(|_| W::row(columns, fill, random)).collect()
+/// `n` panels of random rows.
+fn random_panels<W: Weights, P: Panel>(n: usize, fill: Fill, random: &mut Random) -> (Vec<Vec<W>>, Vec<P>) {
+    let rows: Vec<Vec<W>> = (0..16).map(|_| W::row(n * QK, fill, random)).collect();
+    let pieces: Vec<&[P::Row]> = rows.iter().map(|row| cast_slice(row)).collect();
+    let panels = (0..n).map(|i| P::from_rows(&std::array::from_fn(|r| pieces[r][i]))).collect();
+    (rows, panels)
+}
+
+fn panels_agree_with_rows<W: Weights, P: Panel>() {
+    let random = &mut Random(2);
+    for width in [0, 1, 8] {
+        for fill in FILLS {
+            let (rows, panels) = random_panels::<W, P>(width, fill, random);
+            for x in activations(width * QK, random) {
+                let expected: [u32; 16] = std::array::from_fn(|r| bits(W::dot(scalar())(&rows[r], &x)));
+                for kernels in available() {
+                    let mut acc = [[0.0; 16]];
+                    P::product(kernels, &panels, &x, &mut acc);
+                    let (name, dtype) = (kernels.name, W::DTYPE);
+                    assert_eq!(acc[0].map(bits), expected, "{name} {dtype:?}, {width} panels of {fill:?}");
+                }
+            }
+        }
+    }
 }
 
 #[test]
 fn a_panel_row_is_sixteen_rows_bit_for_bit() {
-    let random = &mut Random(2);
-    for columns in COLUMNS.into_iter().filter(|c| c % QK == 0) {
-        for fill in FILLS {
-            let q4_0: Vec<Vec<BlockQ4_0>> = sixteen_rows(columns, fill, random);
-            let q4_k: Vec<Vec<BlockQ4K>> = sixteen_rows(columns, fill, random);
-            let q8_0: Vec<Vec<BlockQ8_0>> = sixteen_rows(columns, fill, random);
-            let superblocks = 0..columns / QK;
-            let panels_q8_0: Vec<_> = superblocks
-                .clone()
-                .map(|b| PanelQ8_0::pack(&std::array::from_fn(|r| q8_0[r].as_chunks().0[b])))
-                .collect();
-            let panels_q4_0: Vec<_> = superblocks
-                .clone()
-                .map(|b| PanelQ4_0::pack(&std::array::from_fn(|r| q4_0[r].as_chunks().0[b])))
-                .collect();
-            let panels_q4_k: Vec<_> =
-                superblocks.map(|b| PanelQ4K::pack(&std::array::from_fn(|r| q4_k[r][b]))).collect();
-            for x in activations(columns, random) {
-                let rows_q8_0: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q8_0)(&q8_0[r], &x)));
-                let rows_q4_0: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_0)(&q4_0[r], &x)));
-                let rows_q4_k: [u32; 16] = std::array::from_fn(|r| bits((scalar().dot_q4_k)(&q4_k[r], &x)));
-                for kernels in available() {
-                    let mut acc = [[0.0; 16]];
-                    (kernels.panels_q8_0)(&panels_q8_0, &x, &mut acc);
-                    assert_eq!(acc[0].map(bits), rows_q8_0, "{} q8_0, {columns} of {fill:?}", kernels.name);
-                    let mut acc = [[0.0; 16]];
-                    (kernels.panels_q4_0)(&panels_q4_0, &x, &mut acc);
-                    assert_eq!(acc[0].map(bits), rows_q4_0, "{} q4_0, {columns} of {fill:?}", kernels.name);
-                    let mut acc = [[0.0; 16]];
-                    (kernels.panels_q4_k)(&panels_q4_k, &x, &mut acc);
-                    assert_eq!(acc[0].map(bits), rows_q4_k, "{} q4_k, {columns} of {fill:?}", kernels.name);
-                }
+    panels_agree_with_rows::<BlockQ8_0, PanelQ8_0>();
+    panels_agree_with_rows::<BlockQ4_0, PanelQ4_0>();
+    panels_agree_with_rows::<BlockQ4K, PanelQ4K>();
+    panels_agree_with_rows::<BlockQ6K, PanelQ6K>();
+}
+
+fn blocks_agree_with_each_row<W: Weights, P: Panel>() {
+    let random = &mut Random(8);
+    for width in [1, 3] {
+        let panels: Vec<P> = random_panels::<W, P>(width, Fill::Random, random).1;
+        for rows in 0..=35 {
+            let x: Vec<BlockQ8> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
+            let start: Vec<[f32; 16]> = (0..rows).map(|_| std::array::from_fn(|_| random.float())).collect();
+            let mut alone = start.clone();
+            for (t, x) in x.chunks_exact(width).enumerate() {
+                P::product(scalar(), &panels, x, &mut alone[t..=t]);
+            }
+            let all = |acc: &[[f32; 16]]| acc.as_flattened().iter().map(|&a| bits(a)).collect::<Vec<_>>();
+            for kernels in available() {
+                let mut acc = start.clone();
+                P::product(kernels, &panels, &x, &mut acc);
+                assert_eq!(all(&acc), all(&alone), "{} {:?}, {rows} rows", kernels.name, W::DTYPE);
             }
         }
     }
@@ -186,46 +198,10 @@ fn a_panel_row_is_sixteen_rows_bit_for_bit() {
 /// Any number of rows of activations gives each row what it gets alone.
 #[test]
 fn a_block_of_rows_is_each_row_bit_for_bit() {
-    let random = &mut Random(8);
-    for width in [1, 3] {
-        let q4_0: Vec<PanelQ4_0> = (0..width)
-            .map(|_| {
-                PanelQ4_0::pack(&std::array::from_fn(|_| {
-                    BlockQ4_0::row(QK, Fill::Random, random).as_chunks().0[0]
-                }))
-            })
-            .collect();
-        let q8_0: Vec<PanelQ8_0> = (0..width)
-            .map(|_| {
-                PanelQ8_0::pack(&std::array::from_fn(|_| {
-                    BlockQ8_0::row(QK, Fill::Random, random).as_chunks().0[0]
-                }))
-            })
-            .collect();
-        let q4_k: Vec<PanelQ4K> = (0..width)
-            .map(|_| PanelQ4K::pack(&std::array::from_fn(|_| BlockQ4K::row(QK, Fill::Random, random)[0])))
-            .collect();
-        for rows in 0..=35 {
-            let x: Vec<BlockQ8> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
-            let start: Vec<[f32; 16]> = (0..rows).map(|_| std::array::from_fn(|_| random.float())).collect();
-            let (mut alone_8, mut alone_0, mut alone_k) = (start.clone(), start.clone(), start.clone());
-            for (t, x) in x.chunks_exact(width).enumerate() {
-                (scalar().panels_q8_0)(&q8_0, x, &mut alone_8[t..=t]);
-                (scalar().panels_q4_0)(&q4_0, x, &mut alone_0[t..=t]);
-                (scalar().panels_q4_k)(&q4_k, x, &mut alone_k[t..=t]);
-            }
-            for kernels in available() {
-                let (mut acc_8, mut acc_0, mut acc_k) = (start.clone(), start.clone(), start.clone());
-                (kernels.panels_q8_0)(&q8_0, &x, &mut acc_8);
-                (kernels.panels_q4_0)(&q4_0, &x, &mut acc_0);
-                (kernels.panels_q4_k)(&q4_k, &x, &mut acc_k);
-                let all = |acc: &[[f32; 16]]| acc.as_flattened().iter().map(|&a| bits(a)).collect::<Vec<_>>();
-                assert_eq!(all(&acc_8), all(&alone_8), "{} q8_0, {rows} rows", kernels.name);
-                assert_eq!(all(&acc_0), all(&alone_0), "{} q4_0, {rows} rows", kernels.name);
-                assert_eq!(all(&acc_k), all(&alone_k), "{} q4_k, {rows} rows", kernels.name);
-            }
-        }
-    }
+    blocks_agree_with_each_row::<BlockQ8_0, PanelQ8_0>();
+    blocks_agree_with_each_row::<BlockQ4_0, PanelQ4_0>();
+    blocks_agree_with_each_row::<BlockQ4K, PanelQ4K>();
+    blocks_agree_with_each_row::<BlockQ6K, PanelQ6K>();
 }
 
 #[test]

@@ -21,6 +21,6 @@ pub use map::Bytes;
 pub use metadata::LAYOUT_VERSION;
 pub use open::{Container, ConvLayout, ExpertView, TensorView};
 pub use output::Written;
-pub(crate) use panels::pack as pack_panels;
+pub(crate) use panels::{in_memory as panels_in_memory, pack as pack_panels};
 pub use tiles::TileLayout;
 pub use write::NewTensor;

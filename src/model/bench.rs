@@ -1,6 +1,7 @@
 //! The forward pass's two kinds of work on their own, for benchmarks against other programs. Not part of the interface.
 
-use yuan_kernels::DType;
+use rayon::prelude::*;
+use yuan_kernels::{DType, Kernels};
 
 use super::{
     activations::Activations,
@@ -30,6 +31,8 @@ pub struct Trunk(Matrix);
 pub struct Layer {
     experts: Experts,
     pager: Pager,
+    blobs: Vec<Bytes>,
+    tile_bytes: usize,
     hidden: usize,
 }
 
@@ -40,6 +43,16 @@ impl Bench {
     /// As for a model.
     pub fn new(threads: usize) -> Result<Self> {
         Compute::new(Threads::new(threads, 0)?, Arithmetic::Integer).map(Self)
+    }
+
+    /// [`Bench::new`] with these kernels.
+    ///
+    /// # Errors
+    /// As [`Bench::new`].
+    pub fn with_kernels(threads: usize, kernels: &'static Kernels) -> Result<Self> {
+        let Self(mut compute) = Self::new(threads)?;
+        compute.kernels = kernels;
+        Ok(Self(compute))
     }
 
     /// Name of the kernels in use.
@@ -55,6 +68,16 @@ impl Bench {
     /// `x wᵀ`, quantization of `x` included.
     pub fn product(&self, w: &Trunk, x: &[f32]) -> Buffer {
         self.0.product(&w.0, &Activations::new(copied(x), w.0.cols))
+    }
+
+    /// Reads all experts of the layer, a tile at a time, and nothing else; the sum of their words.
+    pub fn read(&self, layer: &Layer) -> u64 {
+        let words = |tile: &[u8]| {
+            let words = tile.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
+            words.fold(0, u64::wrapping_add)
+        };
+        let tiles = || layer.blobs.par_iter().flat_map(|blob| blob.par_chunks(layer.tile_bytes));
+        self.0.run(|| tiles().map(words).reduce(|| 0, u64::wrapping_add))
     }
 
     /// The layer's output for the tokens `x`, each with its experts and their shares.
@@ -91,17 +114,23 @@ impl Trunk {
 }
 
 impl Layer {
+    /// Bytes of all experts.
+    pub fn len_bytes(&self) -> usize {
+        self.blobs.iter().map(|blob| blob.len()).sum()
+    }
+
     /// A layer of the blobs of its experts.
     ///
     /// # Errors
     /// Where a blob is not an expert of this layout.
     pub fn new(layout: TileLayout, experts: &[Vec<u8>]) -> Result<Self> {
-        let blobs = experts.iter().map(|blob| Bytes::copy(blob)).collect();
-        let pager = Pager::plain(blobs, experts.len(), layout.tile_bytes())?;
+        let blobs: Vec<Bytes> = experts.iter().map(|blob| Bytes::copy(blob)).collect();
+        let tile_bytes = layout.tile_bytes();
+        let pager = Pager::plain(blobs.clone(), experts.len(), tile_bytes)?;
         let experts = match layout.dtype {
             DType::Q4_0 => Experts::TilesQ4_0 { layer: 0 },
             _ => Experts::TilesQ4K { layer: 0 },
         };
-        Ok(Self { experts, pager, hidden: layout.hidden })
+        Ok(Self { experts, pager, blobs, tile_bytes, hidden: layout.hidden })
     }
 }

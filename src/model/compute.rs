@@ -2,7 +2,8 @@
 
 use rayon::prelude::*;
 use yuan_kernels::{
-    Columns, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0,
+    Columns, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    blocks::QK,
     panel::{PANEL_ROWS, Panel, panels_float},
 };
 
@@ -33,6 +34,8 @@ pub struct Compute {
 const TASK_BYTES: usize = 128 << 10;
 /// Tokens that pass through a piece of a matrix in panels together.
 const TOKENS: usize = 64;
+/// Tokens for which rows are worth packing into panels.
+const PACKED: usize = 16;
 
 impl Compute {
     /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others.
@@ -84,7 +87,7 @@ impl Compute {
         // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
         let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());
         let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / TASK_BYTES).max(1);
-        let grain = if w.panels { PANEL_ROWS } else { 1 };
+        let grain = if w.cuts_into_panels() { PANEL_ROWS } else { 1 };
         let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
         if chunk >= w.rows {
             Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
@@ -104,11 +107,14 @@ impl Compute {
 
     /// The rows of `w` that `out` has columns for.
     fn product_rows(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
+        let packed = w.cuts_into_panels() && x.rows() >= PACKED && self.quantizes(w.dtype);
         match w.dtype {
-            DType::Q8_0 if w.panels => return self.product_panels::<PanelQ8_0>(w, x, out),
-            DType::Q4_0 if w.panels => return self.product_panels::<PanelQ4_0>(w, x, out),
-            DType::Q4_K if w.panels => return self.product_panels::<PanelQ4K>(w, x, out),
-            _ => {}
+            _ if !(w.panels || packed) => {}
+            DType::Q4_0 => return self.product_panels::<PanelQ4_0>(w, x, out),
+            DType::Q4_K => return self.product_panels::<PanelQ4K>(w, x, out),
+            DType::Q6_K => return self.product_panels::<PanelQ6K>(w, x, out),
+            DType::Q8_0 => return self.product_panels::<PanelQ8_0>(w, x, out),
+            DType::F32 | DType::F16 | DType::Bf16 => {}
         }
         let mut widened = Vec::new();
         let range = out.range();
@@ -127,15 +133,17 @@ impl Compute {
         }
     }
 
-    /// [`Compute::product_rows`] for a matrix in panels. `out` has whole panel rows. A block of tokens passes through all of
+    /// [`Compute::product_rows`] by panels, which rows become first. `out` has whole panel rows. A block of tokens passes through all of
     /// them before the next: its activations stay in cache, and so do the panels.
     fn product_panels<P: Panel>(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
         let groups = out.range().start / PANEL_ROWS..out.range().end / PANEL_ROWS;
+        let packed = if w.panels { Vec::new() } else { w.pack::<P>(groups.clone()) };
+        let width = w.cols / QK;
         let mut acc = vec![[0f32; PANEL_ROWS]; TOKENS.min(x.rows())];
         for first in (0..x.rows()).step_by(TOKENS) {
             let tokens = TOKENS.min(x.rows() - first);
             for (i, g) in groups.clone().enumerate() {
-                let panels = w.panel_row::<P>(g);
+                let panels = if w.panels { w.panel_row(g) } else { &packed[i * width..][..width] };
                 let acc = &mut acc[..tokens];
                 acc.fill([0.0; PANEL_ROWS]);
                 match self.arithmetic {

@@ -1,5 +1,5 @@
-//! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases and
-//! the router.
+//! From a container to a model: every weight found, checked and named. No weight is copied but norms, biases, the router, and
+//! matrices in rows that could be panels.
 
 use std::{cell::RefCell, ops::ControlFlow};
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{Architecture, RopePrecision},
-    container::{Bytes, Container, ConvLayout, ExpertView, TensorView},
+    container::{Bytes, Container, ConvLayout, ExpertView, TensorView, panels_in_memory},
     error::{Error, Result},
     gpu,
     pager::{
@@ -118,7 +118,7 @@ impl Model {
             }
             GpuPlacement::Off(_) => {}
         }
-        let weights = Weights::new(container, &placement, &options.paging, progress)?;
+        let weights = Weights::new(container, &placement, options, progress)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
         #[allow(unused_mut, reason = "a GPU is added below, where the build has one")]
@@ -151,6 +151,8 @@ struct Weights<'c> {
     mode: Mode,
     /// Streamed: the trunk is read into memory of its own, past the page cache, which could drop it.
     file: Option<FileSource>,
+    /// Matrices that the file has in rows become panels. Sums of floats would have another order in them.
+    pack: bool,
     /// Who hears of bytes, how many there were, and how many there are.
     progress: RefCell<(Progress<'c>, u64)>,
     trunk: u64,
@@ -160,14 +162,15 @@ impl<'c> Weights<'c> {
     fn new(
         container: &'c Container,
         placement: &Placement,
-        settings: &Settings,
+        options: &Options,
         progress: Progress<'c>,
     ) -> Result<Self> {
         let probe = container.tensors().first().map_or(0, |t| t.offset / PAGE as u64 * PAGE as u64);
-        let open = || FileSource::open(container.path(), settings.direct_io, probe);
+        let open = || FileSource::open(container.path(), options.paging.direct_io, probe);
         let file = (placement.mode == Mode::Streamed).then(open).transpose()?;
+        let pack = options.arithmetic == Arithmetic::Integer;
         let progress = RefCell::new((progress, 0));
-        Ok(Self { container, mode: placement.mode, file, progress, trunk: placement.trunk })
+        Ok(Self { container, mode: placement.mode, file, pack, progress, trunk: placement.trunk })
     }
 
     /// So many more bytes are there. A tensor that is used twice counts once in the sum.
@@ -214,7 +217,17 @@ impl<'c> Weights<'c> {
         Ok(TensorView { bytes, ..view })
     }
 
+    /// A matrix for products.
     fn matrix(&self, name: &str) -> Result<Matrix> {
+        self.packed(self.view(name)?)
+    }
+
+    fn packed(&self, view: TensorView) -> Result<Matrix> {
+        Matrix::new(if self.pack { panels_in_memory(view)? } else { view })
+    }
+
+    /// A matrix whose rows are read one by one.
+    fn rows(&self, name: &str) -> Result<Matrix> {
         Matrix::new(self.view(name)?)
     }
 
@@ -222,7 +235,7 @@ impl<'c> Weights<'c> {
     fn embedding(&self) -> Result<Matrix> {
         let name = "token_embd.weight";
         if self.mode != Mode::Streamed || self.container.config().tied_embeddings {
-            return self.matrix(name);
+            return self.rows(name);
         }
         let view = self.find(name)?;
         view.bytes.scatter();
@@ -237,7 +250,7 @@ impl<'c> Weights<'c> {
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
-        let matrix = self.matrix(name)?;
+        let matrix = self.rows(name)?;
         let mut out = vec![0.0; matrix.rows * matrix.cols];
         out.chunks_exact_mut(matrix.cols).enumerate().for_each(|(r, out)| matrix.dequantize_row(r, out));
         Ok(out)
@@ -290,7 +303,7 @@ impl<'c> Weights<'c> {
             ConvLayout::Interleaved => Taps::Interleaved,
         };
         let view = self.bring_in(view)?;
-        Ok(Conv { weight: Matrix::new(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
+        Ok(Conv { weight: self.packed(view)?, taps, bias: self.vector(&format!("{name}.bias"))? })
     }
 
     fn experts(&self, l: usize) -> Result<Experts> {

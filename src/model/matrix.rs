@@ -1,5 +1,8 @@
 //! A matrix of weights as it lies in the container.
 
+use std::ops::Range;
+
+use bytemuck::pod_read_unaligned;
 use yuan_kernels::{
     DType,
     blocks::QK,
@@ -40,16 +43,15 @@ impl Matrix {
         if row_bytes.checked_mul(rows) != Some(bytes.len()) {
             return Err(fault(format!("{} bytes are not {rows} rows of {row_bytes}", bytes.len())));
         }
-        if panels
-            && (panel_bytes(dtype).is_none() || !rows.is_multiple_of(PANEL_ROWS) || !cols.is_multiple_of(QK))
-        {
+        let matrix = Self { dtype, rows, cols, panels: false, bytes, row_bytes };
+        if panels && !matrix.cuts_into_panels() {
             return Err(fault(format!("{rows} rows of {cols} are no panels of {}", dtype.name())));
         }
         let alignment = if dtype == DType::F32 { 4 } else { 2 };
-        if bytes.as_ptr().align_offset(alignment) != 0 {
+        if matrix.bytes.as_ptr().align_offset(alignment) != 0 {
             return Err(fault(format!("its data is not aligned to {alignment} bytes")));
         }
-        Ok(Self { dtype, rows, cols, panels, bytes, row_bytes })
+        Ok(Self { panels, ..matrix })
     }
 
     /// The bytes of row `r` of a matrix in rows.
@@ -69,6 +71,21 @@ impl Matrix {
     #[cfg(feature = "gpu")]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whether the matrix is or could be in panels.
+    pub fn cuts_into_panels(&self) -> bool {
+        let whole = self.rows.is_multiple_of(PANEL_ROWS) && self.cols.is_multiple_of(QK);
+        self.panels || (whole && panel_bytes(self.dtype).is_some())
+    }
+
+    /// The rows `16 g..16 g + 16` of a matrix in rows, for each of these `g`, as [`Matrix::panel_row`] would have them.
+    pub fn pack<P: Panel>(&self, groups: Range<usize>) -> Vec<P> {
+        debug_assert!(!self.panels && self.dtype == P::DTYPE);
+        let piece = size_of::<P::Row>();
+        let row = |g: usize, b: usize, r: usize| &self.row(PANEL_ROWS * g + r)[b * piece..][..piece];
+        let panel = |g, b| P::from_rows(&std::array::from_fn(|r| pod_read_unaligned(row(g, b, r))));
+        groups.flat_map(|g| (0..self.cols / QK).map(move |b| panel(g, b))).collect()
     }
 
     /// Bytes of the whole matrix.

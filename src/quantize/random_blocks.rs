@@ -6,7 +6,9 @@
 use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use half::{bf16, f16};
 use rayon::prelude::*;
-use yuan_kernels::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ4_0, PanelQ4K, PanelQ8_0};
+use yuan_kernels::{
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+};
 
 use super::{
     plan::{Item, SourceOf},
@@ -37,7 +39,8 @@ pub fn random_tensor(item: &Item, seed: u64) -> Vec<u8> {
         (DType::Q8_0, false) => blocks(&mut out, stream, |block| q8_0(block, d)),
         (DType::Q8_0, true) => blocks(&mut out, stream, |panel| panel_q8_0(panel, d)),
         (DType::Q4_K, false) => blocks(&mut out, stream, |block| q4_k(block, d)),
-        (DType::Q6_K, _) => blocks(&mut out, stream, |block| q6_k(block, d)),
+        (DType::Q6_K, false) => blocks(&mut out, stream, |block| q6_k(block, d)),
+        (DType::Q6_K, true) => blocks(&mut out, stream, |panel| panel_q6_k(panel, d)),
         (DType::Q4_0, true) => blocks(&mut out, stream, |panel| panel_q4_0(panel, d)),
         (DType::Q4_K, true) => blocks(&mut out, stream, |panel| panel_q4_k(panel, d)),
     }
@@ -109,9 +112,17 @@ fn q4_k(block: &mut BlockQ4K, deviation: f32) {
 }
 
 fn q6_k(block: &mut BlockQ6K, deviation: f32) {
-    block.d = f16::from_f32(deviation / (SQUARE_6_BITS * SQUARE_SCALE_8).sqrt());
-    // 64..=127, or the negative of it.
-    block.scales = block.scales.map(|scale| if scale < 0 { -(scale & 63 | 64) } else { scale | 64 });
+    block.d = d_q6_k(deviation);
+    block.scales = block.scales.map(scale_q6_k);
+}
+
+fn d_q6_k(deviation: f32) -> f16 {
+    f16::from_f32(deviation / (SQUARE_6_BITS * SQUARE_SCALE_8).sqrt())
+}
+
+/// 64..=127, or the negative of it.
+fn scale_q6_k(random: i8) -> i8 {
+    if random < 0 { -(random & 63 | 64) } else { random | 64 }
 }
 
 fn panel_q8_0(panel: &mut PanelQ8_0, deviation: f32) {
@@ -133,6 +144,11 @@ fn panel_q4_k(panel: &mut PanelQ4K, deviation: f32) {
         let scales = random & 0b0101 | 0b1010;
         scales | (scales << 4)
     });
+}
+
+fn panel_q6_k(panel: &mut PanelQ6K, deviation: f32) {
+    panel.d = [d_q6_k(deviation); 16];
+    panel.scales = panel.scales.map(|rows| rows.map(scale_q6_k));
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ8_0, available,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
     tile::{tile_panels, tile_pass},
 };
 
@@ -99,6 +99,8 @@ fn bench(c: &mut Criterion) {
         groups::<BlockQ4_0>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
         groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, k.panels_q8_0);
         groups::<BlockQ8_0>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
+        groups::<PanelQ6K>(c, "q6_k panels", k.name, &TOKENS, panels, k.panels_q6_k);
+        groups::<BlockQ6K>(c, "q6_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q6_k));
 
         for (place, tiles) in [("L2", 1), ("memory", 320)] {
             let weights = filled::<PanelQ4K>(tiles * tile_panels(COLUMNS));

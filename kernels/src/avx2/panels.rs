@@ -1,160 +1,214 @@
-//! Panels on 256-bit vectors; `avx2.rs` has the register plan.
+//! Panels on 256-bit vectors; `avx2.rs` has the register plan. What is here is the same for all instructions that
+//! multiply bytes: `maddubs.rs` and `vnni.rs` have those.
 
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
-use half::f16;
 
-use super::{AHEAD, prefetch, prefetch_header};
+use super::{AHEAD, prefetch};
 use crate::blocks::BlockQ8;
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ8_0};
+use crate::panel::{PanelQ4K, SixBits};
 
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(cast);
-    for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel, AHEAD);
+/// The panels' functions, of integer products that the module has where this stands: `byte_dots` (`Q8_0`), `nibble_dots`
+/// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
+macro_rules! panels {
+    ($features:literal) => {
+        #[target_feature(enable = $features)]
+        pub(in crate::avx2) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
         }
-        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
-        let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
-        let mut part = [[_mm256_setzero_ps(); 2]; T];
-        for s in 0..8 {
-            for h in 0..2 {
-                let mut dots = [_mm256_setzero_si256(); T];
-                for g in 0..8 {
-                    if T == 1 && h == 0 {
-                        prefetch(&lines[s][g], AHEAD);
+
+        #[target_feature(enable = $features)]
+        pub(in crate::avx2) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(in crate::avx2) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(in crate::avx2) fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q6_k::<4>, 2 => block_q6_k::<2>, 1 => block_q6_k::<1>);
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+            let mut sums = load(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                if T == 1 {
+                    prefetch_header(panel, AHEAD);
+                }
+                let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
+                let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
+                let mut part = [[_mm256_setzero_ps(); 2]; T];
+                for s in 0..8 {
+                    for h in 0..2 {
+                        let dots = byte_dots(&lines[s], h, &x, i, s);
+                        let d = _mm256_cvtph_ps(cast(d[s][h]));
+                        for t in 0..T {
+                            part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, _mm256_cvtepi32_ps(dots[t])));
+                        }
                     }
-                    let w = cast(lines[s][g][h]);
-                    let size = _mm256_abs_epi8(w);
+                }
+                for t in 0..T {
+                    for h in 0..2 {
+                        let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
+                        sums[t][h] = _mm256_add_ps(sums[t][h], part);
+                    }
+                }
+            }
+            store(sums, acc);
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+            let mut sums = load(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                if T == 1 {
+                    prefetch_header(panel, AHEAD);
+                }
+                let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
+                let mut part = [[_mm256_setzero_ps(); 2]; T];
+                for (s, d) in d.iter().enumerate() {
+                    for h in 0..2 {
+                        let d = _mm256_cvtph_ps(cast(d[h]));
+                        let nibbles = nibbles::<T>(sub_block(&panel.qs, s), h);
+                        for t in 0..T {
+                            let dots = _mm256_cvtepi32_ps(nibble_dots(&nibbles, &x[t][i], s));
+                            part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
+                        }
+                    }
+                }
+                for t in 0..T {
+                    for h in 0..2 {
+                        let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
+                        sums[t][h] = _mm256_add_ps(sums[t][h], part);
+                    }
+                }
+            }
+            store(sums, acc);
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+            let mut sums = load(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                if T == 1 {
+                    prefetch_header(panel, AHEAD);
+                }
+                let (scales, mins) = unpack_scales(panel);
+                let mut sum = [[_mm256_setzero_si256(); 2]; T];
+                for (s, scale) in scales.into_iter().enumerate() {
+                    let scale = _mm256_broadcastsi128_si256(cast(scale));
+                    for h in 0..2 {
+                        let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
+                        let nibbles = nibbles::<T>(sub_block(&panel.qs, s), h);
+                        for t in 0..T {
+                            sum[t][h] = add_pairs(sum[t][h], nibble_pairs(&nibbles, &x[t][i], s), scale);
+                        }
+                    }
+                }
+                let mut min_sum = [[_mm256_setzero_si256(); 2]; T];
+                for s in 0..4 {
+                    let (min, min_4) = (cast(mins[s]), cast(mins[s + 4]));
+                    let pairs = [_mm_unpacklo_epi8(min, min_4), _mm_unpackhi_epi8(min, min_4)];
+                    for h in 0..2 {
+                        let pairs = _mm256_cvtepu8_epi16(pairs[h]);
+                        for t in 0..T {
+                            let two = _mm256_set1_epi32(cast([x[t][i].sums[s], x[t][i].sums[s + 4]]));
+                            min_sum[t][h] = add_pairs(min_sum[t][h], pairs, two);
+                        }
+                    }
+                }
+                let (d, dmin): ([__m128i; 2], [__m128i; 2]) = (cast(panel.d), cast(panel.dmin));
+                for h in 0..2 {
+                    let (d, dmin) = (_mm256_cvtph_ps(d[h]), _mm256_cvtph_ps(dmin[h]));
                     for t in 0..T {
-                        let xs: &[[[i8; 4]; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
-                        let x = _mm256_set1_epi32(cast(xs[s][g]));
-                        let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
-                        dots[t] = _mm256_add_epi32(dots[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                        let dot = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum[t][h]));
+                        let min_dot = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(min_sum[t][h]));
+                        let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x[t][i].d));
+                        sums[t][h] = _mm256_add_ps(sums[t][h], part);
                     }
                 }
-                let d = _mm256_cvtph_ps(cast(d[s][h]));
-                for t in 0..T {
-                    part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, _mm256_cvtepi32_ps(dots[t])));
+            }
+            store(sums, acc);
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
+            let mut sums = load(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                if T == 1 {
+                    prefetch_header(panel, AHEAD);
+                }
+                let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
+                let mut starts = [begin_sixes(&x[0][i]); T];
+                for t in 1..T {
+                    starts[t] = begin_sixes(&x[t][i]);
+                }
+                let mut sum = [[_mm256_setzero_si256(); 2]; T];
+                for s in 0..8 {
+                    for h in 0..2 {
+                        let q = six_bits::<T>(&panel.sub_blocks[s], h);
+                        for part in 0..2 {
+                            let scale = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(cast(scales[s][part][h])));
+                            for t in 0..T {
+                                let x = Sixteen { x: &x[t][i], s, part, starts: &starts[t] };
+                                sum[t][h] = add_sixes(sum[t][h], &q[part], x, scale);
+                            }
+                        }
+                    }
+                }
+                let d: [__m128i; 2] = cast(panel.d);
+                for h in 0..2 {
+                    let d = _mm256_cvtph_ps(d[h]);
+                    for t in 0..T {
+                        let part = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum[t][h]));
+                        let part = _mm256_mul_ps(part, _mm256_set1_ps(x[t][i].d));
+                        sums[t][h] = _mm256_add_ps(sums[t][h], part);
+                    }
                 }
             }
+            store(sums, acc);
         }
-        for t in 0..T {
-            for h in 0..2 {
-                let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
-                sums[t][h] = _mm256_add_ps(sums[t][h], part);
-            }
-        }
+    };
+}
+pub(super) use panels;
+
+// Loops, where `map` would be a call: it is compiled without these instructions.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn load<const T: usize>(acc: &[[f32; 16]; T]) -> [[__m256; 2]; T] {
+    let mut sums = [[_mm256_setzero_ps(); 2]; T];
+    for t in 0..T {
+        sums[t] = cast(acc[t]);
     }
-    *acc = sums.map(cast);
+    sums
 }
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(cast);
-    for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel, AHEAD);
-        }
-        let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
-        let mut part = [[_mm256_setzero_ps(); 2]; T];
-        for (s, d) in d.iter().enumerate() {
-            for h in 0..2 {
-                let d = _mm256_cvtph_ps(cast(d[h]));
-                let nibbles = nibbles::<T>(&panel.qs, s, h);
-                for t in 0..T {
-                    let eight = _mm256_set1_epi32(8 * i32::from(x[t][i].sums[s]));
-                    let dots = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), _mm256_set1_epi16(1));
-                    let dots = _mm256_cvtepi32_ps(_mm256_sub_epi32(dots, eight));
-                    part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
-                }
-            }
-        }
-        for t in 0..T {
-            for h in 0..2 {
-                let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
-                sums[t][h] = _mm256_add_ps(sums[t][h], part);
-            }
-        }
+pub(super) fn store<const T: usize>(sums: [[__m256; 2]; T], acc: &mut [[f32; 16]; T]) {
+    for t in 0..T {
+        acc[t] = cast(sums[t]);
     }
-    *acc = sums.map(cast);
 }
 
+/// The nibbles of half `h` (8 rows) of a sub-block, as bytes: of line `g` the low ones, then the high ones.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let mut sums: [[__m256; 2]; T] = acc.map(cast);
-    for (i, panel) in panels.iter().enumerate() {
-        if T == 1 {
-            prefetch_header(panel, AHEAD);
-        }
-        let (scales, mins) = unpack_scales(panel);
-        let mut sum = [[_mm256_setzero_si256(); 2]; T];
-        for (s, scale) in scales.into_iter().enumerate() {
-            let scale = _mm256_broadcastsi128_si256(cast(scale));
-            for h in 0..2 {
-                let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
-                let nibbles = nibbles::<T>(&panel.qs, s, h);
-                for t in 0..T {
-                    let scaled = _mm256_madd_epi16(dots(&nibbles, &x[t][i], s), scale);
-                    sum[t][h] = _mm256_add_epi32(sum[t][h], scaled);
-                }
-            }
-        }
-        let mut min_sum = [[_mm256_setzero_si256(); 2]; T];
-        for s in 0..4 {
-            let (min, min_4) = (cast(mins[s]), cast(mins[s + 4]));
-            let pairs = [_mm_unpacklo_epi8(min, min_4), _mm_unpackhi_epi8(min, min_4)];
-            for h in 0..2 {
-                let pairs = _mm256_cvtepu8_epi16(pairs[h]);
-                for t in 0..T {
-                    let two = _mm256_set1_epi32(cast([x[t][i].sums[s], x[t][i].sums[s + 4]]));
-                    min_sum[t][h] = _mm256_add_epi32(min_sum[t][h], _mm256_madd_epi16(pairs, two));
-                }
-            }
-        }
-        let (d, dmin): ([__m128i; 2], [__m128i; 2]) = (cast(panel.d), cast(panel.dmin));
-        for h in 0..2 {
-            let (d, dmin) = (_mm256_cvtph_ps(d[h]), _mm256_cvtph_ps(dmin[h]));
-            for t in 0..T {
-                let dot = _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum[t][h]));
-                let min_dot = _mm256_mul_ps(dmin, _mm256_cvtepi32_ps(min_sum[t][h]));
-                let part = _mm256_mul_ps(_mm256_sub_ps(dot, min_dot), _mm256_set1_ps(x[t][i].d));
-                sums[t][h] = _mm256_add_ps(sums[t][h], part);
-            }
-        }
-    }
-    *acc = sums.map(cast);
-}
-
-/// The nibbles of half `h` (8 rows) of sub-block `s`, as bytes: of line `g` the low ones, then the high ones.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, h: usize) -> [[__m256i; 2]; 4] {
-    let lines: &[[[[u8; 32]; 2]; 4]; 8] = bytemuck::cast_ref(qs);
+pub(super) fn nibbles<const T: usize>(nibbles: &[u8; 256], h: usize) -> [[__m256i; 2]; 4] {
+    let lines: &[[[u8; 32]; 2]; 4] = bytemuck::cast_ref(nibbles);
     let low = _mm256_set1_epi8(15);
     let mut out = [[_mm256_setzero_si256(); 2]; 4];
     for g in 0..4 {
-        let line = &lines[s][g][h];
+        let line = &lines[g][h];
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
         if T == 1 && h == 0 {
             prefetch(line, AHEAD);
@@ -165,25 +219,74 @@ fn nibbles<const T: usize>(qs: &[u8; 2048], s: usize, h: usize) -> [[__m256i; 2]
     out
 }
 
-/// The integer products of sub-block `s` with one row of activations: two `i16` for each of 8 rows.
+/// The 6-bit numbers of half `h` (8 rows) of a sub-block, as bytes: of its first 16 columns, then of the others.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn dots(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let pairs = |g: usize, part: usize| {
-        _mm256_maddubs_epi16(nibbles[g][part], _mm256_set1_epi32(cast(xs[s][part][g])))
-    };
-    let mut sum = _mm256_add_epi16(pairs(0, 0), pairs(0, 1));
-    for g in 1..4 {
-        sum = _mm256_add_epi16(sum, _mm256_add_epi16(pairs(g, 0), pairs(g, 1)));
+pub(super) fn six_bits<const T: usize>(bits: &SixBits, h: usize) -> [[__m256i; 4]; 2] {
+    let lines: &[[[u8; 32]; 2]; 2] = bytemuck::cast_ref(&bits.high);
+    let nibbles = nibbles::<T>(&bits.low, h);
+    let mut out = [[_mm256_setzero_si256(); 4]; 2];
+    for j in 0..2 {
+        let line = &lines[j][h];
+        if T == 1 && h == 0 {
+            prefetch(line, AHEAD);
+        }
+        let bits: __m256i = cast(*line);
+        let (first, second) = (_mm256_slli_epi16::<4>(bits), _mm256_slli_epi16::<2>(bits));
+        let upper = [[first, second], [bits, _mm256_srli_epi16::<2>(bits)]];
+        for i in 0..2 {
+            for part in 0..2 {
+                let upper = _mm256_and_si256(upper[i][part], _mm256_set1_epi8(0x30));
+                out[part][2 * j + i] = _mm256_or_si256(nibbles[2 * j + i][part], upper);
+            }
+        }
     }
-    sum
+    out
+}
+
+/// Sixteen activations.
+pub(super) struct Sixteen<'x> {
+    /// Their block.
+    pub x: &'x BlockQ8,
+    /// Their sub-block, and their half of it.
+    pub s: usize,
+    pub part: usize,
+    /// Where the sums of the block's sixteens begin.
+    pub starts: &'x Starts,
+}
+
+impl Sixteen<'_> {
+    /// Four activations.
+    #[inline]
+    pub fn word(&self, g: usize) -> i32 {
+        let words: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&self.x.qs);
+        words[self.s][self.part][g]
+    }
+}
+
+/// -32 times the sums of the sixteen activations of part `p` of sub-block `s`: at `[s / 4][p][s % 4]`.
+pub(crate) type Starts = [[[i32; 4]; 2]; 2];
+
+/// The [`Starts`] of a block.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(crate) fn starts(x: &BlockQ8) -> Starts {
+    let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+    let (ones, minus) = (_mm256_set1_epi8(1), _mm256_set1_epi16(-32));
+    let fours = |s: usize| _mm256_madd_epi16(_mm256_maddubs_epi16(ones, cast(xs[s])), minus);
+    let sixteens = |s: usize| {
+        _mm256_hadd_epi32(
+            _mm256_hadd_epi32(fours(s), fours(s + 1)),
+            _mm256_hadd_epi32(fours(s + 2), fours(s + 3)),
+        )
+    };
+    cast([sixteens(0), sixteens(4)])
 }
 
 /// The scales and the mins of a panel: of sub-block `s` and row `r` at `[s][r]`.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
+pub(super) fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
     let (low, high) = (_mm256_set1_epi8(15), _mm256_set1_epi8(0x30));
     let (scales_lo, mins_lo): ([__m256i; 2], [__m256i; 2]) = (cast(panel.scales_lo), cast(panel.mins_lo));
     let hi: [__m256i; 2] = cast(panel.hi);
@@ -199,7 +302,7 @@ fn unpack_scales(panel: &PanelQ4K) -> ([[u8; 16]; 8], [[u8; 16]; 8]) {
 }
 
 /// For byte shuffles: bytes 0..8 or 8..16, each as two `i16`.
-const ROWS_TWICE: [[i8; 32]; 2] = {
+pub(super) const ROWS_TWICE: [[i8; 32]; 2] = {
     let mut rows = [[-1; 32]; 2];
     let mut r = 0;
     while r < 16 {

@@ -25,15 +25,7 @@ pub(super) fn encode(weights: &[f32; 256]) -> BlockQ6K {
             *q = byte(quant(weight * inverse) + 32.0);
         }
     }
-    let (mut ql, mut qh) = ([0; 128], [0; 64]);
-    for half in 0..2 {
-        for k in 0..32 {
-            let q = |part: usize| q[128 * half + 32 * part + k];
-            ql[64 * half + k] = (q(0) & 15) | ((q(2) & 15) << 4);
-            ql[64 * half + 32 + k] = (q(1) & 15) | ((q(3) & 15) << 4);
-            qh[32 * half + k] = (q(0) >> 4) | ((q(1) >> 4) << 2) | ((q(2) >> 4) << 4) | ((q(3) >> 4) << 6);
-        }
-    }
+    let (ql, qh) = BlockQ6K::pack_quants(&q);
     BlockQ6K { ql, qh, scales: codes.map(|code| byte(code) as i8), d }
 }
 

@@ -28,13 +28,14 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
             panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
             panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
+            panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
             ..*neon
         })
     });
     TABLE.as_ref()
 }
 
-quantized!("neon,dotprod", sdot, dots, dots);
+quantized!("neon,dotprod", sdot, dots, dots, half_dots);
 
 /// `sum` and the products of 16 weights with 16 activations.
 #[target_feature(enable = "neon,dotprod")]
@@ -63,15 +64,24 @@ fn sdot_word<const G: usize>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> 
 /// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
+fn dots(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
+    half_dots(half_dots(start, weights, x, s, 0), weights, x, s, 1)
+}
+
+/// [`dots`] for 16 columns: part `part` of the sub-block.
+#[target_feature(enable = "neon,dotprod")]
+#[inline]
+fn half_dots(
+    start: int32x4_t,
+    weights: &[[int8x16_t; 4]; 2],
+    x: &BlockQ8,
+    s: usize,
+    part: usize,
+) -> int32x4_t {
     let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let mut sum = start;
-    for part in 0..2 {
-        let (w, x) = (nibbles[part], cast(xs[s][part]));
-        sum = sdot_word::<0>(sum, w[0], x);
-        sum = sdot_word::<1>(sum, w[1], x);
-        sum = sdot_word::<2>(sum, w[2], x);
-        sum = sdot_word::<3>(sum, w[3], x);
-    }
-    sum
+    let (w, x) = (&weights[part], cast(xs[s][part]));
+    let sum = sdot_word::<0>(start, w[0], x);
+    let sum = sdot_word::<1>(sum, w[1], x);
+    let sum = sdot_word::<2>(sum, w[2], x);
+    sdot_word::<3>(sum, w[3], x)
 }

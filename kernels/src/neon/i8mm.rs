@@ -78,7 +78,7 @@ fn pairs_q4_0<const T: usize, const P: usize>(
     for (i, panel) in panels.iter().enumerate() {
         let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
         let starts = x.map(|x| minus_eights(x.sums));
-        scaled_pairs::<T, P>(&panel.d, |s, q| nibbles::<T>(&panel.qs, s, q), x, starts, acc);
+        scaled_pairs::<T, P>(&panel.d, |s, q| nibbles::<T>(sub_block(&panel.qs, s), q), x, starts, acc);
     }
 }
 
@@ -146,7 +146,7 @@ fn pairs_q4_k<const T: usize, const P: usize>(
             for s in 0..8 {
                 let scale = vreinterpretq_s32_u8(vqtbl1q_u8(scales[s], cast(ROWS[q])));
                 let scale = [vzip1q_s32(scale, scale), vzip2q_s32(scale, scale)];
-                let w = rows_in_pairs(&nibbles::<T>(&panel.qs, s, q));
+                let w = rows_in_pairs(&nibbles::<T>(sub_block(&panel.qs, s), q));
                 for p in 0..P {
                     for h in 0..2 {
                         let dots = dots(vdupq_n_s32(0), &w[h], &pairs[s][p]);

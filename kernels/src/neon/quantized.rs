@@ -1,10 +1,10 @@
 //! The products of quantized weights, once for every way to multiply bytes.
 
-/// The functions of `scalar` from `dot_q8_0` to `panels_q4_k`, with the instructions `$features`. `$dot` adds the
+/// The functions of `scalar` from `dot_q8_0` to `panels_q6_k`, with the instructions `$features`. `$dot` adds the
 /// products of 16 weights and 16 activations to 4 sums; `$dots` adds those of 4 rows of a sub-block to a sum for each
-/// row, and so does `$dots_8` where the weights have 8 bits.
+/// row, and so does `$dots_8` where the weights have 8 bits; `$half_dots` adds those of half a sub-block.
 macro_rules! quantized {
-    ($features:literal, $dot:ident, $dots:ident, $dots_8:ident) => {
+    ($features:literal, $dot:ident, $dots:ident, $dots_8:ident, $half_dots:ident) => {
         #[target_feature(enable = $features)]
         fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
             assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
@@ -138,6 +138,11 @@ macro_rules! quantized {
             in_blocks!(panels, x, acc, 4 => block_q4_k::<4, 1>, 2 => block_q4_k::<2, 1>, 1 => block_q4_k::<1, 4>);
         }
 
+        #[target_feature(enable = $features)]
+        fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q6_k::<4, 1>, 2 => block_q6_k::<2, 1>, 1 => block_q6_k::<1, 4>);
+        }
+
         /// `T` rows of activations pass `V` quarters of the panel's rows at a time.
         #[target_feature(enable = $features)]
         #[inline]
@@ -194,7 +199,7 @@ macro_rules! quantized {
                         for v in 0..V {
                             let q = group * V + v;
                             let d = widen_rows(&panel.d[s], q);
-                            let nibbles = nibbles::<T>(&panel.qs, s, q);
+                            let nibbles = nibbles::<T>(sub_block(&panel.qs, s), q);
                             for t in 0..T {
                                 let dots = $dots(vdupq_n_s32(starts[t][s]), &nibbles, x[t], s);
                                 part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, vcvtq_f32_s32(dots)));
@@ -231,7 +236,7 @@ macro_rules! quantized {
                         for v in 0..V {
                             let q = group * V + v;
                             let scale = vreinterpretq_s32_u8(vqtbl1q_u8(scales[s], cast(ROWS[q])));
-                            let nibbles = nibbles::<T>(&panel.qs, s, q);
+                            let nibbles = nibbles::<T>(sub_block(&panel.qs, s), q);
                             for t in 0..T {
                                 let dots = $dots(vdupq_n_s32(0), &nibbles, x[t], s);
                                 sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
@@ -243,6 +248,44 @@ macro_rules! quantized {
                         let (d, dmin) = (widen_rows(&panel.d, q), widen_rows(&panel.dmin, q));
                         for t in 0..T {
                             let part = part_q4_k([d, dmin], sum[t][v], min_dots(&mins, q, x[t]));
+                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), vmulq_n_f32(part, x[t].d)));
+                        }
+                    }
+                }
+            }
+        }
+
+        /// The same for `Q6_K`.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn block_q6_k<const T: usize, const V: usize>(
+            panels: &[PanelQ6K],
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
+            for (i, panel) in panels.iter().enumerate() {
+                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
+                for group in 0..4 / V {
+                    let mut sum = [[vdupq_n_s32(0); V]; T];
+                    for s in 0..8 {
+                        for v in 0..V {
+                            let q = group * V + v;
+                            let weights = six_bits::<T>(&panel.sub_blocks[s], q);
+                            for part in 0..2 {
+                                let scale = row_scales(&panel.scales[2 * s + part], q);
+                                for t in 0..T {
+                                    let dots = $half_dots(vdupq_n_s32(0), &weights, x[t], s, part);
+                                    sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
+                                }
+                            }
+                        }
+                    }
+                    for v in 0..V {
+                        let q = group * V + v;
+                        let d = widen_rows(&panel.d, q);
+                        for t in 0..T {
+                            let part = vmulq_f32(d, vcvtq_f32_s32(sum[t][v]));
                             acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), vmulq_n_f32(part, x[t].d)));
                         }
                     }
