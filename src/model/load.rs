@@ -231,10 +231,10 @@ impl<'c> Weights<'c> {
         Matrix::new(self.view(name)?)
     }
 
-    /// A token needs one row: where memory is short the others are left to the page cache, unless the head is the same matrix.
+    /// A token needs one row: where memory is short the others are left to the page cache; a head that is the same matrix has a copy in panels.
     fn embedding(&self) -> Result<Matrix> {
         let name = "token_embd.weight";
-        if self.mode != Mode::Streamed || self.container.config().tied_embeddings {
+        if self.mode != Mode::Streamed {
             return self.rows(name);
         }
         let view = self.find(name)?;
