@@ -1,7 +1,7 @@
 //! A GPU beside the CPU: what goes into its memory, and what it computes.
 //!
 //! The pure part, which every build has, says what is wanted ([`Settings`]), divides a GPU's memory ([`Room`]), and decides for each
-//! expert of a request where it is computed ([`Tier`], [`Costs`]). The rest talks to a device through [`driver::Driver`] and is there
+//! expert of a request where it is computed ([`Tier`], [`Costs`]). The rest talks to a device through `driver::Driver` and is there
 //! with the feature `cuda` (a real one) or `cuda-shim` (one that runs the same kernels on the CPU, for tests).
 
 mod cost;

@@ -13,7 +13,7 @@ impl<'p> Pass<'p> {
     /// A layer wants the experts `chosen` by its tokens, `used` a token, in the order of the tokens.
     ///
     /// # Errors
-    /// [`Error::Argument`] for an expert that there is not.
+    /// [`Error::Argument`](crate::Error::Argument) for an expert that there is not.
     pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'p>> {
         self.request_beside(layer, chosen, used, |_| false)
     }
