@@ -246,7 +246,7 @@ impl<'c> Weights<'c> {
     fn router(&self, name: &str) -> Result<Matrix> {
         let weights = self.vector(name)?;
         let bytes = Bytes::copy(bytemuck::cast_slice(&weights));
-        Matrix::new(TensorView { dtype: DType::F32, bytes, ..self.view(name)? })
+        Matrix::new(TensorView { dtype: DType::F32, bytes, ..self.find(name)? })
     }
 
     fn vector(&self, name: &str) -> Result<Vec<f32>> {
