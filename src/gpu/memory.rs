@@ -166,6 +166,19 @@ impl Pinned {
         self.download_rows(to, from, rows)
     }
 
+    /// Adds the numbers of `from` to `out`, in pieces that fit here; waits for them.
+    ///
+    /// # Errors
+    /// As [`Pinned::upload`].
+    pub fn collect(&mut self, from: View<'_>, out: &mut Vec<f32>) -> Result<()> {
+        for at in (0..from.size()).step_by(self.size()) {
+            let piece = from.part(at..from.size().min(at + self.size()))?;
+            self.download(0, piece)?;
+            out.extend_from_slice(bytemuck::cast_slice(&self.host()?[..piece.size()]));
+        }
+        Ok(())
+    }
+
     /// Queues a copy of rows, which lie side by side from the byte `from` on, to `to`.
     ///
     /// # Errors

@@ -77,13 +77,23 @@ impl Model {
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
+        self.call(tokens, state, Instant::now(), |pass, state| self.run(pass, tokens, state, want, probe))
+    }
+
+    /// A call of the model, on whatever device `run` uses: it began at `start`, and leaves the state as before when it fails.
+    pub(super) fn call(
+        &self,
+        tokens: &[u32],
+        state: &mut State,
+        start: Instant,
+        run: impl FnOnce(&Pass<'_>, &mut State) -> Result<Vec<f32>> + Send,
+    ) -> Result<Vec<f32>> {
         self.check_file()?;
-        let start = Instant::now();
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let logits = self.compute.enter(tokens.len(), || self.run(&pass, tokens, state, want, probe));
+        let logits = self.compute.enter(tokens.len(), || run(&pass, state));
         if logits.is_err() {
             state.undo();
             // What has happened to the file says more than what came of it.

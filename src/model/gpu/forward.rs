@@ -144,11 +144,7 @@ impl Runner {
             model.config.rms_eps,
         )?;
         let mut hidden = Vec::with_capacity(rows * self.shape.hidden);
-        for at in (0..bytes).step_by(self.pinned.size()) {
-            let part = at..bytes.min(at + self.pinned.size());
-            self.pinned.download(0, s.a.data.part(part.clone())?)?;
-            hidden.extend_from_slice(cast_slice(&self.pinned.host()?[..part.len()]));
-        }
+        self.pinned.collect(s.a.data.part(0..bytes)?, &mut hidden)?;
         Ok(hidden)
     }
 
@@ -172,13 +168,7 @@ impl Runner {
     pub fn project(&mut self, rows: usize, logits: &mut Vec<f32>) -> Result<()> {
         let (s, vocab) = (&self.scratch, self.shape.vocab);
         self.trunk.head.product(Ops(&self.device), s.a.views(), s.logits.view(), rows)?;
-        let all = f32s(rows * vocab);
-        for at in (0..all).step_by(self.pinned.size()) {
-            let part = at..all.min(at + self.pinned.size());
-            self.pinned.download(0, s.logits.part(part.clone())?)?;
-            logits.extend_from_slice(cast_slice(&self.pinned.host()?[..part.len()]));
-        }
-        Ok(())
+        self.pinned.collect(s.logits.part(0..f32s(rows * vocab))?, logits)
     }
 
     /// Sends the position, the embedding, the angles and the filter's last inputs.

@@ -196,23 +196,12 @@ impl Model {
         want: Want,
     ) -> Result<Vec<f32>> {
         self.check(tokens, state)?;
-        self.check_file()?;
         let start = Instant::now();
         // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
         let _turn = gpu.turn.take()?;
-        let pass = self.pager.begin()?;
         let mut runner = lock(&gpu.runner);
         let runner = &mut *runner;
-        state.undo();
-        let logits = self.compute.enter(tokens.len(), || runner.forward(self, &pass, tokens, state, want));
-        match logits {
-            Ok(_) => self.log.add(tokens.len(), start),
-            Err(_) => {
-                state.undo();
-                self.check_file()?;
-            }
-        }
-        logits
+        self.call(tokens, state, start, |pass, state| runner.forward(self, pass, tokens, state, want))
     }
 
     /// [`Model::logits`] on the GPU, for whole rows.
