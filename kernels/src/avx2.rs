@@ -150,7 +150,6 @@ fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
         let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
         let mut sums = [_mm256_setzero_si256(); 8];
         for s in 0..8 {
-            prefetch(&w[s], AHEAD);
             let (w, x): (__m256i, __m256i) = (cast(w[s].qs), cast(xs[s]));
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             sums[s] = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -173,7 +172,6 @@ fn dot_q4_0(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32 {
         let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
         let mut sums = [_mm256_setzero_si256(); 8];
         for s in 0..8 {
-            prefetch(&w[s], AHEAD);
             let bytes: __m128i = cast(w[s].qs);
             let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
             let nibbles = _mm256_and_si256(both, _mm256_set1_epi8(15));
@@ -203,7 +201,6 @@ fn dot_q4_k(w: &[BlockQ4K], x: &[BlockQ8]) -> f32 {
         let scales = _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128(scales)));
         let mut sum = _mm256_setzero_si256();
         for (p, bytes) in qs.iter().enumerate() {
-            prefetch(bytes, AHEAD);
             let bytes = cast(*bytes);
             let even = _mm256_and_si256(bytes, low);
             let odd = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
@@ -231,8 +228,6 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
         let scales: [__m128i; 2] = cast(_mm256_cvtepi8_epi16(cast(w.scales)));
         let mut sum = _mm256_setzero_si256();
         for half in 0..2 {
-            prefetch(&ql[half], AHEAD);
-            prefetch(&qh[half], AHEAD);
             let (a, b, h): (__m256i, __m256i, __m256i) =
                 (cast(ql[half][0]), cast(ql[half][1]), cast(qh[half]));
             let lows = [a, b, _mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
@@ -292,24 +287,4 @@ fn sum_8(v: __m256i) -> i32 {
 fn sum_4(v: __m128i) -> i32 {
     let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b11_10>(v));
     _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b01>(v)))
-}
-
-/// How far ahead of a single row of activations weights are asked for, in bytes.
-pub(crate) const AHEAD: usize = 1024;
-
-/// Asks for what lies `ahead` bytes behind these weights, in the L2 cache: the machine alone stops at the end of each small page
-/// of a mapping.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-pub(crate) fn prefetch<T>(weights: &T, ahead: usize) {
-    _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
-}
-
-/// [`prefetch`] for the 256 bytes that a panel begins with.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-pub(crate) fn prefetch_header<P: bytemuck::Pod>(panel: &P, ahead: usize) {
-    for line in bytemuck::bytes_of(panel)[..256].as_chunks::<64>().0 {
-        prefetch(line, ahead);
-    }
 }

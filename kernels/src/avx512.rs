@@ -18,7 +18,6 @@ use half::f16;
 
 use crate::Kernels;
 use crate::avx2::panels::starts;
-use crate::avx2::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 
@@ -315,8 +314,27 @@ fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
 }
 
-/// How far ahead weights are asked for. Blocks of activations have time, and want the next row of panels in the L2 cache.
+/// How far ahead of blocks of activations, which have time, weights are asked for: they want the next row of panels in the L2 cache. A
+/// single row is bound by memory, and the machine's own prefetching is faster without ours (SPEED.md, "One token without prefetching").
 #[inline]
 fn ahead<const T: usize, P>(panels: &[P]) -> usize {
-    if T == 1 { AHEAD } else { size_of_val(panels).max(4096) }
+    if T == 1 { 0 } else { size_of_val(panels).max(4096) }
+}
+
+/// Asks for what lies `ahead` bytes behind these weights, where that is not 0.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn prefetch<T>(weights: &T, ahead: usize) {
+    if ahead > 0 {
+        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
+    }
+}
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn prefetch_header<P: bytemuck::Pod>(panel: &P, ahead: usize) {
+    for line in bytemuck::bytes_of(panel)[..256].as_chunks::<64>().0 {
+        prefetch(line, ahead);
+    }
 }

@@ -6,7 +6,6 @@ use bytemuck::cast;
 use half::f16;
 
 use super::panels::{ROWS_TWICE, Sixteen, Starts, load, nibbles, panels, six_bits, store, unpack_scales};
-use super::{AHEAD, prefetch, prefetch_header};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
@@ -24,9 +23,6 @@ fn byte_dots<const T: usize>(
 ) -> [__m256i; T] {
     let mut dots = [_mm256_setzero_si256(); T];
     for (g, line) in lines.iter().enumerate() {
-        if T == 1 && h == 0 {
-            prefetch(line, AHEAD);
-        }
         let w = cast(line[h]);
         let size = _mm256_abs_epi8(w);
         for t in 0..T {

@@ -5,7 +5,6 @@ use std::arch::x86_64::*;
 
 use bytemuck::cast;
 
-use super::{AHEAD, prefetch};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4K, SixBits};
 
@@ -38,9 +37,6 @@ macro_rules! panels {
         fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
             let mut sums = load(acc);
             for (i, panel) in panels.iter().enumerate() {
-                if T == 1 {
-                    prefetch_header(panel, AHEAD);
-                }
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
@@ -68,15 +64,12 @@ macro_rules! panels {
         fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
             let mut sums = load(acc);
             for (i, panel) in panels.iter().enumerate() {
-                if T == 1 {
-                    prefetch_header(panel, AHEAD);
-                }
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
                 for (s, d) in d.iter().enumerate() {
                     for h in 0..2 {
                         let d = _mm256_cvtph_ps(cast(d[h]));
-                        let nibbles = nibbles::<T>(sub_block(&panel.qs, s), h);
+                        let nibbles = nibbles(sub_block(&panel.qs, s), h);
                         for t in 0..T {
                             let dots = _mm256_cvtepi32_ps(nibble_dots(&nibbles, &x[t][i], s));
                             part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
@@ -98,16 +91,13 @@ macro_rules! panels {
         fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
             let mut sums = load(acc);
             for (i, panel) in panels.iter().enumerate() {
-                if T == 1 {
-                    prefetch_header(panel, AHEAD);
-                }
                 let (scales, mins) = unpack_scales(panel);
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for (s, scale) in scales.into_iter().enumerate() {
                     let scale = _mm256_broadcastsi128_si256(cast(scale));
                     for h in 0..2 {
                         let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
-                        let nibbles = nibbles::<T>(sub_block(&panel.qs, s), h);
+                        let nibbles = nibbles(sub_block(&panel.qs, s), h);
                         for t in 0..T {
                             sum[t][h] = add_pairs(sum[t][h], nibble_pairs(&nibbles, &x[t][i], s), scale);
                         }
@@ -144,9 +134,6 @@ macro_rules! panels {
         fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
             let mut sums = load(acc);
             for (i, panel) in panels.iter().enumerate() {
-                if T == 1 {
-                    prefetch_header(panel, AHEAD);
-                }
                 let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
                 let mut starts = [begin_sixes(&x[0][i]); T];
                 for t in 1..T {
@@ -155,7 +142,7 @@ macro_rules! panels {
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for s in 0..8 {
                     for h in 0..2 {
-                        let q = six_bits::<T>(&panel.sub_blocks[s], h);
+                        let q = six_bits(&panel.sub_blocks[s], h);
                         for part in 0..2 {
                             let scale = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(cast(scales[s][part][h])));
                             for t in 0..T {
@@ -203,17 +190,12 @@ pub(super) fn store<const T: usize>(sums: [[__m256; 2]; T], acc: &mut [[f32; 16]
 /// The nibbles of half `h` (8 rows) of a sub-block, as bytes: of line `g` the low ones, then the high ones.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) fn nibbles<const T: usize>(nibbles: &[u8; 256], h: usize) -> [[__m256i; 2]; 4] {
+pub(super) fn nibbles(nibbles: &[u8; 256], h: usize) -> [[__m256i; 2]; 4] {
     let lines: &[[[u8; 32]; 2]; 4] = bytemuck::cast_ref(nibbles);
     let low = _mm256_set1_epi8(15);
     let mut out = [[_mm256_setzero_si256(); 2]; 4];
     for g in 0..4 {
-        let line = &lines[g][h];
-        // A single row of activations is bound by memory; a block of them finds its panels in cache.
-        if T == 1 && h == 0 {
-            prefetch(line, AHEAD);
-        }
-        let bytes = cast(*line);
+        let bytes = cast(lines[g][h]);
         out[g] = [_mm256_and_si256(bytes, low), _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low)];
     }
     out
@@ -222,16 +204,12 @@ pub(super) fn nibbles<const T: usize>(nibbles: &[u8; 256], h: usize) -> [[__m256
 /// The 6-bit numbers of half `h` (8 rows) of a sub-block, as bytes: of its first 16 columns, then of the others.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) fn six_bits<const T: usize>(bits: &SixBits, h: usize) -> [[__m256i; 4]; 2] {
+pub(super) fn six_bits(bits: &SixBits, h: usize) -> [[__m256i; 4]; 2] {
     let lines: &[[[u8; 32]; 2]; 2] = bytemuck::cast_ref(&bits.high);
-    let nibbles = nibbles::<T>(&bits.low, h);
+    let nibbles = nibbles(&bits.low, h);
     let mut out = [[_mm256_setzero_si256(); 4]; 2];
     for j in 0..2 {
-        let line = &lines[j][h];
-        if T == 1 && h == 0 {
-            prefetch(line, AHEAD);
-        }
-        let bits: __m256i = cast(*line);
+        let bits: __m256i = cast(lines[j][h]);
         let (first, second) = (_mm256_slli_epi16::<4>(bits), _mm256_slli_epi16::<2>(bits));
         let upper = [[first, second], [bits, _mm256_srli_epi16::<2>(bits)]];
         for i in 0..2 {

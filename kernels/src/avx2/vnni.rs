@@ -21,7 +21,6 @@ macro_rules! vnni {
             use crate::avx2::panels::{
                 ROWS_TWICE, Sixteen, load, nibbles, panels, six_bits, starts as begin_sixes, store, unpack_scales,
             };
-            use crate::avx2::{AHEAD, prefetch, prefetch_header};
             use crate::blocks::BlockQ8;
             use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
@@ -63,9 +62,6 @@ macro_rules! vnni {
                     dots[t] = _mm256_set1_epi32(-128 * i32::from(x[t][i].sums[s]));
                 }
                 for (g, line) in lines.iter().enumerate() {
-                    if T == 1 && h == 0 {
-                        prefetch(line, AHEAD);
-                    }
                     let unsigned = _mm256_xor_si256(cast(line[h]), _mm256_set1_epi8(-128));
                     for t in 0..T {
                         let xs: &[[[i8; 4]; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
