@@ -1,5 +1,7 @@
 //! CUDA's driver, opened when the program asks for it: one build runs with and without a GPU.
 
+mod graph;
+
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
@@ -7,9 +9,8 @@ use std::{
 };
 
 use cudarc::driver::{DriverError, result, sys};
-use yuan_cuda::Launch;
 
-use super::driver::{Arg, Context, Driver, Event, Fault, Info, Rows, Stream};
+use super::driver::{Arg, Context, Driver, Event, Fault, Info, Prepared, Rows, Stream, Work};
 
 /// The devices of this machine, by CUDA's driver.
 #[derive(Debug)]
@@ -23,12 +24,17 @@ struct CudaDevice {
     streams: [sys::CUstream; 2],
     functions: HashMap<&'static str, sys::CUfunction>,
     events: Mutex<Vec<sys::CUevent>>,
+    /// What was prepared; `None` where it was discarded.
+    graphs: Mutex<Vec<Option<sys::CUgraphExec>>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread that has made the context its current one, which every call does.
 unsafe impl Send for CudaDevice {}
 // SAFETY: as above; the driver's functions are thread-safe.
 unsafe impl Sync for CudaDevice {}
+
+/// The version of the driver's functions that are used, 1000 * major + 10 * minor.
+const OLDEST: i32 = 12000;
 
 impl Cuda {
     /// The driver, if the machine has one.
@@ -41,6 +47,17 @@ impl Cuda {
             return Err("there is no CUDA driver on this machine (libcuda)".into());
         }
         result::init().map_err(|e| format!("the CUDA driver does not start: {}", reason(&e)))?;
+        let mut version = 0;
+        // SAFETY: a place for a number.
+        fault("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version).result() })
+            .map_err(|fault| format!("the CUDA driver does not say what it is: {}", fault.reason))?;
+        // Functions that an older one lacks cannot be asked for.
+        if version < OLDEST {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(format!(
+                "the CUDA driver is for CUDA {major}.{minor}, and 12.0 is needed: update it"
+            ));
+        }
         Ok(Self(()))
     }
 }
@@ -71,6 +88,7 @@ impl Driver for Cuda {
             streams: [null; 2],
             functions: HashMap::new(),
             events: Mutex::default(),
+            graphs: Mutex::default(),
         };
         open.enter()?;
         for stream in &mut open.streams {
@@ -132,6 +150,11 @@ impl CudaDevice {
     fn handle(&self, event: Event) -> sys::CUevent {
         let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
         events[event.0 as usize]
+    }
+
+    fn function(&self, kernel: &'static str) -> Result<sys::CUfunction, Fault> {
+        let missing = || Fault { call: kernel, reason: "there is no such kernel".into(), no_memory: false };
+        self.functions.get(kernel).copied().ok_or_else(missing)
     }
 
     /// A copy of rows, each side by its address, its pitch, and whether it is the device's.
@@ -258,27 +281,51 @@ impl Context for CudaDevice {
         self.copy_rows((to as u64, rows.width, false), (from, rows.pitch, true), rows, stream)
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), Fault> {
+    unsafe fn queue(&self, work: &Work) -> Result<(), Fault> {
         self.enter()?;
-        // SAFETY: the caller's contract.
-        fault("cuMemcpyDtoDAsync", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream(stream)) })
+        let stream = self.stream(Stream::Compute);
+        match work {
+            Work::Copy { to, from, bytes } => {
+                // SAFETY: the caller's contract.
+                let queued = unsafe { result::memcpy_dtod_async(*to, *from, *bytes, stream) };
+                fault("cuMemcpyDtoDAsync", queued)
+            }
+            Work::Launch(launch, args) => {
+                let function = self.function(launch.kernel)?;
+                let mut places: Vec<*mut c_void> = args.iter().map(place).collect();
+                let three = |n: [u32; 3]| (n[0], n[1], n[2]);
+                let (grid, block) = (three(launch.grid), three(launch.block));
+                // SAFETY: the caller's contract; the driver copies the arguments before it returns.
+                let queued = unsafe {
+                    result::launch_kernel(function, grid, block, launch.shared, stream, &mut places)
+                };
+                fault(launch.kernel, queued)
+            }
+        }
     }
 
-    unsafe fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<(), Fault> {
+    fn prepare(&self, work: &[Work]) -> Result<Prepared, Fault> {
         self.enter()?;
-        let function = self.functions.get(launch.kernel).ok_or_else(|| Fault {
-            call: launch.kernel,
-            reason: "there is no such kernel".into(),
-            no_memory: false,
-        })?;
-        let mut places: Vec<*mut c_void> = args.iter().map(place).collect();
-        let three = |n: [u32; 3]| (n[0], n[1], n[2]);
-        let (grid, block) = (three(launch.grid), three(launch.block));
-        let stream = self.stream(Stream::Compute);
-        // SAFETY: the caller's contract; the driver copies the arguments before it returns.
-        let queued =
-            unsafe { result::launch_kernel(*function, grid, block, launch.shared, stream, &mut places) };
-        fault(launch.kernel, queued)
+        let graph = graph::instantiate(self, work)?;
+        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        graphs.push(Some(graph));
+        Ok(Prepared(graphs.len() as u64 - 1))
+    }
+
+    unsafe fn queue_prepared(&self, work: Prepared) -> Result<(), Fault> {
+        self.enter()?;
+        let graph = self.graphs.lock().unwrap_or_else(PoisonError::into_inner)[work.0 as usize];
+        let Some(graph) = graph else { return Ok(()) };
+        // SAFETY: the graph was instantiated in this context and not destroyed; its work is the caller's contract.
+        fault("cuGraphLaunch", unsafe { result::graph::launch(graph, self.stream(Stream::Compute)) })
+    }
+
+    unsafe fn discard(&self, work: Prepared) -> Result<(), Fault> {
+        self.enter()?;
+        let graph = self.graphs.lock().unwrap_or_else(PoisonError::into_inner)[work.0 as usize].take();
+        let Some(graph) = graph else { return Ok(()) };
+        // SAFETY: it is taken out of the list; the driver frees it when it has run.
+        fault("cuGraphExecDestroy", unsafe { result::graph::exec_destroy(graph) })
     }
 }
 
@@ -288,8 +335,12 @@ impl Drop for CudaDevice {
             return;
         }
         let events = std::mem::take(self.events.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let graphs = std::mem::take(self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: all of it was made by this value and is not used any more; the driver waits for what is queued.
         unsafe {
+            for graph in graphs.into_iter().flatten() {
+                let _ = result::graph::exec_destroy(graph);
+            }
             for event in events {
                 let _ = result::event::destroy(event);
             }

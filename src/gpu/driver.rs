@@ -6,6 +6,8 @@
 
 use std::fmt::Debug;
 
+use yuan_cuda::Launch;
+
 /// What a device is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
@@ -46,6 +48,26 @@ pub enum Arg {
     /// A number.
     F32(f32),
 }
+
+/// Work for [`Stream::Compute`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// A kernel.
+    Launch(Launch, Vec<Arg>),
+    /// A copy within the device.
+    Copy {
+        /// Where to.
+        to: u64,
+        /// Where from.
+        from: u64,
+        /// How many.
+        bytes: usize,
+    },
+}
+
+/// Work that was prepared to be queued as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prepared(pub u64);
 
 /// Why a call did not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,15 +167,25 @@ pub trait Context: Debug + Send + Sync {
     /// As [`Context::upload`].
     unsafe fn download(&self, to: *mut u8, from: u64, rows: Rows, stream: Stream) -> Result<(), Fault>;
 
-    /// Queues a copy within the device.
+    /// Queues work on [`Stream::Compute`].
     ///
     /// # Safety
-    /// Both places have room for the bytes.
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), Fault>;
+    /// A kernel's arguments are its own (`kernels/cuda/README.md`), and its memory has the sizes that they say; both places of a copy have
+    /// room for the bytes.
+    unsafe fn queue(&self, work: &Work) -> Result<(), Fault>;
 
-    /// Queues a kernel on [`Stream::Compute`].
+    /// Prepares work, each piece of which will begin when the one before has ended. Nothing is queued yet.
+    fn prepare(&self, work: &[Work]) -> Result<Prepared, Fault>;
+
+    /// Queues what was prepared on [`Stream::Compute`], with the addresses of then and the contents of now.
     ///
     /// # Safety
-    /// The arguments are those of the kernel (`kernels/cuda/README.md`), and its memory has the sizes that they say.
-    unsafe fn launch(&self, launch: &yuan_cuda::Launch, args: &[Arg]) -> Result<(), Fault>;
+    /// As [`Context::queue`] for every piece; `work` is from [`Context::prepare`] and was not discarded.
+    unsafe fn queue_prepared(&self, work: Prepared) -> Result<(), Fault>;
+
+    /// Gives up what was prepared; if it is queued, it is done all the same.
+    ///
+    /// # Safety
+    /// `work` is from [`Context::prepare`] and was not discarded.
+    unsafe fn discard(&self, work: Prepared) -> Result<(), Fault>;
 }

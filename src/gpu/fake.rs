@@ -12,7 +12,7 @@ use std::{
 
 use yuan_cuda::Launch;
 
-use super::driver::{Arg, Context, Driver, Event, Fault, Info, Rows, Stream};
+use super::driver::{Arg, Context, Driver, Event, Fault, Info, Prepared, Rows, Stream, Work};
 
 /// When queued work is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,11 +61,13 @@ pub enum Call {
         to: u64,
         from: u64,
         bytes: usize,
-        stream: Stream,
     },
     Launch {
         kernel: &'static str,
     },
+    Prepare(Prepared),
+    QueuePrepared(Prepared),
+    Discard(Prepared),
     /// The call failed, as was asked for.
     Failed(&'static str),
 }
@@ -88,6 +90,7 @@ struct State {
     /// Bytes of device memory that are taken.
     used: u64,
     streams: [Queue; 2],
+    prepared: Vec<Option<Vec<Work>>>,
     /// By event: the stream, and how much of it was queued when it was recorded.
     events: Vec<(usize, u64)>,
 }
@@ -114,10 +117,7 @@ enum Op {
         from_pitch: usize,
         rows: Rows,
     },
-    Launch {
-        launch: Launch,
-        args: Vec<Arg>,
-    },
+    Launch(Launch, Vec<Arg>),
     /// Until so much of the other stream is done.
     Wait(usize, u64),
 }
@@ -145,10 +145,10 @@ impl Fake {
         self.lock().fails_in = None;
     }
 
-    /// Bytes of device memory, and pieces of pinned memory, that are not given back.
-    pub fn held(&self) -> (u64, usize) {
+    /// Bytes of device memory, pieces of pinned memory, and pieces of prepared work, that are not given back.
+    pub fn held(&self) -> (u64, usize, usize) {
         let state = self.lock();
-        (state.used, state.pinned.len())
+        (state.used, state.pinned.len(), state.prepared.iter().flatten().count())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -229,7 +229,7 @@ impl State {
                 }
                 Ok(())
             }
-            Op::Launch { launch, args } => {
+            Op::Launch(launch, args) => {
                 let mut words: Vec<u64> = args.iter().map(word).collect();
                 let mut places: Vec<*mut c_void> =
                     words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
@@ -355,16 +355,45 @@ impl Context for Fake {
         self.queue(state, stream, op)
     }
 
-    unsafe fn copy(&self, to: u64, from: u64, bytes: usize, stream: Stream) -> Result<(), Fault> {
-        let mut state = self.call("copy")?;
-        state.calls.push(Call::Copy { to, from, bytes, stream });
-        let rows = Rows { count: 1, width: bytes, pitch: bytes };
-        self.queue(state, stream, Op::Copy { to, to_pitch: bytes, from, from_pitch: bytes, rows })
+    unsafe fn queue(&self, work: &Work) -> Result<(), Fault> {
+        let mut state = self.call("queue")?;
+        state.calls.push(match *work {
+            Work::Launch(Launch { kernel, .. }, _) => Call::Launch { kernel },
+            Work::Copy { to, from, bytes } => Call::Copy { to, from, bytes },
+        });
+        self.queue(state, Stream::Compute, op(work))
     }
 
-    unsafe fn launch(&self, launch: &Launch, args: &[Arg]) -> Result<(), Fault> {
-        let mut state = self.call("launch")?;
-        state.calls.push(Call::Launch { kernel: launch.kernel });
-        self.queue(state, Stream::Compute, Op::Launch { launch: *launch, args: args.to_vec() })
+    fn prepare(&self, work: &[Work]) -> Result<Prepared, Fault> {
+        let mut state = self.call("prepare")?;
+        let prepared = Prepared(state.prepared.len() as u64);
+        state.prepared.push(Some(work.to_vec()));
+        state.calls.push(Call::Prepare(prepared));
+        Ok(prepared)
+    }
+
+    unsafe fn queue_prepared(&self, work: Prepared) -> Result<(), Fault> {
+        let mut state = self.call("queue_prepared")?;
+        state.calls.push(Call::QueuePrepared(work));
+        let work = state.prepared[work.0 as usize].clone().expect("what was discarded is not queued");
+        drop(state);
+        work.iter().try_for_each(|work| self.queue(self.lock(), Stream::Compute, op(work)))
+    }
+
+    unsafe fn discard(&self, work: Prepared) -> Result<(), Fault> {
+        let mut state = self.call("discard")?;
+        state.calls.push(Call::Discard(work));
+        state.prepared[work.0 as usize].take().expect("what was prepared is discarded once");
+        Ok(())
+    }
+}
+
+fn op(work: &Work) -> Op {
+    match work {
+        Work::Launch(launch, args) => Op::Launch(*launch, args.clone()),
+        &Work::Copy { to, from, bytes } => {
+            let rows = Rows { count: 1, width: bytes, pitch: bytes };
+            Op::Copy { to, to_pitch: bytes, from, from_pitch: bytes, rows }
+        }
     }
 }

@@ -91,16 +91,6 @@ impl View<'_> {
     }
 }
 
-/// Queues a copy of all of `from` to the beginning of `to`, on [`Stream::Compute`].
-///
-/// # Errors
-/// [`Error::Argument`] when there is no room; as [`Device::call`].
-pub fn copy(device: &Device, to: View<'_>, from: View<'_>) -> Result<()> {
-    let to = to.part(0..from.size())?;
-    // SAFETY: both views are parts of buffers, which are not given back before the copy is done.
-    device.call(|c| unsafe { c.copy(to.at, from.at, from.bytes, Stream::Compute) })
-}
-
 /// Host memory that one stream of a device copies from and to.
 #[derive(Debug)]
 pub struct Pinned {

@@ -14,6 +14,8 @@ pub mod driver;
 #[cfg(feature = "cuda-shim")]
 pub mod fake;
 #[cfg(feature = "gpu")]
+mod graph;
+#[cfg(feature = "gpu")]
 pub mod memory;
 #[cfg(feature = "gpu")]
 pub mod ops;
@@ -24,6 +26,8 @@ mod tier;
 pub use cost::Costs;
 #[cfg(feature = "gpu")]
 pub use device::Device;
+#[cfg(feature = "gpu")]
+pub use graph::Graph;
 pub use room::{Needs, Room};
 pub use settings::{Choice, Settings};
 pub use tier::{Tier, Way};

@@ -1,10 +1,16 @@
 //! The operations of the forward pass on a device: each checks that its memory has the sizes that its shape says, and launches
 //! a kernel. `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
 
+use std::cell::RefCell;
+
 use yuan_cuda::{Launch, launch};
 use yuan_kernels::{BlockQ8, DType, blocks::QK};
 
-use super::{device::Device, driver::Arg, memory::View};
+use super::{
+    device::Device,
+    driver::{Arg, Work},
+    memory::View,
+};
 use crate::error::{Error, Result};
 
 /// Bytes of `n` numbers.
@@ -86,9 +92,12 @@ pub struct Experts<'b> {
     pub out: View<'b>,
 }
 
-/// The operations on one device.
+/// The operations on one device, each of which is queued at once, or put into a list for a [`super::Graph`].
 #[derive(Clone, Copy, Debug)]
-pub struct Ops<'d>(pub &'d Device);
+pub struct Ops<'d> {
+    device: &'d Device,
+    list: Option<&'d RefCell<Vec<Work>>>,
+}
 
 type Views<'v, 'b> = &'v [(View<'b>, usize)];
 
@@ -111,13 +120,41 @@ fn at(view: View<'_>) -> Arg {
     Arg::At(view.at())
 }
 
-impl Ops<'_> {
+impl<'d> Ops<'d> {
+    /// Operations that are queued.
+    pub fn new(device: &'d Device) -> Self {
+        Self { device, list: None }
+    }
+
+    /// Operations that go into a list, with the addresses of their memory.
+    pub fn listed(device: &'d Device, list: &'d RefCell<Vec<Work>>) -> Self {
+        Self { device, list: Some(list) }
+    }
+
+    fn go(&self, work: Work) -> Result<()> {
+        if let Some(list) = self.list {
+            list.borrow_mut().push(work);
+            return Ok(());
+        }
+        // SAFETY: `launch` and `copy`, which call this, have checked the sizes; memory is not given back before what is queued is done.
+        self.device.call(|c| unsafe { c.queue(&work) })
+    }
+
     fn launch(&self, what: &str, launch: Option<Launch>, views: Views<'_, '_>, args: &[Arg]) -> Result<()> {
         need(views)?;
         let launch = launch
             .ok_or_else(|| Error::Argument(format!("the GPU has no {what} of this shape; use --gpu off")))?;
-        // SAFETY: the arguments are those of the kernel's row in kernels/cuda/README.md, and the views were checked against them.
-        self.0.call(|c| unsafe { c.launch(&launch, args) })
+        // The arguments are those of the kernel's row in kernels/cuda/README.md.
+        self.go(Work::Launch(launch, args.to_vec()))
+    }
+
+    /// Copies all of `from` to the beginning of `to`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there is no room; as [`Device::call`].
+    pub fn copy(&self, to: View<'_>, from: View<'_>) -> Result<()> {
+        let to = to.part(0..from.size())?;
+        self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() })
     }
 
     /// `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.

@@ -57,6 +57,7 @@ pub struct Slots {
 /// One layer of a call.
 #[derive(Clone, Copy)]
 pub struct Step<'s, 'p> {
+    pub ops: Ops<'s>,
     pub model: &'s Model,
     pub pass: &'s Pass<'p>,
     pub layer: usize,
@@ -142,9 +143,23 @@ impl Slots {
         Ok(())
     }
 
-    /// Counts the experts of a call that has ended, where it did not wait for its routers.
+    /// Whether all experts are there, so that a layer decides nothing.
+    pub fn has_all(&self) -> bool {
+        self.all.is_some()
+    }
+
+    /// Brings what the routers have chosen, where no layer has waited for it.
+    pub fn bring_choices(&mut self, scratch: &Scratch, tokens: usize) -> Result<()> {
+        if self.has_all() {
+            let bytes = 4 * self.shape.layers * tokens * self.shape.used;
+            self.routing.download(0, scratch.choices.part(0..bytes)?)?;
+        }
+        Ok(())
+    }
+
+    /// Counts the experts of a call that has ended, if [`Self::bring_choices`] has brought them.
     pub fn count(&mut self, model: &Model, tokens: usize) -> Result<()> {
-        if self.all.is_some() {
+        if self.has_all() {
             let slots = tokens * self.shape.used;
             let chosen: &[i32] = cast_slice(&self.routing.host()?[..4 * self.shape.layers * slots]);
             for (layer, chosen) in chosen.chunks_exact(slots).enumerate() {
@@ -160,19 +175,17 @@ impl Slots {
 
     /// `x += sum of weight * expert(m)` for the experts and weights of the scratch memory, whose `a` is m.
     pub fn apply(&mut self, step: Step<'_, '_>, x: View<'_>) -> Result<()> {
-        let Step { layer, scratch, tokens, .. } = step;
+        let Step { ops, layer, scratch, tokens, .. } = step;
         if let Some(all) = &self.all {
-            let (row, slots) = (8 * self.shape.experts, tokens * self.shape.used);
-            self.routing.download(4 * layer * slots, scratch.chosen.part(0..4 * slots)?)?;
-            let batch = self.batch(scratch, all.part(row * layer..row * (layer + 1))?);
-            let ops = Ops(&self.device);
+            let row = 8 * self.shape.experts;
+            let batch = self.batch(step, all.part(row * layer..row * (layer + 1))?)?;
             if tokens > FEW {
-                ops.sort(batch, slots)?;
+                ops.sort(batch, tokens * self.shape.used)?;
             }
             ops.experts(batch, scratch.a.q8.view(), tokens)?;
             return ops.combine(batch, scratch.weights.view(), x, tokens);
         }
-        let chosen = self.chosen(scratch, tokens)?;
+        let chosen = self.chosen(step)?;
         let ways = self.tier.request(layer, &chosen, self.shape.used, &self.costs);
         let result = self.compute(step, &chosen, &ways);
         if result.is_err() {
@@ -181,14 +194,14 @@ impl Slots {
             copies.for_each(|&(expert, _)| self.tier.forget(layer, expert));
         }
         result?;
-        let batch = self.batch(scratch, self.turn(0)?);
-        Ops(&self.device).combine(batch, scratch.weights.view(), x, tokens)
+        let batch = self.batch(step, self.turn(0)?)?;
+        ops.combine(batch, scratch.weights.view(), x, tokens)
     }
 
     /// The experts that the router has chosen, [T, used]: the one wait of a layer.
-    fn chosen(&mut self, scratch: &Scratch, tokens: usize) -> Result<Vec<usize>> {
-        let slots = tokens * self.shape.used;
-        self.routing.download(0, scratch.chosen.part(0..4 * slots)?)?;
+    fn chosen(&mut self, step: Step<'_, '_>) -> Result<Vec<usize>> {
+        let slots = step.tokens * self.shape.used;
+        self.routing.download(0, step.scratch.chosen(step.layer, slots)?)?;
         let chosen: &[i32] = cast_slice(&self.routing.host()?[..4 * slots]);
         let known = |&e: &i32| usize::try_from(e).ok().filter(|&e| e < self.shape.experts);
         chosen.iter().map(known).collect::<Option<_>>().ok_or_else(|| Error::Gpu {
@@ -198,7 +211,7 @@ impl Slots {
     }
 
     fn compute(&mut self, step: Step<'_, '_>, chosen: &[usize], ways: &[(usize, Way)]) -> Result<()> {
-        let Step { model, pass, layer, scratch, tokens, .. } = step;
+        let Step { ops, model, pass, layer, scratch, tokens, .. } = step;
         let way = |e: usize| ways[ways.partition_point(|w| w.0 < e)].1;
         let choices = |which: fn(Way) -> bool| -> Vec<usize> {
             chosen.iter().copied().filter(|&e| which(way(e))).collect()
@@ -227,9 +240,8 @@ impl Slots {
             .collect();
         self.write_tables(ways, &order, &places)?;
 
-        let ops = Ops(&self.device);
         if tokens > FEW {
-            ops.sort(self.batch(scratch, self.turn(0)?), tokens * self.shape.used)?;
+            ops.sort(self.batch(step, self.turn(0)?)?, tokens * self.shape.used)?;
         }
         let on_cpu = order.iter().any(|(_, way)| *way == Way::Cpu);
         if on_cpu {
@@ -238,7 +250,7 @@ impl Slots {
             self.inputs.download(0, scratch.a.data.part(0..bytes)?)?;
         }
         if !here.is_empty() {
-            ops.experts(self.batch(scratch, self.turn(0)?), scratch.a.q8.view(), tokens)?;
+            ops.experts(self.batch(step, self.turn(0)?)?, scratch.a.q8.view(), tokens)?;
         }
         // In the order of the request: who waits for a place of the pager must have finished all before it.
         let mut used = vec![false; self.transient];
@@ -281,8 +293,8 @@ impl Slots {
         drop(expert);
         request.finish(rank);
         self.device.order(Stream::Copy, Stream::Compute, self.copied)?;
-        let turn = self.batch(step.scratch, self.turn(rank + 1)?);
-        Ops(&self.device).experts(turn, step.scratch.a.q8.view(), step.tokens)?;
+        let turn = self.batch(step, self.turn(rank + 1)?)?;
+        step.ops.experts(turn, step.scratch.a.q8.view(), step.tokens)?;
         if let Some(lane) = place.lane {
             used[lane] = true;
             self.device.call(|c| c.record(self.computed[lane], Stream::Compute))?;
@@ -299,20 +311,21 @@ impl Slots {
     }
 
     /// What the kernels want to know of a call.
-    fn batch<'b>(&self, scratch: &'b Scratch, table: View<'b>) -> ops::Experts<'b> {
+    fn batch<'b>(&self, step: Step<'b, '_>, table: View<'b>) -> Result<ops::Experts<'b>> {
         let Shape { experts, used, hidden, tiles, dtype, .. } = self.shape;
-        ops::Experts {
+        let scratch = step.scratch;
+        Ok(ops::Experts {
             dtype,
             experts,
             used,
             hidden,
             tiles,
             table,
-            chosen: scratch.chosen.view(),
+            chosen: scratch.chosen(step.layer, step.tokens * used)?,
             order: (scratch.starts.view(), scratch.order.view()),
             h: scratch.h.views(),
             out: scratch.out.view(),
-        }
+        })
     }
 
     fn write_tables(

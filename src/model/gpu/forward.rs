@@ -1,21 +1,25 @@
-//! The forward pass on a GPU, in the steps of `model/forward.rs`. Every line queues kernels; the host waits once a layer, for the router,
-//! and once at the end.
+//! A call on a GPU: what it sends, its layers, and what it brings back. A single token goes through all layers as one graph where all
+//! experts are there.
+
+use std::cell::RefCell;
 
 use bytemuck::{cast_slice, cast_slice_mut};
+use yuan_cuda::launch;
 
 use super::{
     Runner,
-    experts::Step,
-    mirror::{self, Kept},
+    layers::Call,
+    mirror::{self, Kept, TokenGraph},
     scratch::LOGIT_ROWS,
 };
 use crate::{
     error::{Error, Result},
     gpu::{
-        memory::{View, copy},
+        Graph,
+        memory::View,
         ops::{Ops, f32s},
     },
-    model::{Model, State, Want, feed_forward::FeedForward, filter::FilterState, norm::rms_norm},
+    model::{Model, State, Want, filter::FilterState, norm::rms_norm},
     pager::Pass,
 };
 
@@ -29,7 +33,7 @@ impl Runner {
         state: &mut State,
         want: Want,
     ) -> Result<Vec<f32>> {
-        let (n, shape, eps) = (tokens.len(), self.shape, model.config.rms_eps);
+        let (n, shape) = (tokens.len(), self.shape);
         self.reserve(n)?;
         let (ends, cancel) = (state.ends(n), state.cancel.clone());
         let start = state.position();
@@ -39,69 +43,29 @@ impl Runner {
         let device = self.device.clone();
         let memory = Kept::of(state, &shape, &device, &mut self.pinned)?;
 
-        let Self { trunk, scratch: s, slots, .. } = self;
-        let ops = Ops(&device);
         let at = shape.inputs(n);
-        let position = s.inputs.part(0..4)?;
-        let x = s.inputs.part(at.x..at.x + f32s(n * shape.hidden))?;
-        let angles = s.inputs.part(at.angles..at.angles + f32s(n * shape.rot))?;
-        let rows = (n, shape.hidden);
-        for (l, layer) in trunk.layers.iter().enumerate() {
+        let call = Call { model, pass, shape, kv, tokens: n, start, ends: &ends, cancel: &cancel };
+        let Self { trunk, scratch: s, slots, generation, .. } = self;
+        if n == 1 && slots.has_all() {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            // Attention: v sees the normed input, q and k see its filtered form.
-            ops.rms_norm(x, layer.input_norm.view(), s.a.data.view(), s.a.q8.view(), rows, eps)?;
-            layer.v.product(ops, s.a.views(), s.v.view(), n)?;
-            let filters = at.filters + l * at.filter;
-            let last = s.inputs.part(filters..filters + shape.filter_bytes())?;
-            let (last_a, last_o1) =
-                (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.size())?);
-            let (pairs, pairs_q8) = s.pairs.views();
-            ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
-            layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
-            let half = (n, shape.hidden / 2);
-            ops.bias(s.o1.view(), layer.conv1.bias.view(), View::NONE, half)?;
-            ops.filter_pairs(s.o1.view(), last_o1, pairs, pairs_q8, half, layer.conv2.interleaved)?;
-            layer.conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
-            ops.bias(s.o2.view(), layer.conv2.bias.view(), s.a.data.view(), rows)?;
-            ops.rms_norm(s.o2.view(), layer.filter_norm.view(), s.g.data.view(), s.g.q8.view(), rows, 1e-6)?;
-            layer.q.product(ops, s.g.views(), s.q.view(), n)?;
-            layer.k.product(ops, s.g.views(), s.k.view(), n)?;
-            let cache = memory.layer(&shape, kv, l, position)?;
-            let qkv = [s.q.view(), s.k.view(), s.v.view()];
-            ops.heads(qkv, angles, s.queries.view(), cache, (n, shape.rot))?;
-            let (attended, attended_q8) = s.attended.views();
-            ops.attend(s.queries.view(), cache, memory.partials.view(), attended, (n, start + n))?;
-            ops.quantize(attended, attended_q8, (n, shape.projection))?;
-            layer.o.product(ops, s.attended.views(), s.o.view(), n)?;
-            ops.add(x, s.o.view(), n * shape.hidden)?;
-            // The filter's last inputs, at every place where a state is wanted.
-            for (i, end) in ends.iter().enumerate() {
-                let to = (i * shape.layers + l) * shape.filter_bytes();
-                let to = s.ends.part(to..to + shape.filter_bytes())?;
-                copy(&device, to, row(s.a.data.view(), end - 1, shape.hidden)?)?;
-                let half = shape.hidden / 2;
-                copy(&device, to.part(f32s(shape.hidden)..to.size())?, row(s.o1.view(), end - 1, half)?)?;
-            }
-
-            // Feed forward: the experts that the router picks.
-            let FeedForward::Moe { experts, .. } = &model.layers[l].feed_forward else {
-                return Err(Error::Argument("a dense model does not run on a GPU".into()));
+            let made_for = (*generation, launch::spans(start + 1));
+            let graph = match memory.graph.take().filter(|g| g.made_for == made_for) {
+                Some(graph) => graph,
+                None => {
+                    let list = RefCell::default();
+                    call.layers(Ops::listed(&device, &list), trunk, s, slots, memory)?;
+                    TokenGraph { graph: Graph::new(&device, &list.take())?, made_for }
+                }
             };
-            ops.rms_norm(x, layer.post_norm.view(), s.a.data.view(), s.a.q8.view(), rows, eps)?;
-            layer.router.product(ops, s.a.views(), s.qkv.view(), n)?;
-            let route = (n, shape.experts, shape.used);
-            ops.route(s.qkv.view(), s.chosen.view(), s.weights.view(), route, layer.normalize)?;
-            slots.apply(Step { model, pass, layer: l, experts, scratch: s, tokens: n }, x)?;
+            // SAFETY: the list was filled for memory of the runner, whose generation is the same, and for that of `memory`, which the
+            // graph lies beside.
+            unsafe { memory.graph.insert(graph).graph.queue() }?;
+        } else {
+            call.layers(Ops::new(&device), trunk, s, slots, memory)?;
         }
-
-        // Behind the filters, the residual at every place where a state is wanted.
-        let filters = ends.len() * shape.layers * shape.filter_bytes();
-        for (i, end) in ends.iter().enumerate() {
-            let to = filters + f32s(i * shape.hidden);
-            copy(&device, s.ends.part(to..to + f32s(shape.hidden))?, row(x, end - 1, shape.hidden)?)?;
-        }
+        slots.bring_choices(s, n)?;
         if want == Want::Hidden {
             let hidden = self.hidden(model, at.x, n)?;
             self.end(model, state, &ends)?;
@@ -135,7 +99,7 @@ impl Runner {
         let (s, bytes) = (&self.scratch, f32s(rows * self.shape.hidden));
         let size = (rows, self.shape.hidden);
         let (from, to) = (s.inputs.part(x..x + bytes)?, s.a.data.view());
-        Ops(&self.device).rms_norm(
+        Ops::new(&self.device).rms_norm(
             from,
             self.trunk.final_norm.view(),
             to,
@@ -157,7 +121,7 @@ impl Runner {
         logits: &mut Vec<f32>,
     ) -> Result<()> {
         let (s, shape) = (&self.scratch, self.shape);
-        let ops = Ops(&self.device);
+        let ops = Ops::new(&self.device);
         let (a, q8) = s.a.views();
         let (x, size) = (s.inputs.part(x)?, (rows, shape.hidden));
         ops.rms_norm(x, self.trunk.final_norm.view(), a, q8, size, model.config.rms_eps)?;
@@ -167,7 +131,7 @@ impl Runner {
     /// Adds the logits of `rows` rows behind the final norm, which lie in `a`.
     pub fn project(&mut self, rows: usize, logits: &mut Vec<f32>) -> Result<()> {
         let (s, vocab) = (&self.scratch, self.shape.vocab);
-        self.trunk.head.product(Ops(&self.device), s.a.views(), s.logits.view(), rows)?;
+        self.trunk.head.product(Ops::new(&self.device), s.a.views(), s.logits.view(), rows)?;
         self.pinned.collect(s.logits.part(0..f32s(rows * vocab))?, logits)
     }
 
@@ -225,9 +189,4 @@ impl Runner {
         state.advance(ends, hidden);
         Ok(())
     }
-}
-
-/// One of the rows of `cols` numbers.
-fn row(rows: View<'_>, t: usize, cols: usize) -> Result<View<'_>> {
-    rows.part(f32s(t * cols)..f32s((t + 1) * cols))
 }

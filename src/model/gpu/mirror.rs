@@ -9,7 +9,7 @@ use super::scratch::{Shape, partials};
 use crate::{
     error::Result,
     gpu::{
-        Device,
+        Device, Graph,
         driver::Rows,
         memory::{Buffer, Pinned},
         ops::{Cache, f32s},
@@ -47,6 +47,16 @@ pub struct Kept {
     capacity: usize,
     /// Positions that equal the host's.
     filled: usize,
+    /// The layers of a single token.
+    pub graph: Option<TokenGraph>,
+}
+
+/// What all layers do for one token, where nothing is decided between them.
+#[derive(Debug)]
+pub struct TokenGraph {
+    pub graph: Graph,
+    /// The runner's memory, by [`Runner::generation`](super::Runner), and the spans of attention that it was made for.
+    pub made_for: (u64, usize),
 }
 
 /// The type, if the kernels have it.
@@ -79,6 +89,7 @@ impl Kept {
                 partials: Buffer::new(device, f32s(partials(shape, capacity)))?,
                 capacity,
                 filled: 0,
+                graph: None,
             },
         };
         let row = kv.bytes(shape.dim);

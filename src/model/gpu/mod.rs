@@ -2,6 +2,7 @@
 
 mod experts;
 mod forward;
+mod layers;
 mod measure;
 mod mirror;
 mod ring;
@@ -26,7 +27,7 @@ use crate::{
     gpu::{
         Device, Settings,
         driver::Stream,
-        memory::{Pinned, copy},
+        memory::Pinned,
         ops::{Ops, f32s},
     },
     pager::{Turn, lock},
@@ -58,6 +59,8 @@ struct Runner {
     outputs: Pinned,
     /// For logits, keys and values.
     pinned: Pinned,
+    /// Counts how often the memory of calls was replaced: graphs hold the addresses of one.
+    generation: u64,
 }
 
 /// Bytes of logits, keys or values that are copied at once.
@@ -118,6 +121,7 @@ impl Runner {
             inputs: pinned(shape.inputs(1).end)?,
             outputs: pinned(1)?,
             pinned: pinned(PINNED)?,
+            generation: 0,
         };
         runner.reserve(model.placement.batch.min(BATCH))?;
         runner.slots.fill(model)?;
@@ -132,6 +136,7 @@ impl Runner {
                 * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
             (self.inputs, self.outputs) = (pinned(self.shape.inputs(tokens).end)?, pinned(ends)?);
             self.slots.reserve(tokens)?;
+            self.generation += 1;
             self.scratch = Scratch::new(&self.device, &self.shape, tokens)?;
         }
         Ok(())
@@ -217,8 +222,9 @@ impl Model {
             let Runner { inputs, scratch: s, .. } = &mut *runner;
             inputs.host()?[..bytes].copy_from_slice(bytemuck::cast_slice(rows));
             inputs.upload(0..bytes, s.inputs.view())?;
-            copy(&gpu.device, s.a.data.view(), s.inputs.part(0..bytes)?)?;
-            Ops(&gpu.device).quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
+            let ops = Ops::new(&gpu.device);
+            ops.copy(s.a.data.view(), s.inputs.part(0..bytes)?)?;
+            ops.quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
             runner.project(n, &mut logits)?;
         }
         Ok(logits)

@@ -136,8 +136,9 @@ pub struct Scratch {
     pub o: Buffer,
     /// [T, 3E].
     pub qkv: Buffer,
-    /// i32 [S] and f32 [S].
-    pub chosen: Buffer,
+    /// By layer: the experts of each slot, i32 [layers][S].
+    pub choices: Buffer,
+    /// f32 [S].
     pub weights: Buffer,
     /// i32 [E + 1] and [S].
     pub starts: Buffer,
@@ -176,7 +177,7 @@ impl Scratch {
             attended: rows(t, projection)?,
             o: f32(t * hidden)?,
             qkv: f32(t * 3 * experts)?,
-            chosen: f32(slots)?,
+            choices: f32(layers * slots)?,
             weights: f32(slots)?,
             starts: f32(experts + 1)?,
             order: f32(slots)?,
@@ -185,6 +186,11 @@ impl Scratch {
             ends: Buffer::new(device, shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden)))?,
             logits: f32(t.min(LOGIT_ROWS) * vocab)?,
         })
+    }
+
+    /// The experts of each slot of a layer.
+    pub fn chosen(&self, layer: usize, slots: usize) -> Result<View<'_>> {
+        self.choices.part(4 * slots * layer..4 * slots * (layer + 1))
     }
 
     /// Bytes of it, with those of attention over `context` positions.
@@ -196,7 +202,7 @@ impl Scratch {
             + Rows::bytes(t, projection)
             + Rows::bytes(slots, shape.tiles * QK);
         let floats = t * (2 * hidden + hidden / 2 + 4 * projection + 3 * experts)
-            + slots * (3 + hidden)
+            + slots * (layers + 2 + hidden)
             + t.min(LOGIT_ROWS) * vocab;
         let ends = shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden));
         let all = rows + f32s(floats) + shape.inputs(t).end + ends + f32s(partials(shape, context));
