@@ -1,7 +1,7 @@
 //! A call on a GPU: what it sends, its layers, and what it brings back. A single token goes through all layers as one graph where all
 //! experts are there.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use yuan_cuda::launch;
@@ -16,7 +16,6 @@ use crate::{
     error::{Error, Result},
     gpu::{
         Graph,
-        memory::View,
         ops::{Ops, f32s},
     },
     model::{Model, State, Want, filter::FilterState, norm::rms_norm},
@@ -66,25 +65,28 @@ impl Runner {
             call.layers(Ops::new(&device), trunk, s, slots, memory)?;
         }
         slots.bring_choices(s, n)?;
-        if want == Want::Hidden {
-            let hidden = self.hidden(model, at.x, n)?;
-            self.end(model, state, &ends)?;
-            return Ok(hidden);
-        }
-        let first = match want {
-            Want::Nothing | Want::Hidden => n,
-            Want::Last => n - 1,
-            Want::All => 0,
-        };
-        let mut logits = Vec::with_capacity((n - first) * shape.vocab);
-        for t in (first..n).step_by(LOGIT_ROWS) {
-            let rows = LOGIT_ROWS.min(n - t);
-            let range = f32s(t * shape.hidden)..f32s((t + rows) * shape.hidden);
-            let residual = at.x + range.start..at.x + range.end;
-            self.head(model, residual, rows, &mut logits)?;
+        // Residuals of the tokens from `t` on.
+        let x = |t: usize| at.x + f32s(t * shape.hidden);
+        let mut out = Vec::new();
+        match want {
+            Want::Nothing => {}
+            Want::Hidden => {
+                self.final_norm(model, x(0)..x(n))?;
+                let hidden = self.scratch.a.data.part(0..x(n) - x(0))?;
+                self.pinned.collect(hidden, &mut out)?;
+            }
+            Want::Last | Want::All => {
+                let first = if want == Want::All { 0 } else { n - 1 };
+                out.reserve((n - first) * shape.vocab);
+                for t in (first..n).step_by(LOGIT_ROWS) {
+                    let end = n.min(t + LOGIT_ROWS);
+                    self.final_norm(model, x(t)..x(end))?;
+                    self.project(end - t, &mut out)?;
+                }
+            }
         }
         self.end(model, state, &ends)?;
-        Ok(logits)
+        Ok(out)
     }
 
     /// Ends the pass on the host, when all that was read was the file.
@@ -94,38 +96,13 @@ impl Runner {
         self.slots.count(model, *ends.last().unwrap_or(&0))
     }
 
-    /// The `rows` residuals from the byte `x` of the inputs on, behind the final norm.
-    fn hidden(&mut self, model: &Model, x: usize, rows: usize) -> Result<Vec<f32>> {
-        let (s, bytes) = (&self.scratch, f32s(rows * self.shape.hidden));
-        let size = (rows, self.shape.hidden);
-        let (from, to) = (s.inputs.part(x..x + bytes)?, s.a.data.view());
-        Ops::new(&self.device).rms_norm(
-            from,
-            self.trunk.final_norm.view(),
-            to,
-            View::NONE,
-            size,
-            model.config.rms_eps,
-        )?;
-        let mut hidden = Vec::with_capacity(rows * self.shape.hidden);
-        self.pinned.collect(s.a.data.part(0..bytes)?, &mut hidden)?;
-        Ok(hidden)
-    }
-
-    /// Adds the logits of `rows` residuals, which lie in the inputs.
-    pub fn head(
-        &mut self,
-        model: &Model,
-        x: std::ops::Range<usize>,
-        rows: usize,
-        logits: &mut Vec<f32>,
-    ) -> Result<()> {
-        let (s, shape) = (&self.scratch, self.shape);
-        let ops = Ops::new(&self.device);
+    /// The residuals in these bytes of the inputs, behind the final norm, go into `a`.
+    fn final_norm(&self, model: &Model, x: Range<usize>) -> Result<()> {
+        let (s, hidden) = (&self.scratch, self.shape.hidden);
         let (a, q8) = s.a.views();
-        let (x, size) = (s.inputs.part(x)?, (rows, shape.hidden));
-        ops.rms_norm(x, self.trunk.final_norm.view(), a, q8, size, model.config.rms_eps)?;
-        self.project(rows, logits)
+        let size = (x.len() / f32s(hidden), hidden);
+        let weight = self.trunk.final_norm.view();
+        Ops::new(&self.device).rms_norm(s.inputs.part(x)?, weight, a, q8, size, model.config.rms_eps)
     }
 
     /// Adds the logits of `rows` rows behind the final norm, which lie in `a`.

@@ -2,8 +2,10 @@
 #![allow(dead_code)]
 
 use std::{
+    fs,
+    io::Write,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -61,4 +63,43 @@ impl Folder {
         text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output, "--rope", "f32"], options].concat());
         output
     }
+}
+
+/// A conversation with these lines on standard input.
+pub fn chat(model: &str, options: &[&str], lines: &[&str]) -> Output {
+    let mut child = program("yuan")
+        .args(["chat", model])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut input = child.stdin.take().unwrap();
+    lines.iter().for_each(|line| writeln!(input, "{line}").unwrap());
+    drop(input);
+    child.wait_with_output().unwrap()
+}
+
+/// Standard output of a program that has ended.
+pub fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("UTF-8")
+}
+
+/// Standard error of a program that has ended.
+pub fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// The answers of a conversation that must succeed.
+pub fn answers(model: &str, options: &[&str], lines: &[&str]) -> Vec<Value> {
+    let output = chat(model, &[&["--json"], options].concat(), lines);
+    assert!(output.status.success(), "{}", err(&output));
+    out(&output).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Files that a save has left behind.
+pub fn partials(folder: &Folder) -> Vec<String> {
+    let names = fs::read_dir(folder.0.path()).unwrap().map(|e| e.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| name.ends_with(".partial")).collect()
 }
