@@ -1,12 +1,18 @@
 //! An open device, which is asked nothing more after it has failed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use super::driver::{Context, Driver, Event, Fault, Info, Stream};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    pager::lock,
+};
 
 /// An open device.
 #[derive(Debug)]
@@ -14,6 +20,9 @@ pub struct Device {
     info: Info,
     context: Box<dyn Context>,
     failed: AtomicBool,
+    /// The buffers that there are, by number.
+    buffers: Mutex<HashSet<u64>>,
+    last_buffer: AtomicU64,
 }
 
 impl Device {
@@ -23,7 +32,13 @@ impl Device {
     /// [`Error::Gpu`] with the driver's reason.
     pub fn open(driver: &dyn Driver, info: &Info) -> Result<Arc<Self>> {
         let context = driver.open(info.number).map_err(|fault| gpu_error(&info.name, &fault))?;
-        Ok(Arc::new(Self { info: info.clone(), context, failed: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            info: info.clone(),
+            context,
+            failed: AtomicBool::new(false),
+            buffers: Mutex::default(),
+            last_buffer: AtomicU64::new(0),
+        }))
     }
 
     /// What it is.
@@ -53,6 +68,37 @@ impl Device {
             }
             gpu_error(&self.info.name, &fault)
         })
+    }
+
+    /// A number for a new buffer, which no other has or had. It is not 0.
+    pub(super) fn add_buffer(&self) -> u64 {
+        let number = 1 + self.last_buffer.fetch_add(1, Relaxed);
+        lock(&self.buffers).insert(number);
+        number
+    }
+
+    /// From now on no [`Device::with_buffers`] goes on with this buffer.
+    pub(super) fn remove_buffer(&self, number: u64) {
+        lock(&self.buffers).remove(&number);
+    }
+
+    /// One call of the driver, if all of these buffers are there, which stay until it has returned.
+    pub(super) fn with_buffers<T>(
+        &self,
+        numbers: &[u64],
+        call: impl FnOnce(&dyn Context) -> Result<T, Fault>,
+    ) -> Result<T> {
+        let there = lock(&self.buffers);
+        if !numbers.iter().all(|n| there.contains(n)) {
+            return Err(Error::Argument("memory of prepared work was given back".into()));
+        }
+        self.call(call)
+    }
+
+    /// Whether all of these buffers are there.
+    pub(super) fn has_buffers(&self, numbers: &[u64]) -> bool {
+        let there = lock(&self.buffers);
+        numbers.iter().all(|n| there.contains(n))
     }
 
     /// A new event.

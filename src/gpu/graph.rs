@@ -1,18 +1,35 @@
 //! Work that is queued as a whole: a driver takes a few microseconds for a kernel that is launched by itself, and less for one of a graph.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     device::Device,
     driver::{Prepared, Work},
+    memory::View,
 };
 use crate::error::Result;
 
-/// Work of a list that [`super::ops::Ops::listed`] has filled.
+/// Operations that were put down in place of being queued, and the buffers that they are about.
+#[derive(Debug, Default)]
+pub struct List {
+    work: Vec<Work>,
+    buffers: BTreeSet<u64>,
+}
+
+impl List {
+    /// Adds work on these views.
+    pub(super) fn push<'v>(&mut self, work: Work, views: impl Iterator<Item = View<'v>>) {
+        self.work.push(work);
+        self.buffers.extend(views.map(|view| view.number()).filter(|&number| number != 0));
+    }
+}
+
+/// Work of a list, ready to be queued.
 #[derive(Debug)]
 pub struct Graph {
     device: Arc<Device>,
     prepared: Prepared,
+    buffers: Vec<u64>,
 }
 
 impl Graph {
@@ -20,21 +37,23 @@ impl Graph {
     ///
     /// # Errors
     /// As [`Device::call`].
-    pub fn new(device: &Arc<Device>, work: &[Work]) -> Result<Self> {
-        let prepared = device.call(|c| c.prepare(work))?;
-        Ok(Self { device: device.clone(), prepared })
+    pub fn new(device: &Arc<Device>, list: &List) -> Result<Self> {
+        let prepared = device.call(|c| c.prepare(&list.work))?;
+        Ok(Self { device: device.clone(), prepared, buffers: list.buffers.iter().copied().collect() })
+    }
+
+    /// Whether the buffers that it is about are all there.
+    pub fn is_current(&self) -> bool {
+        self.device.has_buffers(&self.buffers)
     }
 
     /// Queues all of it, behind what is queued.
     ///
     /// # Errors
-    /// As [`Device::call`].
-    ///
-    /// # Safety
-    /// The buffers that the list was filled for are there.
-    pub unsafe fn queue(&self) -> Result<()> {
-        // SAFETY: `Ops` has checked the sizes when the list was filled, and the caller says that the buffers are the same.
-        self.device.call(|c| unsafe { c.queue_prepared(self.prepared) })
+    /// [`crate::Error::Argument`] when it is not current; as [`Device::call`].
+    pub fn queue(&self) -> Result<()> {
+        // SAFETY: `Ops` has checked the sizes when the list was filled; the buffers are there, and whoever drops one waits for what is queued.
+        self.device.with_buffers(&self.buffers, |c| unsafe { c.queue_prepared(self.prepared) })
     }
 }
 

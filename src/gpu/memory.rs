@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub struct Buffer {
     device: Arc<Device>,
+    number: u64,
     at: u64,
     bytes: usize,
 }
@@ -20,6 +21,8 @@ pub struct Buffer {
 /// A part of a [`Buffer`].
 #[derive(Clone, Copy, Debug)]
 pub struct View<'b> {
+    /// Of the buffer; 0 for none.
+    number: u64,
     at: u64,
     bytes: usize,
     buffer: PhantomData<&'b Buffer>,
@@ -33,7 +36,7 @@ impl Buffer {
     pub fn new(device: &Arc<Device>, bytes: usize) -> Result<Self> {
         let bytes = bytes.max(1);
         let at = device.call(|c| c.alloc(bytes))?;
-        Ok(Self { device: device.clone(), at, bytes })
+        Ok(Self { device: device.clone(), number: device.add_buffer(), at, bytes })
     }
 
     /// Bytes.
@@ -43,7 +46,7 @@ impl Buffer {
 
     /// The whole.
     pub fn view(&self) -> View<'_> {
-        View { at: self.at, bytes: self.bytes, buffer: PhantomData }
+        View { number: self.number, at: self.at, bytes: self.bytes, buffer: PhantomData }
     }
 
     /// A part.
@@ -57,6 +60,8 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // First, so that no prepared work that is about it is queued any more.
+        self.device.remove_buffer(self.number);
         // What may be in use is left to the system's end: a device that fails here is not asked again.
         if self.device.finish().is_ok() {
             // SAFETY: `at` is from `alloc`, and everything that was queued is done.
@@ -67,7 +72,12 @@ impl Drop for Buffer {
 
 impl View<'_> {
     /// No memory, for a kernel's parameter that may be null.
-    pub const NONE: View<'static> = View { at: 0, bytes: 0, buffer: PhantomData };
+    pub const NONE: View<'static> = View { number: 0, at: 0, bytes: 0, buffer: PhantomData };
+
+    /// The number of its buffer on the device; 0 for none.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
 
     /// The address.
     pub fn at(&self) -> u64 {

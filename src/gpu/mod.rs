@@ -27,7 +27,7 @@ pub use cost::Costs;
 #[cfg(feature = "gpu")]
 pub use device::Device;
 #[cfg(feature = "gpu")]
-pub use graph::Graph;
+pub use graph::{Graph, List};
 pub use room::{Needs, Room};
 pub use settings::{Choice, Settings};
 pub use tier::{Tier, Way};

@@ -9,6 +9,7 @@ use yuan_kernels::{BlockQ8, DType, blocks::QK};
 use super::{
     device::Device,
     driver::{Arg, Work},
+    graph::List,
     memory::View,
 };
 use crate::error::{Error, Result};
@@ -55,15 +56,15 @@ pub struct Cache<'b> {
     pub start: View<'b>,
 }
 
-impl Cache<'_> {
+impl<'b> Cache<'b> {
     /// Bytes of the keys, or of the values.
     pub const fn bytes(dtype: DType, heads: usize, dim: usize, capacity: usize) -> usize {
         heads * capacity * dim / dtype.block_len() * dtype.block_bytes()
     }
 
-    fn check(&self) -> Result<()> {
+    fn views(&self) -> [(View<'b>, usize); 3] {
         let bytes = Self::bytes(self.dtype, self.heads, self.dim, self.capacity);
-        need(&[(self.keys, bytes), (self.values, bytes), (self.start, 4)])
+        [(self.keys, bytes), (self.values, bytes), (self.start, 4)]
     }
 }
 
@@ -82,6 +83,8 @@ pub struct Experts<'b> {
     pub tiles: usize,
     /// Addresses of the experts, 0 for those that are not computed, u64 [E].
     pub table: View<'b>,
+    /// The memory that these addresses lie in.
+    pub arena: View<'b>,
     /// The experts of each slot, i32 [S].
     pub chosen: View<'b>,
     /// Slots in the order of their experts: i32 [E + 1] and [S].
@@ -92,11 +95,11 @@ pub struct Experts<'b> {
     pub out: View<'b>,
 }
 
-/// The operations on one device, each of which is queued at once, or put into a list for a [`super::Graph`].
+/// The operations on one device, each of which is queued at once, or put into a list for a [`Graph`](super::Graph).
 #[derive(Clone, Copy, Debug)]
 pub struct Ops<'d> {
     device: &'d Device,
-    list: Option<&'d RefCell<Vec<Work>>>,
+    list: Option<&'d RefCell<List>>,
 }
 
 type Views<'v, 'b> = &'v [(View<'b>, usize)];
@@ -126,14 +129,14 @@ impl<'d> Ops<'d> {
         Self { device, list: None }
     }
 
-    /// Operations that go into a list, with the addresses of their memory.
-    pub fn listed(device: &'d Device, list: &'d RefCell<Vec<Work>>) -> Self {
+    /// Operations that go into a list.
+    pub fn listed(device: &'d Device, list: &'d RefCell<List>) -> Self {
         Self { device, list: Some(list) }
     }
 
-    fn go(&self, work: Work) -> Result<()> {
+    fn go<'v>(&self, work: Work, views: impl Iterator<Item = View<'v>>) -> Result<()> {
         if let Some(list) = self.list {
-            list.borrow_mut().push(work);
+            list.borrow_mut().push(work, views);
             return Ok(());
         }
         // SAFETY: `launch` and `copy`, which call this, have checked the sizes; memory is not given back before what is queued is done.
@@ -145,7 +148,7 @@ impl<'d> Ops<'d> {
         let launch = launch
             .ok_or_else(|| Error::Argument(format!("the GPU has no {what} of this shape; use --gpu off")))?;
         // The arguments are those of the kernel's row in kernels/cuda/README.md.
-        self.go(Work::Launch(launch, args.to_vec()))
+        self.go(Work::Launch(launch, args.to_vec()), views.iter().map(|(view, _)| *view))
     }
 
     /// Copies all of `from` to the beginning of `to`.
@@ -154,7 +157,7 @@ impl<'d> Ops<'d> {
     /// [`Error::Argument`] when there is no room; as [`Device::call`].
     pub fn copy(&self, to: View<'_>, from: View<'_>) -> Result<()> {
         let to = to.part(0..from.size())?;
-        self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() })
+        self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() }, [to, from].into_iter())
     }
 
     /// `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.
@@ -265,9 +268,10 @@ impl<'d> Ops<'d> {
         cache: Cache<'_>,
         (tokens, rot): (usize, usize),
     ) -> Result<()> {
-        cache.check()?;
         let rows = f32s(tokens * cache.heads * cache.dim);
-        let views = [(q, rows), (k, rows), (v, rows), (queries, rows), (angles, f32s(tokens * rot))];
+        let [keys, values, start] = cache.views();
+        let angle = (angles, f32s(tokens * rot));
+        let views = [(q, rows), (k, rows), (v, rows), (queries, rows), angle, keys, values, start];
         let args = [
             at(q),
             at(k),
@@ -297,7 +301,7 @@ impl<'d> Ops<'d> {
         out: View<'_>,
         (tokens, positions): (usize, usize),
     ) -> Result<()> {
-        cache.check()?;
+        let in_cache = cache.views();
         let Cache { dtype, heads, dim, capacity, keys, values, start } = cache;
         if positions > capacity {
             return Err(Error::Argument(format!("{positions} positions are more than {capacity}")));
@@ -308,19 +312,21 @@ impl<'d> Ops<'d> {
             let args = [&[at(queries), at(keys), at(values), at(out), at(start)], &tail[..], &[int(tokens)?]]
                 .concat();
             let launch = launch::attend_many(dtype, heads, dim, tokens);
-            return self.launch("attention", launch, &[(queries, rows), (out, rows)], &args);
+            let views = [&in_cache[..], &[(queries, rows), (out, rows)]].concat();
+            return self.launch("attention", launch, &views, &args);
         }
         let spans = launch::spans(positions);
         let partial = f32s(launch::partials(heads, dim, spans, tokens));
         let args = [&[at(queries), at(keys), at(values), at(partials), at(start)], &tail[..], &[int(spans)?]]
             .concat();
         let spread = launch::attend_spans(dtype, heads, dim, spans, tokens);
-        self.launch("attention", spread, &[(queries, rows), (partials, partial)], &args)?;
+        let views = [&in_cache[..], &[(queries, rows), (partials, partial)]].concat();
+        self.launch("attention", spread, &views, &args)?;
         let args = [at(partials), at(out), at(start), int(heads)?, int(dim)?, int(spans)?];
         self.launch(
             "attention",
             launch::attend_join(heads, tokens),
-            &[(partials, partial), (out, rows)],
+            &[(partials, partial), (out, rows), in_cache[2]],
             &args,
         )
     }
@@ -371,6 +377,7 @@ impl<'d> Ops<'d> {
         let (h, hq) = e.h;
         let views = [
             (e.table, 8 * e.experts),
+            (e.arena, 0),
             (e.chosen, 4 * slots),
             (e.order.0, 4 * (e.experts + 1)),
             (e.order.1, 4 * slots),

@@ -58,7 +58,7 @@ impl Activations {
     /// Makes the 8-bit form, where it is not there yet. Not for use inside a parallel piece of work.
     pub fn quantize(&self, compute: &Compute) {
         self.q8.get_or_init(|| {
-            let mut out = Buffer::zeroed(self.rows() * self.blocks());
+            let mut out = Buffer::to_write(self.rows() * self.blocks());
             let rows = self.data.par_chunks_exact(self.cols).zip(out.par_chunks_exact_mut(self.blocks()));
             compute.run(|| {
                 rows.with_min_len(8).for_each(|(row, blocks)| (compute.kernels.quantize)(row, blocks));

@@ -38,12 +38,24 @@ pooled!(BlockQ8);
 impl<T: Pooled> Buffer<T> {
     /// An empty buffer with room for `capacity` elements: the smallest free piece that has it.
     pub fn with_capacity(capacity: usize) -> Self {
+        let mut piece = Self::piece(capacity);
+        piece.clear();
+        Self(piece)
+    }
+
+    /// The smallest free piece, as its last user has left it, or a new one.
+    fn piece(capacity: usize) -> Vec<T> {
         let piece = T::free().with_borrow_mut(|free| {
             let fits = free.iter().enumerate().filter(|(_, v)| v.capacity() >= capacity);
             fits.min_by_key(|(_, v)| v.capacity()).map(|(i, _)| i).map(|i| free.swap_remove(i))
         });
-        let mut piece = piece.unwrap_or_else(|| Vec::with_capacity(capacity));
-        piece.clear();
+        piece.unwrap_or_else(|| Vec::with_capacity(capacity))
+    }
+
+    /// `n` elements of any values, for who writes all of them.
+    pub fn to_write(n: usize) -> Self {
+        let mut piece = Self::piece(n);
+        piece.resize(n, T::zeroed());
         Self(piece)
     }
 
@@ -113,5 +125,8 @@ mod tests {
         assert_eq!(second.as_ptr(), place);
         assert!(second.iter().all(|&x| x == 0.0));
         assert_ne!(Buffer::<f32>::zeroed(900).as_ptr(), place);
+        drop(second);
+        let third = Buffer::<f32>::to_write(950);
+        assert_eq!((third.len(), third.as_ptr()), (950, place));
     }
 }

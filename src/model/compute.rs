@@ -80,7 +80,7 @@ impl Compute {
     /// the result does not depend on the number of threads or of rows of `x`.
     pub fn product(&self, w: &Matrix, x: &Activations) -> Buffer {
         debug_assert_eq!(w.cols, x.cols());
-        let mut out = Buffer::zeroed(x.rows() * w.rows);
+        let mut out = Buffer::to_write(x.rows() * w.rows);
         if self.quantizes(w.dtype) {
             x.quantize(self);
         }

@@ -74,7 +74,7 @@ impl Conv {
     /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`.
     fn apply(&self, compute: &Compute, x: &Activations, last: &[f32]) -> Activations {
         let cols = x.cols();
-        let mut pairs = Buffer::zeroed(2 * x.data().len());
+        let mut pairs = Buffer::to_write(2 * x.data().len());
         pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8).for_each(|(t, pair)| {
             let (previous, current) = (if t == 0 { last } else { x.row(t - 1) }, x.row(t));
             match self.taps {

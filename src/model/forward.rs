@@ -248,7 +248,7 @@ impl Model {
     }
 
     pub(super) fn embed(&self, tokens: &[u32]) -> Buffer {
-        let mut x = Buffer::zeroed(tokens.len() * self.config.hidden);
+        let mut x = Buffer::to_write(tokens.len() * self.config.hidden);
         let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
         rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));
         x

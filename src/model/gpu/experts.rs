@@ -311,7 +311,7 @@ impl Slots {
     }
 
     /// What the kernels want to know of a call.
-    fn batch<'b>(&self, step: Step<'b, '_>, table: View<'b>) -> Result<ops::Experts<'b>> {
+    fn batch<'b>(&'b self, step: Step<'b, '_>, table: View<'b>) -> Result<ops::Experts<'b>> {
         let Shape { experts, used, hidden, tiles, dtype, .. } = self.shape;
         let scratch = step.scratch;
         Ok(ops::Experts {
@@ -321,6 +321,7 @@ impl Slots {
             hidden,
             tiles,
             table,
+            arena: self.arena.view(),
             chosen: scratch.chosen(step.layer, step.tokens * used)?,
             order: (scratch.starts.view(), scratch.order.view()),
             h: scratch.h.views(),

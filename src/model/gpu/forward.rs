@@ -44,23 +44,22 @@ impl Runner {
 
         let at = shape.inputs(n);
         let call = Call { model, pass, shape, kv, tokens: n, start, ends: &ends, cancel: &cancel };
-        let Self { trunk, scratch: s, slots, generation, .. } = self;
+        let Self { trunk, scratch: s, slots, .. } = self;
         if n == 1 && slots.has_all() {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let made_for = (*generation, launch::spans(start + 1));
-            let graph = match memory.graph.take().filter(|g| g.made_for == made_for) {
+            let spans = launch::spans(start + 1);
+            let fits = |g: &TokenGraph| g.spans == spans && g.graph.is_current();
+            let graph = match memory.graph.take().filter(fits) {
                 Some(graph) => graph,
                 None => {
                     let list = RefCell::default();
                     call.layers(Ops::listed(&device, &list), trunk, s, slots, memory)?;
-                    TokenGraph { graph: Graph::new(&device, &list.take())?, made_for }
+                    TokenGraph { graph: Graph::new(&device, &list.take())?, spans }
                 }
             };
-            // SAFETY: the list was filled for memory of the runner, whose generation is the same, and for that of `memory`, which the
-            // graph lies beside.
-            unsafe { memory.graph.insert(graph).graph.queue() }?;
+            memory.graph.insert(graph).graph.queue()?;
         } else {
             call.layers(Ops::new(&device), trunk, s, slots, memory)?;
         }

@@ -55,8 +55,8 @@ pub struct Kept {
 #[derive(Debug)]
 pub struct TokenGraph {
     pub graph: Graph,
-    /// The runner's memory, by [`Runner::generation`](super::Runner), and the spans of attention that it was made for.
-    pub made_for: (u64, usize),
+    /// The spans of attention that it was made for.
+    pub spans: usize,
 }
 
 /// The type, if the kernels have it.

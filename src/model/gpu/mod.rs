@@ -59,8 +59,6 @@ struct Runner {
     outputs: Pinned,
     /// For logits, keys and values.
     pinned: Pinned,
-    /// Counts how often the memory of calls was replaced: graphs hold the addresses of one.
-    generation: u64,
 }
 
 /// Bytes of logits, keys or values that are copied at once.
@@ -121,7 +119,6 @@ impl Runner {
             inputs: pinned(shape.inputs(1).end)?,
             outputs: pinned(1)?,
             pinned: pinned(PINNED)?,
-            generation: 0,
         };
         runner.reserve(model.placement.batch.min(BATCH))?;
         runner.slots.fill(model)?;
@@ -136,7 +133,6 @@ impl Runner {
                 * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
             (self.inputs, self.outputs) = (pinned(self.shape.inputs(tokens).end)?, pinned(ends)?);
             self.slots.reserve(tokens)?;
-            self.generation += 1;
             self.scratch = Scratch::new(&self.device, &self.shape, tokens)?;
         }
         Ok(())
