@@ -24,8 +24,6 @@ struct CudaDevice {
     streams: [sys::CUstream; 2],
     functions: HashMap<&'static str, sys::CUfunction>,
     events: Mutex<Vec<sys::CUevent>>,
-    /// What was prepared; `None` where it was discarded.
-    graphs: Mutex<Vec<Option<sys::CUgraphExec>>>,
 }
 
 // SAFETY: the driver's handles may be used by any thread that has made the context its current one, which every call does.
@@ -88,7 +86,6 @@ impl Driver for Cuda {
             streams: [null; 2],
             functions: HashMap::new(),
             events: Mutex::default(),
-            graphs: Mutex::default(),
         };
         open.enter()?;
         for stream in &mut open.streams {
@@ -306,26 +303,21 @@ impl Context for CudaDevice {
 
     fn prepare(&self, work: &[Work]) -> Result<Prepared, Fault> {
         self.enter()?;
-        let graph = graph::instantiate(self, work)?;
-        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
-        graphs.push(Some(graph));
-        Ok(Prepared(graphs.len() as u64 - 1))
+        // The driver's handle is the number.
+        Ok(Prepared(graph::instantiate(self, work)? as u64))
     }
 
     unsafe fn queue_prepared(&self, work: Prepared) -> Result<(), Fault> {
         self.enter()?;
-        let graph = self.graphs.lock().unwrap_or_else(PoisonError::into_inner)[work.0 as usize];
-        let Some(graph) = graph else { return Ok(()) };
-        // SAFETY: the graph was instantiated in this context and not destroyed; its work is the caller's contract.
-        fault("cuGraphLaunch", unsafe { result::graph::launch(graph, self.stream(Stream::Compute)) })
+        let (graph, stream) = (work.0 as sys::CUgraphExec, self.stream(Stream::Compute));
+        // SAFETY: the caller's contract: `prepare` has made the graph, and it was not destroyed.
+        fault("cuGraphLaunch", unsafe { result::graph::launch(graph, stream) })
     }
 
     unsafe fn discard(&self, work: Prepared) -> Result<(), Fault> {
         self.enter()?;
-        let graph = self.graphs.lock().unwrap_or_else(PoisonError::into_inner)[work.0 as usize].take();
-        let Some(graph) = graph else { return Ok(()) };
-        // SAFETY: it is taken out of the list; the driver frees it when it has run.
-        fault("cuGraphExecDestroy", unsafe { result::graph::exec_destroy(graph) })
+        // SAFETY: as above; the driver frees it when it has run.
+        fault("cuGraphExecDestroy", unsafe { result::graph::exec_destroy(work.0 as sys::CUgraphExec) })
     }
 }
 
@@ -335,12 +327,8 @@ impl Drop for CudaDevice {
             return;
         }
         let events = std::mem::take(self.events.get_mut().unwrap_or_else(PoisonError::into_inner));
-        let graphs = std::mem::take(self.graphs.get_mut().unwrap_or_else(PoisonError::into_inner));
         // SAFETY: all of it was made by this value and is not used any more; the driver waits for what is queued.
         unsafe {
-            for graph in graphs.into_iter().flatten() {
-                let _ = result::graph::exec_destroy(graph);
-            }
             for event in events {
                 let _ = result::event::destroy(event);
             }

@@ -95,12 +95,6 @@ impl Device {
         self.call(call)
     }
 
-    /// Whether all of these buffers are there.
-    pub(super) fn has_buffers(&self, numbers: &[u64]) -> bool {
-        let there = lock(&self.buffers);
-        numbers.iter().all(|n| there.contains(n))
-    }
-
     /// A new event.
     ///
     /// # Errors

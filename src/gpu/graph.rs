@@ -44,7 +44,7 @@ impl Graph {
 
     /// Whether the buffers that it is about are all there.
     pub fn is_current(&self) -> bool {
-        self.device.has_buffers(&self.buffers)
+        self.device.with_buffers(&self.buffers, |_| Ok(())).is_ok()
     }
 
     /// Queues all of it, behind what is queued.
