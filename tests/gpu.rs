@@ -359,22 +359,29 @@ fn a_token_is_one_graph_where_all_experts_are_there() {
     assert_eq!(fake.held(), (0, 0, 0));
 }
 
+/// Calls take turns; sessions begin and end whenever they do, beside calls of others.
 #[test]
 fn threads_share_a_gpu() {
     let folder = common::folder();
     let container = demo(&folder, DType::Q4_K);
     let fake = fake(Schedule::Late);
-    let model = Arc::new(Model::load(&container, &on_gpu(&container, &fake, 10, BOTH, KvType::F16)).unwrap());
+    let model = Model::load(&container, &on_gpu(&container, &fake, 10, BOTH, KvType::F16)).unwrap();
     let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
-    let runs: Vec<_> = (9..12)
-        .map(|n| {
-            let model = model.clone();
-            (n, thread::spawn(move || logits(&model, &tokens(n), n - 2, KvType::F16)))
-        })
-        .collect();
-    for (n, run) in runs {
-        assert!(run.join().unwrap() == logits(&cpu, &tokens(n), n - 2, KvType::F16), "{n} tokens");
-    }
+    let expected = [9, 10, 11].map(|n| logits(&cpu, &tokens(n), n - 2, KvType::F16));
+    thread::scope(|scope| {
+        for (n, expected) in (9..).zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                assert!(logits(model, &tokens(n), n - 2, KvType::F16) == *expected, "{n} tokens");
+                for _ in 0..4 {
+                    assert!(
+                        logits(model, &tokens(1), 1, KvType::F16) == expected[..model.config().vocab],
+                        "{n}"
+                    );
+                }
+            });
+        }
+    });
 }
 
 #[test]

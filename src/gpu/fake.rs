@@ -217,6 +217,17 @@ impl State {
         Ok(())
     }
 
+    /// Whether anything that is queued has a place among the bytes from `at` on. What other threads have queued may: each of them gives
+    /// back its own.
+    fn uses(&self, at: u64, bytes: usize) -> bool {
+        let inside = |place: u64| (at..at + bytes as u64).contains(&place);
+        self.streams.iter().flat_map(|stream| &stream.waiting).any(|op| match op {
+            Op::Copy { to, from, .. } => inside(*to) || inside(*from),
+            Op::Launch(_, args) => args.iter().any(|arg| matches!(arg, Arg::At(place) if inside(*place))),
+            Op::Wait(..) => false,
+        })
+    }
+
     fn execute(&mut self, op: Op) -> Result<(), Fault> {
         match op {
             Op::Wait(other, end) => self.run(other, end),
@@ -224,7 +235,7 @@ impl State {
                 for row in 0..rows.count {
                     let (to, from) = (to as usize + row * to_pitch, from as usize + row * from_pitch);
                     // SAFETY: whoever has queued the copy has checked the sizes; both places are memory of this process that
-                    // is not given back while copies of it are queued (`free` asserts it).
+                    // is not given back while copies of it are queued (`free` and `free_pinned` assert it).
                     unsafe { std::ptr::copy(from as *const u8, to as *mut u8, rows.width) };
                 }
                 Ok(())
@@ -282,11 +293,9 @@ impl Context for Fake {
     unsafe fn free(&self, at: u64) -> Result<(), Fault> {
         let mut state = self.call("free")?;
         state.calls.push(Call::Free { at });
-        assert!(
-            state.streams.iter().all(|s| s.waiting.is_empty()),
-            "memory is given back while work is queued"
-        );
-        let (bytes, memory) = state.device.remove(&at).expect("device memory is given back once");
+        let bytes = state.device.get(&at).expect("device memory is given back once").0;
+        assert!(!state.uses(at, bytes), "device memory is given back while what is queued uses it");
+        let (_, memory) = state.device.remove(&at).expect("it is there");
         state.used -= bytes as u64;
         yuan_cuda_shim::unregister(memory.as_ptr().cast());
         Ok(())
@@ -304,7 +313,9 @@ impl Context for Fake {
     unsafe fn free_pinned(&self, at: *mut u8) -> Result<(), Fault> {
         let mut state = self.call("free_pinned")?;
         state.calls.push(Call::FreePinned { at: at as u64 });
-        state.pinned.remove(&(at as u64)).expect("pinned memory is given back once");
+        let bytes = size_of_val(&**state.pinned.get(&(at as u64)).expect("pinned memory is given back once"));
+        assert!(!state.uses(at as u64, bytes), "pinned memory is given back while what is queued uses it");
+        state.pinned.remove(&(at as u64));
         Ok(())
     }
 
