@@ -408,3 +408,29 @@ fn op(work: &Work) -> Op {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    /// One thread's session is dropped while another's call is under way: what that call uses is another's.
+    #[test]
+    fn memory_is_given_back_beside_what_others_have_queued() {
+        let fake = Fake::new(1 << 20, Schedule::Late);
+        let device = fake.open(0).unwrap();
+        let host = device.alloc_pinned(256).unwrap();
+        let [mine, others] = [(); 2].map(|()| device.alloc(256).unwrap());
+        let rows = Rows { count: 1, width: 256, pitch: 256 };
+        // SAFETY: both have 256 bytes, and the host's are not touched.
+        unsafe { device.upload(others, host, rows, Stream::Copy) }.unwrap();
+        // SAFETY: the address is from `alloc`; the driver panics where what is queued uses it.
+        let free =
+            |at| catch_unwind(AssertUnwindSafe(|| unsafe { device.free(at) })).is_ok_and(|r| r.is_ok());
+        assert_eq!([free(mine), free(others)], [true, false]);
+        device.finish(Stream::Copy).unwrap();
+        assert!(free(others));
+        assert_eq!(fake.held(), (0, 1, 0));
+    }
+}
