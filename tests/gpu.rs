@@ -29,7 +29,11 @@ fn go(_: usize) -> ControlFlow<()> {
 }
 
 fn demo(folder: &tempfile::TempDir, experts: DType) -> Container {
-    let options = quantize::Options { experts, rope: Some(RopePrecision::F32), ..Default::default() };
+    with_trunk(folder, experts, DType::Q8_0)
+}
+
+fn with_trunk(folder: &tempfile::TempDir, experts: DType, dense: DType) -> Container {
+    let options = quantize::Options { experts, dense, rope: Some(RopePrecision::F32), rope_base: None };
     common::convert(&common::demo(), &options, &folder.path().join("demo.gguf"))
 }
 
@@ -109,6 +113,24 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
             assert_eq!(used.on_cpu > 0, costs != COPY, "{used:?}");
             assert!(fake.take_calls().contains(&Call::Launch { kernel: "combine" }));
         }
+    }
+}
+
+#[test]
+fn trunks_of_every_type_give_the_same_bits() {
+    for dense in [DType::Q6_K, DType::Q4_K, DType::F16] {
+        let folder = common::folder();
+        let container = with_trunk(&folder, DType::Q4_K, dense);
+        let fake = fake(Schedule::Early);
+        let on_gpu = on_gpu(&container, &fake, 64, COPY, KvType::F16);
+        let [found, expected] = [on_gpu, base(KvType::F16)].map(|options| {
+            let model = Model::load(&container, &options).unwrap();
+            logits(&model, &tokens(11), 9, KvType::F16)
+        });
+        assert!(found == expected, "{dense:?}");
+        let one = format!("product_{}{}", dense.name(), if dense.is_quantized() { "_1" } else { "" });
+        let kernels = |call: &Call| matches!(call, Call::Launch { kernel } if *kernel == one);
+        assert!(fake.take_calls().iter().any(kernels), "{one}");
     }
 }
 

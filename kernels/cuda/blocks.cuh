@@ -47,10 +47,20 @@ struct __align__(16) PanelQ8_0 {
     i8 qs[4096];
 };
 
+struct SixBits {
+    u8 low[256], high[128];
+};
+
+struct __align__(16) PanelQ6K {
+    u16 d[16];
+    i8 scales[16][16];
+    SixBits sub_blocks[8];
+};
+
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210,
               "blocks");
 static_assert(sizeof(BlockQ8) == 288 && sizeof(PanelQ4K) == 2304 && sizeof(PanelQ4_0) == 2304 &&
-                  sizeof(PanelQ8_0) == 4352,
+                  sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360,
               "panels");
 
 __device__ inline int word_at(const void *p) { return *(const int *)p; }
@@ -70,6 +80,15 @@ __device__ inline unsigned mins_of(const PanelQ4K &panel, int s, int r) {
 }
 
 __device__ inline int byte_of(unsigned word, int i) { return word >> 8 * i & 255; }
+
+__device__ inline int signed_byte_of(unsigned word, int i) { return (i8)(word >> 8 * i); }
+
+// Four numbers of 6 bits less 32, from the low 4 bits and the upper 2 bits of each byte. Nothing is borrowed beyond a
+// byte, since each has its highest bit while it is subtracted from.
+__device__ inline int six_bits(unsigned low, unsigned high) {
+    unsigned word = (low & 0x0f0f0f0fu) | (high & 0x03030303u) << 4;
+    return (int)(((word | 0x80808080u) - 0x20202020u) ^ 0x80808080u);
+}
 
 // A warp makes one block of the values that `value` gives for columns 0..256. All lanes must call it.
 template <class Value>

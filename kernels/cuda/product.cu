@@ -20,3 +20,4 @@ __device__ void product(const Panel *w, const BlockQ8 *x, float *out, int rows, 
 PRODUCTS(q8_0, PanelQ8_0)
 PRODUCTS(q4_0, PanelQ4_0)
 PRODUCTS(q4_k, PanelQ4K)
+PRODUCTS(q6_k, PanelQ6K)

@@ -25,3 +25,4 @@ __device__ void product_many(const Panel *w, const BlockQ8 *x, float *out, int r
 PRODUCT_MANY(q8_0, PanelQ8_0)
 PRODUCT_MANY(q4_0, PanelQ4_0)
 PRODUCT_MANY(q4_k, PanelQ4K)
+PRODUCT_MANY(q6_k, PanelQ6K)

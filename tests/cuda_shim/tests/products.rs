@@ -6,7 +6,10 @@ use bytemuck::Zeroable;
 use common::{ARCHITECTURES, Buffer, Random, assert_same, run, run_on, scalar};
 use half::{bf16, f16};
 use yuan_cuda::launch;
-use yuan_kernels::{BlockQ8, DType, PanelQ4_0, PanelQ4K, PanelQ8_0, panel::Panel};
+use yuan_kernels::{
+    BlockQ8, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    panel::{Panel, SixBits},
+};
 
 /// `out[t][row]` of a matrix in panels.
 fn wanted<P: Panel>(panels: &[P], rows: usize, x: &[BlockQ8], width: usize) -> Vec<f32> {
@@ -64,6 +67,11 @@ fn q8_0_products_are_those_of_the_definition() {
     check_shapes(&mut Random(3), Random::q8_0);
 }
 
+#[test]
+fn q6_k_products_are_those_of_the_definition() {
+    check_shapes(&mut Random(4), Random::q6_k);
+}
+
 /// The largest sums: no step of 8 or 16 bits may saturate.
 #[test]
 fn extremes_do_not_saturate() {
@@ -86,6 +94,10 @@ fn extremes_do_not_saturate() {
                 check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [b as i8; 4096] }], 16, &x);
             }
             check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [-128; 4096] }], 16, &x);
+            for (bits, scale) in [(0x00, -128), (0x00, 127), (0xff, -128), (0xff, 127)] {
+                let sub_blocks = [SixBits { low: [bits; 256], high: [bits; 128] }; 8];
+                check(&[PanelQ6K { d: [two; 16], scales: [[scale; 16]; 16], sub_blocks }], 16, &x);
+            }
         }
     }
 }
@@ -139,6 +151,6 @@ fn float_products_are_those_of_the_definition() {
 fn shapes_that_no_panels_have_are_refused() {
     assert_eq!(launch::product(DType::Q4_K, 24, 256, 1), None);
     assert_eq!(launch::product(DType::Q4_K, 16, 300, 1), None);
-    assert_eq!(launch::product(DType::Q6_K, 16, 256, 1), None);
+    assert_eq!(launch::product(DType::Q6_K, 16, 300, 1), None);
     assert_eq!(launch::product(DType::Q4_K, 0, 256, 1), None);
 }

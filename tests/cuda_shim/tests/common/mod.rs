@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use yuan_cuda::Launch;
 use yuan_cuda_shim::{Architecture, launch_on, register, unregister};
-use yuan_kernels::{BlockQ8, Kernels, PanelQ4_0, PanelQ4K, PanelQ8_0};
+use yuan_kernels::{BlockQ8, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
 /// All that have kernels of ours.
 pub const ARCHITECTURES: [Architecture; 3] =
@@ -143,6 +143,10 @@ impl Random {
             d: [(); 8].map(|()| [(); 16].map(|()| f16::from_f32(self.float() / 8.0))),
             ..self.bytes()
         }
+    }
+
+    pub fn q6_k(&mut self) -> PanelQ6K {
+        PanelQ6K { d: [(); 16].map(|()| f16::from_f32(self.float() / 1024.0)), ..self.bytes() }
     }
 
     pub fn q8_0(&mut self) -> PanelQ8_0 {
