@@ -1,68 +1,24 @@
-//! The model on an emulated GPU: the CPU's bits wherever experts are, the same sessions, copies that are waited for, and failures that
-//! leave a usable state.
+//! The model on an emulated GPU: the CPU's bits, choices and text wherever experts are, and the same sessions.
 
 mod common;
 #[path = "common/gpu.rs"]
 mod gpu;
 
-use std::{ops::ControlFlow, sync::Arc, thread};
+use std::{ops::ControlFlow, sync::Arc};
 
-use gpu::{BOTH, COPY, NEVER, fake, options};
+use gpu::{BOTH, COPY, NEVER, base, bits, demo, fake, go, logits, on_gpu, options, tokens, with_trunk};
 use yuan::{
-    Error,
-    config::RopePrecision,
     container::Container,
     gpu::{
         Choice, Costs,
-        driver::Stream,
-        fake::{Call, Fake, Schedule},
+        fake::{Call, Schedule},
     },
-    model::{KvType, Model, Options, Placement, State, Want},
-    quantize::{self, DType},
+    model::{KvType, Logits, Model, Options, Placement, State, Want},
+    quantize::DType,
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
     tokenizer::Special,
 };
-
-fn go(_: usize) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn demo(folder: &tempfile::TempDir, experts: DType) -> Container {
-    with_trunk(folder, experts, DType::Q8_0)
-}
-
-fn with_trunk(folder: &tempfile::TempDir, experts: DType, dense: DType) -> Container {
-    let options = quantize::Options { experts, dense, rope: Some(RopePrecision::F32), rope_base: None };
-    common::convert(&common::demo(), &options, &folder.path().join("demo.gguf"))
-}
-
-fn base(kv: KvType) -> Options {
-    Options { threads: 2, context: 256, kv, ..Options::default() }
-}
-
-/// On a GPU with room for `experts` of 64.
-fn on_gpu(container: &Container, fake: &Fake, experts: u64, costs: Costs, kv: KvType) -> Options {
-    options(container, fake, experts, costs, base(kv))
-}
-
-fn tokens(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| (i * i * 31 + i * 7 + 300) % 4000).collect()
-}
-
-/// Bits of all logits: a prompt of `prompt` tokens, then one by one.
-fn logits(model: &Model, tokens: &[u32], prompt: usize, kv: KvType) -> Vec<u32> {
-    let mut state = State::new(model.config(), 256, kv).unwrap();
-    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
-    for token in &tokens[prompt..] {
-        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
-    }
-    bits(&out)
-}
-
-fn bits(logits: &[f32]) -> Vec<u32> {
-    logits.iter().map(|l| l.to_bits()).collect()
-}
 
 fn answer(session: &mut Session, most: usize) -> String {
     let mut sampler = Sampler::new(Settings { temperature: 0.0, ..Settings::default() }).unwrap();
@@ -156,6 +112,85 @@ fn text_is_that_of_the_cpu_in_english_and_chinese() {
     }
 }
 
+/// Where a choice looks at a few of the best logits only, these are ranked on the GPU, and no others leave it.
+#[test]
+fn choices_are_those_of_the_cpu_and_logits_stay_where_few_are_looked_at() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
+    let [cpu, gpu] = [base(KvType::F16), options].map(|o| Engine::open(container.path(), &o).unwrap());
+    let vocab = gpu.model().config().vocab;
+    let warm = Settings { temperature: 0.8, seed: 3, ..Settings::default() };
+    let cases = [
+        (Settings::default(), true),
+        (Settings { top_k: 40, ..warm.clone() }, true),
+        (Settings { top_k: 127, top_p: 0.9, min_p: 0.01, ..warm.clone() }, true),
+        (Settings { top_k: 128, ..warm.clone() }, false),
+        (Settings { top_p: 0.9, ..warm.clone() }, false),
+        (Settings { top_k: 40, repeat_penalty: 1.2, ..warm }, false),
+    ];
+    for (settings, few) in cases {
+        let chosen = [&cpu, &gpu].map(|engine| {
+            let mut session = Session::new(engine.clone(), 100, KvType::F16).unwrap();
+            let mut sampler = Sampler::new(settings.clone()).unwrap();
+            let prompt = engine.tokenizer().encode("十五夜观灯 王维<sep>", Special::Parse);
+            session.extend(&prompt[..prompt.len() - 1], go).unwrap();
+            fake.take_calls();
+            let limits = Limits { ignore_eod: true, ..Limits::tokens(8) };
+            session.extend(&prompt[prompt.len() - 1..], go).unwrap();
+            session.generate(&mut sampler, &limits, |_, _| ControlFlow::Continue(())).unwrap();
+            let tokens = session.tokens().to_vec();
+            // Whoever asks for all logits gets them.
+            let token = session.sample(&mut sampler).unwrap();
+            (tokens, token, bits(session.logits().unwrap()))
+        });
+        assert_eq!(chosen[0].0, chosen[1].0, "{settings:?}");
+        assert!(chosen[0] == chosen[1], "{settings:?}");
+        let calls = fake.take_calls();
+        let ranked = calls.iter().filter(|c| matches!(c, Call::Launch { kernel: "top_k" })).count();
+        let brought = |c: &&Call| matches!(c, Call::Download { bytes, .. } if *bytes == 4 * vocab);
+        let all = calls.iter().filter(brought).count();
+        // Of nine tokens the first was run before its choice was asked for; one is asked for once more.
+        let launches = vocab.div_ceil(4096).min(2);
+        assert_eq!((ranked, all), if few { (8 * launches, 2) } else { (0, 9) }, "{settings:?}");
+    }
+}
+
+/// A logit that is no number is ranked before all others, or behind them, and is never chosen.
+#[test]
+fn what_is_no_number_is_not_chosen() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let head = container.tensor("output.weight").unwrap();
+    assert!(head.dtype == DType::Q8_0 && head.panels);
+    let at = head.bytes.file_offset().unwrap() as usize;
+    let bytes = std::fs::read(container.path()).unwrap();
+    for (scale, ranked) in [(0x7e00u16, false), (0xfe00, true)] {
+        let mut bytes = bytes.clone();
+        // The scales of the first panel: of token 7.
+        bytes[at + 14..at + 16].copy_from_slice(&scale.to_le_bytes());
+        let path = folder.path().join(format!("{scale:x}.gguf"));
+        std::fs::write(&path, &bytes).unwrap();
+        let container = Container::open(&path).unwrap();
+        let fake = fake(Schedule::Early);
+        let options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
+        let [cpu, gpu] = [base(KvType::F16), options].map(|o| Model::load(&container, &o).unwrap());
+        let state = || State::new(cpu.config(), 64, KvType::F16).unwrap();
+        let all = cpu.forward(&tokens(5), &mut state(), Want::Last).unwrap();
+        assert!(all[7].is_nan());
+        match gpu.forward_best(&tokens(5), &mut state(), 3).unwrap() {
+            Logits::Best(best) => {
+                let mut wanted: Vec<_> = (0..).zip(all.iter().copied()).filter(|t| !t.1.is_nan()).collect();
+                wanted.sort_by(|a: &(u32, f32), b| b.1.total_cmp(&a.1));
+                assert_eq!(best, wanted[..3]);
+                assert!(ranked);
+            }
+            Logits::All(found) => assert!(bits(&found) == bits(&all) && !ranked),
+        }
+    }
+}
+
 /// Streamed experts go from the drive to memory and from there to the GPU.
 #[test]
 fn three_tiers_give_the_same_bits() {
@@ -225,185 +260,6 @@ fn a_state_goes_from_the_gpu_to_the_cpu_and_back() {
     assert!(bits(&out) == logits(&cpu, &tokens, 20, KvType::F16));
     let next = [&mut state, &mut copy].map(|s| bits(&gpu.forward(&[7], s, Want::Last).unwrap()));
     assert!(next[0] == next[1]);
-}
-
-#[test]
-fn a_call_that_fails_leaves_the_state_as_before() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
-    let tokens = tokens(14);
-    let expected = logits(&cpu, &tokens, 12, KvType::F16);
-    let mut failed = 0;
-    // Layer by layer, and as one graph.
-    let some = [0, 1, 7, 30, 60, 90, 110, 140, 170].map(|step| (6, step));
-    let all = [0, 1, 2, 3, 4, 6, 8, 10].map(|step| (64, step));
-    for (experts, step) in some.into_iter().chain(all) {
-        for no_memory in [true, false] {
-            let fake = fake(Schedule::Late);
-            let options = on_gpu(&container, &fake, experts, BOTH, KvType::F16);
-            let model = Model::load(&container, &options).unwrap();
-            let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
-            let mut out = model.forward(&tokens[..12], &mut state, Want::All).unwrap();
-            fake.take_calls();
-            fake.fail_in(step, no_memory);
-            match model.forward(&tokens[12..13], &mut state, Want::All) {
-                Ok(logits) => out.extend(logits),
-                Err(error) => {
-                    failed += 1;
-                    assert_eq!(matches!(error, Error::Memory(_)), no_memory, "{error}");
-                    assert!(no_memory || matches!(error, Error::Gpu { .. }), "{error}");
-                    assert_eq!(state.position(), 12);
-                    let calls = fake.take_calls();
-                    // A GPU that has failed is asked nothing more: not even to give memory back.
-                    assert!(no_memory || matches!(calls.last(), Some(Call::Failed(_))), "{calls:?}");
-                    out.extend(model.forward(&tokens[12..13], &mut state, Want::All).unwrap());
-                    assert_eq!(fake.take_calls().is_empty(), !no_memory);
-                }
-            }
-            fake.heal();
-            out.extend(model.forward(&tokens[13..], &mut state, Want::All).unwrap());
-            assert!(bits(&out) == expected, "call {step} failed, {experts} experts, {no_memory}");
-        }
-    }
-    assert!(failed >= 24, "{failed}");
-}
-
-#[test]
-fn a_gpu_that_fails_while_a_model_is_loaded_is_an_error_or_not_used() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    for step in [0, 1, 5, 40] {
-        let fake = fake(Schedule::Early);
-        let mut options = on_gpu(&container, &fake, 6, COPY, KvType::F16);
-        fake.fail_in(step, false);
-        assert!(matches!(Model::load(&container, &options), Err(Error::Gpu { .. })), "call {step}");
-        options.gpu.choice = Choice::Auto;
-        let model = Model::load(&container, &options).unwrap();
-        assert!(model.placement().gpu.room().is_none() && model.gpu_use().is_none());
-        model.forward(&[1, 2], &mut State::new(model.config(), 8, KvType::F16).unwrap(), Want::Last).unwrap();
-    }
-}
-
-#[test]
-fn a_cancelled_call_leaves_the_state_as_before() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    let fake = fake(Schedule::Late);
-    let model = Model::load(&container, &on_gpu(&container, &fake, 6, BOTH, KvType::F16)).unwrap();
-    let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
-    let mut out = model.forward(&tokens[..10], &mut state, Want::All).unwrap();
-    state.cancel.cancel();
-    assert!(matches!(model.forward(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
-    assert_eq!(state.position(), 10);
-    state.cancel.clear();
-    out.extend(model.forward(&tokens[10..], &mut state, Want::All).unwrap());
-    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
-    assert!(bits(&out) == logits(&cpu, &tokens, 12, KvType::F16));
-}
-
-/// Before experts are computed that were copied, the stream of kernels waits for the stream of copies.
-#[test]
-fn copies_are_waited_for_and_memory_is_given_back() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    let fake = fake(Schedule::Late);
-    let model = Model::load(&container, &on_gpu(&container, &fake, 6, COPY, KvType::F16)).unwrap();
-    fake.take_calls();
-    logits(&model, &tokens(14), 12, KvType::F16);
-    let calls = fake.take_calls();
-    let (mut on_their_way, mut recorded, mut waits) = (false, None, 0);
-    for call in &calls {
-        match call {
-            Call::Upload { stream: Stream::Copy, .. } => (on_their_way, recorded) = (true, None),
-            Call::Record(event, Stream::Copy) => recorded = Some(*event),
-            Call::Wait(Stream::Compute, event) if Some(*event) == recorded => {
-                (on_their_way, waits) = (false, waits + 1);
-            }
-            Call::Launch { kernel } if kernel.starts_with("expert_") => assert!(!on_their_way),
-            _ => {}
-        }
-    }
-    assert!(waits > 10, "{waits}");
-    assert!(!calls.iter().any(|c| matches!(c, Call::Free { .. })) || fake.held().0 > 0);
-    drop(model);
-    assert_eq!(fake.held(), (0, 0, 0));
-}
-
-/// Where all experts are there, a token's layers are one graph: of its session, of the spans that attention goes over, and of the memory
-/// that calls use, which a long prompt replaces.
-#[test]
-fn a_token_is_one_graph_where_all_experts_are_there() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
-    let fake = fake(Schedule::Late);
-    let model = Model::load(&container, &on_gpu(&container, &fake, 64, COPY, KvType::F16)).unwrap();
-    let all = tokens(530);
-    // The CPU goes ahead to just before the second span of 512 positions.
-    let ahead = |n: usize| {
-        let mut state = State::new(model.config(), 600, KvType::F16).unwrap();
-        cpu.forward(&all[..n], &mut state, Want::Nothing).unwrap();
-        state
-    };
-    let prepared = |calls: &[Call]| calls.iter().filter(|c| matches!(c, Call::Prepare(_))).count();
-    let (mut first, mut second) = (ahead(509), ahead(3));
-    let mut expected = first.clone();
-    for (i, token) in all[509..515].iter().enumerate() {
-        fake.take_calls();
-        let found = model.forward(&[*token], &mut first, Want::Last).unwrap();
-        assert!(bits(&found) == bits(&cpu.forward(&[*token], &mut expected, Want::Last).unwrap()), "{i}");
-        let calls = fake.take_calls();
-        // At first, and for position 512.
-        assert_eq!(prepared(&calls), usize::from([0, 3].contains(&i)), "{i}");
-        assert_eq!(calls.iter().filter(|c| matches!(c, Call::QueuePrepared(_))).count(), 1);
-        let kernels = calls.iter().filter(|c| matches!(c, Call::Launch { .. })).count();
-        assert_eq!(kernels, 2, "the last norm and the head");
-        model.forward(&all[i..=i], &mut second, Want::Last).unwrap();
-    }
-    // The other session has a graph of its own.
-    assert_eq!(prepared(&fake.take_calls()), 0);
-    // A prompt that needs more memory, and back.
-    let mut third = State::new(model.config(), 600, KvType::F16).unwrap();
-    model.forward(&all[..model.placement().batch + 1], &mut third, Want::Nothing).unwrap();
-    fake.take_calls();
-    let found = model.forward(&all[515..516], &mut first, Want::Last).unwrap();
-    assert!(bits(&found) == bits(&cpu.forward(&all[515..516], &mut expected, Want::Last).unwrap()));
-    assert_eq!(prepared(&fake.take_calls()), 1);
-    // Back in the first span.
-    let place = first.rewind(500);
-    assert_eq!(place, expected.rewind(500));
-    let found = model.forward(&all[place..=place], &mut first, Want::Last).unwrap();
-    assert!(bits(&found) == bits(&cpu.forward(&all[place..=place], &mut expected, Want::Last).unwrap()));
-    assert_eq!(prepared(&fake.take_calls()), 1);
-    drop((first, second, third));
-    drop(model);
-    assert_eq!(fake.held(), (0, 0, 0));
-}
-
-/// Calls take turns; sessions begin and end whenever they do, beside calls of others.
-#[test]
-fn threads_share_a_gpu() {
-    let folder = common::folder();
-    let container = demo(&folder, DType::Q4_K);
-    let fake = fake(Schedule::Late);
-    let model = Model::load(&container, &on_gpu(&container, &fake, 10, BOTH, KvType::F16)).unwrap();
-    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
-    let expected = [9, 10, 11].map(|n| logits(&cpu, &tokens(n), n - 2, KvType::F16));
-    thread::scope(|scope| {
-        for (n, expected) in (9..).zip(&expected) {
-            let model = &model;
-            scope.spawn(move || {
-                assert!(logits(model, &tokens(n), n - 2, KvType::F16) == *expected, "{n} tokens");
-                for _ in 0..4 {
-                    assert!(
-                        logits(model, &tokens(1), 1, KvType::F16) == expected[..model.config().vocab],
-                        "{n}"
-                    );
-                }
-            });
-        }
-    });
 }
 
 #[test]

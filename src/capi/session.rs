@@ -227,7 +227,7 @@ pub unsafe extern "C" fn yuan_session_sample(
         let sampler = SAMPLERS.get(sampler)?;
         let mut chooser = exclusive("sampler", &sampler)?;
         chooser.sampler.follow(session.tokens());
-        out.write(chooser.sampler.sample(session.logits()?));
+        out.write(session.sample(&mut chooser.sampler)?);
         Ok(())
     })
 }

@@ -331,6 +331,23 @@ impl<'d> Ops<'d> {
         )
     }
 
+    /// The `k` best of each [`launch::TOP_CHUNK`] of `n` numbers, best first, and their ids, i32: those of `from`, or, where it has none, the
+    /// places of the numbers. Of equals the earlier is better; an id of -1 is none.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn top_k(
+        &self,
+        from: (View<'_>, View<'_>),
+        best: (View<'_>, View<'_>),
+        (n, k): (usize, usize),
+    ) -> Result<()> {
+        let kept = 4 * n.div_ceil(launch::TOP_CHUNK) * k;
+        let views = [(from.0, f32s(n)), (from.1, 4 * n), (best.0, kept), (best.1, kept)];
+        let args = [at(from.0), at(from.1), at(best.0), at(best.1), int(n)?, int(k)?];
+        self.launch("ranking", launch::top_k(n, k), &views, &args)
+    }
+
     /// The experts and weights [T, used] of tokens from their projections `qkv` [T, 3E].
     ///
     /// # Errors

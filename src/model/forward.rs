@@ -28,6 +28,15 @@ pub enum Want {
     Hidden,
 }
 
+/// The logits of one token.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Logits {
+    /// Of all tokens, [V].
+    All(Vec<f32>),
+    /// The best tokens and their logits, all finite: best first, and of equals the lower id first.
+    Best(Vec<(u32, f32)>),
+}
+
 /// Places in the forward pass that a [`Probe`] sees. Rows are tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -60,9 +69,22 @@ impl Model {
     pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
         #[cfg(feature = "gpu")]
         if let Some(gpu) = self.gpu_for(state) {
-            return self.forward_gpu(gpu, tokens, state, want);
+            return self.forward_gpu(gpu, tokens, state, |runner| runner.rows(self, tokens.len(), want));
         }
         self.forward_probed(tokens, state, want, &mut |_, _, _| {})
+    }
+
+    /// [`Model::forward`] for who looks at the last token's `best` best logits only. A GPU ranks them, where there are few, and brings no
+    /// others.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_best(&self, tokens: &[u32], state: &mut State, best: usize) -> Result<Logits> {
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = self.gpu_for(state).filter(|_| (1..=super::gpu::RANKED).contains(&best)) {
+            return self.forward_gpu(gpu, tokens, state, |runner| runner.best(self, tokens.len(), best));
+        }
+        self.forward(tokens, state, Want::Last).map(Logits::All)
     }
 
     /// [`Model::forward`] on the CPU, that shows its intermediate results to `probe`.
@@ -81,27 +103,27 @@ impl Model {
     }
 
     /// A call of the model, on whatever device `run` uses: it began at `start`, and leaves the state as before when it fails.
-    pub(super) fn call(
+    pub(super) fn call<T: Send>(
         &self,
         tokens: &[u32],
         state: &mut State,
         start: Instant,
-        run: impl FnOnce(&Pass<'_>, &mut State) -> Result<Vec<f32>> + Send,
-    ) -> Result<Vec<f32>> {
+        run: impl FnOnce(&Pass<'_>, &mut State) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check_file()?;
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let logits = self.compute.enter(tokens.len(), || run(&pass, state));
-        if logits.is_err() {
+        let result = self.compute.enter(tokens.len(), || run(&pass, state));
+        if result.is_err() {
             state.undo();
             // What has happened to the file says more than what came of it.
             self.check_file()?;
         } else {
             self.log.add(tokens.len(), start);
         }
-        logits
+        result
     }
 
     /// The logits [rows, V] of hidden states behind the final norm, [rows, H] ([`State::hidden`], [`Want::Hidden`]). The budget has room for

@@ -29,7 +29,7 @@ mod work;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
-pub use forward::{Stage, Want};
+pub use forward::{Logits, Stage, Want};
 pub use gpu_placement::{GpuPlacement, GpuUse};
 pub use kv::KvType;
 pub use load::{Options, Progress};

@@ -18,7 +18,7 @@ use rand_xoshiro::{
 
 use crate::error::Result;
 use exp::exp;
-use ranking::Ranking;
+use ranking::{Ranking, by_rank};
 
 pub use settings::Settings;
 pub use stop::StopText;
@@ -86,6 +86,29 @@ impl Sampler {
         token
     }
 
+    /// How many of the best tokens a choice looks at, where it does not look at all of them: [`Sampler::sample_best`] is then the same as
+    /// [`Sampler::sample`].
+    pub fn looks_at(&self) -> Option<usize> {
+        match self.settings.top_k {
+            _ if self.changes_logits() => None,
+            _ if self.settings.temperature == 0.0 => Some(1),
+            0 => None,
+            // One more, and so sums go by rank: of all tokens they would go by id.
+            k => k.checked_add(1),
+        }
+    }
+
+    /// The next token from at least [`Sampler::looks_at`] tokens and their logits, all finite: the best of all, best first and of equals
+    /// the lower id first.
+    pub fn sample_best(&mut self, best: &[(u32, f32)]) -> u32 {
+        let token = match self.settings.temperature {
+            0.0 => best.first().map_or(0, |b| b.0),
+            _ => self.draw(Ranking::of_best(best)),
+        };
+        self.accept(token);
+        token
+    }
+
     fn choose(&mut self, logits: &[f32]) -> u32 {
         let changed = self.changes_logits().then(|| {
             let mut logits = logits.to_vec();
@@ -93,7 +116,7 @@ impl Sampler {
             logits
         });
         let logits = changed.as_deref().unwrap_or(logits);
-        if self.settings.temperature == 0.0 { greedy(logits) } else { self.draw(logits) }
+        if self.settings.temperature == 0.0 { greedy(logits) } else { self.draw(Ranking::new(logits)) }
     }
 
     fn changes_logits(&self) -> bool {
@@ -103,10 +126,9 @@ impl Sampler {
     }
 
     /// A random choice among the tokens that top-k, top-p and min-p leave.
-    fn draw(&mut self, logits: &[f32]) -> u32 {
+    fn draw(&mut self, mut ranking: Ranking) -> u32 {
         let u = self.uniform();
         let Settings { temperature, top_k, top_p, min_p, .. } = self.settings;
-        let mut ranking = Ranking::new(logits);
         let Some(max) = ranking.max() else { return 0 };
         let all = ranking.len();
         let weight = |logit: f32, t: f32| exp(f64::from((logit - max) / t));
@@ -143,11 +165,11 @@ impl Sampler {
     }
 }
 
-/// The token with the highest logit, the lowest id among equals.
+/// The best token that has a number, or 0.
 pub fn greedy(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
     for (id, &logit) in (0..).zip(logits) {
-        if logit > best.1 {
+        if logit >= best.1 && by_rank(&(id, logit), &best).is_lt() {
             best = (id, logit);
         }
     }

@@ -1,7 +1,14 @@
 //! Tokens from the best to the worst, sorted only as far as someone looks: a choice looks at a few of 135,040.
 
+use std::cmp::Ordering;
+
 /// Tokens that are sorted when someone looks at the first.
 const FIRST: usize = 64;
+
+/// From the best to the worst, of equals the lower id first.
+pub fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
 
 /// All tokens with a finite logit, in order as far as they were asked for.
 pub struct Ranking {
@@ -13,6 +20,11 @@ impl Ranking {
     /// The tokens of these logits.
     pub fn new(logits: &[f32]) -> Self {
         Self { tokens: (0..).zip(logits.iter().copied()).filter(|(_, l)| l.is_finite()).collect(), sorted: 0 }
+    }
+
+    /// Tokens that are in order already, all with a finite logit.
+    pub fn of_best(best: &[(u32, f32)]) -> Self {
+        Self { tokens: best.to_vec(), sorted: best.len() }
     }
 
     /// How many tokens there are.
@@ -30,9 +42,8 @@ impl Ranking {
         while i >= self.sorted {
             let more = self.sorted.max(FIRST).min(self.tokens.len() - self.sorted);
             let rest = &mut self.tokens[self.sorted..];
-            let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
-            rest.select_nth_unstable_by(more - 1, order);
-            rest[..more].sort_unstable_by(order);
+            rest.select_nth_unstable_by(more - 1, by_rank);
+            rest[..more].sort_unstable_by(by_rank);
             self.sorted += more;
         }
         self.tokens[i]

@@ -199,3 +199,52 @@ fn stop_strings_are_found_across_pieces() {
         }
     }
 }
+
+/// Whatever the settings are: from as many of the best as a choice looks at, and from more, comes what comes from all.
+#[test]
+fn the_best_are_enough() {
+    let mut logits = many(3000);
+    let best = logits.iter().copied().fold(0.0, f32::max);
+    logits[17..40].fill(best);
+    logits[50] = f32::NAN;
+    logits[51] = f32::NEG_INFINITY;
+    let mut ranked: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).filter(|t| t.1.is_finite()).collect();
+    ranked.sort_unstable_by(by_rank);
+    let warm = |top_k| Settings { top_k, ..warm() };
+    let settings = [
+        Settings::default(),
+        warm(1),
+        warm(40),
+        Settings { top_p: 0.9, ..warm(30) },
+        Settings { min_p: 0.999, temperature: 0.3, ..warm(100) },
+        Settings { top_p: 0.5, min_p: 0.2, temperature: 8.0, seed: 5, ..warm(200) },
+    ];
+    for settings in settings {
+        let mut samplers = [(); 3].map(|()| Sampler::new(settings.clone()).unwrap());
+        let n = samplers[0].looks_at().unwrap();
+        for i in 0..60 {
+            let wanted = samplers[0].sample(&logits);
+            assert_eq!(samplers[1].sample_best(&ranked[..n]), wanted, "{i}, {settings:?}");
+            assert_eq!(samplers[2].sample_best(&ranked[..2 * n]), wanted, "{i}, {settings:?}");
+        }
+        assert_eq!(samplers[0], samplers[1]);
+    }
+}
+
+#[test]
+fn what_changes_logits_or_sums_over_all_looks_at_all() {
+    let looks_at = |settings| Sampler::new(settings).unwrap().looks_at();
+    assert_eq!(looks_at(Settings { top_p: 0.9, ..warm() }), None);
+    assert_eq!(looks_at(Settings { top_k: usize::MAX, ..warm() }), None);
+    assert_eq!(looks_at(Settings { logit_bias: vec![(3, -1.0)], ..Settings::default() }), None);
+    let mut sampler = Sampler::new(Settings { repeat_penalty: 1.1, top_k: 7, ..warm() }).unwrap();
+    assert_eq!(sampler.looks_at(), Some(8));
+    sampler.accept(1);
+    assert_eq!(sampler.looks_at(), None);
+}
+
+#[test]
+fn equals_are_ranked_as_the_draw_ranks_them() {
+    assert_eq!(greedy(&[-1.0, -0.0, 0.0, 0.0]), 2);
+    assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NAN, -3.0, -3.0]), 2);
+}

@@ -79,17 +79,16 @@ impl Session {
             if chosen == limits.most {
                 break Ok(Finish::Length);
             }
-            match self.next_logits(limits.shift) {
-                Ok(()) => {}
+            let token = match self.next(sampler, limits.shift) {
+                Ok(token) => token,
                 Err(Error::Cancelled) => break Ok(Finish::Cancelled),
                 Err(error) => break Err(error),
-            }
-            let token = sampler.sample(&self.logits);
+            };
             if eod == Some(token) || limits.stop_tokens.contains(&token) {
                 break Ok(Finish::Stop);
             }
             self.tokens.push(token);
-            self.logits.clear();
+            self.logits = None;
             chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
             let flow = show(Some(token), &text);
@@ -115,8 +114,8 @@ impl Session {
         finish
     }
 
-    /// Computes the logits of the last token, and makes room for one more where that is asked for.
-    fn next_logits(&mut self, shift: Option<usize>) -> Result<()> {
+    /// Chooses the next token, behind the last, for which room is made where that is asked for.
+    fn next(&mut self, sampler: &mut Sampler, shift: Option<usize>) -> Result<u32> {
         if self.state.cancel.take() {
             return Err(Error::Cancelled);
         }
@@ -125,7 +124,7 @@ impl Session {
         {
             self.shift(keep)?;
         }
-        self.logits().map(|_| ())
+        self.sample(sampler)
     }
 
     /// Keeps the first `keep` tokens, drops the older half of the others, and runs the rest again.

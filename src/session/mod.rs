@@ -10,7 +10,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     error::{Error, Result},
-    model::{KvType, State, Want, forward::no_tokens},
+    model::{KvType, Logits, State, Want, forward::no_tokens},
+    sampler::Sampler,
 };
 
 pub use crate::model::{BATCH, Cancel};
@@ -28,10 +29,19 @@ pub struct Session {
     state: State,
     /// The timeline; the model has run the first `state.position()`.
     tokens: Vec<u32>,
-    /// Of the last token; empty when they are not computed.
-    logits: Vec<f32>,
+    /// Of the last token, if they are computed.
+    logits: Option<Logits>,
     /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
     pub note: String,
+}
+
+/// What is computed for the last token, beside its state.
+#[derive(Clone, Copy)]
+enum Need {
+    Nothing,
+    Logits,
+    /// So many of the best logits, at least.
+    Best(usize),
 }
 
 /// What [`Session::sync`] did.
@@ -50,7 +60,7 @@ impl Session {
     /// [`Error::Memory`] for a context that there is no memory for.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = State::new(engine.model().config(), context, kv)?;
-        Ok(Self { engine, state, tokens: Vec::new(), logits: Vec::new(), note: String::new() })
+        Ok(Self { engine, state, tokens: Vec::new(), logits: None, note: String::new() })
     }
 
     /// The engine.
@@ -105,14 +115,14 @@ impl Session {
         self.check(tokens)?;
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         if common < self.tokens.len() || common < tokens.len() {
-            self.logits.clear();
+            self.logits = None;
         }
         let reused = self.state.rewind(common);
         self.tokens.truncate(reused);
         self.tokens.extend_from_slice(&tokens[reused..]);
         // A chat closes the prompt with a token that the next prompt does not have in this place.
         self.state.mark_at(tokens.len().saturating_sub(1));
-        if let Err(error) = self.run(Want::Nothing, progress) {
+        if let Err(error) = self.run(Need::Nothing, progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);
         }
@@ -143,12 +153,30 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] for an empty timeline; as [`Session::sync`], when the last tokens have not been run yet.
     pub fn logits(&mut self) -> Result<&[f32]> {
-        self.settle(Want::Last)?;
-        // The tokens were run before somebody asked for logits.
-        if self.logits.is_empty() {
-            self.logits = self.engine.model().logits(self.state.hidden())?;
+        self.settle(Need::Logits)?;
+        let logits = match self.logits.take() {
+            Some(Logits::All(logits)) => logits,
+            // The tokens were run before somebody asked for all logits.
+            _ => self.engine.model().logits(self.state.hidden())?,
+        };
+        match self.logits.insert(Logits::All(logits)) {
+            Logits::All(logits) => Ok(logits),
+            Logits::Best(_) => unreachable!("all were put there"),
         }
-        Ok(&self.logits)
+    }
+
+    /// Chooses the token behind the last by its logits. It does not become a part of the timeline, and `sampler` follows its own choices only:
+    /// [`Sampler::follow`] tells it of others.
+    ///
+    /// # Errors
+    /// As [`Session::logits`].
+    pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
+        let Some(n) = sampler.looks_at() else { return Ok(sampler.sample(self.logits()?)) };
+        self.settle(Need::Best(n))?;
+        match &self.logits {
+            Some(Logits::Best(best)) if best.len() >= n => Ok(sampler.sample_best(best)),
+            _ => Ok(sampler.sample(self.logits()?)),
+        }
     }
 
     /// The last token's hidden state behind the final norm, \[H\]: an embedding of the timeline.
@@ -156,7 +184,7 @@ impl Session {
     /// # Errors
     /// As [`Session::logits`].
     pub fn embedding(&mut self) -> Result<&[f32]> {
-        self.settle(Want::Nothing)?;
+        self.settle(Need::Nothing)?;
         Ok(self.state.hidden())
     }
 
@@ -168,25 +196,30 @@ impl Session {
     }
 
     /// Runs what has not been run of the timeline, which is not empty.
-    fn settle(&mut self, want: Want) -> Result<()> {
+    fn settle(&mut self, need: Need) -> Result<()> {
         if self.tokens.is_empty() {
             return Err(no_tokens());
         }
         if self.tokens.len() > self.capacity() {
             return Err(Error::ContextFull { capacity: self.capacity(), wanted: self.tokens.len() });
         }
-        self.run(want, |_| ControlFlow::Continue(()))
+        self.run(need, |_| ControlFlow::Continue(()))
     }
 
-    /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are wanted.
-    fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+    /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are needed.
+    fn run(&mut self, need: Need, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
         let model = self.engine.model();
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
             let batch = &rest[..rest.len().min(model.batch())];
-            let want = if batch.len() == rest.len() { want } else { Want::Nothing };
-            self.logits.clear();
-            let result = model.forward(batch, &mut self.state, want);
+            let need = if batch.len() == rest.len() { need } else { Need::Nothing };
+            self.logits = None;
+            let state = &mut self.state;
+            let result = match need {
+                Need::Nothing => model.forward(batch, state, Want::Nothing).map(|_| None),
+                Need::Logits => model.forward(batch, state, Want::Last).map(|all| Some(Logits::All(all))),
+                Need::Best(n) => model.forward_best(batch, state, n).map(Some),
+            };
             if let Err(Error::Cancelled) = result {
                 self.state.cancel.clear();
             }

@@ -1,16 +1,21 @@
 //! Models on an emulated GPU.
+#![allow(dead_code)]
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use yuan::{
+    config::RopePrecision,
     container::Container,
     gpu::{
         Choice, Costs, Settings,
         fake::{Fake, Schedule},
     },
-    model::{Options, Placement},
+    model::{KvType, Model, Options, Placement, State, Want},
     pager::budget::Limit,
+    quantize::{self, DType},
 };
+
+use super::common;
 
 /// Copies are free: everything is computed on the GPU.
 pub const COPY: Costs = Costs { copy: 0.0, cpu_first: 1.0, cpu_more: 1.0 };
@@ -40,4 +45,44 @@ pub fn options(container: &Container, fake: &Fake, experts: u64, costs: Costs, b
 
 pub fn fake(schedule: Schedule) -> Fake {
     Fake::new(MEMORY, schedule)
+}
+
+pub fn go(_: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+pub fn demo(folder: &tempfile::TempDir, experts: DType) -> Container {
+    with_trunk(folder, experts, DType::Q8_0)
+}
+
+pub fn with_trunk(folder: &tempfile::TempDir, experts: DType, dense: DType) -> Container {
+    let options = quantize::Options { experts, dense, rope: Some(RopePrecision::F32), rope_base: None };
+    common::convert(&common::demo(), &options, &folder.path().join("demo.gguf"))
+}
+
+pub fn base(kv: KvType) -> Options {
+    Options { threads: 2, context: 256, kv, ..Options::default() }
+}
+
+/// On a GPU with room for `experts` of 64.
+pub fn on_gpu(container: &Container, fake: &Fake, experts: u64, costs: Costs, kv: KvType) -> Options {
+    options(container, fake, experts, costs, base(kv))
+}
+
+pub fn tokens(n: usize) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * i * 31 + i * 7 + 300) % 4000).collect()
+}
+
+/// Bits of all logits: a prompt of `prompt` tokens, then one by one.
+pub fn logits(model: &Model, tokens: &[u32], prompt: usize, kv: KvType) -> Vec<u32> {
+    let mut state = State::new(model.config(), 256, kv).unwrap();
+    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
+    for token in &tokens[prompt..] {
+        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
+    }
+    bits(&out)
+}
+
+pub fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|l| l.to_bits()).collect()
 }

@@ -1,7 +1,7 @@
 //! A call on a GPU: what it sends, its layers, and what it brings back. A single token goes through all layers as one graph where all
 //! experts are there.
 
-use std::{cell::RefCell, ops::Range};
+use std::cell::RefCell;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use yuan_cuda::launch;
@@ -10,7 +10,6 @@ use super::{
     Runner,
     layers::Call,
     mirror::{self, Kept, TokenGraph},
-    scratch::LOGIT_ROWS,
 };
 use crate::{
     error::{Error, Result},
@@ -18,20 +17,20 @@ use crate::{
         Graph,
         ops::{Ops, f32s},
     },
-    model::{Model, State, Want, filter::FilterState, norm::rms_norm},
+    model::{Model, State, filter::FilterState, norm::rms_norm},
     pager::Pass,
 };
 
 impl Runner {
-    /// As [`Model::forward`]. When it fails the state holds what [`State::undo`] drops.
-    pub fn forward(
+    /// As [`Model::forward`], with what `output` brings. When it fails the state holds what [`State::undo`] drops.
+    pub fn forward<T>(
         &mut self,
         model: &Model,
         pass: &Pass<'_>,
         tokens: &[u32],
         state: &mut State,
-        want: Want,
-    ) -> Result<Vec<f32>> {
+        output: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         let (n, shape) = (tokens.len(), self.shape);
         self.reserve(n)?;
         let (ends, cancel) = (state.ends(n), state.cancel.clone());
@@ -42,7 +41,6 @@ impl Runner {
         let device = self.device.clone();
         let memory = Kept::of(state, &shape, &device, &mut self.pinned)?;
 
-        let at = shape.inputs(n);
         let call = Call { model, pass, shape, kv, tokens: n, start, ends: &ends, cancel: &cancel };
         let Self { trunk, scratch: s, slots, .. } = self;
         if n == 1 && slots.has_all() {
@@ -64,26 +62,7 @@ impl Runner {
             call.layers(Ops::new(&device), trunk, s, slots, memory)?;
         }
         slots.bring_choices(s, n)?;
-        // Residuals of the tokens from `t` on.
-        let x = |t: usize| at.x + f32s(t * shape.hidden);
-        let mut out = Vec::new();
-        match want {
-            Want::Nothing => {}
-            Want::Hidden => {
-                self.final_norm(model, x(0)..x(n))?;
-                let hidden = self.scratch.a.data.part(0..x(n) - x(0))?;
-                self.pinned.collect(hidden, &mut out)?;
-            }
-            Want::Last | Want::All => {
-                let first = if want == Want::All { 0 } else { n - 1 };
-                out.reserve((n - first) * shape.vocab);
-                for t in (first..n).step_by(LOGIT_ROWS) {
-                    let end = n.min(t + LOGIT_ROWS);
-                    self.final_norm(model, x(t)..x(end))?;
-                    self.project(end - t, &mut out)?;
-                }
-            }
-        }
+        let out = output(self)?;
         self.end(model, state, &ends)?;
         Ok(out)
     }
@@ -93,22 +72,6 @@ impl Runner {
         model.check_file()?;
         self.take_state(model, state, ends)?;
         self.slots.count(model, *ends.last().unwrap_or(&0))
-    }
-
-    /// The residuals in these bytes of the inputs, behind the final norm, go into `a`.
-    fn final_norm(&self, model: &Model, x: Range<usize>) -> Result<()> {
-        let (s, hidden) = (&self.scratch, self.shape.hidden);
-        let (a, q8) = s.a.views();
-        let size = (x.len() / f32s(hidden), hidden);
-        let weight = self.trunk.final_norm.view();
-        Ops::new(&self.device).rms_norm(s.inputs.part(x)?, weight, a, q8, size, model.config.rms_eps)
-    }
-
-    /// Adds the logits of `rows` rows behind the final norm, which lie in `a`.
-    pub fn project(&mut self, rows: usize, logits: &mut Vec<f32>) -> Result<()> {
-        let (s, vocab) = (&self.scratch, self.shape.vocab);
-        self.trunk.head.product(Ops::new(&self.device), s.a.views(), s.logits.view(), rows)?;
-        self.pinned.collect(s.logits.part(0..f32s(rows * vocab))?, logits)
     }
 
     /// Sends the position, the embedding, the angles and the filter's last inputs.

@@ -5,6 +5,7 @@ mod forward;
 mod layers;
 mod measure;
 mod mirror;
+mod output;
 mod ring;
 mod scratch;
 mod trunk;
@@ -18,8 +19,9 @@ use std::{
 };
 
 pub use mirror::Mirror;
+pub use scratch::RANKED;
 
-use super::{Arithmetic, GpuPlacement, GpuUse, KvType, Model, Options, State, Want, placement::BATCH};
+use super::{Arithmetic, GpuPlacement, GpuUse, KvType, Model, Options, State, placement::BATCH};
 use crate::{
     config::ModelConfig,
     container::{Container, TileLayout},
@@ -48,7 +50,7 @@ pub struct Gpu {
 
 /// What a call uses.
 #[derive(Debug)]
-struct Runner {
+pub struct Runner {
     device: Arc<Device>,
     shape: Shape,
     trunk: Trunk,
@@ -189,20 +191,21 @@ impl Model {
         self.gpu().filter(|_| matches!(state.kv_type(), KvType::F16 | KvType::Q8_0))
     }
 
-    pub(super) fn forward_gpu(
+    /// [`Model::forward`] on the GPU, with what `output` brings.
+    pub(super) fn forward_gpu<T: Send>(
         &self,
         gpu: &Gpu,
         tokens: &[u32],
         state: &mut State,
-        want: Want,
-    ) -> Result<Vec<f32>> {
+        output: impl FnOnce(&mut Runner) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check(tokens, state)?;
         let start = Instant::now();
         // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
         let _turn = gpu.turn.take()?;
         let mut runner = lock(&gpu.runner);
         let runner = &mut *runner;
-        self.call(tokens, state, start, |pass, state| runner.forward(self, pass, tokens, state, want))
+        self.call(tokens, state, start, |pass, state| runner.forward(self, pass, tokens, state, output))
     }
 
     /// [`Model::logits`] on the GPU, for whole rows.
@@ -221,7 +224,8 @@ impl Model {
             let ops = Ops::new(&gpu.device);
             ops.copy(s.a.data.view(), s.inputs.part(0..bytes)?)?;
             ops.quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
-            runner.project(n, &mut logits)?;
+            runner.head(n)?;
+            runner.collect_logits(n, &mut logits)?;
         }
         Ok(logits)
     }

@@ -151,10 +151,14 @@ pub struct Scratch {
     pub ends: Buffer,
     /// [`LOGIT_ROWS`, V].
     pub logits: Buffer,
+    /// The best logits and their ids, f32 and i32 [chunks of V, `RANKED`], twice: the best of the best are elsewhere.
+    pub ranked: [(Buffer, Buffer); 2],
 }
 
 /// Rows of logits that are computed together.
 pub const LOGIT_ROWS: usize = 16;
+/// Most logits that are ranked: each takes the kernel another round over all.
+pub const RANKED: usize = 128;
 
 impl Scratch {
     pub fn new(device: &Arc<Device>, shape: &Shape, tokens: usize) -> Result<Self> {
@@ -162,6 +166,7 @@ impl Scratch {
         let (t, slots) = (tokens, tokens * used);
         let f32 = |n: usize| Buffer::new(device, f32s(n));
         let rows = |rows, cols| Rows::new(device, rows, cols);
+        let ranked = || Ok((f32(ranked(vocab))?, f32(ranked(vocab))?));
         Ok(Self {
             tokens,
             inputs: Buffer::new(device, shape.inputs(t).end)?,
@@ -185,6 +190,7 @@ impl Scratch {
             out: f32(slots * hidden)?,
             ends: Buffer::new(device, shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden)))?,
             logits: f32(t.min(LOGIT_ROWS) * vocab)?,
+            ranked: [ranked()?, ranked()?],
         })
     }
 
@@ -203,12 +209,18 @@ impl Scratch {
             + Rows::bytes(slots, shape.tiles * QK);
         let floats = t * (2 * hidden + hidden / 2 + 4 * projection + 3 * experts)
             + slots * (layers + 2 + hidden)
-            + t.min(LOGIT_ROWS) * vocab;
+            + t.min(LOGIT_ROWS) * vocab
+            + 4 * ranked(vocab);
         let ends = shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden));
         let all = rows + f32s(floats) + shape.inputs(t).end + ends + f32s(partials(shape, context));
         // Borders of the pieces, and tables.
         all as u64 + (1 << 20)
     }
+}
+
+/// Logits that the first launch of `top_k` leaves.
+const fn ranked(vocab: usize) -> usize {
+    vocab.div_ceil(launch::TOP_CHUNK) * RANKED
 }
 
 /// Numbers that attention of few tokens leaves between its two kernels.

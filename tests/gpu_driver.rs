@@ -1,0 +1,199 @@
+//! What the model asks of a GPU's driver: copies that are waited for, memory that is given back, one graph for a token, and failures that
+//! leave a usable state.
+
+mod common;
+#[path = "common/gpu.rs"]
+mod gpu;
+
+use std::thread;
+
+use gpu::{BOTH, COPY, base, bits, demo, fake, logits, on_gpu, tokens};
+use yuan::{
+    Error,
+    gpu::{
+        Choice,
+        driver::Stream,
+        fake::{Call, Schedule},
+    },
+    model::{KvType, Model, State, Want},
+    quantize::DType,
+};
+
+#[test]
+fn a_call_that_fails_leaves_the_state_as_before() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    let tokens = tokens(14);
+    let expected = logits(&cpu, &tokens, 12, KvType::F16);
+    let mut failed = 0;
+    // Layer by layer, and as one graph.
+    let some = [0, 1, 7, 30, 60, 90, 110, 140, 170].map(|step| (6, step));
+    let all = [0, 1, 2, 3, 4, 6, 8, 10].map(|step| (64, step));
+    for (experts, step) in some.into_iter().chain(all) {
+        for no_memory in [true, false] {
+            let fake = fake(Schedule::Late);
+            let options = on_gpu(&container, &fake, experts, BOTH, KvType::F16);
+            let model = Model::load(&container, &options).unwrap();
+            let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
+            let mut out = model.forward(&tokens[..12], &mut state, Want::All).unwrap();
+            fake.take_calls();
+            fake.fail_in(step, no_memory);
+            match model.forward(&tokens[12..13], &mut state, Want::All) {
+                Ok(logits) => out.extend(logits),
+                Err(error) => {
+                    failed += 1;
+                    assert_eq!(matches!(error, Error::Memory(_)), no_memory, "{error}");
+                    assert!(no_memory || matches!(error, Error::Gpu { .. }), "{error}");
+                    assert_eq!(state.position(), 12);
+                    let calls = fake.take_calls();
+                    // A GPU that has failed is asked nothing more: not even to give memory back.
+                    assert!(no_memory || matches!(calls.last(), Some(Call::Failed(_))), "{calls:?}");
+                    out.extend(model.forward(&tokens[12..13], &mut state, Want::All).unwrap());
+                    assert_eq!(fake.take_calls().is_empty(), !no_memory);
+                }
+            }
+            fake.heal();
+            out.extend(model.forward(&tokens[13..], &mut state, Want::All).unwrap());
+            assert!(bits(&out) == expected, "call {step} failed, {experts} experts, {no_memory}");
+        }
+    }
+    assert!(failed >= 24, "{failed}");
+}
+
+#[test]
+fn a_gpu_that_fails_while_a_model_is_loaded_is_an_error_or_not_used() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    for step in [0, 1, 5, 40] {
+        let fake = fake(Schedule::Early);
+        let mut options = on_gpu(&container, &fake, 6, COPY, KvType::F16);
+        fake.fail_in(step, false);
+        assert!(matches!(Model::load(&container, &options), Err(Error::Gpu { .. })), "call {step}");
+        options.gpu.choice = Choice::Auto;
+        let model = Model::load(&container, &options).unwrap();
+        assert!(model.placement().gpu.room().is_none() && model.gpu_use().is_none());
+        model.forward(&[1, 2], &mut State::new(model.config(), 8, KvType::F16).unwrap(), Want::Last).unwrap();
+    }
+}
+
+#[test]
+fn a_cancelled_call_leaves_the_state_as_before() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let model = Model::load(&container, &on_gpu(&container, &fake, 6, BOTH, KvType::F16)).unwrap();
+    let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
+    let mut out = model.forward(&tokens[..10], &mut state, Want::All).unwrap();
+    state.cancel.cancel();
+    assert!(matches!(model.forward(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
+    assert_eq!(state.position(), 10);
+    state.cancel.clear();
+    out.extend(model.forward(&tokens[10..], &mut state, Want::All).unwrap());
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    assert!(bits(&out) == logits(&cpu, &tokens, 12, KvType::F16));
+}
+
+/// Before experts are computed that were copied, the stream of kernels waits for the stream of copies.
+#[test]
+fn copies_are_waited_for_and_memory_is_given_back() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let model = Model::load(&container, &on_gpu(&container, &fake, 6, COPY, KvType::F16)).unwrap();
+    fake.take_calls();
+    logits(&model, &tokens(14), 12, KvType::F16);
+    let calls = fake.take_calls();
+    let (mut on_their_way, mut recorded, mut waits) = (false, None, 0);
+    for call in &calls {
+        match call {
+            Call::Upload { stream: Stream::Copy, .. } => (on_their_way, recorded) = (true, None),
+            Call::Record(event, Stream::Copy) => recorded = Some(*event),
+            Call::Wait(Stream::Compute, event) if Some(*event) == recorded => {
+                (on_their_way, waits) = (false, waits + 1);
+            }
+            Call::Launch { kernel } if kernel.starts_with("expert_") => assert!(!on_their_way),
+            _ => {}
+        }
+    }
+    assert!(waits > 10, "{waits}");
+    assert!(!calls.iter().any(|c| matches!(c, Call::Free { .. })) || fake.held().0 > 0);
+    drop(model);
+    assert_eq!(fake.held(), (0, 0, 0));
+}
+
+/// Where all experts are there, a token's layers are one graph: of its session, of the spans that attention goes over, and of the memory
+/// that calls use, which a long prompt replaces.
+#[test]
+fn a_token_is_one_graph_where_all_experts_are_there() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    let fake = fake(Schedule::Late);
+    let model = Model::load(&container, &on_gpu(&container, &fake, 64, COPY, KvType::F16)).unwrap();
+    let all = tokens(530);
+    // The CPU goes ahead to just before the second span of 512 positions.
+    let ahead = |n: usize| {
+        let mut state = State::new(model.config(), 600, KvType::F16).unwrap();
+        cpu.forward(&all[..n], &mut state, Want::Nothing).unwrap();
+        state
+    };
+    let prepared = |calls: &[Call]| calls.iter().filter(|c| matches!(c, Call::Prepare(_))).count();
+    let (mut first, mut second) = (ahead(509), ahead(3));
+    let mut expected = first.clone();
+    for (i, token) in all[509..515].iter().enumerate() {
+        fake.take_calls();
+        let found = model.forward(&[*token], &mut first, Want::Last).unwrap();
+        assert!(bits(&found) == bits(&cpu.forward(&[*token], &mut expected, Want::Last).unwrap()), "{i}");
+        let calls = fake.take_calls();
+        // At first, and for position 512.
+        assert_eq!(prepared(&calls), usize::from([0, 3].contains(&i)), "{i}");
+        assert_eq!(calls.iter().filter(|c| matches!(c, Call::QueuePrepared(_))).count(), 1);
+        let kernels = calls.iter().filter(|c| matches!(c, Call::Launch { .. })).count();
+        assert_eq!(kernels, 2, "the last norm and the head");
+        model.forward(&all[i..=i], &mut second, Want::Last).unwrap();
+    }
+    // The other session has a graph of its own.
+    assert_eq!(prepared(&fake.take_calls()), 0);
+    // A prompt that needs more memory, and back.
+    let mut third = State::new(model.config(), 600, KvType::F16).unwrap();
+    model.forward(&all[..model.placement().batch + 1], &mut third, Want::Nothing).unwrap();
+    fake.take_calls();
+    let found = model.forward(&all[515..516], &mut first, Want::Last).unwrap();
+    assert!(bits(&found) == bits(&cpu.forward(&all[515..516], &mut expected, Want::Last).unwrap()));
+    assert_eq!(prepared(&fake.take_calls()), 1);
+    // Back in the first span.
+    let place = first.rewind(500);
+    assert_eq!(place, expected.rewind(500));
+    let found = model.forward(&all[place..=place], &mut first, Want::Last).unwrap();
+    assert!(bits(&found) == bits(&cpu.forward(&all[place..=place], &mut expected, Want::Last).unwrap()));
+    assert_eq!(prepared(&fake.take_calls()), 1);
+    drop((first, second, third));
+    drop(model);
+    assert_eq!(fake.held(), (0, 0, 0));
+}
+
+/// Calls take turns; sessions begin and end whenever they do, beside calls of others.
+#[test]
+fn threads_share_a_gpu() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let model = Model::load(&container, &on_gpu(&container, &fake, 10, BOTH, KvType::F16)).unwrap();
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    let expected = [9, 10, 11].map(|n| logits(&cpu, &tokens(n), n - 2, KvType::F16));
+    thread::scope(|scope| {
+        for (n, expected) in (9..).zip(&expected) {
+            let model = &model;
+            scope.spawn(move || {
+                assert!(logits(model, &tokens(n), n - 2, KvType::F16) == *expected, "{n} tokens");
+                for _ in 0..4 {
+                    assert!(
+                        logits(model, &tokens(1), 1, KvType::F16) == expected[..model.config().vocab],
+                        "{n}"
+                    );
+                }
+            });
+        }
+    });
+}
