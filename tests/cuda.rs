@@ -5,7 +5,7 @@ mod common;
 use yuan::{
     config::RopePrecision,
     gpu::{Choice, Settings},
-    model::{KvType, Model, Options, Placement, State, Want},
+    model::{KvType, Logits, Model, Options, Placement, State, Want},
     pager::budget::Limit,
     quantize,
 };
@@ -39,7 +39,9 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
         let fixed = room.needs.trunk + room.needs.kv + room.needs.scratch;
         let cpu = Model::load(&container, &base).unwrap();
         for experts in [64, 12, 0] {
-            let memory = Limit::Bytes(fixed + experts * room.needs.expert);
+            // With all experts the embedding too.
+            let embedding = if experts == 64 { room.needs.embedding } else { 0 };
+            let memory = Limit::Bytes(fixed + experts * room.needs.expert + embedding);
             let model = Model::load(&container, &gpu(memory)).unwrap();
             for (n, prompt) in [(9, 1), (20, 8), (60, 40), (620, 600)] {
                 let tokens: Vec<u32> = (0..n).map(|i| (i * i * 31 + i * 7 + 300) % 4000).collect();
@@ -47,6 +49,16 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
                     (logits(&model, &tokens, prompt, kv), logits(&cpu, &tokens, prompt, kv));
                 assert!(found == expected, "{experts} experts, {kv:?}, prompt of {prompt}");
             }
+            let best = |model: &Model| {
+                let mut state = State::new(model.config(), 1024, kv).unwrap();
+                model.forward_best(&[300, 338], &mut state, 40).unwrap()
+            };
+            let (Logits::Best(best), Logits::All(all)) = (best(&model), best(&cpu)) else {
+                panic!("a GPU ranks them, and the CPU does not");
+            };
+            let mut ranked: Vec<(u32, f32)> = (0..).zip(all).collect();
+            ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            assert_eq!(best, ranked[..40]);
             eprintln!("{experts} experts, {kv:?}: the same bits; {:?}", model.gpu_use().unwrap());
         }
     }

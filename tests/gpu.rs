@@ -14,6 +14,7 @@ use yuan::{
         fake::{Call, Schedule},
     },
     model::{KvType, Logits, Model, Options, Placement, State, Want},
+    pager::budget::Limit,
     quantize::DType,
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
@@ -88,6 +89,30 @@ fn trunks_of_every_type_give_the_same_bits() {
         let kernels = |call: &Call| matches!(call, Call::Launch { kernel } if *kernel == one);
         assert!(fake.take_calls().iter().any(kernels), "{one}");
     }
+}
+
+/// A GPU that has room for the embedding beside all experts is sent ids, for a prompt and in a token's graph.
+#[test]
+fn the_embedding_is_looked_up_where_it_lies() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let mut options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
+    let room = |options: &Options| *Placement::new(&container, options).unwrap().gpu.room().unwrap();
+    let without = room(&options);
+    assert!(without.embedding == 0 && without.needs.embedding > 0);
+    options.gpu.memory = Some(Limit::Bytes(without.budget + without.needs.embedding));
+    assert_eq!(room(&options).taken(), without.budget + without.needs.embedding);
+    let [cpu, gpu] = [base(KvType::F16), options].map(|options| Model::load(&container, &options).unwrap());
+    fake.take_calls();
+    let found = logits(&gpu, &tokens(23), 20, KvType::F16);
+    let calls = fake.take_calls();
+    assert!(found == logits(&cpu, &tokens(23), 20, KvType::F16));
+    let embeds = |call: &&Call| matches!(call, Call::Launch { kernel } if kernel.starts_with("embed_"));
+    assert_eq!(calls.iter().filter(embeds).count(), 1, "the prompt's; a token's is in the graph");
+    let rows = |tokens: usize| 4 * tokens * gpu.config().hidden;
+    let all = |call: &Call| matches!(call, Call::Upload { bytes, .. } if *bytes >= rows(20));
+    assert!(!calls.iter().any(all), "{} bytes of rows are not sent", rows(20));
 }
 
 #[test]

@@ -37,6 +37,12 @@ pub struct Weights<'b> {
     pub bytes: View<'b>,
 }
 
+impl Weights<'_> {
+    fn bytes(&self) -> usize {
+        self.rows * self.dtype.row_bytes(self.cols).unwrap_or(usize::MAX / self.rows.max(1))
+    }
+}
+
 /// The shape of the keys and values of one layer: [heads][capacity][dim].
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'b> {
@@ -225,11 +231,21 @@ impl<'d> Ops<'d> {
     /// As [`Ops::rms_norm`].
     pub fn product(&self, w: Weights<'_>, x: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
         let Weights { dtype, rows, cols, bytes } = w;
-        let weights = rows * dtype.row_bytes(cols).unwrap_or(usize::MAX / rows.max(1));
         let input = if dtype.is_quantized() { q8s(tokens, cols) } else { f32s(tokens * cols) };
-        let views = [(bytes, weights), (x, input), (out, f32s(tokens * rows))];
+        let views = [(bytes, w.bytes()), (x, input), (out, f32s(tokens * rows))];
         let args = [at(bytes), at(x), at(out), int(rows)?, int(cols)?, int(tokens)?];
         self.launch("product", launch::product(dtype, rows, cols, tokens), &views, &args)
+    }
+
+    /// The rows of `table`, which lies in rows, whose numbers are `ids`, i32 [T]: each is smaller than `table.rows`.
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn embed(&self, table: Weights<'_>, ids: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
+        let Weights { dtype, cols, bytes, .. } = table;
+        let views = [(bytes, table.bytes()), (ids, 4 * tokens), (out, f32s(tokens * cols))];
+        let args = [at(bytes), at(ids), at(out), int(cols)?];
+        self.launch("embedding", launch::embed(dtype, tokens), &views, &args)
     }
 
     /// Rows `x[t-1], x[t]` for a convolution, in f32 and in the 8-bit form, either of which may be none; `x[-1]` is `last`.

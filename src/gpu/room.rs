@@ -1,4 +1,4 @@
-//! How a GPU's memory is divided: trunk, keys and values first, then as many experts as there is room for.
+//! How a GPU's memory is divided: trunk, keys and values first, then as many experts as there is room for, and the embedding where that is all.
 
 /// Bytes that a model wants of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub struct Needs {
     pub expert: u64,
     /// Number of experts.
     pub experts: usize,
+    /// The embedding; 0 where the kernels do not read it. Of a token it is one row, which is soon sent.
+    pub embedding: u64,
 }
 
 /// A GPU's memory, divided.
@@ -26,6 +28,8 @@ pub struct Room {
     pub slots: usize,
     /// Places for experts that pass through, where not all are kept.
     pub transient: usize,
+    /// Bytes of the embedding, which is kept where all experts are and there is still room; otherwise 0.
+    pub embedding: u64,
 }
 
 /// Places for experts that pass through: one is computed while the next is copied.
@@ -47,7 +51,9 @@ impl Room {
         let places = usize::try_from(left / needs.expert.max(1)).unwrap_or(usize::MAX);
         let transient = if places >= needs.experts { 0 } else { places.min(TRANSIENT) };
         let slots = (places - transient).min(needs.experts);
-        Ok(Self { budget, needs, slots, transient })
+        let beside = left.saturating_sub((slots as u64).saturating_mul(needs.expert));
+        let keeps = slots == needs.experts && beside >= needs.embedding;
+        Ok(Self { budget, needs, slots, transient, embedding: if keeps { needs.embedding } else { 0 } })
     }
 
     /// Bytes of all places of experts.
@@ -57,7 +63,7 @@ impl Room {
 
     /// Bytes that are taken in all.
     pub fn taken(&self) -> u64 {
-        self.needs.trunk + self.needs.kv + self.needs.scratch + self.arena()
+        self.needs.trunk + self.needs.kv + self.needs.scratch + self.arena() + self.embedding
     }
 }
 
@@ -65,8 +71,14 @@ impl Room {
 mod tests {
     use super::*;
 
-    const M32: Needs =
-        Needs { trunk: 1_100 << 20, kv: 805 << 20, scratch: 150 << 20, expert: 28_311_552, experts: 768 };
+    const M32: Needs = Needs {
+        trunk: 1_100 << 20,
+        kv: 805 << 20,
+        scratch: 150 << 20,
+        expert: 28_311_552,
+        experts: 768,
+        embedding: 280 << 20,
+    };
 
     #[test]
     fn what_is_left_holds_experts() {
@@ -80,6 +92,15 @@ mod tests {
     fn all_experts_need_no_transient_places() {
         let room = Room::divide(80 << 30, M32).unwrap();
         assert_eq!((room.slots, room.transient), (768, 0));
+    }
+
+    #[test]
+    fn the_embedding_comes_after_all_experts() {
+        let experts = M32.trunk + M32.kv + M32.scratch + 768 * M32.expert;
+        let kept = |budget| Room::divide(budget, M32).map(|r| (r.slots, r.embedding, r.taken()));
+        assert_eq!(kept(experts + M32.embedding), Ok((768, M32.embedding, experts + M32.embedding)));
+        assert_eq!(kept(experts + M32.embedding - 1), Ok((768, 0, experts)));
+        assert_eq!(kept(experts - 1).map(|r| r.1), Ok(0));
     }
 
     #[test]

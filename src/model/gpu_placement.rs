@@ -104,6 +104,7 @@ fn decide(
         scratch: super::gpu::scratch_bytes(config, &layout, tokens, context),
         expert: layout.expert_bytes() as u64,
         experts: config.layers * config.experts,
+        embedding: super::gpu::embedding_bytes(container),
     };
     let budget = match options.gpu.memory {
         None => Room::usable(found.free),

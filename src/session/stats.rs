@@ -133,7 +133,7 @@ pub fn gpu(placement: &GpuPlacement) -> Value {
         GpuPlacement::Off(why) => json!({ "device": null, "why": why }),
         GpuPlacement::On { device, bandwidth, room, .. } => json!({
             "device": device, "budget": room.budget, "trunk_bytes": room.needs.trunk, "kv_bytes": room.needs.kv,
-            "scratch_bytes": room.needs.scratch, "experts_there": room.slots, "arena_bytes": room.arena(), "bandwidth": bandwidth,
+            "scratch_bytes": room.needs.scratch, "experts_there": room.slots, "arena_bytes": room.arena(), "embedding_bytes": room.embedding, "bandwidth": bandwidth,
         }),
     }
 }

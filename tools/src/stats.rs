@@ -15,7 +15,7 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
     match placement {
         GpuPlacement::Off(why) => format!("gpu        off: {why}"),
         GpuPlacement::On { device, room, .. } => format!(
-            "gpu        {device}, {} to use: trunk {}, keys and values {}, scratch {}, {} of {} experts {}",
+            "gpu        {device}, {} to use: trunk {}, keys and values {}, scratch {}, {} of {} experts {}{}",
             size(room.budget),
             size(room.needs.trunk),
             size(room.needs.kv),
@@ -23,6 +23,7 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
             room.slots,
             room.needs.experts,
             size(room.arena()),
+            if room.embedding > 0 { format!(", embedding {}", size(room.embedding)) } else { String::new() },
         ),
     }
 }

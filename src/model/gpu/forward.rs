@@ -74,7 +74,7 @@ impl Runner {
         self.slots.count(model, *ends.last().unwrap_or(&0))
     }
 
-    /// Sends the position, the embedding, the angles and the filter's last inputs.
+    /// Sends the position, the tokens, the angles, the filter's last inputs and, where the GPU has no table of it, the embedding.
     fn send_inputs(&mut self, model: &Model, tokens: &[u32], state: &State) -> Result<()> {
         let (shape, n) = (self.shape, tokens.len());
         let at = shape.inputs(n);
@@ -82,8 +82,8 @@ impl Runner {
         let start = start.map_err(|_| Error::Argument("the context is too long for the GPU".into()))?;
         let host = self.inputs.host()?;
         host[..4].copy_from_slice(&start.to_ne_bytes());
-        let x = model.embed(tokens);
-        cast_slice_mut(&mut host[at.x..][..f32s(x.len())]).copy_from_slice(&x);
+        // Known to be in the vocabulary, and so to have rows in the table.
+        host[at.ids..][..4 * n].copy_from_slice(cast_slice(tokens));
         let angles: &mut [f32] = cast_slice_mut(&mut host[at.angles..][..f32s(n * shape.rot)]);
         for (t, to) in angles.chunks_exact_mut(shape.rot.max(1)).enumerate() {
             let (pairs, _) = to.as_chunks_mut::<2>();
@@ -99,7 +99,14 @@ impl Runner {
             a.copy_from_slice(&layer.filter.input);
             o1.copy_from_slice(&layer.filter.conv1);
         }
-        self.inputs.upload(0..at.end, self.scratch.inputs.view())
+        let end = match self.trunk.embedding {
+            Some(_) => at.x,
+            None => {
+                host[at.x..at.end].copy_from_slice(cast_slice(&model.embed(tokens)));
+                at.end
+            }
+        };
+        self.inputs.upload(0..end, self.scratch.inputs.view())
     }
 
     /// Brings filters, residuals, keys and values to the host, and ends the pass there.

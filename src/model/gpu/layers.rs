@@ -35,7 +35,7 @@ pub struct Call<'c> {
 }
 
 impl Call<'_> {
-    /// All layers, on the embedding and the filters' last inputs that lie in `s.inputs`. They leave the residuals there, and what the ends
+    /// All layers, on what lies in `s.inputs`. They leave the residuals there, and what the ends
     /// ask for in `s.ends`.
     pub fn layers(
         self,
@@ -48,6 +48,9 @@ impl Call<'_> {
         let Self { model, pass, shape, tokens, .. } = self;
         let at = shape.inputs(tokens);
         let x = s.inputs.part(at.x..at.x + f32s(tokens * shape.hidden))?;
+        if let Some(table) = &trunk.embedding {
+            table.embed(ops, s.inputs.part(at.ids..at.ids + 4 * tokens)?, x, tokens)?;
+        }
         for (l, layer) in trunk.layers.iter().enumerate() {
             if self.cancel.is_cancelled() {
                 return Err(Error::Cancelled);

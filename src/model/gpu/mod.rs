@@ -71,6 +71,8 @@ pub fn scratch_bytes(config: &ModelConfig, layout: &TileLayout, tokens: usize, c
     Scratch::bytes(&Shape::new(config, layout), tokens, context)
 }
 
+pub use trunk::embedding_bytes;
+
 /// Bytes of the trunk on a GPU, or why the model does not run there.
 pub fn trunk_bytes(container: &Container, options: &Options) -> Result<u64, String> {
     use yuan_cuda::launch::{heads, rms_norm, route};
@@ -106,7 +108,7 @@ impl Runner {
             return Err(Error::Argument("the experts are not in tiles; convert it with yuan-quant".into()));
         };
         let shape = Shape::new(container.config(), &layout);
-        let trunk = Trunk::send(model, device)?;
+        let trunk = Trunk::send(model, device, room.embedding > 0)?;
         let pinned = |bytes| Pinned::new(device, bytes, Stream::Compute);
         let costs = match settings.costs {
             Some(costs) => costs,

@@ -61,11 +61,12 @@ impl Shape {
 
     /// Where things lie in the one piece that a call of `tokens` tokens sends to the GPU.
     pub fn inputs(&self, tokens: usize) -> Inputs {
-        let x = 256;
-        let angles = x + f32s(tokens * self.hidden).next_multiple_of(256);
+        let ids = 256;
+        let angles = ids + (4 * tokens).next_multiple_of(256);
         let filters = angles + f32s(tokens * self.rot).next_multiple_of(256);
         let filter = self.filter_bytes().next_multiple_of(256);
-        Inputs { x, angles, filters, filter, end: filters + self.layers * filter }
+        let x = filters + self.layers * filter;
+        Inputs { ids, angles, filters, filter, x, end: x + f32s(tokens * self.hidden) }
     }
 
     /// Places of states after some of the tokens.
@@ -78,14 +79,16 @@ impl Shape {
 /// Offsets in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
-    /// The embedding, f32 [T, H]: the residual begins here. Before it, i32, the position.
-    pub x: usize,
+    /// The tokens, i32 [T]. Before them, i32, the position.
+    pub ids: usize,
     /// f32 [T, rot / 2, 2].
     pub angles: usize,
     /// The filter's last inputs, by layer.
     pub filters: usize,
     /// Distance of two layers' filters.
     pub filter: usize,
+    /// The embedding, f32 [T, H]: the residual begins here. It is sent where the GPU does not have its table.
+    pub x: usize,
     pub end: usize,
 }
 

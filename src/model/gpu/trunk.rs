@@ -63,14 +63,25 @@ pub struct Trunk {
     pub layers: Vec<GpuLayer>,
     pub final_norm: Buffer,
     pub head: GpuMatrix,
+    /// In rows, where there is room for it.
+    pub embedding: Option<GpuMatrix>,
 }
 
 impl GpuMatrix {
+    fn weights(&self) -> Weights<'_> {
+        let Self { dtype, rows, cols, ref bytes } = *self;
+        Weights { dtype, rows, cols, bytes: bytes.view() }
+    }
+
+    /// The rows of these ids, i32 [T], of which it has all.
+    pub fn embed(&self, ops: Ops<'_>, ids: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
+        ops.embed(self.weights(), ids, out, tokens)
+    }
+
     /// `out = x wᵀ`, of the form of `x` that the type wants.
     pub fn product(&self, ops: Ops<'_>, x: (View<'_>, View<'_>), out: View<'_>, tokens: usize) -> Result<()> {
-        let Self { dtype, rows, cols, ref bytes } = *self;
-        let x = if dtype.is_quantized() { x.1 } else { x.0 };
-        ops.product(Weights { dtype, rows, cols, bytes: bytes.view() }, x, out, tokens)
+        let x = if self.dtype.is_quantized() { x.1 } else { x.0 };
+        ops.product(self.weights(), x, out, tokens)
     }
 }
 
@@ -136,8 +147,8 @@ impl Sender {
 }
 
 impl Trunk {
-    /// Sends the trunk of a model with routed experts.
-    pub fn send(model: &Model, device: &Arc<Device>) -> Result<Self> {
+    /// Sends the trunk of a model with routed experts, and with it the embedding, where that is to be there.
+    pub fn send(model: &Model, device: &Arc<Device>, embedding: bool) -> Result<Self> {
         let mut sender = Sender::new(device)?;
         let layers = model.layers.iter().filter_map(|layer| match &layer.feed_forward {
             FeedForward::Moe { router, .. } => Some(sender.layer(layer, router)),
@@ -145,9 +156,17 @@ impl Trunk {
         });
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let (final_norm, head) = (sender.vector(&model.final_norm)?, sender.matrix(&model.head)?);
+        let embedding = embedding.then(|| sender.matrix(&model.embedding)).transpose()?;
         device.finish()?;
-        Ok(Self { layers, final_norm, head })
+        Ok(Self { layers, final_norm, head, embedding })
     }
+}
+
+/// Bytes of the embedding, or 0 where the kernels do not read it.
+pub fn embedding_bytes(container: &Container) -> u64 {
+    let table = container.tensor("token_embd.weight");
+    let reads = |t: &TensorView| !t.panels && launch::embed(t.dtype, 1).is_some();
+    table.filter(reads).map_or(0, |t| t.bytes.len().next_multiple_of(256) as u64)
 }
 
 /// Bytes of the trunk, or which of its tensors the kernels do not read.
