@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::{GpuPlacement, Model, Placement, State, Want, threads::usable_cores},
+    model::{GpuPlacement, Model, Placement, State, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
@@ -100,7 +100,7 @@ impl Bench {
             let _stop = cancel_on_stop(state.cancel.clone());
             let call = |batch: &[u32]| {
                 let start = Instant::now();
-                model.forward(batch, state, Want::Last)?;
+                model.forward_best(batch, state, 1)?;
                 ensure!(!stopped(), "stopped on request");
                 Ok(start.elapsed())
             };
