@@ -1,5 +1,6 @@
 // Everything: one module for each architecture.
 #include "attend.cu"
+#include "bias.cu"
 #include "combine.cu"
 #include "embed.cu"
 #include "experts.cu"
@@ -8,7 +9,6 @@
 #include "float_product.cu"
 #include "heads.cu"
 #include "norm.cu"
-#include "pointwise.cu"
 #include "product.cu"
 #include "product_many.cu"
 #include "quantize.cu"

@@ -166,22 +166,25 @@ impl<'d> Ops<'d> {
         self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() }, [to, from].into_iter())
     }
 
-    /// `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.
+    /// `x += bias` and `x += plus`, either of which may be none, and then `out = RMSNorm(x; weight)` and its 8-bit form, either of which may
+    /// be none.
     ///
     /// # Errors
     /// All operations: [`Error::Argument`] for views that are too small or shapes that there is no kernel for; as [`Device::call`].
     pub fn rms_norm(
         &self,
         x: View<'_>,
+        (bias, plus): (View<'_>, View<'_>),
         weight: View<'_>,
-        out: View<'_>,
-        q8: View<'_>,
+        (out, q8): (View<'_>, View<'_>),
         (tokens, cols): (usize, usize),
         eps: f32,
     ) -> Result<()> {
-        let rows = f32s(tokens * cols);
-        let views = [(x, rows), (weight, f32s(cols)), (out, rows), (q8, q8s(tokens, cols))];
-        let args = [at(x), at(weight), at(out), at(q8), int(cols)?, Arg::F32(eps)];
+        let (row, rows) = (f32s(cols), f32s(tokens * cols));
+        let views =
+            [(x, rows), (bias, row), (plus, rows), (weight, row), (out, rows), (q8, q8s(tokens, cols))];
+        let pointers = [x, bias, plus, weight, out, q8].map(at);
+        let args = [&pointers[..], &[int(cols)?, Arg::F32(eps)]].concat();
         self.launch("norm", launch::rms_norm(cols, tokens), &views, &args)
     }
 
@@ -199,30 +202,14 @@ impl<'d> Ops<'d> {
         )
     }
 
-    /// `x += y`.
+    /// `x += bias`.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
-    pub fn add(&self, x: View<'_>, y: View<'_>, n: usize) -> Result<()> {
-        let views = [(x, f32s(n)), (y, f32s(n))];
-        self.launch("sum", launch::pointwise("add", n), &views, &[at(x), at(y), int(n)?])
-    }
-
-    /// `x += bias + plus`, of which `plus` may be none.
-    ///
-    /// # Errors
-    /// As [`Ops::rms_norm`].
-    pub fn bias(
-        &self,
-        x: View<'_>,
-        bias: View<'_>,
-        plus: View<'_>,
-        (tokens, cols): (usize, usize),
-    ) -> Result<()> {
+    pub fn bias(&self, x: View<'_>, bias: View<'_>, (tokens, cols): (usize, usize)) -> Result<()> {
         let n = tokens * cols;
-        let views = [(x, f32s(n)), (bias, f32s(cols)), (plus, f32s(n))];
-        let args = [at(x), at(bias), at(plus), int(cols)?, int(n)?];
-        self.launch("bias", launch::pointwise("bias", n), &views, &args)
+        let args = [at(x), at(bias), int(cols)?, int(n)?];
+        self.launch("bias", launch::bias(n), &[(x, f32s(n)), (bias, f32s(cols))], &args)
     }
 
     /// `out = x wᵀ`. `x` is in the 8-bit form where the weights are quantized, and f32 where they are floats.

@@ -62,9 +62,9 @@ pub fn quantize(cols: usize, rows: usize) -> Option<Launch> {
     launch("quantize", [(rows * cols.div_ceil(QK)).div_ceil(8), 1, 1])
 }
 
-/// `add`, `swiglu` or `bias` over `n` numbers.
-pub fn pointwise(kernel: &str, n: usize) -> Option<Launch> {
-    launch(kernel, [n.div_ceil(256), 1, 1])
+/// `bias` over `n` numbers.
+pub fn bias(n: usize) -> Option<Launch> {
+    launch("bias", [n.div_ceil(256), 1, 1])
 }
 
 /// `product_*` of a matrix [rows, cols] in panels, or in rows where it has a float type, with `tokens` rows.

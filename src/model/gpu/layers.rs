@@ -57,12 +57,12 @@ impl Call<'_> {
             }
             self.attention(ops, l, layer, s, memory, x)?;
 
-            // Feed forward: the experts that the router picks.
+            // Attention is added to the residual. Feed forward: the experts that the router picks.
             let FeedForward::Moe { experts, .. } = &model.layers[l].feed_forward else {
                 return Err(Error::Argument("a dense model does not run on a GPU".into()));
             };
             let (rows, eps) = ((tokens, shape.hidden), model.config.rms_eps);
-            ops.rms_norm(x, layer.post_norm.view(), s.a.data.view(), s.a.q8.view(), rows, eps)?;
+            ops.rms_norm(x, (View::NONE, s.o.view()), layer.post_norm.view(), s.a.views(), rows, eps)?;
             layer.router.product(ops, s.a.views(), s.qkv.view(), tokens)?;
             let (chosen, route) = (s.chosen(l, tokens * shape.used)?, (tokens, shape.experts, shape.used));
             ops.route(s.qkv.view(), chosen, s.weights.view(), route, layer.normalize)?;
@@ -77,7 +77,7 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// Attention: v sees the normed input, q and k see its filtered form.
+    /// Attention, which it leaves in `s.o`: v sees the normed input, q and k see its filtered form.
     fn attention(
         self,
         ops: Ops<'_>,
@@ -89,7 +89,8 @@ impl Call<'_> {
     ) -> Result<()> {
         let (shape, n, eps) = (self.shape, self.tokens, self.model.config.rms_eps);
         let (at, rows) = (shape.inputs(n), (n, shape.hidden));
-        ops.rms_norm(x, layer.input_norm.view(), s.a.data.view(), s.a.q8.view(), rows, eps)?;
+        let nothing = (View::NONE, View::NONE);
+        ops.rms_norm(x, nothing, layer.input_norm.view(), s.a.views(), rows, eps)?;
         layer.v.product(ops, s.a.views(), s.v.view(), n)?;
 
         let filters = at.filters + l * at.filter;
@@ -100,11 +101,11 @@ impl Call<'_> {
         ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
         layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
         let half = (n, shape.hidden / 2);
-        ops.bias(s.o1.view(), layer.conv1.bias.view(), View::NONE, half)?;
+        ops.bias(s.o1.view(), layer.conv1.bias.view(), half)?;
         ops.filter_pairs(s.o1.view(), last_o1, pairs, pairs_q8, half, layer.conv2.interleaved)?;
         layer.conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
-        ops.bias(s.o2.view(), layer.conv2.bias.view(), s.a.data.view(), rows)?;
-        ops.rms_norm(s.o2.view(), layer.filter_norm.view(), s.g.data.view(), s.g.q8.view(), rows, 1e-6)?;
+        let add = (layer.conv2.bias.view(), s.a.data.view());
+        ops.rms_norm(s.o2.view(), add, layer.filter_norm.view(), s.g.views(), rows, 1e-6)?;
         // The filter's last inputs, at every place where a state is wanted.
         for (i, end) in self.ends.iter().enumerate() {
             let to = (i * shape.layers + l) * shape.filter_bytes();
@@ -122,8 +123,7 @@ impl Call<'_> {
         let (attended, attended_q8) = s.attended.views();
         ops.attend(s.queries.view(), cache, memory.partials.view(), attended, (n, self.start + n))?;
         ops.quantize(attended, attended_q8, (n, shape.projection))?;
-        layer.o.product(ops, s.attended.views(), s.o.view(), n)?;
-        ops.add(x, s.o.view(), n * shape.hidden)
+        layer.o.product(ops, s.attended.views(), s.o.view(), n)
     }
 }
 
