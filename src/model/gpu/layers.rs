@@ -35,8 +35,7 @@ pub struct Call<'c> {
 }
 
 impl Call<'_> {
-    /// All layers, on what lies in `s.inputs`. They leave the residuals there, and what the ends
-    /// ask for in `s.ends`.
+    /// All layers, on what lies in `s.inputs`. They leave the residuals there, and what the ends ask for in `s.ends`.
     pub fn layers(
         self,
         ops: Ops<'_>,

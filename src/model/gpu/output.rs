@@ -74,7 +74,8 @@ impl Runner {
         self.pinned.collect(self.scratch.logits.part(0..f32s(rows * self.shape.vocab))?, out)
     }
 
-    /// The `k` best logits of one row: of each chunk of them, then of those, until one chunk is left.
+    /// The `k` best logits of one row: of each chunk of them, then of those, until one chunk is left. Of two places by turns one is read and
+    /// the other written.
     fn rank(&mut self, k: usize) -> Result<Vec<(u32, f32)>> {
         let (s, ops) = (&self.scratch, Ops::new(&self.device));
         let (mut from, mut left) = ((s.logits.view(), View::NONE), self.shape.vocab);
