@@ -123,7 +123,8 @@ __device__ inline void panel_parts(const PanelQ6K &panel, const BlockQ8 *const (
         uint4 low = *(const uint4 *)(panel.sub_blocks[s].low + 16 * (lane % 16));
         uint4 high = *(const uint4 *)(panel.sub_blocks[s].high + 64 * (g / 2) + 4 * r);
         const unsigned lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
-        unsigned scales[2] = {(unsigned)word_at(panel.scales[2 * s] + r), (unsigned)word_at(panel.scales[2 * s + 1] + r)};
+        unsigned scales[2] = {(unsigned)word_at(panel.scales[2 * s] + r),
+                              (unsigned)word_at(panel.scales[2 * s + 1] + r)};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             unsigned upper = highs[j] >> 4 * (g % 2);

@@ -1,9 +1,9 @@
-// Matrices in panels times many tokens.
+// Matrices in panels times many tokens, plus a bias.
 #include "many.cuh"
 
 template <class Panel>
-__device__ void product_many(const Panel *w, const BlockQ8 *x, float *out, int rows, int cols, int tokens,
-                             Staged &staged) {
+__device__ void product_many(const Panel *w, const BlockQ8 *x, const float *bias, float *out, int rows, int cols,
+                             int tokens, Staged &staged) {
     int width = cols / 256, group = blockIdx.x * MANY_WARPS + threadIdx.x / WARP, first = blockIdx.y * TOKENS;
     int token = first + threadIdx.x / 4;
     const Panel *const panels[1] = {16 * group < rows ? w + (u64)group * width : nullptr};
@@ -11,16 +11,16 @@ __device__ void product_many(const Panel *w, const BlockQ8 *x, float *out, int r
     add_panels<1>(panels, 1, width, token < tokens ? x + (u64)token * width : nullptr, staged, sums);
     if (!panels[0]) return;
     each_sum([&](int e, int q) {
-        int t = first + token_of(e, q);
-        if (t < tokens) out[(u64)t * rows + 16 * group + row_of(q)] = sums[0][e][q];
+        int t = first + token_of(e, q), row = 16 * group + row_of(q);
+        if (t < tokens) out[(u64)t * rows + row] = bias ? sums[0][e][q] + bias[row] : sums[0][e][q];
     });
 }
 
-#define PRODUCT_MANY(name, Panel)                                                                             \
-    KERNEL __launch_bounds__(MANY_BLOCK, 3)                                                                   \
-        product_##name##_many(const Panel *w, const BlockQ8 *x, float *out, int rows, int cols, int tokens) { \
-        __shared__ Staged staged;                                                                             \
-        product_many(w, x, out, rows, cols, tokens, staged);                                                  \
+#define PRODUCT_MANY(name, Panel)                                                                                      \
+    KERNEL __launch_bounds__(MANY_BLOCK, 3) product_##name##_many(const Panel *w, const BlockQ8 *x, const float *bias, \
+                                                                  float *out, int rows, int cols, int tokens) {        \
+        __shared__ Staged staged;                                                                                      \
+        product_many(w, x, bias, out, rows, cols, tokens, staged);                                                     \
     }
 PRODUCT_MANY(q8_0, PanelQ8_0)
 PRODUCT_MANY(q4_0, PanelQ4_0)

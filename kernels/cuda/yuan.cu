@@ -1,6 +1,5 @@
 // Everything: one module for each architecture.
 #include "attend.cu"
-#include "bias.cu"
 #include "combine.cu"
 #include "embed.cu"
 #include "experts.cu"

@@ -35,6 +35,8 @@ pub struct Weights<'b> {
     pub cols: usize,
     /// Panels, or rows of a float type.
     pub bytes: View<'b>,
+    /// One for each output, or none.
+    pub bias: View<'b>,
 }
 
 impl Weights<'_> {
@@ -166,25 +168,22 @@ impl<'d> Ops<'d> {
         self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() }, [to, from].into_iter())
     }
 
-    /// `x += bias` and `x += plus`, either of which may be none, and then `out = RMSNorm(x; weight)` and its 8-bit form, either of which may
-    /// be none.
+    /// `x += plus`, which may be none, and then `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.
     ///
     /// # Errors
     /// All operations: [`Error::Argument`] for views that are too small or shapes that there is no kernel for; as [`Device::call`].
     pub fn rms_norm(
         &self,
         x: View<'_>,
-        (bias, plus): (View<'_>, View<'_>),
+        plus: View<'_>,
         weight: View<'_>,
         (out, q8): (View<'_>, View<'_>),
         (tokens, cols): (usize, usize),
         eps: f32,
     ) -> Result<()> {
-        let (row, rows) = (f32s(cols), f32s(tokens * cols));
-        let views =
-            [(x, rows), (bias, row), (plus, rows), (weight, row), (out, rows), (q8, q8s(tokens, cols))];
-        let pointers = [x, bias, plus, weight, out, q8].map(at);
-        let args = [&pointers[..], &[int(cols)?, Arg::F32(eps)]].concat();
+        let rows = f32s(tokens * cols);
+        let views = [(x, rows), (plus, rows), (weight, f32s(cols)), (out, rows), (q8, q8s(tokens, cols))];
+        let args = [at(x), at(plus), at(weight), at(out), at(q8), int(cols)?, Arg::F32(eps)];
         self.launch("norm", launch::rms_norm(cols, tokens), &views, &args)
     }
 
@@ -202,25 +201,15 @@ impl<'d> Ops<'d> {
         )
     }
 
-    /// `x += bias`.
-    ///
-    /// # Errors
-    /// As [`Ops::rms_norm`].
-    pub fn bias(&self, x: View<'_>, bias: View<'_>, (tokens, cols): (usize, usize)) -> Result<()> {
-        let n = tokens * cols;
-        let args = [at(x), at(bias), int(cols)?, int(n)?];
-        self.launch("bias", launch::bias(n), &[(x, f32s(n)), (bias, f32s(cols))], &args)
-    }
-
-    /// `out = x wᵀ`. `x` is in the 8-bit form where the weights are quantized, and f32 where they are floats.
+    /// `out = x wᵀ + bias`. `x` is in the 8-bit form where the weights are quantized, and f32 where they are floats.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
     pub fn product(&self, w: Weights<'_>, x: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
-        let Weights { dtype, rows, cols, bytes } = w;
+        let Weights { dtype, rows, cols, bytes, bias } = w;
         let input = if dtype.is_quantized() { q8s(tokens, cols) } else { f32s(tokens * cols) };
-        let views = [(bytes, w.bytes()), (x, input), (out, f32s(tokens * rows))];
-        let args = [at(bytes), at(x), at(out), int(rows)?, int(cols)?, int(tokens)?];
+        let views = [(bytes, w.bytes()), (x, input), (bias, f32s(rows)), (out, f32s(tokens * rows))];
+        let args = [at(bytes), at(x), at(bias), at(out), int(rows)?, int(cols)?, int(tokens)?];
         self.launch("product", launch::product(dtype, rows, cols, tokens), &views, &args)
     }
 

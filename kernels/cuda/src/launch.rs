@@ -62,11 +62,6 @@ pub fn quantize(cols: usize, rows: usize) -> Option<Launch> {
     launch("quantize", [(rows * cols.div_ceil(QK)).div_ceil(8), 1, 1])
 }
 
-/// `bias` over `n` numbers.
-pub fn bias(n: usize) -> Option<Launch> {
-    launch("bias", [n.div_ceil(256), 1, 1])
-}
-
 /// `product_*` of a matrix [rows, cols] in panels, or in rows where it has a float type, with `tokens` rows.
 pub fn product(dtype: DType, rows: usize, cols: usize, tokens: usize) -> Option<Launch> {
     match dtype {

@@ -49,7 +49,6 @@ fn every_kernel_has_a_launch_and_every_launch_a_kernel() {
         add(launch::expert_gate_up_many(dtype, 40, 8, 3));
         add(launch::expert_down_many(dtype, 40, 8, 512));
     }
-    add(launch::bias(1000));
     add(launch::rms_norm(2048, 3));
     add(launch::quantize(2048, 3));
     add(launch::filter_pairs(2048, 3));

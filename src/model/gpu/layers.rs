@@ -61,7 +61,7 @@ impl Call<'_> {
                 return Err(Error::Argument("a dense model does not run on a GPU".into()));
             };
             let (rows, eps) = ((tokens, shape.hidden), model.config.rms_eps);
-            ops.rms_norm(x, (View::NONE, s.o.view()), layer.post_norm.view(), s.a.views(), rows, eps)?;
+            ops.rms_norm(x, s.o.view(), layer.post_norm.view(), s.a.views(), rows, eps)?;
             layer.router.product(ops, s.a.views(), s.qkv.view(), tokens)?;
             let (chosen, route) = (s.chosen(l, tokens * shape.used)?, (tokens, shape.experts, shape.used));
             ops.route(s.qkv.view(), chosen, s.weights.view(), route, layer.normalize)?;
@@ -88,8 +88,7 @@ impl Call<'_> {
     ) -> Result<()> {
         let (shape, n, eps) = (self.shape, self.tokens, self.model.config.rms_eps);
         let (at, rows) = (shape.inputs(n), (n, shape.hidden));
-        let nothing = (View::NONE, View::NONE);
-        ops.rms_norm(x, nothing, layer.input_norm.view(), s.a.views(), rows, eps)?;
+        ops.rms_norm(x, View::NONE, layer.input_norm.view(), s.a.views(), rows, eps)?;
         layer.v.product(ops, s.a.views(), s.v.view(), n)?;
 
         let filters = at.filters + l * at.filter;
@@ -100,11 +99,9 @@ impl Call<'_> {
         ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
         layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
         let half = (n, shape.hidden / 2);
-        ops.bias(s.o1.view(), layer.conv1.bias.view(), half)?;
         ops.filter_pairs(s.o1.view(), last_o1, pairs, pairs_q8, half, layer.conv2.interleaved)?;
         layer.conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
-        let add = (layer.conv2.bias.view(), s.a.data.view());
-        ops.rms_norm(s.o2.view(), add, layer.filter_norm.view(), s.g.views(), rows, 1e-6)?;
+        ops.rms_norm(s.o2.view(), s.a.data.view(), layer.filter_norm.view(), s.g.views(), rows, 1e-6)?;
         // The filter's last inputs, at every place where a state is wanted.
         for (i, end) in self.ends.iter().enumerate() {
             let to = (i * shape.layers + l) * shape.filter_bytes();

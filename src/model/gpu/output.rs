@@ -57,10 +57,9 @@ impl Runner {
     fn final_norm(&self, model: &Model, n: usize, rows: Range<usize>) -> Result<()> {
         let (s, hidden) = (&self.scratch, self.shape.hidden);
         let x = |t: usize| self.shape.inputs(n).x + f32s(t * hidden);
-        let (nothing, weight) = ((View::NONE, View::NONE), self.trunk.final_norm.view());
-        let size = (rows.len(), hidden);
+        let (weight, size) = (self.trunk.final_norm.view(), (rows.len(), hidden));
         let x = s.inputs.part(x(rows.start)..x(rows.end))?;
-        Ops::new(&self.device).rms_norm(x, nothing, weight, s.a.views(), size, model.config.rms_eps)
+        Ops::new(&self.device).rms_norm(x, View::NONE, weight, s.a.views(), size, model.config.rms_eps)
     }
 
     /// The logits of `rows` rows behind the final norm, which lie in `a`.

@@ -30,6 +30,7 @@ pub struct GpuMatrix {
     rows: usize,
     cols: usize,
     bytes: Buffer,
+    bias: Option<Buffer>,
 }
 
 /// One convolution of the filter.
@@ -37,7 +38,6 @@ pub struct GpuMatrix {
 pub struct GpuConv {
     pub weight: GpuMatrix,
     pub interleaved: bool,
-    pub bias: Buffer,
 }
 
 /// The weights of one layer, but its experts.
@@ -69,8 +69,9 @@ pub struct Trunk {
 
 impl GpuMatrix {
     fn weights(&self) -> Weights<'_> {
-        let Self { dtype, rows, cols, ref bytes } = *self;
-        Weights { dtype, rows, cols, bytes: bytes.view() }
+        let Self { dtype, rows, cols, ref bytes, ref bias } = *self;
+        let bias = bias.as_ref().map_or(View::NONE, Buffer::view);
+        Weights { dtype, rows, cols, bytes: bytes.view(), bias }
     }
 
     /// The rows of these ids, i32 [T], of which it has all.
@@ -78,7 +79,7 @@ impl GpuMatrix {
         ops.embed(self.weights(), ids, out, tokens)
     }
 
-    /// `out = x wᵀ`, of the form of `x` that the type wants.
+    /// `out = x wᵀ + bias`, of the form of `x` that the type wants.
     pub fn product(&self, ops: Ops<'_>, x: (View<'_>, View<'_>), out: View<'_>, tokens: usize) -> Result<()> {
         let x = if self.dtype.is_quantized() { x.1 } else { x.0 };
         ops.product(self.weights(), x, out, tokens)
@@ -118,12 +119,13 @@ impl Sender {
     }
 
     fn matrix(&mut self, m: &Matrix) -> Result<GpuMatrix> {
-        Ok(GpuMatrix { dtype: m.dtype, rows: m.rows, cols: m.cols, bytes: self.bytes(&[m.bytes()])? })
+        let bytes = self.bytes(&[m.bytes()])?;
+        Ok(GpuMatrix { dtype: m.dtype, rows: m.rows, cols: m.cols, bytes, bias: None })
     }
 
     fn conv(&mut self, conv: &Conv) -> Result<GpuConv> {
-        let (weight, bias) = (self.matrix(&conv.weight)?, self.vector(&conv.bias)?);
-        Ok(GpuConv { weight, interleaved: conv.taps == Taps::Interleaved, bias })
+        let (weight, bias) = (self.matrix(&conv.weight)?, Some(self.vector(&conv.bias)?));
+        Ok(GpuConv { weight: GpuMatrix { bias, ..weight }, interleaved: conv.taps == Taps::Interleaved })
     }
 
     fn layer(&mut self, layer: &Layer, router: &Router) -> Result<GpuLayer> {
@@ -140,7 +142,7 @@ impl Sender {
             v: self.matrix(&layer.v)?,
             o: self.matrix(&layer.o)?,
             post_norm: self.vector(&layer.post_norm)?,
-            router: GpuMatrix { dtype: DType::F32, rows, cols, bytes: router_bytes },
+            router: GpuMatrix { dtype: DType::F32, rows, cols, bytes: router_bytes, bias: None },
             normalize: router.normalize,
         })
     }

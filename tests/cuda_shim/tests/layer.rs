@@ -3,7 +3,7 @@
 mod common;
 
 use bytemuck::Zeroable;
-use common::{Arg, Buffer, Null, Random, assert_same, run, scalar};
+use common::{Buffer, Null, Random, assert_same, run, scalar};
 use half::f16;
 use yuan_cuda::launch;
 use yuan_kernels::{BlockQ8, BlockQ8_0, DType, dequantize, encode::best_encoders, exp};
@@ -67,46 +67,24 @@ fn the_norm_is_the_cpus_in_both_forms() {
         let (out, q8) = (Buffer::fresh(rows * cols), Buffer::fresh(rows * cols.div_ceil(256)));
         let launch = launch::rms_norm(cols, rows);
         let wanted = rms_norm(&x, &weight, 1e-6);
-        run(launch, &[&x_device, &Null, &Null, &w_device, &out, &q8, &cols, &1e-6f32]);
+        run(launch, &[&x_device, &Null, &w_device, &out, &q8, &cols, &1e-6f32]);
         assert_same(out.get(), &wanted, "norm");
         assert_blocks(q8.get(), &quantized(&wanted, cols), "its 8-bit form");
         // Either form alone, and in place.
         let q8 = Buffer::fresh(rows * cols.div_ceil(256));
-        run(launch, &[&x_device, &Null, &Null, &w_device, &Null, &q8, &cols, &1e-6f32]);
+        run(launch, &[&x_device, &Null, &w_device, &Null, &q8, &cols, &1e-6f32]);
         assert_blocks(q8.get(), &quantized(&wanted, cols), "the 8-bit form alone");
-        run(launch, &[&x_device, &Null, &Null, &w_device, &x_device, &Null, &cols, &1e-6f32]);
+        run(launch, &[&x_device, &Null, &w_device, &x_device, &Null, &cols, &1e-6f32]);
         assert_same(x_device.get(), &wanted, "in place");
-        // What is added first: a bias, a residual, or both.
-        let (bias, plus) = (random.floats(cols), random.floats(rows * cols));
-        let (bias_device, plus_device) = (Buffer::of(&bias), Buffer::of(&plus));
-        for which in 1..4 {
-            let with_bias = |i: usize| if which & 1 == 1 { x[i] + bias[i % cols] } else { x[i] };
-            let sums: Vec<f32> = (0..rows * cols)
-                .map(|i| if which & 2 == 2 { with_bias(i) + plus[i] } else { with_bias(i) })
-                .collect();
-            let (x_device, out) = (Buffer::of(&x), Buffer::fresh(rows * cols));
-            let add: [&dyn Arg; 2] = match which {
-                1 => [&bias_device, &Null],
-                2 => [&Null, &plus_device],
-                _ => [&bias_device, &plus_device],
-            };
-            run(launch, &[&x_device, add[0], add[1], &w_device, &out, &Null, &cols, &1e-6f32]);
-            assert_same(x_device.get(), &sums, "the sums");
-            assert_same(out.get(), &rms_norm(&sums, &weight, 1e-6), "their norm");
-        }
+        // A residual is added first.
+        let plus = random.floats(rows * cols);
+        let sums: Vec<f32> = x.iter().zip(&plus).map(|(x, p)| x + p).collect();
+        let (x_device, out) = (Buffer::of(&x), Buffer::fresh(rows * cols));
+        run(launch, &[&x_device, &Buffer::of(&plus), &w_device, &out, &Null, &cols, &1e-6f32]);
+        assert_same(x_device.get(), &sums, "the sums");
+        assert_same(out.get(), &rms_norm(&sums, &weight, 1e-6), "their norm");
     }
     assert_eq!(launch::rms_norm(20_000, 1), None);
-}
-
-#[test]
-fn a_bias_is_added_to_each_row() {
-    let mut random = Random(23);
-    let n = 3 * 130;
-    let (x, b) = (random.floats(n), random.floats(130));
-    let out = Buffer::of(&x);
-    run(launch::bias(n), &[&out, &Buffer::of(&b), &130usize, &n]);
-    let wanted: Vec<f32> = (0..n).map(|i| x[i] + b[i % 130]).collect();
-    assert_same(out.get(), &wanted, "bias");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 
 use bytemuck::Zeroable;
-use common::{ARCHITECTURES, Buffer, Random, assert_same, run, run_on, scalar};
+use common::{ARCHITECTURES, Arg, Buffer, Null, Random, assert_same, run, run_on, scalar};
 use half::{bf16, f16};
 use yuan_cuda::launch;
 use yuan_kernels::{
@@ -29,13 +29,18 @@ fn check<P: Panel>(panels: &[P], rows: usize, x: &[BlockQ8]) {
     let width = panels.len() * 16 / rows;
     let (tokens, cols) = (x.len() / width, 256 * width);
     let (w, blocks) = (Buffer::of(panels), Buffer::of(x));
+    let (products, bias) = (wanted(panels, rows, x, width), Random(rows as u64).floats(rows));
+    let sums: Vec<f32> = products.iter().zip(bias.iter().cycle()).map(|(p, b)| p + b).collect();
+    let bias = Buffer::of(&bias);
     for architecture in ARCHITECTURES {
-        let out = Buffer::fresh(tokens * rows);
-        let launch = launch::product(P::DTYPE, rows, cols, tokens);
-        run_on(architecture, launch, &[&w, &blocks, &out, &rows, &cols, &tokens])
-            .unwrap_or_else(|e| panic!("{e}"));
-        let what = format!("{} {rows} x {cols}, {tokens} tokens, {architecture:?}", P::DTYPE.name());
-        assert_same(out.get(), &wanted(panels, rows, x, width), &what);
+        for (bias, wanted) in [(&Null as &dyn Arg, &products), (&bias, &sums)] {
+            let out = Buffer::fresh(tokens * rows);
+            let launch = launch::product(P::DTYPE, rows, cols, tokens);
+            run_on(architecture, launch, &[&w, &blocks, bias, &out, &rows, &cols, &tokens])
+                .unwrap_or_else(|e| panic!("{e}"));
+            let what = format!("{} {rows} x {cols}, {tokens} tokens, {architecture:?}", P::DTYPE.name());
+            assert_same(out.get(), wanted, &what);
+        }
     }
 }
 
@@ -109,7 +114,7 @@ fn what_is_not_finite_stays_so() {
     let mut x = random.activations(2, 1);
     x[1].d = f32::NAN;
     let (w, blocks, out) = (Buffer::of(&[random.q4_k()]), Buffer::of(&x), Buffer::fresh(32));
-    run(launch::product(DType::Q4_K, 16, 256, 2), &[&w, &blocks, &out, &16usize, &256usize, &2usize]);
+    run(launch::product(DType::Q4_K, 16, 256, 2), &[&w, &blocks, &Null, &out, &16usize, &256usize, &2usize]);
     assert!(
         out.get()[..16].iter().all(|o: &f32| o.is_finite()) && out.get()[16..].iter().all(|o| o.is_nan())
     );
@@ -137,12 +142,17 @@ fn float_products_are_those_of_the_definition() {
                 DType::F16 => bytemuck::cast_slice(&halves),
                 _ => bytemuck::cast_slice(&brains),
             });
-            let out = Buffer::fresh(tokens * rows);
-            run(
-                launch::product(dtype, rows, cols, tokens),
-                &[&weights, &device, &out, &rows, &cols, &tokens],
-            );
-            assert_same(out.get(), &wanted, &format!("{} {rows} x {cols}, {tokens} tokens", dtype.name()));
+            let bias = random.floats(rows);
+            let sums: Vec<f32> = wanted.iter().zip(bias.iter().cycle()).map(|(p, b)| p + b).collect();
+            let bias = Buffer::of(&bias);
+            for (bias, wanted) in [(&Null as &dyn Arg, &wanted), (&bias, &sums)] {
+                let out = Buffer::fresh(tokens * rows);
+                run(
+                    launch::product(dtype, rows, cols, tokens),
+                    &[&weights, &device, bias, &out, &rows, &cols, &tokens],
+                );
+                assert_same(out.get(), wanted, &format!("{} {rows} x {cols}, {tokens} tokens", dtype.name()));
+            }
         }
     }
 }
