@@ -19,7 +19,9 @@ pub struct Ranking {
 impl Ranking {
     /// The tokens of these logits.
     pub fn new(logits: &[f32]) -> Self {
-        Self { tokens: (0..).zip(logits.iter().copied()).filter(|(_, l)| l.is_finite()).collect(), sorted: 0 }
+        let mut tokens = Vec::with_capacity(logits.len());
+        tokens.extend((0..).zip(logits.iter().copied()).filter(|(_, l)| l.is_finite()));
+        Self { tokens, sorted: 0 }
     }
 
     /// Tokens that are in order already, all with a finite logit.
@@ -59,6 +61,13 @@ impl Ranking {
             self.tokens.sort_unstable_by_key(|t| t.0);
             self.sorted = 0;
         }
-        self.tokens.iter().map(|t| weight(t.1)).sum()
+        // Weights side by side, and then their sum in order.
+        let mut weights = [0.0; 64];
+        let mut sum = 0.0;
+        for tokens in self.tokens.chunks(weights.len()) {
+            weights.iter_mut().zip(tokens).for_each(|(w, t)| *w = weight(t.1));
+            weights[..tokens.len()].iter().for_each(|w| sum += w);
+        }
+        sum
     }
 }
