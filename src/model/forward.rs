@@ -79,6 +79,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::forward`].
+    #[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "only a GPU ranks"))]
     pub fn forward_best(&self, tokens: &[u32], state: &mut State, best: usize) -> Result<Logits> {
         #[cfg(feature = "gpu")]
         if let Some(gpu) = self.gpu_for(state).filter(|_| (1..=super::gpu::RANKED).contains(&best)) {
