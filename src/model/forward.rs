@@ -31,7 +31,7 @@ pub enum Want {
 /// The logits of one token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Logits {
-    /// Of all tokens, [V].
+    /// Of all tokens, \[V\].
     All(Vec<f32>),
     /// The best tokens and their logits, all finite: best first, and of equals the lower id first.
     Best(Vec<(u32, f32)>),
