@@ -70,11 +70,11 @@ def main() -> None:
     yuan, commit = target / "yuan", call("git", "rev-parse", "--short", "HEAD").strip()
     rows = [row("cpu", bench(yuan, args, "--gpu", "off"))]
     for memory in args.memories:
-        name = f"gpu, --gpu-memory {memory}"
+        name, options = f"gpu, --gpu-memory {memory}", ("--gpu", args.gpu, "--gpu-memory", memory)
         # A share of a small GPU's memory may hold no trunk.
-        plan = subprocess.run([yuan, "plan", args.model, "--gpu", args.gpu, "--gpu-memory", memory, "--kv", args.kv], stdout=subprocess.DEVNULL)
+        plan = subprocess.run([yuan, "plan", args.model, *options, "--kv", args.kv], stdout=subprocess.DEVNULL)
         fits = plan.returncode == 0
-        rows.append(row(name, bench(yuan, args, "--gpu", args.gpu, "--gpu-memory", memory)) if fits else f"| {name} | too little | | | | | |")
+        rows.append(row(name, bench(yuan, args, *options)) if fits else f"| {name} | too little | | | | | |")
     print(f"\n{device}; {os.cpu_count()} CPUs; {args.model.name}; kv {args.kv}; commit {commit}; the tests have passed\n")
     print(f"| where | prompt of {args.prompt}, tok/s | decode, tok/s | p50 ms | weights of decode | experts there | there / copied / on the CPU |")
     print("|---|---|---|---|---|---|---|")

@@ -14,7 +14,9 @@ use cudarc::driver::sys::{
 };
 use yuan_cuda::Kernel;
 
-use crate::machine::{Answer, Graph, MEMORY, Machine, Object, Work, arguments, call, in_context, initialize};
+use crate::machine::{
+    Answer, Graph, MEMORY, Machine, Object, Work, arguments, call, in_context, initialize, on_device,
+};
 
 /// A handle, or the address of device memory.
 type Handle = u64;
@@ -92,18 +94,15 @@ pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> CUresult {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, number: c_int) -> CUresult {
-    call(|_| match number {
-        // SAFETY: the caller's promise.
-        0 => unsafe { give(device, 0) },
-        _ => Err(CUDA_ERROR_INVALID_DEVICE),
-    })
+    // SAFETY: the caller's promise.
+    on_device(number, |_| unsafe { give(device, 0) })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, len: c_int, device: c_int) -> CUresult {
     let text = c"emulated".to_bytes_with_nul();
-    call(|_| match usize::try_from(len) {
-        Ok(len) if device == 0 && len >= text.len() && !name.is_null() => {
+    on_device(device, |_| match usize::try_from(len) {
+        Ok(len) if len >= text.len() && !name.is_null() => {
             // SAFETY: the caller has so much room.
             unsafe { name.cast::<u8>().copy_from_nonoverlapping(text.as_ptr(), text.len()) };
             Ok(())
@@ -121,25 +120,19 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(to: *mut c_int, which: Attribute, 
         CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH => 128,
         _ => return CUDA_ERROR_INVALID_VALUE,
     };
-    call(|_| match device {
-        // SAFETY: the caller's promise.
-        0 => unsafe { give(to, value) },
-        _ => Err(CUDA_ERROR_INVALID_DEVICE),
-    })
+    // SAFETY: the caller's promise.
+    on_device(device, |_| unsafe { give(to, value) })
 }
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut Handle, device: c_int) -> CUresult {
-    call(|machine| match device {
-        // SAFETY: the caller's promise.
-        0 => unsafe { give(context, machine.retain()) },
-        _ => Err(CUDA_ERROR_INVALID_DEVICE),
-    })
+    // SAFETY: the caller's promise.
+    on_device(device, |machine| unsafe { give(context, machine.retain()) })
 }
 
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CUresult {
-    call(|machine| if device == 0 { machine.release() } else { Err(CUDA_ERROR_INVALID_DEVICE) })
+    on_device(device, Machine::release)
 }
 
 #[unsafe(no_mangle)]

@@ -76,7 +76,7 @@ pub struct Memory(BTreeMap<u64, (usize, Box<[Line]>)>);
 #[repr(C, align(256))]
 struct Line([u8; 256]);
 
-/// Does what is asked for before anything is initialized.
+/// From now on the driver is there.
 pub fn initialize() -> CUresult {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner).initialized = true;
     CUDA_SUCCESS
@@ -89,6 +89,11 @@ pub fn call(body: impl FnOnce(&mut Machine) -> Answer) -> CUresult {
         true => body(&mut machine).err().unwrap_or(CUDA_SUCCESS),
         false => CUDA_ERROR_NOT_INITIALIZED,
     }
+}
+
+/// Does what is asked for of a device, of which there is one.
+pub fn on_device(number: i32, body: impl FnOnce(&mut Machine) -> Answer) -> CUresult {
+    call(|machine| if number == 0 { body(machine) } else { Err(CUDA_ERROR_INVALID_DEVICE) })
 }
 
 /// Does what is asked for in the context, which must be the thread's current one.
