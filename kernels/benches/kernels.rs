@@ -43,10 +43,30 @@ fn bench(c: &mut Criterion) {
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
         let mut acc = [[0.0; 16]];
-        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(black_box(&w), &blocks, &mut acc));
-        op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(black_box(&w), &blocks, &mut acc));
-        op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(black_box(&w), &blocks, &mut acc));
-        op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| (k.panels_q6_k)(black_box(&w), &blocks, &mut acc));
+        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(
+            black_box(&w),
+            &blocks,
+            &mut acc,
+            k.ahead
+        ));
+        op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(
+            black_box(&w),
+            &blocks,
+            &mut acc,
+            k.ahead
+        ));
+        op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(
+            black_box(&w),
+            &blocks,
+            &mut acc,
+            k.ahead
+        ));
+        op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| (k.panels_q6_k)(
+            black_box(&w),
+            &blocks,
+            &mut acc,
+            k.ahead
+        ));
         // Four queries against 64 positions of a head of 256.
         let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 64], vec![0.0; 4 * 256]);
         op!(scores_f16, f16, 64 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));

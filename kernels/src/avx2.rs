@@ -27,9 +27,9 @@ use half::{bf16, f16};
 
 use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
 use self::maddubs::{panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
-use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
 use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
+use crate::{DEFAULT_AHEAD, Kernels};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -42,6 +42,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     }
     static TABLE: Kernels = Kernels {
         name: "avx2",
+        ahead: DEFAULT_AHEAD,
         quantize: enter!(quantize(x, out)),
         dot_f32: enter!(dot_f32(w, x)),
         dot_f16: enter!(dot_f16(w, x)),
@@ -50,10 +51,10 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_q4_0: enter!(dot_q4_0(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
-        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
-        panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
-        panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-        panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc, ahead)),
+        panels_q4_0: enter!(panels_q4_0(panels, x, acc, ahead)),
+        panels_q4_k: enter!(panels_q4_k(panels, x, acc, ahead)),
+        panels_q6_k: enter!(panels_q6_k(panels, x, acc, ahead)),
         swiglu: enter!(swiglu(gate, up)),
         exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),

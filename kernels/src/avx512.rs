@@ -17,7 +17,7 @@ use bytemuck::cast;
 use half::f16;
 
 use crate::Kernels;
-use crate::avx2::panels::starts;
+use crate::avx2::panels::{Walk, starts};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 
@@ -31,13 +31,13 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         Some(Kernels {
             name: "avx512",
             // SAFETY: `TABLE` holds these only where this CPU has AVX-512 F, BW and VNNI.
-            panels_q8_0: |panels, x, acc| unsafe { panels_q8_0(panels, x, acc) },
+            panels_q8_0: |panels, x, acc, ahead| unsafe { panels_q8_0(panels, x, acc, ahead) },
             // SAFETY: as above.
-            panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
+            panels_q4_0: |panels, x, acc, ahead| unsafe { panels_q4_0(panels, x, acc, ahead) },
             // SAFETY: as above.
-            panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
+            panels_q4_k: |panels, x, acc, ahead| unsafe { panels_q4_k(panels, x, acc, ahead) },
             // SAFETY: as above.
-            panels_q6_k: |panels, x, acc| unsafe { panels_q6_k(panels, x, acc) },
+            panels_q6_k: |panels, x, acc, ahead| unsafe { panels_q6_k(panels, x, acc, ahead) },
             ..*avx2
         })
     });
@@ -45,37 +45,61 @@ pub(crate) fn table() -> Option<&'static Kernels> {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 8 => block_q8_0::<8>, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+    let panels = Walk { panels, ahead };
+    if panels.asks(acc.len()) {
+        in_blocks!(panels, x, acc, 1 => block_q8_0::<1, true>);
+    } else {
+        in_blocks!(panels, x, acc, 8 => block_q8_0::<8, true>, 4 => block_q8_0::<4, true>, 2 => block_q8_0::<2, true>, 1 => block_q8_0::<1, false>);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 8 => block_q4_0::<8>, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
+fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+    let panels = Walk { panels, ahead };
+    if panels.asks(acc.len()) {
+        in_blocks!(panels, x, acc, 1 => block_q4_0::<1, true>);
+    } else {
+        in_blocks!(panels, x, acc, 8 => block_q4_0::<8, true>, 4 => block_q4_0::<4, true>, 2 => block_q4_0::<2, true>, 1 => block_q4_0::<1, false>);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 8 => block_q4_k::<8>, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
+fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+    let panels = Walk { panels, ahead };
+    if panels.asks(acc.len()) {
+        in_blocks!(panels, x, acc, 1 => block_q4_k::<1, true>);
+    } else {
+        in_blocks!(panels, x, acc, 8 => block_q4_k::<8, true>, 4 => block_q4_k::<4, true>, 2 => block_q4_k::<2, true>, 1 => block_q4_k::<1, false>);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-    in_blocks!(panels, x, acc, 8 => block_q6_k::<8>, 4 => block_q6_k::<4>, 2 => block_q6_k::<2>, 1 => block_q6_k::<1>);
+fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+    let panels = Walk { panels, ahead };
+    if panels.asks(acc.len()) {
+        in_blocks!(panels, x, acc, 1 => block_q6_k::<1, true>);
+    } else {
+        in_blocks!(panels, x, acc, 8 => block_q6_k::<8, true>, 4 => block_q6_k::<4, true>, 2 => block_q6_k::<2, true>, 1 => block_q6_k::<1, false>);
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
-    for (i, panel) in panels.iter().enumerate() {
-        prefetch_header(panel, ahead);
+fn block_q8_0<const T: usize, const ASK: bool>(
+    walk: Walk<'_, PanelQ8_0>,
+    x: [&[BlockQ8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+    for (i, panel) in walk.panels.iter().enumerate() {
+        prefetch_header::<ASK, _>(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let mut unsigned = [_mm512_setzero_si512(); 8];
             for g in 0..8 {
-                prefetch(&lines[s][g], ahead);
+                prefetch::<ASK, _>(&lines[s][g], ahead);
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
@@ -93,14 +117,18 @@ fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mu
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
-    for (i, panel) in panels.iter().enumerate() {
-        prefetch_header(panel, ahead);
+fn block_q4_0<const T: usize, const ASK: bool>(
+    walk: Walk<'_, PanelQ4_0>,
+    x: [&[BlockQ8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+    for (i, panel) in walk.panels.iter().enumerate() {
+        prefetch_header::<ASK, _>(panel, ahead);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let dots = dots::<T, -8>(nibbles(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let dots = dots::<T, -8>(nibbles::<ASK>(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
@@ -114,15 +142,19 @@ fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mu
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
-    for (i, panel) in panels.iter().enumerate() {
-        prefetch_header(panel, ahead);
+fn block_q4_k<const T: usize, const ASK: bool>(
+    walk: Walk<'_, PanelQ4K>,
+    x: [&[BlockQ8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+    for (i, panel) in walk.panels.iter().enumerate() {
+        prefetch_header::<ASK, _>(panel, ahead);
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let dots = dots::<T, 0>(nibbles(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let dots = dots::<T, 0>(nibbles::<ASK>(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
@@ -150,10 +182,14 @@ fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(panels));
-    for (i, panel) in panels.iter().enumerate() {
-        prefetch_header(panel, ahead);
+fn block_q6_k<const T: usize, const ASK: bool>(
+    walk: Walk<'_, PanelQ6K>,
+    x: [&[BlockQ8]; T],
+    acc: &mut [[f32; 16]; T],
+) {
+    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+    for (i, panel) in walk.panels.iter().enumerate() {
+        prefetch_header::<ASK, _>(panel, ahead);
         let mut begin = [[[[0; 4]; 2]; 2]; T];
         let mut words = [&[[[0; 4]; 2]; 8]; T];
         for t in 0..T {
@@ -161,7 +197,7 @@ fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut
         }
         let mut sum = [_mm512_setzero_si512(); T];
         for s in 0..8 {
-            let q = six_bits(&panel.sub_blocks[s], ahead);
+            let q = six_bits::<ASK>(&panel.sub_blocks[s], ahead);
             for part in 0..2 {
                 let mut dots = [_mm512_setzero_si512(); T];
                 for t in 0..T {
@@ -211,12 +247,12 @@ fn store<const T: usize>(sums: [__m512; T], acc: &mut [[f32; 16]; T]) {
 /// each line the high ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn nibbles(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
+fn nibbles<const ASK: bool>(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
     let lines: &[[u8; 64]; 4] = bytemuck::cast_ref(nibbles);
     let low = _mm512_set1_epi8(15);
     let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        prefetch(&lines[g], ahead);
+        prefetch::<ASK, _>(&lines[g], ahead);
         let bytes = cast(lines[g]);
         out[g] = _mm512_and_si512(bytes, low);
         out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
@@ -227,11 +263,11 @@ fn nibbles(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
 /// The 6-bit numbers of a sub-block, as bytes, in the order of [`nibbles`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn six_bits(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
+fn six_bits<const ASK: bool>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
     let lines: &[[u8; 64]; 2] = bytemuck::cast_ref(&bits.high);
-    let mut out = nibbles(&bits.low, ahead);
+    let mut out = nibbles::<ASK>(&bits.low, ahead);
     for j in 0..2 {
-        prefetch(&lines[j], ahead);
+        prefetch::<ASK, _>(&lines[j], ahead);
         let bits: __m512i = cast(lines[j]);
         let upper =
             [_mm512_slli_epi16::<4>(bits), _mm512_slli_epi16::<2>(bits), bits, _mm512_srli_epi16::<2>(bits)];
@@ -314,18 +350,18 @@ fn widen(d: &[f16; 16]) -> __m512 {
     _mm512_cvtph_ps(cast(*d))
 }
 
-/// How far ahead of blocks of activations, which have time, weights are asked for: they want the next row of panels in the L2 cache. A
-/// single row is bound by memory, and the machine's own prefetching is faster without ours (SPEED.md, "One token without prefetching").
+/// How far ahead weights are asked for: a single row of activations, which is bound by memory, as far as the caller says; blocks of
+/// them have time, and want the next row of panels in the L2 cache.
 #[inline]
-fn ahead<const T: usize, P>(panels: &[P]) -> usize {
-    if T == 1 { 0 } else { size_of_val(panels).max(4096) }
+fn ahead<const T: usize, P>(walk: &Walk<'_, P>) -> usize {
+    if T == 1 { walk.ahead } else { size_of_val(walk.panels).max(4096) }
 }
 
-/// Asks for what lies `ahead` bytes behind these weights, where that is not 0.
+/// Asks for what lies `ahead` bytes behind these weights, where `ASK` says so.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn prefetch<T>(weights: &T, ahead: usize) {
-    if ahead > 0 {
+fn prefetch<const ASK: bool, W>(weights: &W, ahead: usize) {
+    if ASK {
         _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
     }
 }
@@ -333,8 +369,8 @@ fn prefetch<T>(weights: &T, ahead: usize) {
 /// [`prefetch`] for the 256 bytes that a panel begins with.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn prefetch_header<P: bytemuck::Pod>(panel: &P, ahead: usize) {
+fn prefetch_header<const ASK: bool, P: bytemuck::Pod>(panel: &P, ahead: usize) {
     for line in bytemuck::bytes_of(panel)[..256].as_chunks::<64>().0 {
-        prefetch(line, ahead);
+        prefetch::<ASK, _>(line, ahead);
     }
 }

@@ -26,6 +26,10 @@ macro_rules! in_blocks {
     };
 }
 
+/// [`Kernels::ahead`] of x86-64 where nobody has measured: one panel of 4 bits.
+#[cfg(target_arch = "x86_64")]
+const DEFAULT_AHEAD: usize = panel::PANEL_BYTES;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -54,16 +58,19 @@ pub use scalar::exp;
 ///
 /// `dot_*` multiply one row of weights with one row of activations. `panels_*` multiply a panel row (16 rows x
 /// `256 * panels.len()` columns) with `acc.len()` rows of activations (`panels.len()` blocks each) and *add* each panel's
-/// contribution to `acc`, panel after panel. All floats round in the same places on every instruction set and for any
+/// contribution to `acc`, panel after panel. `ahead` is [`Kernels::ahead`], or another distance. All floats round in the same places on every instruction set and for any
 /// number of rows: results are equal bit for bit (but for the payload of a NaN), and a panel row's product equals
 /// sixteen products of rows.
 ///
 /// Slices of weights and activations must cover the same columns; the functions panic where they do not.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
 pub struct Kernels {
     /// `scalar`, `avx2`, …
     pub name: &'static str,
+    /// How far ahead of a single row of activations panels are asked for (`ahead` of the functions), in bytes; 0: not at all.
+    /// Which distance is fastest differs from one CPU to the next, and no bit of a result depends on it.
+    pub ahead: usize,
     /// Activations to blocks of 256; the last one is filled up with zeros. `out.len() == x.len().div_ceil(256)`.
     /// A block with a NaN or an infinity in it becomes zeros with the scale NaN, so that its products are NaN.
     pub quantize: fn(x: &[f32], out: &mut [BlockQ8]),
@@ -74,10 +81,10 @@ pub struct Kernels {
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
-    pub panels_q8_0: fn(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
-    pub panels_q4_0: fn(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]),
-    pub panels_q4_k: fn(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
-    pub panels_q6_k: fn(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]),
+    pub panels_q8_0: PanelProduct<PanelQ8_0>,
+    pub panels_q4_0: PanelProduct<PanelQ4_0>,
+    pub panels_q4_k: PanelProduct<PanelQ4K>,
+    pub panels_q6_k: PanelProduct<PanelQ6K>,
     /// `gate = silu(gate) * up`.
     pub swiglu: fn(gate: &mut [f32], up: &[f32]),
     /// `x = e^(x - max)`, returns the sum.
@@ -91,6 +98,9 @@ pub struct Kernels {
     pub mix_q8_0: fn(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]),
     pub mix_q4_0: fn(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]),
 }
+
+/// The product of a row of panels, `(panels, x, acc, ahead)`: [`Kernels`] says what it adds to `acc`.
+pub type PanelProduct<P> = fn(&[P], &[BlockQ8], &mut [[f32; 16]], usize);
 
 /// The tables that this CPU runs, fastest first; `scalar` is always the last.
 pub fn available() -> impl Iterator<Item = &'static Kernels> {

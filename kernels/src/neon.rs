@@ -40,13 +40,14 @@ use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
 pub(crate) fn table() -> Option<&'static Kernels> {
     /// A plain function of one that needs the instructions.
     macro_rules! enter {
-        ($function:ident($($argument:ident),*)) => {
+        ($function:ident($($argument:ident),*) $(, $unused:tt)?) => {
             // SAFETY: `table` gives `TABLE` away only where this CPU has NEON.
-            |$($argument),*| unsafe { $function($($argument),*) }
+            |$($argument),* $(, $unused)?| unsafe { $function($($argument),*) }
         };
     }
     static TABLE: Kernels = Kernels {
         name: "neon",
+        ahead: 0,
         quantize: enter!(quantize(x, out)),
         dot_f32: enter!(dot_f32(w, x)),
         dot_f16: enter!(dot_f16(w, x)),
@@ -55,10 +56,10 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_q4_0: enter!(dot_q4_0(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
-        panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
-        panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
-        panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-        panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
+        panels_q8_0: enter!(panels_q8_0(panels, x, acc), _),
+        panels_q4_0: enter!(panels_q4_0(panels, x, acc), _),
+        panels_q4_k: enter!(panels_q4_k(panels, x, acc), _),
+        panels_q6_k: enter!(panels_q6_k(panels, x, acc), _),
         swiglu: enter!(swiglu(gate, up)),
         exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),

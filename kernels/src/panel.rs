@@ -88,7 +88,7 @@ macro_rules! panel {
             }
 
             fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
-                (kernels.$product)(panels, x, acc);
+                (kernels.$product)(panels, x, acc, kernels.ahead);
             }
         }
     };

@@ -11,6 +11,7 @@ use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
+    ahead: 0,
     quantize,
     dot_f32,
     dot_f16,
@@ -19,10 +20,10 @@ pub(crate) static TABLE: Kernels = Kernels {
     dot_q4_0,
     dot_q4_k,
     dot_q6_k,
-    panels_q8_0,
-    panels_q4_0,
-    panels_q4_k,
-    panels_q6_k,
+    panels_q8_0: |panels, x, acc, _| panels_q8_0(panels, x, acc),
+    panels_q4_0: |panels, x, acc, _| panels_q4_0(panels, x, acc),
+    panels_q4_k: |panels, x, acc, _| panels_q4_k(panels, x, acc),
+    panels_q6_k: |panels, x, acc, _| panels_q6_k(panels, x, acc),
     swiglu,
     exp_sum,
     scores_f32,

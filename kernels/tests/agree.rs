@@ -155,11 +155,16 @@ fn panels_agree_with_rows<W: Weights, P: Panel>() {
             let (rows, panels) = random_panels::<W, P>(width, fill, random);
             for x in activations(width * QK, random) {
                 let expected: [u32; 16] = std::array::from_fn(|r| bits(W::dot(scalar())(&rows[r], &x)));
-                for kernels in available() {
+                // Asking for weights ahead, beyond the last ones too, changes nothing.
+                for (kernels, ahead) in available().flat_map(|k| [0, 64, 1 << 20].map(|ahead| (k, ahead))) {
                     let mut acc = [[0.0; 16]];
-                    P::product(kernels, &panels, &x, &mut acc);
+                    P::product(&Kernels { ahead, ..*kernels }, &panels, &x, &mut acc);
                     let (name, dtype) = (kernels.name, W::DTYPE);
-                    assert_eq!(acc[0].map(bits), expected, "{name} {dtype:?}, {width} panels of {fill:?}");
+                    assert_eq!(
+                        acc[0].map(bits),
+                        expected,
+                        "{name} {dtype:?}, {width} panels of {fill:?}, {ahead} ahead"
+                    );
                 }
             }
         }
@@ -213,9 +218,9 @@ fn panels_add_to_what_is_there() {
     let x = quantized(&random.floats(3 * QK));
     for kernels in available() {
         let (mut whole, mut parts) = ([[0.5; 16]], [[0.5; 16]]);
-        (kernels.panels_q4_k)(&panels, &x, &mut whole);
-        (kernels.panels_q4_k)(&panels[..1], &x[..1], &mut parts);
-        (kernels.panels_q4_k)(&panels[1..], &x[1..], &mut parts);
+        (kernels.panels_q4_k)(&panels, &x, &mut whole, kernels.ahead);
+        (kernels.panels_q4_k)(&panels[..1], &x[..1], &mut parts, kernels.ahead);
+        (kernels.panels_q4_k)(&panels[1..], &x[1..], &mut parts, kernels.ahead);
         assert_eq!(whole[0].map(bits), parts[0].map(bits), "{}", kernels.name);
     }
 }

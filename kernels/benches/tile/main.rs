@@ -93,13 +93,21 @@ fn bench(c: &mut Criterion) {
     }
     for k in available().filter(|k| k.name != "scalar") {
         let panels = COLUMNS / 256;
-        groups::<PanelQ4K>(c, "q4_k panels", k.name, &TOKENS, panels, k.panels_q4_k);
+        groups::<PanelQ4K>(c, "q4_k panels", k.name, &TOKENS, panels, |p, x, acc| {
+            (k.panels_q4_k)(p, x, acc, k.ahead)
+        });
         groups::<BlockQ4K>(c, "q4_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q4_k));
-        groups::<PanelQ4_0>(c, "q4_0 panels", k.name, &TOKENS, panels, k.panels_q4_0);
+        groups::<PanelQ4_0>(c, "q4_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
+            (k.panels_q4_0)(p, x, acc, k.ahead)
+        });
         groups::<BlockQ4_0>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
-        groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, k.panels_q8_0);
+        groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
+            (k.panels_q8_0)(p, x, acc, k.ahead)
+        });
         groups::<BlockQ8_0>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
-        groups::<PanelQ6K>(c, "q6_k panels", k.name, &TOKENS, panels, k.panels_q6_k);
+        groups::<PanelQ6K>(c, "q6_k panels", k.name, &TOKENS, panels, |p, x, acc| {
+            (k.panels_q6_k)(p, x, acc, k.ahead)
+        });
         groups::<BlockQ6K>(c, "q6_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q6_k));
 
         for (place, tiles) in [("L2", 1), ("memory", 320)] {

@@ -5,7 +5,9 @@ use std::arch::x86_64::*;
 use bytemuck::cast;
 use half::f16;
 
-use super::panels::{ROWS_TWICE, Sixteen, Starts, load, nibbles, panels, six_bits, store, unpack_scales};
+use super::panels::{
+    ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, six_bits, store, unpack_scales,
+};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
@@ -35,27 +37,55 @@ fn byte_dots<const T: usize>(
     dots
 }
 
-/// The integer products of nibbles less 8 with one row of activations, for each of 8 rows.
+/// The integer products of a sub-block's nibbles less 8 with T rows of activations, for each of 8 rows of both halves.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn nibble_dots(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-    let eights = _mm256_set1_epi32(-8 * i32::from(x.sums[s]));
-    add_pairs(eights, nibble_pairs(nibbles, x, s), _mm256_set1_epi16(1))
+fn nibble_dots<const T: usize>(
+    nibbles: &[u8; 256],
+    x: &[&[BlockQ8]; T],
+    i: usize,
+    s: usize,
+) -> [[__m256i; 2]; T] {
+    let mut dots = nibble_pairs(nibbles, x, i, s);
+    for t in 0..T {
+        let eights = _mm256_set1_epi32(-8 * i32::from(x[t][i].sums[s]));
+        for dots in &mut dots[t] {
+            *dots = add_pairs(eights, *dots, _mm256_set1_epi16(1));
+        }
+    }
+    dots
 }
 
-/// The integer products of sub-block `s` with one row of activations: two `i16` for each of 8 rows.
+/// The integer products of sub-block `s` with T rows of activations: two `i16` for each of 8 rows of both halves. A line
+/// meets all rows of activations before the next, so that sums, and not lines, are what stays in registers.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn nibble_pairs(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-    let xs: &[[[[i8; 4]; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
-    let pairs = |g: usize, part: usize| {
-        _mm256_maddubs_epi16(nibbles[g][part], _mm256_set1_epi32(cast(xs[s][part][g])))
-    };
-    let mut sum = _mm256_add_epi16(pairs(0, 0), pairs(0, 1));
-    for g in 1..4 {
-        sum = _mm256_add_epi16(sum, _mm256_add_epi16(pairs(g, 0), pairs(g, 1)));
+fn nibble_pairs<const T: usize>(
+    nibbles: &[u8; 256],
+    x: &[&[BlockQ8]; T],
+    i: usize,
+    s: usize,
+) -> [[__m256i; 2]; T] {
+    let lines: &[[[u8; 32]; 2]; 4] = bytemuck::cast_ref(nibbles);
+    let mask = _mm256_set1_epi8(15);
+    let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+    for g in 0..4 {
+        let bytes: [__m256i; 2] = cast(lines[g]);
+        let (mut low, mut high) = (bytes, bytes);
+        for h in 0..2 {
+            low[h] = _mm256_and_si256(bytes[h], mask);
+            high[h] = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[h]), mask);
+        }
+        for t in 0..T {
+            let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x[t][i].qs);
+            let (first, second) = (_mm256_set1_epi32(xs[s][0][g]), _mm256_set1_epi32(xs[s][1][g]));
+            for h in 0..2 {
+                pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(low[h], first));
+                pairs[t][h] = _mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(high[h], second));
+            }
+        }
     }
-    sum
+    pairs
 }
 
 /// `sum` and the products of pairs, added in their row's lane.

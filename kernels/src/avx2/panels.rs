@@ -13,34 +13,60 @@ use crate::panel::{PanelQ4K, SixBits};
 macro_rules! panels {
     ($features:literal) => {
         #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(panels, x, acc, 4 => block_q8_0::<4>, 2 => block_q8_0::<2>, 1 => block_q8_0::<1>);
+        pub(in crate::avx2) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+            let panels = Walk { panels, ahead };
+            if panels.asks(acc.len()) {
+                in_blocks!(panels, x, acc, 1 => block_q8_0::<1, true>);
+            } else {
+                in_blocks!(panels, x, acc, 4 => block_q8_0::<4, false>, 2 => block_q8_0::<2, false>, 1 => block_q8_0::<1, false>);
+            }
         }
 
         #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(panels, x, acc, 4 => block_q4_0::<4>, 2 => block_q4_0::<2>, 1 => block_q4_0::<1>);
+        pub(in crate::avx2) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+            let panels = Walk { panels, ahead };
+            if panels.asks(acc.len()) {
+                in_blocks!(panels, x, acc, 1 => block_q4_0::<1, true>);
+            } else {
+                in_blocks!(panels, x, acc, 4 => block_q4_0::<4, false>, 2 => block_q4_0::<2, false>, 1 => block_q4_0::<1, false>);
+            }
         }
 
         #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(panels, x, acc, 4 => block_q4_k::<4>, 2 => block_q4_k::<2>, 1 => block_q4_k::<1>);
+        pub(in crate::avx2) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+            let panels = Walk { panels, ahead };
+            if panels.asks(acc.len()) {
+                in_blocks!(panels, x, acc, 1 => block_q4_k::<1, true>);
+            } else {
+                in_blocks!(panels, x, acc, 4 => block_q4_k::<4, false>, 2 => block_q4_k::<2, false>, 1 => block_q4_k::<1, false>);
+            }
         }
 
         #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
-            in_blocks!(panels, x, acc, 4 => block_q6_k::<4>, 2 => block_q6_k::<2>, 1 => block_q6_k::<1>);
+        pub(in crate::avx2) fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+            let panels = Walk { panels, ahead };
+            if panels.asks(acc.len()) {
+                in_blocks!(panels, x, acc, 1 => block_q6_k::<1, true>);
+            } else {
+                in_blocks!(panels, x, acc, 4 => block_q6_k::<4, false>, 2 => block_q6_k::<2, false>, 1 => block_q6_k::<1, false>);
+            }
         }
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q8_0<const T: usize>(panels: &[PanelQ8_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-            let mut sums = load(acc);
-            for (i, panel) in panels.iter().enumerate() {
+        fn block_q8_0<const T: usize, const ASK: bool>(
+            walk: Walk<'_, PanelQ8_0>,
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let (mut sums, ahead) = (load(acc), walk.ahead);
+            for (i, panel) in walk.panels.iter().enumerate() {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
+                prefetch::<ASK, _>(&panel.d, ahead);
                 for s in 0..8 {
+                    prefetch::<ASK, _>(&lines[s], ahead);
                     for h in 0..2 {
                         let dots = byte_dots(&lines[s], h, &x, i, s);
                         let d = _mm256_cvtph_ps(cast(d[s][h]));
@@ -61,17 +87,24 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_0<const T: usize>(panels: &[PanelQ4_0], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-            let mut sums = load(acc);
-            for (i, panel) in panels.iter().enumerate() {
+        fn block_q4_0<const T: usize, const ASK: bool>(
+            walk: Walk<'_, PanelQ4_0>,
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let (mut sums, ahead) = (load(acc), walk.ahead);
+            for (i, panel) in walk.panels.iter().enumerate() {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
+                prefetch::<ASK, _>(&panel.d, ahead);
                 for (s, d) in d.iter().enumerate() {
+                    let nibbles = sub_block(&panel.qs, s);
+                    prefetch::<ASK, _>(nibbles, ahead);
+                    let dots = nibble_dots(nibbles, &x, i, s);
                     for h in 0..2 {
                         let d = _mm256_cvtph_ps(cast(d[h]));
-                        let nibbles = nibbles(sub_block(&panel.qs, s), h);
                         for t in 0..T {
-                            let dots = _mm256_cvtepi32_ps(nibble_dots(&nibbles, &x[t][i], s));
+                            let dots = _mm256_cvtepi32_ps(dots[t][h]);
                             part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, dots));
                         }
                     }
@@ -88,18 +121,25 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_k<const T: usize>(panels: &[PanelQ4K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-            let mut sums = load(acc);
-            for (i, panel) in panels.iter().enumerate() {
+        fn block_q4_k<const T: usize, const ASK: bool>(
+            walk: Walk<'_, PanelQ4K>,
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let (mut sums, ahead) = (load(acc), walk.ahead);
+            for (i, panel) in walk.panels.iter().enumerate() {
+                prefetch::<ASK, _>(bytemuck::bytes_of(panel).first_chunk::<256>().expect("a header"), ahead);
                 let (scales, mins) = unpack_scales(panel);
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for (s, scale) in scales.into_iter().enumerate() {
+                    let nibbles = sub_block(&panel.qs, s);
+                    prefetch::<ASK, _>(nibbles, ahead);
                     let scale = _mm256_broadcastsi128_si256(cast(scale));
+                    let pairs = nibble_pairs(nibbles, &x, i, s);
                     for h in 0..2 {
                         let scale = _mm256_shuffle_epi8(scale, cast(ROWS_TWICE[h]));
-                        let nibbles = nibbles(sub_block(&panel.qs, s), h);
                         for t in 0..T {
-                            sum[t][h] = add_pairs(sum[t][h], nibble_pairs(&nibbles, &x[t][i], s), scale);
+                            sum[t][h] = add_pairs(sum[t][h], pairs[t][h], scale);
                         }
                     }
                 }
@@ -131,16 +171,22 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q6_k<const T: usize>(panels: &[PanelQ6K], x: [&[BlockQ8]; T], acc: &mut [[f32; 16]; T]) {
-            let mut sums = load(acc);
-            for (i, panel) in panels.iter().enumerate() {
+        fn block_q6_k<const T: usize, const ASK: bool>(
+            walk: Walk<'_, PanelQ6K>,
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let (mut sums, ahead) = (load(acc), walk.ahead);
+            for (i, panel) in walk.panels.iter().enumerate() {
                 let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
+                prefetch::<ASK, _>(bytemuck::bytes_of(panel).first_chunk::<256>().expect("a header"), ahead);
                 let mut starts = [begin_sixes(&x[0][i]); T];
                 for t in 1..T {
                     starts[t] = begin_sixes(&x[t][i]);
                 }
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for s in 0..8 {
+                    prefetch::<ASK, _>(&panel.sub_blocks[s], ahead);
                     for h in 0..2 {
                         let q = six_bits(&panel.sub_blocks[s], h);
                         for part in 0..2 {
@@ -167,6 +213,36 @@ macro_rules! panels {
     };
 }
 pub(super) use panels;
+
+/// A row of panels, and how far ahead of them weights are asked for: where one row of activations passes, bytes, or 0 for not at all.
+#[derive(Clone, Copy)]
+pub(crate) struct Walk<'p, P> {
+    pub panels: &'p [P],
+    pub ahead: usize,
+}
+
+impl<P> Walk<'_, P> {
+    /// Panels of the row.
+    pub fn len(&self) -> usize {
+        self.panels.len()
+    }
+
+    /// Whether `rows` rows of activations ask for weights. Only a single one is bound by memory.
+    pub fn asks(&self, rows: usize) -> bool {
+        rows == 1 && self.ahead > 0
+    }
+}
+
+/// Asks for what lies `ahead` bytes behind each line of these weights, where `ASK` says so.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn prefetch<const ASK: bool, W: bytemuck::Pod>(weights: &W, ahead: usize) {
+    if ASK {
+        for line in bytemuck::bytes_of(weights).as_chunks::<64>().0 {
+            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast());
+        }
+    }
+}
 
 // Loops, where `map` would be a call: it is compiled without these instructions.
 #[target_feature(enable = "avx2,f16c")]

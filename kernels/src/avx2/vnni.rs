@@ -19,7 +19,7 @@ macro_rules! vnni {
 
             use crate::Kernels;
             use crate::avx2::panels::{
-                ROWS_TWICE, Sixteen, load, nibbles, panels, six_bits, starts as begin_sixes, store, unpack_scales,
+                ROWS_TWICE, Sixteen, Walk, load, nibbles, panels, prefetch, six_bits, starts as begin_sixes, store, unpack_scales,
             };
             use crate::blocks::BlockQ8;
             use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
@@ -32,13 +32,13 @@ macro_rules! vnni {
                     Some(Kernels {
                         name: $name,
                         // SAFETY: `TABLE` holds these only where this CPU has all of `$features`.
-                        panels_q8_0: |panels, x, acc| unsafe { panels_q8_0(panels, x, acc) },
+                        panels_q8_0: |panels, x, acc, ahead| unsafe { panels_q8_0(panels, x, acc, ahead) },
                         // SAFETY: as above.
-                        panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
+                        panels_q4_0: |panels, x, acc, ahead| unsafe { panels_q4_0(panels, x, acc, ahead) },
                         // SAFETY: as above.
-                        panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
+                        panels_q4_k: |panels, x, acc, ahead| unsafe { panels_q4_k(panels, x, acc, ahead) },
                         // SAFETY: as above.
-                        panels_q6_k: |panels, x, acc| unsafe { panels_q6_k(panels, x, acc) },
+                        panels_q6_k: |panels, x, acc, ahead| unsafe { panels_q6_k(panels, x, acc, ahead) },
                         ..*avx2
                     })
                 });
@@ -71,21 +71,45 @@ macro_rules! vnni {
                 dots
             }
 
-            /// The integer products of nibbles less 8 with one row of activations, for each of 8 rows.
+            /// The integer products of a sub-block's nibbles less 8 with T rows of activations, for each of 8 rows of both halves.
             #[target_feature(enable = $features)]
             #[inline]
-            fn nibble_dots(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-                let eights = _mm256_set1_epi32(-8 * i32::from(x.sums[s]));
-                let [low, high] = halves(nibbles, [eights, _mm256_setzero_si256()], x, s);
-                _mm256_add_epi32(low, high)
+            fn nibble_dots<const T: usize>(
+                sub_block: &[u8; 256],
+                x: &[&[BlockQ8]; T],
+                i: usize,
+                s: usize,
+            ) -> [[__m256i; 2]; T] {
+                let mut dots = [[_mm256_setzero_si256(); 2]; T];
+                for h in 0..2 {
+                    let nibbles = nibbles(sub_block, h);
+                    for t in 0..T {
+                        let eights = _mm256_set1_epi32(-8 * i32::from(x[t][i].sums[s]));
+                        let [low, high] = halves(&nibbles, [eights, _mm256_setzero_si256()], &x[t][i], s);
+                        dots[t][h] = _mm256_add_epi32(low, high);
+                    }
+                }
+                dots
             }
 
-            /// The integer products of sub-block `s` with one row of activations: two `i16` for each of 8 rows.
+            /// The integer products of sub-block `s` with T rows of activations: two `i16` for each of 8 rows of both halves.
             #[target_feature(enable = $features)]
             #[inline]
-            fn nibble_pairs(nibbles: &[[__m256i; 2]; 4], x: &BlockQ8, s: usize) -> __m256i {
-                let [low, high] = halves(nibbles, [_mm256_setzero_si256(); 2], x, s);
-                _mm256_blend_epi16::<0b10101010>(low, _mm256_slli_epi32::<16>(high))
+            fn nibble_pairs<const T: usize>(
+                sub_block: &[u8; 256],
+                x: &[&[BlockQ8]; T],
+                i: usize,
+                s: usize,
+            ) -> [[__m256i; 2]; T] {
+                let mut pairs = [[_mm256_setzero_si256(); 2]; T];
+                for h in 0..2 {
+                    let nibbles = nibbles(sub_block, h);
+                    for t in 0..T {
+                        let [low, high] = halves(&nibbles, [_mm256_setzero_si256(); 2], &x[t][i], s);
+                        pairs[t][h] = _mm256_blend_epi16::<0b10101010>(low, _mm256_slli_epi32::<16>(high));
+                    }
+                }
+                pairs
             }
 
             /// The sums, begun at `starts`, of the low nibbles' products and of the high ones'.

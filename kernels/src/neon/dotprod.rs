@@ -14,9 +14,9 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         let neon = super::table().filter(|_| is_aarch64_feature_detected!("dotprod"))?;
         /// A plain function of one that needs the instructions.
         macro_rules! enter {
-            ($function:ident($($argument:ident),*)) => {
+            ($function:ident($($argument:ident),*) $(, $unused:tt)?) => {
                 // SAFETY: `TABLE` holds these only where this CPU has NEON and `sdot`.
-                |$($argument),*| unsafe { $function($($argument),*) }
+                |$($argument),* $(, $unused)?| unsafe { $function($($argument),*) }
             };
         }
         Some(Kernels {
@@ -25,10 +25,10 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             dot_q4_0: enter!(dot_q4_0(w, x)),
             dot_q4_k: enter!(dot_q4_k(w, x)),
             dot_q6_k: enter!(dot_q6_k(w, x)),
-            panels_q8_0: enter!(panels_q8_0(panels, x, acc)),
-            panels_q4_0: enter!(panels_q4_0(panels, x, acc)),
-            panels_q4_k: enter!(panels_q4_k(panels, x, acc)),
-            panels_q6_k: enter!(panels_q6_k(panels, x, acc)),
+            panels_q8_0: enter!(panels_q8_0(panels, x, acc), _),
+            panels_q4_0: enter!(panels_q4_0(panels, x, acc), _),
+            panels_q4_k: enter!(panels_q4_k(panels, x, acc), _),
+            panels_q6_k: enter!(panels_q6_k(panels, x, acc), _),
             ..*neon
         })
     });

@@ -24,11 +24,11 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         Some(Kernels {
             name: "neon_i8mm",
             // SAFETY: `TABLE` holds these only where this CPU has NEON, `sdot` and `smmla`.
-            panels_q8_0: |panels, x, acc| unsafe { panels_q8_0(panels, x, acc) },
+            panels_q8_0: |panels, x, acc, _| unsafe { panels_q8_0(panels, x, acc) },
             // SAFETY: as above.
-            panels_q4_0: |panels, x, acc| unsafe { panels_q4_0(panels, x, acc) },
+            panels_q4_0: |panels, x, acc, _| unsafe { panels_q4_0(panels, x, acc) },
             // SAFETY: as above.
-            panels_q4_k: |panels, x, acc| unsafe { panels_q4_k(panels, x, acc) },
+            panels_q4_k: |panels, x, acc, _| unsafe { panels_q4_k(panels, x, acc) },
             ..*dotprod
         })
     });
