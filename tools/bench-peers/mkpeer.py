@@ -84,6 +84,13 @@ def size(dims: tuple[int, ...], dtype: str) -> int:
     return int(np.prod(dims, dtype=np.int64)) // weights * length
 
 
+def bytes_a_token(layers: int, experts: str, trunk: str) -> int:
+    """What one token reads of the file: its matrices, of the experts those that it uses; of the embedding a row, which counts as nothing."""
+    matrices = ((name, size(dims, dtype)) for name, dims, dtype in tensors(layers, experts, trunk) if len(dims) > 1)
+    used = (length * USED // EXPERTS if name.endswith("_exps.weight") else length for name, length in matrices if name != "token_embd.weight")
+    return sum(used)
+
+
 def padded(n: int) -> int:
     return -n % ALIGNMENT
 
