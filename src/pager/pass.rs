@@ -6,6 +6,8 @@ use crate::error::Result;
 /// One call of the model, from its first layer to its last.
 pub struct Pass<'p> {
     pub(super) pager: &'p Pager,
+    /// Mapped: what the system had counted when the call began (`views.rs`).
+    pub(super) generation: u64,
     pub(super) _turn: Option<TurnGuard<'p>>,
 }
 
@@ -30,7 +32,7 @@ impl<'p> Pass<'p> {
         elsewhere: impl Fn(usize) -> bool,
     ) -> Result<Request<'p>> {
         chosen.iter().try_for_each(|&expert| self.pager.index(layer, expert).map(|_| ()))?;
-        Ok(Request::new(self.pager, layer, chosen, used, elsewhere))
+        Ok(Request::new(self, layer, chosen, used, elsewhere))
     }
 
     /// A layer will probably want these experts: where they are streamed they are read as long as nothing is asked for. To be called

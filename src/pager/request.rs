@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Backing, Pager, Plan, Streamed,
+    Backing, Pager, Pass, Plan, Streamed,
     slot::{Slot, lock},
 };
 use crate::error::{Error, Result};
@@ -54,29 +54,23 @@ pub struct Expert<'r> {
 
 impl<'p> Request<'p> {
     pub(super) fn new(
-        pager: &'p Pager,
+        pass: &Pass<'p>,
         layer: usize,
         chosen: &[usize],
         used: usize,
         elsewhere: impl Fn(usize) -> bool,
     ) -> Self {
+        let pager = pass.pager;
         let (order, hits, slots) = match &pager.backing {
-            Backing::Views { slots, pool, .. } => {
-                let of = |e: usize| &slots[layer * pager.experts + e];
+            Backing::Views(views) => {
                 let mut wanted = chosen.to_vec();
                 wanted.sort_unstable();
                 wanted.dedup();
-                let (mut order, misses): (Vec<_>, Vec<_>) =
-                    wanted.into_iter().partition(|&e| of(e).is_whole());
-                let hits = order.len();
-                for &expert in &misses {
-                    of(expert).reset();
-                    if let Some(pool) = pool {
-                        pool.ask(of(expert));
-                    }
-                }
-                order.extend(misses);
-                let slots = order.iter().map(|&e| Some(of(e).clone())).collect();
+                let find = |e| (e, views.slot(layer * pager.experts + e, pass.generation));
+                let (there, coming): (Vec<_>, Vec<_>) =
+                    wanted.into_iter().map(find).partition(|(_, (_, is_whole))| *is_whole);
+                let hits = there.len();
+                let (order, slots) = there.into_iter().chain(coming).map(|(e, (s, _))| (e, Some(s))).unzip();
                 (order, hits, slots)
             }
             Backing::Streamed(streamed) => {
@@ -110,7 +104,7 @@ impl<'p> Request<'p> {
             },
         };
         let passing = match &pager.backing {
-            Backing::Views { cool: true, .. } if chosen.len() > used => {
+            Backing::Views(views) if views.cools() && chosen.len() > used => {
                 let tail = &chosen[chosen.len().saturating_sub(TAIL * used)..];
                 order[hits..].iter().copied().filter(|e| !tail.contains(e)).collect()
             }
@@ -145,7 +139,7 @@ impl<'p> Request<'p> {
         loop {
             let seen = match &self.pager.backing {
                 Backing::Streamed(streamed) => streamed.arena.events(),
-                Backing::Views { .. } => 0,
+                Backing::Views(_) => 0,
             };
             {
                 let mut loading = lock(&self.loading);
@@ -274,9 +268,8 @@ impl Drop for Request<'_> {
     fn drop(&mut self) {
         match &self.pager.backing {
             Backing::Streamed(streamed) => self.give_up(streamed),
-            Backing::Views { slots, .. } => {
-                let passing = self.passing.iter().map(|e| &slots[self.layer * self.pager.experts + e]);
-                passing.for_each(|slot| slot.cool());
+            Backing::Views(views) => {
+                self.passing.iter().for_each(|e| views.cool(self.layer * self.pager.experts + e));
             }
         }
     }

@@ -122,6 +122,8 @@ enum Memory {
 }
 
 /// An expert in memory, tile by tile. Who holds it may read the tiles that have arrived; when nobody does, its place is free again.
+///
+/// A tile goes from absent over coming to there or failed, and never back: what has to be brought in again gets a new slot.
 pub struct Slot {
     memory: Memory,
     /// Where the expert begins in the file.
@@ -133,7 +135,7 @@ pub struct Slot {
     arrivals: Arc<Arrivals>,
 }
 
-/// States of a tile.
+/// States of a tile, in the order in which it takes them. It ends in one of the last two.
 const ABSENT: u8 = 0;
 const COMING: u8 = 1;
 const THERE: u8 = 2;
@@ -200,27 +202,9 @@ impl Slot {
     /// # Errors
     /// Why it could not be read.
     pub fn tile(&self, t: usize) -> std::result::Result<&[u8], Arc<io::Error>> {
-        let mut state = self.tiles[t].load(Acquire);
-        if state == ABSENT && matches!(self.memory, Memory::Bytes(_)) {
-            // Sooner done than waited for; and the system may have dropped what had been asked for.
-            self.fill(t, |_, _| Ok(()));
-            state = self.tiles[t].load(Acquire);
-        }
-        if state < THERE {
-            let start = Instant::now();
-            let mut guard = lock(&self.arrivals.lock);
-            loop {
-                state = self.tiles[t].load(Acquire);
-                if state >= THERE {
-                    break;
-                }
-                guard = self.arrivals.arrived.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            }
-            self.arrivals.waited.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-        }
-        if state == FAILED {
-            let cancelled = || Arc::new(io::Error::other("the read was cancelled"));
-            return Err(lock(&self.failure).clone().unwrap_or_else(cancelled));
+        if self.end(t) == FAILED {
+            let unknown = || Arc::new(io::Error::other("the read failed"));
+            return Err(lock(&self.failure).clone().unwrap_or_else(unknown));
         }
         let range = self.range(t);
         Ok(match &self.memory {
@@ -233,6 +217,25 @@ impl Slot {
                 std::slice::from_raw_parts(start, range.len())
             },
         })
+    }
+
+    /// The state in which tile `t` ends: waits for it.
+    fn end(&self, t: usize) -> u8 {
+        let state = || self.tiles[t].load(Acquire);
+        if state() == ABSENT && matches!(self.memory, Memory::Bytes(_)) {
+            // Sooner done than waited for.
+            self.fill(t, |_, _| Ok(()));
+        }
+        if state() < THERE {
+            let start = Instant::now();
+            let mut guard = lock(&self.arrivals.lock);
+            while state() < THERE {
+                guard = self.arrivals.arrived.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(guard);
+            self.arrivals.waited.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+        }
+        state()
     }
 
     /// Brings tile `t` in by `read`, unless somebody has or the slot is given up. For mapped bytes `read` is not called.
@@ -273,23 +276,6 @@ impl Slot {
     /// Nobody will want the tiles that are not on their way yet.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
-    }
-
-    /// Forgets which mapped tiles are there: the system may have dropped them, or a read of them failed.
-    pub fn reset(&self) {
-        if matches!(self.memory, Memory::Bytes(_)) {
-            for (tile, state) in self.tiles.iter().flat_map(|tile| [(tile, THERE), (tile, FAILED)]) {
-                let _ = tile.compare_exchange(state, ABSENT, Acquire, Relaxed);
-            }
-            lock(&self.failure).take();
-        }
-    }
-
-    /// Tells the system that a mapped expert is needed least soon.
-    pub fn cool(&self) {
-        if let Memory::Bytes(bytes) = &self.memory {
-            bytes.cool();
-        }
     }
 
     fn range(&self, t: usize) -> Range<usize> {
