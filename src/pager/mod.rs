@@ -13,6 +13,7 @@ mod request;
 mod settings;
 mod slot;
 pub mod source;
+pub(crate) mod sync;
 pub mod system;
 pub mod trace;
 mod turn;
@@ -21,10 +22,6 @@ mod views;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
     time::Duration,
 };
 
@@ -38,9 +35,13 @@ use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
-pub(crate) use slot::lock;
 use slot::{Arena, Arrivals, Slot};
 use source::Source;
+use sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
+    lock,
+};
 pub(crate) use turn::Turn;
 pub use usage::{Hits, Mode, Usage};
 use views::{BringingIn, Views};

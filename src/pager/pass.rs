@@ -1,6 +1,6 @@
 //! One call of the model, as the pager sees it.
 
-use super::{Backing, Pager, Request, slot::lock, turn::TurnGuard};
+use super::{Backing, Pager, Request, sync::lock, turn::TurnGuard};
 use crate::error::Result;
 
 /// One call of the model, from its first layer to its last.

@@ -9,10 +9,7 @@ use std::{
     },
 };
 
-use super::{
-    Backing, Pager, Pass, Plan, Streamed,
-    slot::{Slot, lock},
-};
+use super::{Backing, Pager, Pass, Plan, Streamed, slot::Slot, sync::lock};
 use crate::error::{Error, Result};
 
 /// The experts of a request. All that are not there are asked for, as far as there is room, before the request is handed out;

@@ -5,7 +5,7 @@ use std::{
     thread::ThreadId,
 };
 
-use super::slot::lock;
+use super::sync::lock;
 use crate::error::{Error, Result};
 
 /// Who may use what only one call at a time can. A guard of a mutex would have to stay on its thread; this one goes where the work goes.

@@ -4,11 +4,10 @@
 //! remembers that count, its *generation*. Once the count has moved, an expert that is asked for gets a new slot, and its pages
 //! are brought in again; whoever holds the old slot keeps it. So no tile that somebody waits for is ever taken back.
 
-use std::sync::{Arc, Mutex};
-
 use super::{
     pool::Pool,
-    slot::{Arrivals, Slot, lock},
+    slot::{Arrivals, Slot},
+    sync::{Arc, Mutex, lock},
 };
 use crate::container::Bytes;
 
@@ -145,6 +144,6 @@ mod tests {
         assert!(!whole && !Arc::ptr_eq(&failed, &again));
         assert_eq!(again.tile(0).unwrap(), [0; 64]);
         assert_eq!(failed.tile(0).unwrap_err().to_string(), reason.to_string());
-        assert!(reason.raw_os_error().is_some(), "the system's reason, and not another: {reason}");
+        assert!(reason.raw_os_error().is_some(), "the system's reason, and not another: {reason:?}");
     }
 }
