@@ -6,6 +6,8 @@
 
 pub mod budget;
 pub mod drive;
+#[cfg(all(test, loom))]
+mod models;
 mod pass;
 mod policy;
 mod pool;

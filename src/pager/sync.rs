@@ -1,6 +1,13 @@
-//! The locks, atomics and threads of the pager.
+//! The locks, atomics and threads of the pager: those of the standard library; or, in a build with `--cfg loom`, those of loom, which tries
+//! the orders in which threads may do things (`models.rs`).
 
+#[cfg(loom)]
+pub use loom::{
+    sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
+    thread,
+};
 use std::sync::PoisonError;
+#[cfg(not(loom))]
 pub use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, atomic},
     thread,
