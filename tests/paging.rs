@@ -6,8 +6,10 @@ use std::{
     ops::ControlFlow,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        mpsc::{RecvTimeoutError, channel},
     },
+    time::Duration,
 };
 
 use common::paging::{
@@ -314,6 +316,43 @@ fn sessions_on_several_threads_share_the_slots() {
             }
         });
     }
+}
+
+/// Every call of every session finds that the system may have dropped pages, while other sessions wait for them.
+#[test]
+fn mapped_sessions_go_on_when_pages_are_dropped() {
+    fn counter() -> u64 {
+        static FAULTS: AtomicU64 = AtomicU64::new(0);
+        FAULTS.fetch_add(1, Relaxed)
+    }
+    let folder = common::folder();
+    let container = container(&folder);
+    let tokens = tokens(60);
+    let wanted = Arc::new(logits(&resident(&container), &tokens, 10));
+    let mut options = options(Paging::Mapped);
+    (options.paging.major_faults, options.paging.readers) = (counter, 1);
+    let model = Arc::new(Model::load(&container, &options).unwrap());
+    let (done, heard) = channel();
+    for _ in 0..4 {
+        let (model, tokens, wanted, done) = (model.clone(), tokens.clone(), wanted.clone(), done.clone());
+        std::thread::spawn(move || {
+            for _ in 0..20 {
+                done.send(logits(&model, &tokens, 10) == *wanted).unwrap();
+            }
+        });
+    }
+    drop(done);
+    // A minute is for a machine that does much else; what hangs never comes.
+    let mut rounds = 0;
+    loop {
+        match heard.recv_timeout(Duration::from_secs(60)) {
+            Ok(same) => assert!(same),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => panic!("sessions hang after {rounds} rounds"),
+        }
+        rounds += 1;
+    }
+    assert_eq!(rounds, 80);
 }
 
 #[test]

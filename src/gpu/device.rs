@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
@@ -11,7 +11,7 @@ use std::{
 use super::driver::{Context, Driver, Event, Fault, Info, Stream};
 use crate::{
     error::{Error, Result},
-    pager::lock,
+    pager::sync::{Mutex, lock},
 };
 
 /// An open device.

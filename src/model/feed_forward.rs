@@ -132,7 +132,7 @@ impl Output {
 
 impl Experts {
     /// Asks for the experts that the tokens were routed to, all at once; experts in rows need no asking.
-    pub fn request<'p>(&self, pass: &Pass<'p>, routing: &Routing) -> Result<Option<Request<'p>>> {
+    pub fn request<'p>(&self, pass: &'p Pass<'_>, routing: &Routing) -> Result<Option<Request<'p>>> {
         let (Self::TilesQ4K { layer } | Self::TilesQ4_0 { layer }) = self else { return Ok(None) };
         let used = routing.chosen.first().map_or(0, Vec::len);
         pass.request(*layer, &routing.experts(), used).map(Some)

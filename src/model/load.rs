@@ -349,7 +349,7 @@ impl<'c> Weights<'c> {
             }
             (Mode::Mapped, _) => {
                 let cool = self.container.data_bytes() > placement.budget.bytes;
-                Pager::mapped(blobs, config.experts, tile_bytes, path, settings.readers, cool)
+                Pager::mapped(blobs, config.experts, tile_bytes, path, settings, cool)
             }
             _ => Pager::plain(blobs, config.experts, tile_bytes),
         }

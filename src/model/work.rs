@@ -2,11 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    sync::Mutex,
     time::{Duration, Instant},
 };
 
-use crate::pager::{lock, system::ProcessUse};
+use crate::pager::{
+    sync::{Mutex, lock},
+    system::ProcessUse,
+};
 
 /// Times of single tokens that are kept: the last ones.
 const TIMES: usize = 1024;

@@ -6,6 +6,8 @@
 
 pub mod budget;
 pub mod drive;
+#[cfg(all(test, loom))]
+mod models;
 mod pass;
 mod policy;
 mod pool;
@@ -13,17 +15,15 @@ mod request;
 mod settings;
 mod slot;
 pub mod source;
+pub(crate) mod sync;
 pub mod system;
 pub mod trace;
 mod turn;
 mod usage;
+mod views;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
     time::Duration,
 };
 
@@ -37,11 +37,16 @@ use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
-pub(crate) use slot::lock;
 use slot::{Arena, Arrivals, Slot};
 use source::Source;
+use sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
+    lock,
+};
 pub(crate) use turn::Turn;
 pub use usage::{Hits, Mode, Usage};
+use views::{BringingIn, Views};
 
 /// Slots beside those that a policy fills, for `used` experts a token: what is read is not cached yet. One more, so that the drive
 /// works on while the last one is computed, and those of the next layer where the pager looks ahead.
@@ -79,16 +84,7 @@ pub struct Shape {
 }
 
 enum Backing {
-    /// Every expert lies in the bytes of the container.
-    Views {
-        slots: Vec<Arc<Slot>>,
-        /// Brings mapped pages in; none where that is left to the system.
-        pool: Option<Pool>,
-        /// Whether the page cache cannot hold everything: experts that were brought in for a single use leave first.
-        cool: bool,
-        /// Major faults when the pages were last known to be there.
-        faults: AtomicU64,
-    },
+    Views(Views),
     Streamed(Box<Streamed>),
 }
 
@@ -130,11 +126,11 @@ impl Pager {
     /// # Errors
     /// [`Error::Argument`] when a blob has another size than the others or is no whole number of tiles.
     pub fn plain(blobs: Vec<Bytes>, experts: usize, tile_bytes: usize) -> Result<Self> {
-        Self::views(blobs, experts, tile_bytes, true, None, false, Path::new(""))
+        Self::views(blobs, experts, tile_bytes, None, Path::new(""))
     }
 
-    /// A pager over `blobs` as in [`Pager::plain`], which `readers` threads (0: the usual number) bring in from the file at `path` when they
-    /// are asked for. `cool` when the page cache cannot hold them all.
+    /// A pager over `blobs` as in [`Pager::plain`], which the reading threads of `settings` bring in from the file at `path` when they are
+    /// asked for. `cool` when the page cache cannot hold them all.
     ///
     /// # Errors
     /// As [`Pager::plain`]; [`Error::Argument`] when threads cannot be started.
@@ -143,11 +139,11 @@ impl Pager {
         experts: usize,
         tile_bytes: usize,
         path: &Path,
-        readers: usize,
+        settings: &Settings,
         cool: bool,
     ) -> Result<Self> {
-        let pool = Pool::new(readers, None)?;
-        Self::views(blobs, experts, tile_bytes, false, Some(pool), cool, path)
+        let (pool, major_faults) = (Pool::new(settings.readers, None)?, settings.major_faults);
+        Self::views(blobs, experts, tile_bytes, Some(BringingIn { pool, cool, major_faults }), path)
     }
 
     /// A pager that reads the experts at `offsets` of `source` (layer-major) into as many
@@ -192,9 +188,7 @@ impl Pager {
         blobs: Vec<Bytes>,
         experts: usize,
         tile_bytes: usize,
-        there: bool,
-        pool: Option<Pool>,
-        cool: bool,
+        bringing_in: Option<BringingIn>,
         path: &Path,
     ) -> Result<Self> {
         let tiles = blobs.first().map_or(0, |b| b.len() / tile_bytes.max(1));
@@ -205,8 +199,6 @@ impl Pager {
             )));
         }
         let arrivals = Arc::default();
-        let slot = |bytes| Arc::new(Slot::of_bytes(bytes, tile_bytes, there, &arrivals));
-        let slots: Vec<_> = blobs.into_iter().map(slot).collect();
         Ok(Self {
             path: path.into(),
             experts,
@@ -214,9 +206,9 @@ impl Pager {
             tiles,
             prefill: Requests::default(),
             decode: Requests::default(),
-            uses: slots.iter().map(|_| AtomicU64::new(0)).collect(),
+            uses: blobs.iter().map(|_| AtomicU64::new(0)).collect(),
             record: Record::default(),
-            backing: Backing::Views { slots, pool, cool, faults: AtomicU64::new(0) },
+            backing: Backing::Views(Views::new(blobs, tile_bytes, &arrivals, bringing_in)),
             arrivals,
         })
     }
@@ -224,8 +216,8 @@ impl Pager {
     /// How experts come into memory.
     pub fn mode(&self) -> Mode {
         match &self.backing {
-            Backing::Views { pool: None, .. } => Mode::Plain,
-            Backing::Views { .. } => Mode::Mapped,
+            Backing::Views(views) if views.pool().is_none() => Mode::Plain,
+            Backing::Views(_) => Mode::Mapped,
             Backing::Streamed(_) => Mode::Streamed,
         }
     }
@@ -246,31 +238,23 @@ impl Pager {
     /// # Errors
     /// [`Error::Argument`] when this thread is within a call already.
     pub fn begin(&self) -> Result<Pass<'_>> {
-        let turn = match &self.backing {
-            Backing::Streamed(streamed) => Some(streamed.turn.take()?),
-            Backing::Views { slots, pool: Some(_), faults, .. } => {
-                // The system has dropped pages: which ones, only the next requests will find out.
-                let now = system::major_faults();
-                if faults.swap(now, Relaxed) != now {
-                    slots.iter().for_each(|s| s.reset());
-                }
-                None
-            }
-            Backing::Views { .. } => None,
+        let (generation, turn) = match &self.backing {
+            Backing::Streamed(streamed) => (0, Some(streamed.turn.take()?)),
+            Backing::Views(views) => (views.generation(), None),
         };
-        Ok(Pass { pager: self, _turn: turn })
+        Ok(Pass { pager: self, generation, _turn: turn })
     }
 
     /// The counters so far.
     pub fn usage(&self) -> Usage {
         let hits = |r: &Requests| Hits { hits: r.hits.load(Relaxed), misses: r.misses.load(Relaxed) };
         let pool = match &self.backing {
-            Backing::Views { pool, .. } => pool.as_ref(),
+            Backing::Views(views) => views.pool(),
             Backing::Streamed(streamed) => Some(&streamed.pool),
         };
         let work = pool.map(Pool::work).unwrap_or_default();
         let guesses = match &self.backing {
-            Backing::Views { .. } => Hits::default(),
+            Backing::Views(_) => Hits::default(),
             Backing::Streamed(streamed) => {
                 let guesses = lock(&streamed.guesses);
                 Hits { hits: guesses.right, misses: guesses.made - guesses.right }
@@ -309,7 +293,7 @@ impl Pager {
     /// The experts `(layer, expert)` that are kept in memory, the most valuable first; none where the system decides.
     pub fn hot(&self) -> Vec<(usize, usize)> {
         match &self.backing {
-            Backing::Views { .. } => Vec::new(),
+            Backing::Views(_) => Vec::new(),
             Backing::Streamed(streamed) => lock(&streamed.residency).policy.hot(),
         }
     }

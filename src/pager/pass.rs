@@ -1,20 +1,42 @@
 //! One call of the model, as the pager sees it.
 
-use super::{Backing, Pager, Request, slot::lock, turn::TurnGuard};
+use super::{Backing, Pager, Request, sync::lock, turn::TurnGuard};
 use crate::error::Result;
 
-/// One call of the model, from its first layer to its last.
+/// One call of the model, from its first layer to its last. It lives longer than its requests: what would use an expert when another
+/// call has its turn does not compile.
+///
+/// ```
+/// # let experts = vec![yuan::container::Bytes::copy(&[0; 64])];
+/// let pager = yuan::pager::Pager::plain(experts, 1, 64)?;
+/// let pass = pager.begin()?;
+/// let request = pass.request(0, &[0], 1)?;
+/// assert_eq!(request.order(), [0]);
+/// # Ok::<(), yuan::Error>(())
+/// ```
+///
+/// ```compile_fail,E0505
+/// # let experts = vec![yuan::container::Bytes::copy(&[0; 64])];
+/// let pager = yuan::pager::Pager::plain(experts, 1, 64)?;
+/// let pass = pager.begin()?;
+/// let request = pass.request(0, &[0], 1)?;
+/// drop(pass);
+/// assert_eq!(request.order(), [0]);
+/// # Ok::<(), yuan::Error>(())
+/// ```
 pub struct Pass<'p> {
     pub(super) pager: &'p Pager,
+    /// Mapped: what the system had counted when the call began (`views.rs`).
+    pub(super) generation: u64,
     pub(super) _turn: Option<TurnGuard<'p>>,
 }
 
-impl<'p> Pass<'p> {
+impl Pass<'_> {
     /// A layer wants the experts `chosen` by its tokens, `used` a token, in the order of the tokens.
     ///
     /// # Errors
     /// [`Error::Argument`](crate::Error::Argument) for an expert that there is not.
-    pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'p>> {
+    pub fn request(&self, layer: usize, chosen: &[usize], used: usize) -> Result<Request<'_>> {
         self.request_beside(layer, chosen, used, |_| false)
     }
 
@@ -28,9 +50,9 @@ impl<'p> Pass<'p> {
         chosen: &[usize],
         used: usize,
         elsewhere: impl Fn(usize) -> bool,
-    ) -> Result<Request<'p>> {
+    ) -> Result<Request<'_>> {
         chosen.iter().try_for_each(|&expert| self.pager.index(layer, expert).map(|_| ()))?;
-        Ok(Request::new(self.pager, layer, chosen, used, elsewhere))
+        Ok(Request::new(self, layer, chosen, used, elsewhere))
     }
 
     /// A layer will probably want these experts: where they are streamed they are read as long as nothing is asked for. To be called

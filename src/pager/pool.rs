@@ -3,17 +3,19 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{
-        Arc, Condvar, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{
-    slot::{Slot, lock},
+    slot::Slot,
     source::Source,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        lock,
+        thread::{self, JoinHandle},
+        wait_while,
+    },
 };
 use crate::error::{Error, Result};
 
@@ -84,7 +86,7 @@ impl Pool {
         let mut pool = Self { shared, threads: Vec::new() };
         for i in 0..self::readers(readers) {
             let shared = pool.shared.clone();
-            let thread = std::thread::Builder::new().name(format!("yuan-read-{i}"));
+            let thread = thread::Builder::new().name(format!("yuan-read-{i}"));
             let started = thread.spawn(move || shared.serve());
             pool.threads.push(
                 started.map_err(|e| Error::Argument(format!("cannot start a thread for reading: {e}")))?,
@@ -133,9 +135,8 @@ impl Shared {
     }
 
     fn next(&self) -> Option<Job> {
-        let queue = lock(&self.queue);
         let idle = |queue: &mut Queue| queue.jobs.is_empty() && queue.guesses.is_empty() && !queue.stop;
-        let mut queue = self.work.wait_while(queue, idle).unwrap_or_else(PoisonError::into_inner);
+        let mut queue = wait_while(&self.work, lock(&self.queue), idle);
         if queue.stop {
             return None;
         }
@@ -172,5 +173,107 @@ impl Shared {
             (1.., None) => drive.since = Some(Instant::now()),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::pager::slot::Arena;
+
+    const TILE: usize = 64;
+
+    /// Tells of every read, and waits until it hears what becomes of it: so many bytes, or a panic.
+    struct Told {
+        begins: Sender<u64>,
+        fate: Mutex<Receiver<Option<usize>>>,
+    }
+
+    impl Source for Told {
+        fn read_at(&self, _: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.begins.send(offset).unwrap();
+            match lock(&self.fate).recv() {
+                Ok(Some(bytes)) => Ok(bytes),
+                Ok(None) => std::panic::resume_unwind(Box::new("without a message on the screen")),
+                Err(_) => Err(io::Error::other("the test has ended")),
+            }
+        }
+    }
+
+    /// A pool of one thread, and the two ends of its source.
+    fn pool() -> (Pool, Receiver<u64>, Sender<Option<usize>>) {
+        let (begins, begun) = channel();
+        let (decide, fate) = channel();
+        let pool = Pool::new(1, Some(Box::new(Told { begins, fate: Mutex::new(fate) }))).unwrap();
+        (pool, begun, decide)
+    }
+
+    /// Slots of one tile at these offsets.
+    fn slots<const N: usize>(offsets: [u64; N]) -> [Arc<Slot>; N] {
+        let arena = Arena::new(N, TILE).unwrap();
+        let slot = |offset| Slot::in_arena(&arena, arena.take().unwrap(), offset, TILE, 1, &Arc::default());
+        offsets.map(|offset| Arc::new(slot(offset)))
+    }
+
+    #[test]
+    fn guesses_are_read_when_nothing_else_is_asked_for() {
+        let (pool, begun, decide) = pool();
+        let [first, guess, second] = slots([1, 2, 3]);
+        pool.ask(&first);
+        assert_eq!(begun.recv(), Ok(1));
+        // The thread is busy while the others are asked for.
+        pool.guess(&guess);
+        pool.ask(&second);
+        for offset in [3, 2] {
+            decide.send(Some(TILE)).unwrap();
+            assert_eq!(begun.recv(), Ok(offset));
+        }
+        decide.send(Some(TILE)).unwrap();
+        assert!([first, second, guess].iter().all(|slot| slot.tile(0).is_ok()));
+    }
+
+    #[test]
+    fn a_short_read_is_tried_again_and_the_second_is_a_failure() {
+        let (pool, begun, decide) = pool();
+        let slots = slots([1, 2]);
+        slots.iter().for_each(|slot| pool.ask(slot));
+        for bytes in [Some(5), Some(TILE), Some(0), Some(9)] {
+            decide.send(bytes).unwrap();
+        }
+        assert!(slots[0].tile(0).is_ok());
+        assert_eq!(slots[1].tile(0).unwrap_err().to_string(), "9 bytes came in place of 64 at byte 2");
+        assert_eq!(begun.try_iter().collect::<Vec<_>>(), [1, 1, 2, 2]);
+        assert_eq!(pool.work().retries, 2);
+    }
+
+    #[test]
+    fn a_thread_whose_read_panics_goes_on_with_the_next() {
+        let (pool, _begun, decide) = pool();
+        let slots = slots([1, 2]);
+        slots.iter().for_each(|slot| pool.ask(slot));
+        for bytes in [None, Some(TILE)] {
+            decide.send(bytes).unwrap();
+        }
+        assert!(slots[0].tile(0).is_err() && slots[1].tile(0).is_ok());
+    }
+
+    #[test]
+    fn a_pool_that_is_dropped_reads_no_more() {
+        let (pool, begun, decide) = pool();
+        let slots = slots([1, 2]);
+        slots.iter().for_each(|slot| pool.ask(slot));
+        assert_eq!(begun.recv(), Ok(1));
+        let shared = pool.shared.clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(pool));
+            while !lock(&shared.queue).stop {
+                thread::yield_now();
+            }
+            decide.send(Some(TILE)).unwrap();
+        });
+        assert!(slots[0].is_whole() && !slots[1].is_whole() && !slots[1].has_failed());
+        assert!(begun.try_recv().is_err());
     }
 }

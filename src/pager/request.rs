@@ -1,17 +1,15 @@
 //! The experts that one layer wants for the tokens of one call.
 
-use std::{
-    io,
-    path::Path,
+use std::{io, path::Path};
+
+use super::{
+    Backing, Pager, Pass, Plan, Streamed,
+    slot::Slot,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
+        lock,
     },
-};
-
-use super::{
-    Backing, Pager, Plan, Streamed,
-    slot::{Slot, lock},
 };
 use crate::error::{Error, Result};
 
@@ -54,29 +52,23 @@ pub struct Expert<'r> {
 
 impl<'p> Request<'p> {
     pub(super) fn new(
-        pager: &'p Pager,
+        pass: &'p Pass<'_>,
         layer: usize,
         chosen: &[usize],
         used: usize,
         elsewhere: impl Fn(usize) -> bool,
     ) -> Self {
+        let pager = pass.pager;
         let (order, hits, slots) = match &pager.backing {
-            Backing::Views { slots, pool, .. } => {
-                let of = |e: usize| &slots[layer * pager.experts + e];
+            Backing::Views(views) => {
                 let mut wanted = chosen.to_vec();
                 wanted.sort_unstable();
                 wanted.dedup();
-                let (mut order, misses): (Vec<_>, Vec<_>) =
-                    wanted.into_iter().partition(|&e| of(e).is_whole());
-                let hits = order.len();
-                for &expert in &misses {
-                    of(expert).reset();
-                    if let Some(pool) = pool {
-                        pool.ask(of(expert));
-                    }
-                }
-                order.extend(misses);
-                let slots = order.iter().map(|&e| Some(of(e).clone())).collect();
+                let find = |e| (e, views.slot(layer * pager.experts + e, pass.generation));
+                let (there, coming): (Vec<_>, Vec<_>) =
+                    wanted.into_iter().map(find).partition(|(_, (_, is_whole))| *is_whole);
+                let hits = there.len();
+                let (order, slots) = there.into_iter().chain(coming).map(|(e, (s, _))| (e, Some(s))).unzip();
                 (order, hits, slots)
             }
             Backing::Streamed(streamed) => {
@@ -110,7 +102,7 @@ impl<'p> Request<'p> {
             },
         };
         let passing = match &pager.backing {
-            Backing::Views { cool: true, .. } if chosen.len() > used => {
+            Backing::Views(views) if views.cools() && chosen.len() > used => {
                 let tail = &chosen[chosen.len().saturating_sub(TAIL * used)..];
                 order[hits..].iter().copied().filter(|e| !tail.contains(e)).collect()
             }
@@ -140,18 +132,21 @@ impl<'p> Request<'p> {
     /// under way.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when the request was aborted.
+    /// [`Error::Cancelled`] when the request was aborted; [`Error::Argument`] for an expert that was given back.
     pub fn expert(&self, rank: usize) -> Result<Expert<'_>> {
         loop {
             let seen = match &self.pager.backing {
                 Backing::Streamed(streamed) => streamed.arena.events(),
-                Backing::Views { .. } => 0,
+                Backing::Views(_) => 0,
             };
             {
                 let mut loading = lock(&self.loading);
                 self.start(&mut loading);
                 if let Some(slot) = &loading.slots[rank] {
                     return Ok(Expert { slot: slot.clone(), path: &self.pager.path });
+                }
+                if loading.finished[rank] {
+                    return Err(Error::Argument(format!("expert {} was given back", self.order[rank])));
                 }
             }
             if self.aborted.load(Relaxed) {
@@ -274,9 +269,8 @@ impl Drop for Request<'_> {
     fn drop(&mut self) {
         match &self.pager.backing {
             Backing::Streamed(streamed) => self.give_up(streamed),
-            Backing::Views { slots, .. } => {
-                let passing = self.passing.iter().map(|e| &slots[self.layer * self.pager.experts + e]);
-                passing.for_each(|slot| slot.cool());
+            Backing::Views(views) => {
+                self.passing.iter().for_each(|e| views.cool(self.layer * self.pager.experts + e));
             }
         }
     }
@@ -298,4 +292,181 @@ impl Expert<'_> {
 /// A tile could not be read; others may be told the same.
 pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
     Error::io("read", path)(io::Error::new(problem.kind(), problem.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::pager::{Eviction, Hits, Policy, Shape, source::Source};
+
+    const TILE: usize = 64;
+    const EXPERTS: usize = 4;
+
+    /// A drive on which some experts cannot be read, and on which every byte of an expert is its number.
+    #[derive(Clone, Default)]
+    struct Drive {
+        broken: Arc<Mutex<HashSet<u64>>>,
+        read: Arc<Mutex<Vec<u64>>>,
+    }
+
+    impl Drive {
+        /// Breaks the reads of these experts and mends all others.
+        fn breaks(&self, experts: &[u64]) {
+            *lock(&self.broken) = experts.iter().copied().collect();
+        }
+
+        /// The experts that were read since the last call, by number, without those that failed.
+        fn read(&self) -> Vec<u64> {
+            let mut read = std::mem::take(&mut *lock(&self.read));
+            read.sort_unstable();
+            read.dedup();
+            read
+        }
+    }
+
+    impl Source for Drive {
+        fn read_at(&self, tile: &mut [u8], offset: u64) -> io::Result<usize> {
+            let expert = offset / (2 * TILE as u64);
+            if lock(&self.broken).contains(&expert) {
+                return Err(io::Error::other("the drive is broken"));
+            }
+            lock(&self.read).push(expert);
+            tile.fill(expert as u8);
+            Ok(tile.len())
+        }
+    }
+
+    /// 2 layers of 4 experts of 2 tiles.
+    fn pager(kept: usize, transient: usize) -> (Pager, Drive) {
+        let (drive, shape) = (Drive::default(), Shape { experts: EXPERTS, tiles: 2, tile_bytes: TILE });
+        let policy = Policy::new(Eviction::Lru, 2, EXPERTS, kept);
+        let offsets = (0..2 * EXPERTS).map(|e| (e * 2 * TILE) as u64).collect();
+        let source = Box::new(drive.clone());
+        let pager = Pager::streamed(source, offsets, shape, policy, transient, 1, Path::new("drive"));
+        (pager.unwrap(), drive)
+    }
+
+    /// Uses all experts of a request, and says which ones.
+    fn use_all(request: &Request<'_>) -> Result<Vec<usize>> {
+        for (rank, &number) in request.order().iter().enumerate() {
+            let expert = request.expert(rank)?;
+            for t in 0..request.tiles() {
+                assert_eq!(expert.tile(t)?, [(request.layer * EXPERTS + number) as u8; TILE]);
+            }
+            drop(expert);
+            request.finish(rank);
+        }
+        Ok(request.order().to_vec())
+    }
+
+    fn run(pager: &Pager, layer: usize, chosen: &[usize]) -> Result<Vec<usize>> {
+        use_all(&pager.begin()?.request(layer, chosen, chosen.len())?)
+    }
+
+    #[test]
+    fn what_is_there_comes_first_and_is_not_read_again() {
+        let (pager, drive) = pager(3, 1);
+        assert_eq!(run(&pager, 1, &[2, 1]).unwrap(), [1, 2]);
+        assert_eq!(drive.read(), [5, 6]);
+        assert_eq!(run(&pager, 1, &[3, 0, 2]).unwrap(), [2, 0, 3]);
+        assert_eq!(drive.read(), [4, 7]);
+        let usage = pager.usage();
+        assert_eq!(usage.decode, Hits { hits: 1, misses: 4 });
+        assert_eq!(usage.uses, [0, 0, 0, 0, 1, 1, 2, 1]);
+    }
+
+    #[test]
+    fn one_place_serves_any_number_of_experts_one_after_another() {
+        let (pager, drive) = pager(0, 1);
+        assert_eq!(run(&pager, 0, &[0, 1, 2, 3]).unwrap(), [0, 1, 2, 3]);
+        assert_eq!(drive.read(), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn who_waits_for_a_place_gets_the_one_that_is_given_back() {
+        let (pager, _) = pager(0, 1);
+        let pass = pager.begin().unwrap();
+        let request = pass.request(0, &[0, 1], 2).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| request.expert(1).unwrap().tile(0).unwrap().to_vec());
+            request.expert(0).unwrap().tile(0).unwrap();
+            request.finish(0);
+            assert_eq!(second.join().unwrap(), [1; TILE]);
+        });
+    }
+
+    #[test]
+    fn who_waits_for_a_place_hears_that_the_request_is_given_up() {
+        let (pager, _) = pager(0, 1);
+        let pass = pager.begin().unwrap();
+        let request = pass.request(0, &[0, 1], 2).unwrap();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| request.expert(1).map(|_| ()));
+            request.abort();
+            assert!(matches!(second.join().unwrap(), Err(Error::Cancelled)));
+        });
+    }
+
+    #[test]
+    fn an_expert_that_was_given_back_is_not_waited_for() {
+        let bytes = crate::container::Bytes::copy(&[0; 2 * TILE]);
+        for pager in [pager(0, 1).0, Pager::plain(vec![bytes], 1, TILE).unwrap()] {
+            let pass = pager.begin().unwrap();
+            let request = pass.request(0, &[0], 1).unwrap();
+            use_all(&request).unwrap();
+            assert!(matches!(request.expert(0), Err(Error::Argument(_))));
+        }
+    }
+
+    #[test]
+    fn an_expert_that_could_not_be_read_is_not_kept() {
+        let (pager, drive) = pager(4, 1);
+        drive.breaks(&[1]);
+        let problem = run(&pager, 0, &[0, 1]).unwrap_err();
+        assert_eq!(problem.to_string(), "cannot read drive: the drive is broken");
+        assert_eq!(pager.hot(), [(0, 0)]);
+        drive.breaks(&[]);
+        drive.read();
+        assert_eq!(run(&pager, 0, &[0, 1]).unwrap(), [0, 1]);
+        assert_eq!(drive.read(), [1]);
+    }
+
+    /// It may lack tiles.
+    #[test]
+    fn an_expert_that_was_not_used_to_the_end_is_not_kept() {
+        let (pager, _) = pager(4, 1);
+        let pass = pager.begin().unwrap();
+        let request = pass.request(0, &[0, 1], 2).unwrap();
+        request.expert(0).unwrap().tile(0).unwrap();
+        request.finish(0);
+        drop(request);
+        assert_eq!(pager.hot(), [(0, 0)]);
+    }
+
+    #[test]
+    fn what_was_guessed_is_read_once_and_other_guesses_are_given_up() {
+        let (pager, drive) = pager(2, 4);
+        let pass = pager.begin().unwrap();
+        use_all(&pass.request(0, &[0], 1).unwrap()).unwrap();
+        pass.guess(1, &[2, 3]).unwrap();
+        assert_eq!(use_all(&pass.request(1, &[1, 2], 2).unwrap()).unwrap(), [1, 2]);
+        assert_eq!(drive.read().iter().filter(|&&e| e == 6).count(), 1);
+        assert_eq!(pager.usage().guesses, Hits { hits: 1, misses: 1 });
+        drop(pass);
+        // Every place is free again, or kept.
+        assert_eq!(run(&pager, 0, &[0, 1, 2, 3]).unwrap().len(), EXPERTS);
+    }
+
+    #[test]
+    fn experts_tiles_and_calls_that_there_are_not_are_errors() {
+        let (pager, _) = pager(1, 1);
+        let pass = pager.begin().unwrap();
+        assert!(matches!(pass.request(0, &[EXPERTS], 1), Err(Error::Argument(_))));
+        assert!(matches!(pass.request(2, &[0], 1), Err(Error::Argument(_))));
+        let request = pass.request(0, &[0], 1).unwrap();
+        assert!(matches!(request.expert(0).unwrap().tile(2), Err(Error::Argument(_))));
+        assert!(matches!(pager.begin(), Err(Error::Argument(_))), "a call within a call");
+    }
 }

@@ -1,6 +1,6 @@
 //! How the caller wants experts paged.
 
-use super::{Eviction, budget::Limit, source::DirectIo};
+use super::{Eviction, budget::Limit, source::DirectIo, system};
 
 /// Which way to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Paging {
 }
 
 /// How to page.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Which way.
     pub mode: Paging,
@@ -50,4 +50,23 @@ pub struct Settings {
     pub readers: usize,
     /// Streamed: delivers reads at so many bytes a second, to see how a slower drive would do.
     pub throttle: Option<f64>,
+    /// Counts the page faults of this process that waited for a disk: when it has moved, mapped pages may have been dropped. Tests put a
+    /// counter of their own here.
+    #[doc(hidden)]
+    pub major_faults: fn() -> u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: Paging::default(),
+            memory: None,
+            direct_io: DirectIo::default(),
+            eviction: Eviction::default(),
+            look_ahead: false,
+            readers: 0,
+            throttle: None,
+            major_faults: system::major_faults,
+        }
+    }
 }

@@ -3,28 +3,27 @@
 use std::{
     io,
     ops::Range,
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
-    },
+    panic::{AssertUnwindSafe, catch_unwind},
     time::Instant,
 };
 
 use memmap2::MmapMut;
 
-use super::source::PAGE;
+use super::{
+    source::PAGE,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+        lock, wait_while,
+    },
+};
 use crate::{
     container::Bytes,
     error::{Error, Result},
 };
-
-/// A lock that a panic elsewhere does not spoil: what it guards is whole at every step.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// One allocation that is cut into slots of an expert each.
 pub struct Arena {
@@ -88,8 +87,7 @@ impl Arena {
 
     /// Waits until there were more changes than `seen`.
     pub fn wait_beyond(&self, seen: u64) {
-        let free = lock(&self.free);
-        drop(self.changed.wait_while(free, |free| free.events == seen));
+        drop(wait_while(&self.changed, lock(&self.free), |free| free.events == seen));
     }
 
     /// A change that others may wait for.
@@ -122,6 +120,8 @@ enum Memory {
 }
 
 /// An expert in memory, tile by tile. Who holds it may read the tiles that have arrived; when nobody does, its place is free again.
+///
+/// A tile goes from absent over coming to there or failed, and never back: what has to be brought in again gets a new slot.
 pub struct Slot {
     memory: Memory,
     /// Where the expert begins in the file.
@@ -133,7 +133,7 @@ pub struct Slot {
     arrivals: Arc<Arrivals>,
 }
 
-/// States of a tile.
+/// States of a tile, in the order in which it takes them. It ends in one of the last two.
 const ABSENT: u8 = 0;
 const COMING: u8 = 1;
 const THERE: u8 = 2;
@@ -200,27 +200,9 @@ impl Slot {
     /// # Errors
     /// Why it could not be read.
     pub fn tile(&self, t: usize) -> std::result::Result<&[u8], Arc<io::Error>> {
-        let mut state = self.tiles[t].load(Acquire);
-        if state == ABSENT && matches!(self.memory, Memory::Bytes(_)) {
-            // Sooner done than waited for; and the system may have dropped what had been asked for.
-            self.fill(t, |_, _| Ok(()));
-            state = self.tiles[t].load(Acquire);
-        }
-        if state < THERE {
-            let start = Instant::now();
-            let mut guard = lock(&self.arrivals.lock);
-            loop {
-                state = self.tiles[t].load(Acquire);
-                if state >= THERE {
-                    break;
-                }
-                guard = self.arrivals.arrived.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            }
-            self.arrivals.waited.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-        }
-        if state == FAILED {
-            let cancelled = || Arc::new(io::Error::other("the read was cancelled"));
-            return Err(lock(&self.failure).clone().unwrap_or_else(cancelled));
+        if self.end(t) == FAILED {
+            let unknown = || Arc::new(io::Error::other("the read failed"));
+            return Err(lock(&self.failure).clone().unwrap_or_else(unknown));
         }
         let range = self.range(t);
         Ok(match &self.memory {
@@ -235,30 +217,34 @@ impl Slot {
         })
     }
 
-    /// Brings tile `t` in by `read`, unless somebody has or the slot is given up. For mapped bytes `read` is not called.
+    /// The state in which tile `t` ends: waits for it.
+    fn end(&self, t: usize) -> u8 {
+        let state = || self.tiles[t].load(Acquire);
+        if state() == ABSENT && matches!(self.memory, Memory::Bytes(_)) {
+            // Sooner done than waited for.
+            self.fill(t, |_, _| Ok(()));
+        }
+        if state() < THERE {
+            let start = Instant::now();
+            drop(wait_while(&self.arrivals.arrived, lock(&self.arrivals.lock), |_| state() < THERE));
+            self.arrivals.waited.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+        }
+        state()
+    }
+
+    /// Brings tile `t` in by `read`, unless somebody has or the slot is given up. For mapped bytes `read` is not called. A panic of `read`
+    /// is a failure of the tile.
     pub fn fill(&self, t: usize, read: impl FnOnce(&mut [u8], u64) -> io::Result<()>) {
         if self.tiles[t].compare_exchange(ABSENT, COMING, Acquire, Relaxed).is_err() {
             return;
         }
-        let range = self.range(t);
-        let offset = self.offset + range.start as u64;
-        let done = match &self.memory {
-            _ if self.cancelled.load(Relaxed) => Err(io::Error::other("the read was cancelled")),
-            Memory::Bytes(bytes) => bytes.populate(range.clone()),
-            Memory::Arena { arena, slot } => {
-                // SAFETY: the range is within the slot, which is ours. The exchange above was won by this call alone, so nobody
-                // else writes the tile, and `tile` gives it to nobody before it is THERE.
-                let tile = unsafe {
-                    let start = arena.base.add(slot * arena.slot_bytes + range.start);
-                    std::slice::from_raw_parts_mut(start, range.len())
-                };
-                read(tile, offset)
-            }
-        };
+        // What a panic leaves half written nobody sees: the tile has failed.
+        let done = catch_unwind(AssertUnwindSafe(|| self.bring_in(self.range(t), read)));
+        let done = done.unwrap_or_else(|_| Err(io::Error::other("the thread that read it panicked")));
         let state = if done.is_ok() { THERE } else { FAILED };
         match done {
             Ok(()) => {
-                self.arrivals.bytes.fetch_add(range.len() as u64, Relaxed);
+                self.arrivals.bytes.fetch_add(self.tile_bytes as u64, Relaxed);
             }
             Err(e) => {
                 lock(&self.failure).get_or_insert(Arc::new(e));
@@ -270,26 +256,30 @@ impl Slot {
         self.arrivals.arrived.notify_all();
     }
 
+    /// For [`Slot::fill`], which has made the tile in this range COMING.
+    fn bring_in(
+        &self,
+        range: Range<usize>,
+        read: impl FnOnce(&mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match &self.memory {
+            _ if self.cancelled.load(Relaxed) => Err(io::Error::other("the read was cancelled")),
+            Memory::Bytes(bytes) => bytes.populate(range),
+            Memory::Arena { arena, slot } => {
+                // SAFETY: the range is within the slot, which is ours. One call of `fill` alone has made the tile COMING, so nobody
+                // else writes it, and `tile` gives it to nobody before it is THERE.
+                let tile = unsafe {
+                    let start = arena.base.add(slot * arena.slot_bytes + range.start);
+                    std::slice::from_raw_parts_mut(start, range.len())
+                };
+                read(tile, self.offset + range.start as u64)
+            }
+        }
+    }
+
     /// Nobody will want the tiles that are not on their way yet.
     pub fn cancel(&self) {
         self.cancelled.store(true, Relaxed);
-    }
-
-    /// Forgets which mapped tiles are there: the system may have dropped them, or a read of them failed.
-    pub fn reset(&self) {
-        if matches!(self.memory, Memory::Bytes(_)) {
-            for (tile, state) in self.tiles.iter().flat_map(|tile| [(tile, THERE), (tile, FAILED)]) {
-                let _ = tile.compare_exchange(state, ABSENT, Acquire, Relaxed);
-            }
-            lock(&self.failure).take();
-        }
-    }
-
-    /// Tells the system that a mapped expert is needed least soon.
-    pub fn cool(&self) {
-        if let Memory::Bytes(bytes) = &self.memory {
-            bytes.cool();
-        }
     }
 
     fn range(&self, t: usize) -> Range<usize> {
@@ -302,5 +292,129 @@ impl Drop for Slot {
         if let Memory::Arena { arena, slot } = &self.memory {
             arena.give_back(*slot);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TILE: usize = 64;
+
+    fn slot(arena: &Arc<Arena>, arrivals: &Arc<Arrivals>) -> Slot {
+        Slot::in_arena(arena, arena.take().expect("a free place"), 1000, TILE, 3, arrivals)
+    }
+
+    fn one() -> (Arc<Arrivals>, Slot) {
+        let arrivals = Arc::default();
+        let slot = slot(&Arena::new(1, 3 * TILE).unwrap(), &arrivals);
+        (arrivals, slot)
+    }
+
+    /// Writes the offset into the tile.
+    fn read(tile: &mut [u8], offset: u64) -> io::Result<()> {
+        tile.fill((offset / TILE as u64) as u8);
+        Ok(())
+    }
+
+    #[test]
+    fn tiles_come_in_any_order_each_to_its_place() {
+        let (arrivals, slot) = one();
+        assert_eq!(slot.tiles(), 3);
+        for t in [2, 0, 1] {
+            assert!(!slot.is_whole());
+            slot.fill(t, read);
+        }
+        assert!(slot.is_whole() && !slot.has_failed());
+        for t in 0..3 {
+            assert_eq!(slot.tile(t).unwrap(), [((1000 + t * TILE) / TILE) as u8; TILE]);
+        }
+        assert_eq!(arrivals.bytes.load(Relaxed), 3 * TILE as u64);
+    }
+
+    #[test]
+    fn a_tile_is_read_once() {
+        let (arrivals, slot) = one();
+        slot.fill(0, read);
+        slot.fill(0, |_, _| panic!("it is there"));
+        assert_eq!(arrivals.bytes.load(Relaxed), TILE as u64);
+    }
+
+    #[test]
+    fn who_waits_for_a_tile_gets_it_when_it_comes() {
+        let (_, slot) = one();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| slot.tile(1).unwrap().to_vec());
+            slot.fill(0, read);
+            slot.fill(1, read);
+            assert_eq!(waiting.join().unwrap(), [16; TILE]);
+        });
+    }
+
+    #[test]
+    fn a_tile_that_fails_says_why_to_everybody_and_the_others_are_there() {
+        let (arrivals, slot) = one();
+        slot.fill(0, read);
+        slot.fill(1, |_, _| Err(io::Error::other("the drive is broken")));
+        slot.fill(1, read);
+        assert!(slot.has_failed() && !slot.is_whole());
+        for _ in 0..2 {
+            assert_eq!(slot.tile(1).unwrap_err().to_string(), "the drive is broken");
+        }
+        assert_eq!(slot.tile(0).unwrap(), [15; TILE]);
+        assert_eq!(arrivals.bytes.load(Relaxed), TILE as u64);
+    }
+
+    #[test]
+    fn a_read_that_panics_has_failed() {
+        let (_, slot) = one();
+        slot.fill(0, |tile, _| {
+            tile[0] = 1;
+            std::panic::resume_unwind(Box::new("without a message on the screen"))
+        });
+        assert_eq!(slot.tile(0).unwrap_err().to_string(), "the thread that read it panicked");
+    }
+
+    #[test]
+    fn a_slot_that_is_given_up_reads_nothing() {
+        let (_, slot) = one();
+        slot.fill(0, read);
+        slot.cancel();
+        slot.fill(1, |_, _| panic!("nobody wants it"));
+        assert_eq!(slot.tile(1).unwrap_err().to_string(), "the read was cancelled");
+        assert_eq!(slot.tile(0).unwrap(), [15; TILE]);
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_nobody_holds_its_slot() {
+        let arena = Arena::new(2, 3 * TILE).unwrap();
+        let slots = [0, 1].map(|_| Arc::new(slot(&arena, &Arc::default())));
+        slots.iter().zip([1, 2]).for_each(|(slot, n)| {
+            slot.fill(0, |tile, _| {
+                tile.fill(n);
+                Ok(())
+            });
+        });
+        // Places do not overlap.
+        assert_eq!([0, 1].map(|i| slots[i].tile(0).unwrap()[TILE - 1]), [1, 2]);
+        assert!(arena.take().is_none());
+        let seen = arena.events();
+        let [first, second] = slots;
+        let held = first.clone();
+        drop(first);
+        assert!(arena.take().is_none() && arena.events() == seen);
+        drop((held, second));
+        arena.wait_beyond(seen);
+        assert!(arena.take().is_some() && arena.take().is_some());
+    }
+
+    #[test]
+    fn bytes_that_are_mapped_are_brought_in_by_whoever_wants_them() {
+        let arrivals = Arc::default();
+        let slot = Slot::of_bytes(Bytes::copy(&[7; 2 * TILE]), TILE, false, &arrivals);
+        assert!(!slot.is_whole());
+        assert_eq!((slot.tile(0).unwrap(), slot.tile(1).unwrap()), (&[7; TILE][..], &[7; TILE][..]));
+        assert!(slot.is_whole());
+        assert_eq!(arrivals.bytes.load(Relaxed), 2 * TILE as u64);
     }
 }

@@ -12,7 +12,7 @@ mod trunk;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Instant,
@@ -32,7 +32,10 @@ use crate::{
         memory::Pinned,
         ops::{Ops, f32s},
     },
-    pager::{Turn, lock},
+    pager::{
+        Turn,
+        sync::{Mutex, lock},
+    },
 };
 use experts::Slots;
 use scratch::{LOGIT_ROWS, Scratch, Shape};
