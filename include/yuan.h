@@ -239,12 +239,15 @@ yuan_status yuan_engine_options_new(yuan_engine_options **options);
 yuan_status yuan_engine_options_free(yuan_engine_options *options);
 
 /**
- * Threads that compute; 0 for one for each physical core that the process may use. One call at a time.
+ * Threads that compute; 0 for one for each physical core that the process may use. YUAN_ERROR_ARGUMENT for more than four for each processor of
+ * the machine, or 64 where that is more. One call at a time.
  */
-yuan_status yuan_engine_options_set_threads(yuan_engine_options *options, size_t threads);
+yuan_status yuan_engine_options_set_threads(yuan_engine_options *options,
+                                            size_t threads);
 
 /**
- * Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. One call at a time.
+ * Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. At most as many as for
+ * yuan_engine_options_set_threads. One call at a time.
  */
 yuan_status yuan_engine_options_set_threads_batch(yuan_engine_options *options,
                                                   size_t threads);
@@ -296,7 +299,7 @@ yuan_status yuan_engine_options_set_look_ahead(yuan_engine_options *options,
                                                int32_t on);
 
 /**
- * The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
+ * The sessions that the budget of the memory leaves room for: so many tokens in all, 2^24 at most, with a key-value cache of this type. By default none: a
  * program that streams says what it needs. One call at a time.
  */
 yuan_status yuan_engine_options_set_sessions(yuan_engine_options *options,
@@ -431,7 +434,7 @@ yuan_status yuan_session_options_new(yuan_session_options **options);
 yuan_status yuan_session_options_free(yuan_session_options *options);
 
 /**
- * Room for this many tokens, prompt and answer; 0 for what the model was made for. Memory is used as the session fills. One call
+ * Room for this many tokens, prompt and answer, 2^24 at most; 0 for what the model was made for. Memory is used as the session fills. One call
  * at a time.
  */
 yuan_status yuan_session_options_set_context(yuan_session_options *options,
@@ -565,9 +568,10 @@ yuan_status yuan_sampler_free(yuan_sampler *sampler);
 yuan_status yuan_sampler_reset(yuan_sampler *sampler);
 
 /**
- * Divides the logits; 0, the default, always takes the best token. One call at a time.
+ * Divides the logits; 0, the default, always takes the best token. No setting may be above 10^9. One call at a time.
  */
-yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler, float temperature);
+yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler,
+                                         float temperature);
 
 /**
  * Keeps the k best tokens; 0, the default, keeps all. One call at a time.
@@ -637,7 +641,7 @@ yuan_status yuan_sampler_add_stop_token(yuan_sampler *sampler, uint32_t token);
 yuan_status yuan_sampler_set_ignore_eod(yuan_sampler *sampler, int32_t ignore);
 
 /**
- * Chooses up to `most` tokens behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
+ * Chooses up to `most` tokens (SIZE_MAX for no limit) behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
  * NULL, as may `finish`. YUAN_ERROR_CONTEXT_FULL when there is no room for the answer; the session keeps what was shown. One call
  * at a time, for the session and for the sampler.
  */

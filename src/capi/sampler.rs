@@ -55,7 +55,7 @@ pub extern "C" fn yuan_sampler_reset(sampler: *mut yuan_sampler) -> yuan_status 
     })
 }
 
-/// Divides the logits; 0, the default, always takes the best token. One call at a time.
+/// Divides the logits; 0, the default, always takes the best token. No setting may be above 10^9. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_sampler_set_temperature(sampler: *mut yuan_sampler, temperature: f32) -> yuan_status {
     set(sampler, |settings| settings.temperature = temperature)

@@ -112,6 +112,21 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert "outside the vocabulary" in fails("YUAN_ERROR_ARGUMENT", session.eval, [2**32 - 1])
     assert "tokens" in fails("YUAN_ERROR_CONTEXT_FULL", session.eval, ids * 100)
     fails("YUAN_ERROR_ARGUMENT", lambda: yuan.Sampler(temperature=-1.0))
+    assert "this machine takes" in fails("YUAN_ERROR_ARGUMENT", lambda: yuan.Engine(model, threads=100_000))
+    assert "too large" in fails("YUAN_ERROR_ARGUMENT", lambda: engine.session(context=1 << 40))
+    # Numbers that C has no room for are not cut.
+    for wrong, error in [
+        (lambda: yuan.Engine(model, threads=-1), ValueError),
+        (lambda: engine.session(context=-5), ValueError),
+        (lambda: session.generate(-2), ValueError),
+        (lambda: session.eval([2**32 + 5]), OverflowError),
+        (lambda: session.eval([-1]), OverflowError),
+    ]:
+        try:
+            wrong()
+            raise AssertionError("it is taken")
+        except error:
+            pass
     fails("YUAN_ERROR_FILE", engine.restore, file + ".no")
     fails("YUAN_ERROR_BAD_FILE", engine.restore, model)
     session.close()

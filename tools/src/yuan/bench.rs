@@ -18,6 +18,7 @@ use yuan::{
 };
 use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
+    numbers,
     open::RunArgs,
     stats::describe,
 };
@@ -36,19 +37,19 @@ pub struct Bench {
     #[command(flatten)]
     run: RunArgs,
     /// Tokens of the prompt (0: no prefill)
-    #[arg(long, short, value_name = "N", default_value_t = 512)]
+    #[arg(long, short, value_name = "N", default_value_t = 512, value_parser = numbers::tokens)]
     prompt: usize,
     /// Tokens to generate (0: no decode)
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128, value_parser = numbers::tokens)]
     tokens: usize,
     /// Tokens that are in the context before the decoding starts; by default the prompt
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
     depth: Option<usize>,
     /// Repetitions
-    #[arg(long, short, value_name = "N", default_value_t = 3)]
+    #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
     /// Streamed: deliver reads at so many GB a second, as a slower drive would
-    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    #[arg(long, value_name = "GB/S", value_parser = numbers::rate)]
     throttle: Option<f64>,
     /// Route the tokens as in these files of yuan trace: random weights choose evenly, trained ones do not
     #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
@@ -63,10 +64,7 @@ pub struct Bench {
 
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.prompt + self.tokens > 0 && self.repeat > 0,
-            "there is nothing to measure: raise -p, -n or -r"
-        );
+        ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
         let depth = self.depth.unwrap_or(self.prompt);
         let context = self.prompt.max(depth) + self.tokens;
         let mut options = self.run.options(context);
@@ -178,13 +176,6 @@ impl Bench {
         }
         Ok(())
     }
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|r| (1e-3..1e6).contains(r))
-        .ok_or_else(|| "give GB a second, such as 0.5".into())
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -20,6 +20,7 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
+    numbers::{self, Most},
     open::{GpuArgs, PagingArgs, RunArgs},
 };
 
@@ -46,14 +47,14 @@ pub struct Demo {
     /// Type of the experts: q4_k or q4_0
     #[arg(long, value_name = "TYPE", default_value = "q4_k", value_parser = tile_type)]
     experts: DType,
-    /// Tokens to generate at most, for each prompt
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 160)]
-    most: usize,
+    /// Tokens to generate at most, for each prompt (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(160))]
+    most: Most,
     /// Seed of the random choices
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Threads; all by default
-    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
+    /// Threads; 0, the default, is one for each physical core that the process may use
+    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     threads: usize,
 }
 
@@ -76,7 +77,7 @@ impl Demo {
             paging: PagingArgs::default(),
             gpu: GpuArgs::default(),
         };
-        let engine = run.open(self.most)?;
+        let engine = run.open_for(|_, config| Ok(self.most.context(0, config.context)))?;
         let config = engine.model().config();
         println!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
@@ -133,10 +134,11 @@ impl Demo {
     fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: u64) -> anyhow::Result<()> {
         let ids = engine.tokenizer().encode(prompt, Special::Parse);
         ensure!(!ids.is_empty(), "the demo model's tokenizer makes nothing of {prompt:?}");
-        let mut session = Session::new(engine.clone(), ids.len() + self.most, KvType::F16)?;
+        let context = self.most.context(ids.len(), engine.model().config().context);
+        let mut session = Session::new(engine.clone(), context, KvType::F16)?;
         let settings = Settings { temperature: 0.7, top_p: 0.9, seed, ..Settings::default() };
         let mut sampler = Sampler::new(settings)?;
-        let limits = Limits::tokens(self.most);
+        let limits = Limits::tokens(self.most.within(ids.len(), context));
         let before = engine.model().pager().usage();
         println!("\n> {prompt}");
         let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| {

@@ -11,7 +11,7 @@ use yuan::{
     pager::{Mode, drive, trace::Trace},
     session::stats::gpu,
 };
-use yuan_tools::{console::size, open::RunArgs, stats::describe_gpu};
+use yuan_tools::{console::size, numbers, open::RunArgs, stats::describe_gpu};
 
 use crate::bench::read_bandwidth;
 
@@ -29,7 +29,7 @@ pub struct Plan {
     #[command(flatten)]
     run: RunArgs,
     /// Tokens of prompt and answer
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = numbers::tokens)]
     context: usize,
     /// A trace of a run, for the share of experts that will be there
     #[arg(long, value_name = "FILE")]

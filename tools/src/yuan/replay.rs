@@ -10,7 +10,7 @@ use yuan::pager::{
     budget::Limit,
     trace::{Replayed, Trace},
 };
-use yuan_tools::{console::size, heat};
+use yuan_tools::{console::size, heat, numbers};
 
 /// Replay a trace against other memories, drives and policies, without the model
 #[derive(Args)]
@@ -33,13 +33,13 @@ pub struct Replay {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "lfu", value_parser = eviction)]
     eviction: Vec<Eviction>,
     /// Drives, in GB a second
-    #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7")]
+    #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7", value_parser = numbers::rate)]
     drive: Vec<f64>,
     /// Milliseconds of computation of a token while the drive reads
-    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     compute: f64,
     /// Milliseconds of a token in which the drive has nothing to do: attention, the router
-    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     idle: f64,
     /// Also write a picture of the experts' use
     #[arg(long, value_name = "FILE")]
@@ -55,13 +55,6 @@ fn eviction(name: &str) -> Result<Eviction, String> {
 
 impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.drive.iter().all(|d| *d > 0.0 && d.is_finite()),
-            "the speed of a drive is above 0: see --drive"
-        );
-        for (name, time) in [("--compute", self.compute), ("--idle", self.idle)] {
-            ensure!(time >= 0.0 && time.is_finite(), "{name} is a time in milliseconds");
-        }
         let trace = Trace::read(&self.trace)?;
         if let Some(path) = &self.svg {
             heat::write(&trace, path)?;

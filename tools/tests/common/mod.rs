@@ -45,6 +45,15 @@ pub fn complaint(name: &str, args: &[&str]) -> String {
     stderr
 }
 
+/// Standard error of a run whose arguments are refused: status 2, before anything is done.
+pub fn usage(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(2), "{name} {args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{name} {args:?}");
+    stderr
+}
+
 pub struct Folder(pub tempfile::TempDir);
 
 impl Folder {

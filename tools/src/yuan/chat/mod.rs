@@ -15,6 +15,7 @@ use yuan::{
 };
 use yuan_tools::{
     console::{stopped, take_stop},
+    numbers::{self, Most},
     open::RunArgs,
 };
 
@@ -45,17 +46,17 @@ Commands in place of a question:
 pub struct Chat {
     #[command(flatten)]
     run: RunArgs,
-    /// Tokens of an answer at most; by default what the context has room for
-    #[arg(long = "tokens", short = 'n', value_name = "N")]
-    most: Option<usize>,
+    /// Tokens of an answer at most (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
+    most: Most,
     #[command(flatten)]
     sampling: Sampling,
-    /// Room for the tokens of the conversation; by default what the model was made for
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    /// Room for the tokens of the conversation; 0, the default, is what the model was made for
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
+    context: usize,
     /// When the context is full: drop the oldest questions, and the older half of an answer that alone fills it, in place of an
     /// end; but keep the first N tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context_shift: Option<usize>,
     /// Say how to answer
     #[arg(long, value_name = "TEXT")]
@@ -82,7 +83,7 @@ impl Chat {
         let mut context = 0;
         let engine = self.run.open_for(|_, config| {
             let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
-            context = self.context.unwrap_or(config.context).max(saved);
+            context = if self.context == 0 { config.context } else { self.context }.max(saved);
             Ok(context)
         })?;
         let sampling = self.sampling.clone();
@@ -142,7 +143,8 @@ impl Chat {
 
     fn ask(&self, question: &str, talk: &mut Conversation) -> anyhow::Result<()> {
         let mut out = std::io::stdout();
-        let reply = talk.ask(question, self.most.unwrap_or(usize::MAX), |text| {
+        let most = if let Most::Tokens(n) = self.most { n } else { usize::MAX };
+        let reply = talk.ask(question, most, |text| {
             if !self.json {
                 out.write_all(text.as_bytes())?;
                 out.flush()?;
