@@ -25,6 +25,23 @@ pub fn write_whole(
     file.finish()
 }
 
+/// Whether `path` is none of the files that are read, by whatever name or link.
+///
+/// # Errors
+/// [`Error::Argument`].
+pub fn check_not_read(path: &Path, inputs: &[PathBuf]) -> Result<()> {
+    // What is not there is not the same as anything.
+    let is_input = |input: &&PathBuf| same_file::is_same_file(path, input).unwrap_or(false);
+    match inputs.iter().find(is_input) {
+        None => Ok(()),
+        Some(input) => Err(Error::Argument(format!(
+            "{} would be written over {}, which is read; give the output another name",
+            path.display(),
+            input.display()
+        ))),
+    }
+}
+
 /// A file that is being written under a name of its own; removed unless it is finished.
 ///
 /// As long as it is written it is locked. One that is not was left by a process that was killed, and is removed when its target is written again.

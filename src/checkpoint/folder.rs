@@ -94,6 +94,19 @@ impl Checkpoint {
         &self.folder
     }
 
+    /// The files of the checkpoint, those of its tokenizer included.
+    pub fn files(&self) -> Vec<PathBuf> {
+        const BESIDE: [&str; 5] = [
+            "config.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "model.safetensors.index.json",
+            "pytorch_model.bin.index.json",
+        ];
+        let beside = BESIDE.iter().map(|name| self.folder.join(name)).filter(|path| path.exists());
+        self.files.iter().map(|shard| shard.path.clone()).chain(beside).collect()
+    }
+
     /// What the user should know about the checkpoint.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

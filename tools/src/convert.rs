@@ -64,7 +64,8 @@ impl<'a> Job<'a> {
                     warnings.retain(|w| !w.contains("rotary_base"));
                 }
                 let identity = checkpoint.identity();
-                (Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?, warnings)
+                let conversion = Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?;
+                (conversion.reading(checkpoint.files()), warnings)
             }
             Input::Gguf(container) if requested => (Conversion::requantize(container, options)?, vec![]),
             Input::Gguf(container) => (Conversion::repack(container, options)?, vec![]),

@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{Folder, json, text, usage};
+use std::fs;
+
+use common::{Folder, complaint, json, text, usage};
 
 /// No number is taken that would bring the machine down or overflow: the message names the option and its limits.
 #[test]
@@ -59,4 +61,42 @@ fn an_answer_of_minus_one_tokens_goes_on_until_the_context_is_full() {
     let told = common::run("yuan", &[&generate[..5], &["-n", "-1", "--context", "40"]].concat());
     assert!(common::err(&told).contains("(the context is full)"), "{}", common::err(&told));
     text("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "0"]);
+}
+
+/// An output that is an input, by whatever name, is refused before anything is written.
+#[cfg(unix)]
+#[test]
+fn an_input_is_never_written_over() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let before = fs::read(&model).unwrap();
+    let (hard, soft, other) = (folder.path("hard.gguf"), folder.path("soft.gguf"), folder.path("other.gguf"));
+    fs::hard_link(&model, &hard).unwrap();
+    std::os::unix::fs::symlink(&model, &soft).unwrap();
+    let dotted = format!("{}/./m.gguf", folder.0.path().display());
+    for output in [&model, &hard, &soft, &dotted] {
+        for command in [&[][..], &["export"]] {
+            let said = complaint("yuan-quant", &[command, &[&model, "-o", output]].concat());
+            assert!(said.contains("give the output another name"), "{said}");
+        }
+    }
+    // The names beside the output, under which it is written.
+    let partial = folder.path("other.gguf.partial");
+    fs::rename(&hard, &partial).unwrap();
+    assert!(complaint("yuan-quant", &[&partial, "-o", &other]).contains("another name"));
+
+    // Of a checkpoint every file.
+    let checkpoint = folder.path("checkpoint");
+    text("yuan-quant", &["synth", "--geometry", "tiny", "-o", &checkpoint]);
+    let weights = fs::read(format!("{checkpoint}/model.safetensors")).unwrap();
+    for name in ["config.json", "tokenizer.model", "model.safetensors"] {
+        let said = complaint("yuan-quant", &[&checkpoint, "-o", &format!("{checkpoint}/{name}")]);
+        assert!(said.contains(name) && said.contains("another name"), "{said}");
+    }
+    assert_eq!((fs::read(&model).unwrap(), fs::read(&partial).unwrap()), (before.clone(), before));
+    assert_eq!(fs::read(format!("{checkpoint}/model.safetensors")).unwrap(), weights);
+    // An output in the folder of the checkpoint that is none of its files may be there already.
+    for _ in 0..2 {
+        text("yuan-quant", &[&checkpoint, "-o", &format!("{checkpoint}/m.gguf")]);
+    }
 }
