@@ -209,7 +209,7 @@ impl<'a> Conversion<'a> {
     /// stopped. `progress` hears the bytes of every finished tensor and says whether to go on.
     ///
     /// # Errors
-    /// Those of the source; [`Error::Argument`] for a `path` that is read, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`].
+    /// Those of the source; [`Error::Argument`] for a `path` that is read or a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`].
     pub fn write(&self, path: &Path, progress: &dyn Fn(u64) -> bool) -> Result<Written> {
         output::write(path, &self.writer, &self.identity, &self.inputs, &*self.make, progress)
     }

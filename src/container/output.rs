@@ -14,7 +14,7 @@ use blake3::Hash;
 use super::write::Writer;
 use crate::{
     error::{Error, Result},
-    files::{check_not_read, check_space, put_in_place},
+    files::{check_name, check_not_read, check_space, put_in_place},
 };
 
 /// Bytes that are read at a time when a resumed run checks what is there.
@@ -34,7 +34,7 @@ pub struct Written {
 /// `identity` names the source: a journal of another one is not resumed. `inputs` are the files that are read, which are never written over.
 ///
 /// # Errors
-/// Those of `produce`; [`Error::Argument`] for a file that is read, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`], which leaves the
+/// Those of `produce`; [`Error::Argument`] for a file that is read and for a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`], which leaves the
 /// journal for the next run.
 pub fn write(
     path: &Path,
@@ -46,6 +46,7 @@ pub fn write(
 ) -> Result<Written> {
     let partial = path.with_added_extension("partial");
     let journal_path = path.with_added_extension("journal");
+    check_name(path, "model.gguf")?;
     for name in [path, &partial, &journal_path] {
         check_not_read(name, inputs)?;
     }

@@ -100,3 +100,58 @@ fn an_input_is_never_written_over() {
         text("yuan-quant", &[&checkpoint, "-o", &format!("{checkpoint}/m.gguf")]);
     }
 }
+
+/// What an output needs is asked for before the work that makes it: nothing is generated, and nothing is left behind.
+#[test]
+fn an_output_that_cannot_be_written_is_refused_before_the_work() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let demo = common::demo_model();
+    let (trace, inside) = (folder.path("t.trace"), folder.path("inside"));
+    text("yuan", &["trace", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "-o", &trace]);
+    fs::create_dir(&inside).unwrap();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(folder.0.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let convert = ["yuan-quant", demo.to_str().unwrap(), "-o"];
+    let export = ["yuan-quant", "export", &model, "-o"];
+    let save = ["yuan", "generate", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "--save"];
+    let write_trace = ["yuan", "trace", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "-o"];
+    let logits = ["yuan", "logits", &model, "--tokens", "7", "-o"];
+    let bench = ["yuan", "bench", &model, "-p", "4", "-n", "1", "--trace"];
+    let picture = ["yuan", "replay", &trace, "--svg"];
+    let (slash, nowhere) = (folder.path("new/"), folder.path("no/folder/x"));
+    for (command, input, example) in [
+        (&convert[..], &model, "model.gguf"),
+        (&export, &model, "model.gguf"),
+        (&save, &model, "NAME.session"),
+        (&write_trace, &model, "NAME.trace"),
+        (&logits, &model, "logits.npy"),
+        (&bench, &model, "NAME.trace"),
+        (&picture, &trace, "NAME.svg"),
+    ] {
+        let refused = |output: &str| {
+            let result = common::run(command[0], &[&command[1..], &[output]].concat());
+            assert_eq!(result.status.code(), Some(1), "{command:?} {output}");
+            assert!(result.stdout.is_empty(), "{command:?} {output}: the work was begun");
+            common::err(&result)
+        };
+        for output in [&inside, &slash] {
+            let named = std::path::Path::new(output).join(example);
+            let said = refused(output);
+            assert!(said.contains("is a folder") && said.contains(named.to_str().unwrap()), "{said}");
+        }
+        assert!(refused(&nowhere).contains("check the path"), "{command:?}");
+        if command != convert {
+            let said = refused(input);
+            assert!(said.contains("give the output another name"), "{said}");
+        }
+        assert_eq!(names(), before, "{command:?}");
+    }
+}

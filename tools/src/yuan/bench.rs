@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
+    files::check_output,
     model::{GpuPlacement, Model, Placement, State, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
@@ -65,6 +66,10 @@ pub struct Bench {
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
         ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
+        if let Some(file) = &self.trace {
+            let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.routing).cloned().collect();
+            check_output(file, 0, &inputs, "NAME.trace")?;
+        }
         let depth = self.depth.unwrap_or(self.prompt);
         let context = self.prompt.max(depth) + self.tokens;
         let mut options = self.run.options(context);

@@ -10,6 +10,8 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use yuan::{
+    files::check_output,
+    model::State,
     sampler::Sampler,
     session::{Engine, Finish, Limits, Restored, Session, room_of},
     tokenizer::{Message, Special},
@@ -98,6 +100,12 @@ impl Generate {
                 Some(tokens) => tokens,
                 None => self.most.context(before + prompt.len(), config.context),
             };
+            if let Some(file) = &self.save {
+                // What is known of the session already: the state of its prompt.
+                let bytes = State::kv_bytes(config, self.run.kv) * (before + prompt.len());
+                let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.file).cloned().collect();
+                check_output(file, bytes as u64, &inputs, "NAME.session")?;
+            }
             Ok(context)
         })?;
         let (mut session, mut sampler) = self.begin(&engine, context)?;

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
-use yuan::pager::{
-    Eviction,
-    budget::Limit,
-    trace::{Replayed, Trace},
+use yuan::{
+    files::check_output,
+    pager::{
+        Eviction,
+        budget::Limit,
+        trace::{Replayed, Trace},
+    },
 };
 use yuan_tools::{console::size, heat, numbers};
 
@@ -57,6 +60,7 @@ impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
         let trace = Trace::read(&self.trace)?;
         if let Some(path) = &self.svg {
+            check_output(path, 0, std::slice::from_ref(&self.trace), "NAME.svg")?;
             heat::write(&trace, path)?;
         }
         if !self.json {

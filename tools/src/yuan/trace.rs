@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use yuan::{gpu::Choice, session::Session, tokenizer::Special};
+use yuan::{files::check_output, gpu::Choice, session::Session, tokenizer::Special};
 use yuan_tools::{numbers::Most, open::RunArgs};
 
 use crate::{answer::answer, sampling::Sampling};
@@ -34,6 +34,7 @@ impl Trace {
     pub fn run(mut self) -> anyhow::Result<()> {
         // A GPU keeps requests to itself.
         self.run.gpu.gpu = Choice::Off;
+        check_output(&self.output, 0, std::slice::from_ref(&self.run.model), "NAME.trace")?;
         let (mut prompt, mut context) = (Vec::new(), 0);
         let engine = self.run.open_for(|tokenizer, config| {
             anyhow::ensure!(!self.prompt.is_empty(), "the prompt is empty; give some text");
