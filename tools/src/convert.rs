@@ -58,11 +58,7 @@ impl<'a> Job<'a> {
     pub fn new(input: &'a Input, options: &Options, requested: bool) -> anyhow::Result<Self> {
         let (conversion, warnings) = match input {
             Input::Checkpoint(checkpoint, vocab) => {
-                let plan = Plan::new(checkpoint.config().clone(), options)?;
-                let mut warnings = checkpoint.warnings().to_vec();
-                if options.rope_base.is_some() {
-                    warnings.retain(|w| !w.contains("rotary_base"));
-                }
+                let (plan, warnings) = Plan::of_checkpoint(checkpoint, options)?;
                 let identity = checkpoint.identity();
                 let conversion = Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?;
                 (conversion.reading(checkpoint.files()), warnings)

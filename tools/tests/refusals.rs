@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::fs;
+use std::{fs, io::Write};
+
+use serde_json::Value;
+use yuan::{checkpoint::names, quantize::synth};
 
 use common::{Folder, complaint, json, text, usage};
 
@@ -154,4 +157,85 @@ fn an_output_that_cannot_be_written_is_refused_before_the_work() {
         }
         assert_eq!(names(), before, "{command:?}");
     }
+}
+
+/// The published checkpoint's shape, with weights that are holes in a file.
+fn hollow_m32(folder: &Folder) -> String {
+    let (config, path) = (synth::m32(), folder.path("m32"));
+    fs::create_dir(&path).unwrap();
+    let demo = fs::read_to_string(common::demo_model().join("config.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&demo).unwrap();
+    for (key, value) in [
+        ("vocab_size", config.vocab),
+        ("hidden_size", config.hidden),
+        ("num_hidden_layers", config.layers),
+        ("num_attention_heads", config.heads),
+        ("attention_projection_size", config.projection),
+        ("max_position_embeddings", config.context),
+    ] {
+        json[key] = value.into();
+    }
+    json["moe_config"]["ffn_hidden_size"] = config.ffn.into();
+    for key in ["rotary_base", "rope_precision"] {
+        json.as_object_mut().unwrap().remove(key);
+    }
+    fs::write(format!("{path}/config.json"), json.to_string()).unwrap();
+    fs::copy(common::demo_model().join("tokenizer.model"), format!("{path}/tokenizer.model")).unwrap();
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    for spec in names::tensors(&config) {
+        let end = at + 2 * spec.shape.iter().map(|&d| d as u64).product::<u64>();
+        header.insert(
+            spec.hf,
+            serde_json::json!({ "dtype": "BF16", "shape": spec.shape, "data_offsets": [at, end] }),
+        );
+        at = end;
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut file = fs::File::create(format!("{path}/model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len(8 + header.len() as u64 + at).unwrap();
+    path
+}
+
+#[test]
+fn a_config_of_m32_without_its_rotary_base_is_refused_until_one_is_chosen() {
+    let folder = Folder::new();
+    let checkpoint = hollow_m32(&folder);
+    let said = complaint("yuan-quant", &[&checkpoint, "--dry-run"]);
+    for part in ["config.json", "rotary_base", "10000", "40890", "--rope-base 40890"] {
+        assert!(said.contains(part), "no {part} in {said}");
+    }
+    for base in ["40890", "10000"] {
+        text("yuan-quant", &[&checkpoint, "--dry-run", "--rope-base", base]);
+    }
+}
+
+#[test]
+fn other_configs_without_a_rotary_base_get_a_warning() {
+    let folder = Folder::new();
+    let checkpoint = folder.path("tiny");
+    text("yuan-quant", &["synth", "--geometry", "tiny", "-o", &checkpoint]);
+    let config = format!("{checkpoint}/config.json");
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(&config).unwrap()).unwrap();
+    json.as_object_mut().unwrap().remove("rotary_base").expect("it names one");
+    fs::write(&config, json.to_string()).unwrap();
+    let told = |more: &[&str]| {
+        let output = common::run("yuan-quant", &[&[&checkpoint, "--dry-run"], more].concat());
+        assert!(output.status.success());
+        common::err(&output)
+    };
+    assert!(told(&[]).contains("warning: ") && told(&[]).contains("10000"), "{}", told(&[]));
+    assert_eq!(told(&["--rope-base", "20000"]), "");
+}
+
+/// However the demo model is converted, it is the same file.
+#[test]
+fn the_demo_model_is_converted_by_its_own_description() {
+    let folder = Folder::new();
+    let cache = folder.path("cache");
+    text("yuan", &["demo", "--cache", &cache, "-n", "1"]);
+    let model = folder.converted("m.gguf", &[]);
+    assert!(fs::read(&model).unwrap() == fs::read(format!("{cache}/demo-model.q4_k.gguf")).unwrap());
+    assert_eq!(json("yuan", &["inspect", &model, "--json"])["config"]["rope_precision"], "f32");
 }

@@ -113,12 +113,7 @@ impl Demo {
         fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
         let output = cache.join(format!("demo-model.{}.gguf", self.experts.name()));
         let input = Input::open(&assets)?;
-        // The demo model was trained with f32 rotary tables; published models are not.
-        let options = Options {
-            experts: self.experts,
-            rope: Some(yuan::config::RopePrecision::F32),
-            ..Options::default()
-        };
+        let options = Options { experts: self.experts, ..Options::default() };
         Job::new(&input, &options, true)?.run(&output)?;
         let (before, after) = (input.data_bytes(), fs::metadata(&output)?.len());
         println!(

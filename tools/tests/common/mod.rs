@@ -69,7 +69,7 @@ impl Folder {
     pub fn converted(&self, name: &str, options: &[&str]) -> String {
         let output = self.path(name);
         let demo = demo_model();
-        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output, "--rope", "f32"], options].concat());
+        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output], options].concat());
         output
     }
 }
