@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 2
+#define YUAN_ABI_VERSION 3
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -563,7 +563,7 @@ yuan_status yuan_sampler_new(yuan_sampler **sampler);
 yuan_status yuan_sampler_free(yuan_sampler *sampler);
 
 /**
- * Begins the random choices anew, with the settings as they are. One call at a time.
+ * Begins the random choices anew, with the settings and the seed as they are. One call at a time.
  */
 yuan_status yuan_sampler_reset(yuan_sampler *sampler);
 
@@ -621,9 +621,17 @@ yuan_status yuan_sampler_set_logit_bias(yuan_sampler *sampler,
                                         float bias);
 
 /**
- * The same seed gives the same choices from the same logits, on every machine. One call at a time.
+ * The same seed gives the same choices from the same logits, on every machine. A sampler whose seed is not set has a random one. One call at a
+ * time.
  */
-yuan_status yuan_sampler_set_seed(yuan_sampler *sampler, uint64_t seed);
+yuan_status yuan_sampler_set_seed(yuan_sampler *sampler,
+                                  uint64_t seed);
+
+/**
+ * The seed of the random choices: the one that was set, or the one that was taken at random. One call at a time.
+ */
+yuan_status yuan_sampler_seed(const yuan_sampler *sampler,
+                              uint64_t *seed);
 
 /**
  * A text that ends an answer, wherever the borders of tokens are; it is not shown. One call at a time.

@@ -27,8 +27,9 @@ pub struct Settings {
     pub min_p: f32,
     /// Divides the logits; 0 means always the best token (the authors' evaluation setting).
     pub temperature: f32,
-    /// The same seed gives the same choices from the same logits.
-    pub seed: u64,
+    /// The same seed gives the same choices from the same logits. Without one [`Sampler::new`](super::Sampler::new) takes a random one, of 32 bits
+    /// so that it can be written down.
+    pub seed: Option<u64>,
 }
 
 impl Default for Settings {
@@ -43,7 +44,7 @@ impl Default for Settings {
             top_p: 1.0,
             min_p: 0.0,
             temperature: 0.0,
-            seed: 0,
+            seed: None,
         }
     }
 }

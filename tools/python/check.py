@@ -74,6 +74,17 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
         assert restored.note == "第一回"
         assert restored.generate(10, other) == rest
 
+    # Choices are random unless a seed is given, and can be had again by it.
+    def text_of(chooser: yuan.Sampler) -> str:
+        session.sync(ids)
+        return session.generate(24, chooser)
+
+    warm = [yuan.Sampler(temperature=2.0) for _ in range(4)]
+    texts = [text_of(chooser) for chooser in warm]
+    assert len(set(texts)) > 1, texts
+    assert text_of(yuan.Sampler(temperature=2.0, seed=warm[0].seed)) == texts[0]
+    del warm
+
     # Stops, and leaving a stream early.
     session.sync(ids)
     stop = whole[3:8]

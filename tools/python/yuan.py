@@ -29,7 +29,7 @@ from typing import Any
 
 __all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 OK = 0
 SIZE_MAX = c_size_t(-1).value
 FINISHES = ("stop", "stop_text", "length", "cancelled")
@@ -248,14 +248,15 @@ class Engine(_Handle):
 
 
 class Sampler(_Handle):
-    """How the next token is chosen; by default always the best. A `repeat_last_n` of -1 looks back at all tokens. One call at a time."""
+    """How the next token is chosen; by default always the best. A `repeat_last_n` of -1 looks back at all tokens. Without a
+    `seed`, or with -1, it is a random one. One call at a time."""
 
     _kind = "sampler"
 
     def __init__(
         self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repeat_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-        repeat_last_n: int = 64, logit_bias: dict[int, float] | None = None, seed: int = 0,
+        repeat_last_n: int = 64, logit_bias: dict[int, float] | None = None, seed: int | None = None,
         stop: Sequence[str] = (), stop_tokens: Sequence[int] = (), ignore_eod: bool = False,
     ) -> None:  # fmt: skip
         super().__init__("sampler_new")
@@ -263,9 +264,11 @@ class Sampler(_Handle):
             "temperature": c_float(temperature), "top_k": _size("top_k", top_k), "top_p": c_float(top_p),
             "min_p": c_float(min_p), "repeat_penalty": c_float(repeat_penalty),
             "presence_penalty": c_float(presence_penalty), "frequency_penalty": c_float(frequency_penalty),
-            "repeat_last_n": _or_all("repeat_last_n", repeat_last_n), "seed": c_uint64(seed),
+            "repeat_last_n": _or_all("repeat_last_n", repeat_last_n),
             "ignore_eod": c_int32(ignore_eod),
         }  # fmt: skip
+        if seed not in (None, -1):
+            settings["seed"] = c_uint64(_size("seed", seed).value)
         for name, value in settings.items():
             _call(f"sampler_set_{name}", self._handle, value)
         for token, bias in (logit_bias or {}).items():
@@ -274,6 +277,13 @@ class Sampler(_Handle):
             _call("sampler_add_stop_text", self._handle, text.encode())
         for token in stop_tokens:
             _call("sampler_add_stop_token", self._handle, c_uint32(token))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the random choices, by which they can be had again."""
+        seed = c_uint64()
+        _call("sampler_seed", self._handle, byref(seed))
+        return seed.value
 
 
 class Session(_Handle):

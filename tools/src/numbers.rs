@@ -51,6 +51,24 @@ impl Most {
     }
 }
 
+/// The seed of random choices: a number, or -1 for a random one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub Option<u64>);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "-1" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|seed| Self(Some(seed)))
+                .map_err(|_| "give a number, or -1 for a random one".into()),
+        }
+    }
+}
+
 /// A number from `least` to `most`.
 pub fn number(text: &str, least: usize, most: usize) -> Result<usize, String> {
     let fail = || format!("give a number from {least} to {most}");
@@ -118,6 +136,8 @@ mod tests {
             assert!(tokens(wrong).is_err() || wrong == "100000");
         }
         assert_eq!((look_back("-1"), look_back("64")), (Ok(usize::MAX), Ok(64)));
+        assert_eq!(("-1".parse(), "7".parse()), (Ok(Seed(None)), Ok(Seed(Some(7)))));
+        assert!("-2".parse::<Seed>().unwrap_err().contains("-1") && "x".parse::<Seed>().is_err());
         assert!(look_back("-2").is_err() && readers("257").is_err() && repetitions("0").is_err());
         assert!(
             rate("0").is_err() && rate("NaN").is_err() && rate("inf").is_err() && milliseconds("-1").is_err()

@@ -76,6 +76,38 @@ fn options_of_the_choice_reach_it() {
     assert_eq!(shifted["tokens"].as_array().unwrap().len(), 30);
 }
 
+/// Choices are random unless a seed is given; the one that was taken is shown, and gives the same text again.
+#[test]
+fn without_a_seed_every_text_is_another_one_that_can_be_had_again() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let args = ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--temp", "1.2", "--ignore-eod"];
+    let of = |more: &[&str]| json("yuan", &[&args[..], &["--json"], more].concat());
+    let texts = [of(&[]), of(&["--seed", "-1"]), of(&[]), of(&[])];
+    assert!(texts.iter().any(|t| t["tokens"] != texts[0]["tokens"]), "{texts:?}");
+    for text in &texts {
+        let seed = text["seed"].as_u64().expect("it is shown").to_string();
+        assert_eq!(of(&["--seed", &seed])["tokens"], text["tokens"]);
+    }
+    let told = err(&run("yuan", &args));
+    let seed = told.trim_end().rsplit(' ').next().unwrap();
+    assert!(told.contains("seed ") && seed.parse::<u32>().is_ok(), "{told}");
+    // The best token always is no random choice.
+    let best = [&args[..6], &["--temp", "0", "--json"]].concat();
+    assert_eq!(json("yuan", &best)["seed"], Value::Null);
+    assert_eq!(json("yuan", &best)["tokens"], json("yuan", &best)["tokens"]);
+    assert!(!err(&run("yuan", &best[..6])).contains("seed"));
+
+    let talk = |more: &[&str]| {
+        let options = [&["--json", "-n", "20", "--temp", "1.2", "--ignore-eod"], more].concat();
+        let output = chat(&model, &options, &["Ruth 1:1", "Ruth 1:2"]);
+        out(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
+    };
+    let first = talk(&[]);
+    let again = talk(&["--seed", &first[0]["seed"].to_string()]);
+    assert!(first.iter().zip(&again).all(|(a, b)| a["tokens"] == b["tokens"]));
+}
+
 /// Runs `yuan generate --save` in a namespace of its own, in which `mount` has made something of `folder`. `None` where the
 /// system does not let us.
 fn saved_in(mount: &str, folder: &str, model: &str) -> Option<Output> {

@@ -20,7 +20,7 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
-    numbers::{self, Most},
+    numbers::{self, Most, Seed},
     open::{GpuArgs, PagingArgs, RunArgs},
 };
 
@@ -50,9 +50,9 @@ pub struct Demo {
     /// Tokens to generate at most, for each prompt (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(160))]
     most: Most,
-    /// Seed of the random choices
+    /// Seed of the random choices (-1: a random one); by default always the same texts
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    seed: Option<Seed>,
     /// Threads; 0, the default, is one for each physical core that the process may use
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     threads: usize,
@@ -91,7 +91,7 @@ impl Demo {
             if stopped() {
                 return Ok(());
             }
-            self.tell(&engine, prompt, self.seed.unwrap_or(seed))?;
+            self.tell(&engine, prompt, self.seed.unwrap_or(Seed(Some(seed))))?;
         }
         println!(
             "\nThe same by hand: yuan generate {} -p '{}' --temp 0.7",
@@ -126,12 +126,12 @@ impl Demo {
         Ok(output)
     }
 
-    fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: u64) -> anyhow::Result<()> {
+    fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: Seed) -> anyhow::Result<()> {
         let ids = engine.tokenizer().encode(prompt, Special::Parse);
         ensure!(!ids.is_empty(), "the demo model's tokenizer makes nothing of {prompt:?}");
         let context = self.most.context(ids.len(), engine.model().config().context);
         let mut session = Session::new(engine.clone(), context, KvType::F16)?;
-        let settings = Settings { temperature: 0.7, top_p: 0.9, seed, ..Settings::default() };
+        let settings = Settings { temperature: 0.7, top_p: 0.9, seed: seed.0, ..Settings::default() };
         let mut sampler = Sampler::new(settings)?;
         let limits = Limits::tokens(self.most.within(ids.len(), context));
         let before = engine.model().pager().usage();

@@ -160,7 +160,7 @@ impl Generate {
             n => format!("{n} tokens reused, "),
         };
         eprintln!(
-            "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
+            "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}{}",
             answer.synced.computed,
             answer.tokens.len(),
             match answer.finish {
@@ -169,7 +169,8 @@ impl Generate {
                 Finish::Length if self.most == Most::Room => " (the context is full)",
                 Finish::Length => " (stopped by -n)",
                 Finish::Cancelled => " (stopped by Ctrl-C)",
-            }
+            },
+            answer.seed.map_or_else(String::new, |seed| format!(", seed {seed}"))
         );
         Ok(())
     }

@@ -5,7 +5,7 @@ use yuan::{
     sampler::{Sampler, Settings},
     session::{Engine, Limits},
 };
-use yuan_tools::numbers;
+use yuan_tools::numbers::{self, Seed};
 
 /// How to choose tokens, and when to stop. Names and order (bias, penalties, top-k, top-p, min-p, temperature) are llama.cpp's.
 #[derive(Args, Clone, Debug)]
@@ -22,9 +22,9 @@ pub struct Sampling {
     /// Keep the tokens with this part of the probability of the best
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Seed of the random choices
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// Seed of the random choices; -1, the default, is a random one, which is shown with the figures
+    #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true)]
+    seed: Seed,
     /// Divide the logits of recent tokens (1: none)
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repeat_penalty: f32,
@@ -62,9 +62,8 @@ impl Sampling {
     pub fn resume(&self, engine: &Engine, saved: Option<Sampler>) -> anyhow::Result<Sampler> {
         let fresh = self.sampler(engine)?;
         let Some(mut saved) = saved else { return Ok(fresh) };
-        let seed = self.seed.unwrap_or(saved.settings().seed);
-        if *fresh.settings() != Settings::default() {
-            saved.set(Settings { seed, ..fresh.settings().clone() })?;
+        if self.settings() != Settings::default() {
+            saved.set(self.settings())?;
         }
         Ok(saved)
     }
@@ -80,7 +79,7 @@ impl Sampling {
             top_p: self.top_p,
             min_p: self.min_p,
             temperature: self.temp,
-            seed: self.seed.unwrap_or(0),
+            seed: self.seed.0,
         }
     }
 
