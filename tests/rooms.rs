@@ -170,6 +170,15 @@ fn the_library_prints_nothing() {
     }
 }
 
+/// These two panic when nobody can hear.
+#[test]
+fn tools_speak_by_their_own_macros() {
+    for (path, text) in sources("tools/src") {
+        let code = code(&text);
+        assert!(!code.contains("println!") && !code.contains("print!("), "{path}: use say! and tell!");
+    }
+}
+
 #[test]
 fn files_have_one_idea() {
     for folder in ["src", "kernels", "tools/src", "tests"] {

@@ -1,4 +1,4 @@
-//! What the two binaries share: the terminal, numbers with their limits, opening models, conversions, descriptions, figures.
+//! What the two binaries share: the terminal, what is said, numbers with their limits, opening models, conversions, descriptions, figures.
 
 pub mod console;
 pub mod convert;
@@ -6,4 +6,5 @@ pub mod heat;
 pub mod inspect;
 pub mod numbers;
 pub mod open;
+pub mod say;
 pub mod stats;

@@ -7,7 +7,7 @@ use std::{fs, io::Write};
 use serde_json::Value;
 use yuan::{checkpoint::names, quantize::synth};
 
-use common::{Folder, complaint, json, text, usage};
+use common::{Folder, complaint, json, program, text, usage};
 
 /// No number is taken that would bring the machine down or overflow: the message names the option and its limits.
 #[test]
@@ -238,4 +238,61 @@ fn the_demo_model_is_converted_by_its_own_description() {
     let model = folder.converted("m.gguf", &[]);
     assert!(fs::read(&model).unwrap() == fs::read(format!("{cache}/demo-model.q4_k.gguf")).unwrap());
     assert_eq!(json("yuan", &["inspect", &model, "--json"])["config"]["rope_precision"], "f32");
+}
+
+/// What was generated before an error ends its line, so that the error stands on one of its own.
+#[test]
+fn an_error_behind_text_begins_a_line() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let args = ["-n", "50", "--ignore-eod", "--context", "20"];
+    let output = common::run("yuan", &[&["generate", &model, "-p", "Ruth 1:1<sep>"], &args[..]].concat());
+    assert!(common::err(&output).starts_with("error: the context holds 20 tokens"));
+    assert!(common::out(&output).len() > 10 && common::out(&output).ends_with('\n'));
+}
+
+/// Nobody hears: a full disk is an error, a reader that has gone is none, and neither is a panic.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_output_that_nobody_takes_is_no_panic() {
+    use std::process::Stdio;
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let (trace, heldout) = (folder.path("t.trace"), folder.path("text"));
+    fs::write(&heldout, "In the beginning God created the heaven and the earth.").unwrap();
+    text("yuan", &["trace", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "-o", &trace]);
+    let (cache, demo) = (folder.path("cache"), common::demo_model());
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for (name, args) in [
+        ("yuan", &["inspect", &model, "--tensors"][..]),
+        ("yuan", &["plan", &model, "--context", "64"]),
+        ("yuan", &["bench", &model, "-p", "4", "-n", "1", "-r", "1"]),
+        ("yuan", &["perplexity", &model, "--file", &heldout]),
+        ("yuan", &["replay", &trace]),
+        ("yuan", &["replay", &trace, "--json"]),
+        ("yuan", &["tokenize", &model, "In the beginning"]),
+        ("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "--stats"]),
+        ("yuan", &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "4", "--json"]),
+        ("yuan", &["demo", "--cache", &cache, "-n", "2"]),
+        ("yuan-quant", &["verify", &model]),
+        ("yuan-quant", &["inspect", &model, "--tensors"]),
+        ("yuan-quant", &[demo.to_str().unwrap(), "--dry-run"]),
+    ] {
+        let run = |stdout: Stdio, stderr: Stdio| {
+            let output =
+                program(name).args(args).stdout(stdout).stderr(stderr).spawn().unwrap().wait_with_output();
+            let output = output.unwrap();
+            (output.status.code(), common::err(&output))
+        };
+        let (status, said) = run(full().into(), Stdio::piped());
+        assert_eq!(status, Some(1), "{args:?}: {said}");
+        let line =
+            said.lines().find(|l| l.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {said}"));
+        assert!(line.contains("standard output: No space left"), "{args:?}: {said}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (status, said) = run(writer.into(), Stdio::piped());
+        assert!(status == Some(0) && !said.contains("panicked"), "{args:?}: {said}");
+        assert_eq!(run(Stdio::null(), full().into()).0, Some(0), "{args:?}: a full standard error");
+    }
 }

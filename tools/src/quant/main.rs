@@ -16,6 +16,7 @@ use yuan_tools::{
     convert::{self, Input},
     inspect::{self, Show},
     open::rope,
+    say, tell,
 };
 
 mod synth;
@@ -132,7 +133,7 @@ fn convert(args: &Convert) -> anyhow::Result<()> {
     let requested = args.types.experts.is_some() || args.types.dense.is_some();
     let job = convert::Job::new(&input, &args.types.options(), requested)?;
     for warning in job.warnings() {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}");
     }
     if args.dry_run {
         return job.print_plan();
@@ -149,11 +150,11 @@ fn verify(model: &Path) -> anyhow::Result<()> {
         !stopped()
     })?;
     bar.finish_and_clear();
-    println!(
+    say!(
         "{}: {} tensors, {}, all as written",
         model.display(),
         container.tensors().len(),
         size(container.data_bytes())
-    );
+    )?;
     Ok(())
 }

@@ -23,6 +23,7 @@ use yuan::{
 use yuan_tools::{
     console::{byte_bar, size, stopped},
     convert::Job,
+    tell,
 };
 
 use crate::Types;
@@ -120,7 +121,7 @@ impl Synth {
         }
         fs::rename(&folder, &self.output)
             .with_context(|| format!("cannot make {}", self.output.display()))?;
-        eprintln!("{}: {} in {} files", self.output.display(), size(total), shards.len());
+        tell!("{}: {} in {} files", self.output.display(), size(total), shards.len());
         Ok(())
     }
 }

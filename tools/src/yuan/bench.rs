@@ -21,6 +21,7 @@ use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
     numbers,
     open::RunArgs,
+    say,
     stats::describe,
 };
 
@@ -148,36 +149,35 @@ impl Bench {
                 "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
                 "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
-            println!("{object}");
-            return Ok(());
+            return say!("{object}");
         }
-        println!(
+        say!(
             "kernels    {} on {} threads, {} for the prompt",
             model.kernels(),
             model.threads(),
             model.batch_threads()
-        );
-        println!("memory     {bandwidth:.1} GB/s read");
-        println!("token      {} of weights", size(bytes as u64));
-        println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
+        )?;
+        say!("memory     {bandwidth:.1} GB/s read")?;
+        say!("token      {} of weights", size(bytes as u64))?;
+        say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
         let share = 100.0 * weights / bandwidth;
-        println!(
+        say!(
             "decode     {decode:.2} tok/s ({} tokens behind {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
             self.tokens
-        );
+        )?;
         if let Some(drive) = drive {
-            println!("drive      {drive:.2} GB/s by reads of a tile");
+            say!("drive      {drive:.2} GB/s by reads of a tile")?;
         }
         let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
-        println!("{}", describe(&model, &laps, &times));
+        say!("{}", describe(&model, &laps, &times))?;
         if let GpuPlacement::On { bandwidth, .. } = &model.placement().gpu
             && *bandwidth > 0
         {
             let memory = *bandwidth as f64 / 1e9;
-            println!(
+            say!(
                 "gpu memory {memory:.0} GB/s by its clock; the weights of decode are {:.0} % of it",
                 100.0 * weights / memory
-            );
+            )?;
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 
 use std::{
     env, fs,
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -22,6 +21,8 @@ use yuan_tools::{
     convert::{Input, Job},
     numbers::{self, Most, Seed},
     open::{GpuArgs, PagingArgs, RunArgs},
+    say,
+    say::print,
 };
 
 use crate::answer::{Answer, answer};
@@ -79,25 +80,21 @@ impl Demo {
         };
         let engine = run.open_for(|_, config| Ok(self.most.context(0, config.context)))?;
         let config = engine.model().config();
-        println!(
+        say!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
             engine.model().kernels(),
             engine.model().threads(),
             config.experts_used,
             config.experts,
             config.layers
-        );
+        )?;
         for (prompt, seed) in PROMPTS {
             if stopped() {
                 return Ok(());
             }
             self.tell(&engine, prompt, self.seed.unwrap_or(Seed(Some(seed))))?;
         }
-        println!(
-            "\nThe same by hand: yuan generate {} -p '{}' --temp 0.7",
-            run.model.display(),
-            PROMPTS[1].0
-        );
+        say!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", run.model.display(), PROMPTS[1].0)?;
         Ok(())
     }
 
@@ -116,13 +113,7 @@ impl Demo {
         let options = Options { experts: self.experts, ..Options::default() };
         Job::new(&input, &options, true)?.run(&output)?;
         let (before, after) = (input.data_bytes(), fs::metadata(&output)?.len());
-        println!(
-            "Converted {} ({}) to {} ({}).",
-            assets.display(),
-            size(before),
-            output.display(),
-            size(after)
-        );
+        say!("Converted {} ({}) to {} ({}).", assets.display(), size(before), output.display(), size(after))?;
         Ok(output)
     }
 
@@ -135,18 +126,14 @@ impl Demo {
         let mut sampler = Sampler::new(settings)?;
         let limits = Limits::tokens(self.most.within(ids.len(), context));
         let before = engine.model().pager().usage();
-        println!("\n> {prompt}");
-        let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| {
-            print!("{text}");
-            Ok(std::io::stdout().flush()?)
-        })?;
-        println!();
-        report(engine, ids.len(), &answer, &before);
-        Ok(())
+        say!("\n> {prompt}")?;
+        let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| print(&text))?;
+        say!()?;
+        report(engine, ids.len(), &answer, &before)
     }
 }
 
-fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
+fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) -> anyhow::Result<()> {
     let usage = engine.model().pager().usage();
     let config = engine.model().config();
     let tokens = (prompt + answer.tokens.len().saturating_sub(1)).max(1);
@@ -156,14 +143,14 @@ fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
     let requests =
         |usage: &Usage| [usage.prefill, usage.decode].map(|h| h.hits + h.misses).iter().sum::<u64>();
     let read = (requests(&usage) - requests(before)) * engine.model().pager().expert_bytes() as u64;
-    println!(
+    say!(
         "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
         prompt,
         answer.tokens.len(),
         config.layers * config.experts_used,
         config.layers * config.experts,
         size(read / tokens as u64),
-    );
+    )
 }
 
 /// The demo model beside the source that this program was built from, or beside where it runs.

@@ -1,11 +1,6 @@
 //! `yuan generate`: continue a prompt.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fs, io::Read, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Args;
@@ -19,7 +14,9 @@ use yuan::{
 use yuan_tools::{
     numbers::{self, Most},
     open::RunArgs,
-    stats,
+    say,
+    say::print,
+    stats, tell,
 };
 
 use crate::{
@@ -117,25 +114,28 @@ impl Generate {
         };
         let limits = Limits { shift: self.context_shift, ..self.sampling.limits(most) };
         let json = self.json;
-        let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
-            if !json {
-                print!("{text}");
-                std::io::stdout().flush()?;
-            }
-            Ok(())
-        });
+        let answer =
+            answer(
+                &mut session,
+                &timeline,
+                &limits,
+                &mut sampler,
+                |text| {
+                    if json { Ok(()) } else { print(&text) }
+                },
+            );
         // Also what was broken off, or did not fit: it can go on from there.
         let saved = self.save.as_deref().filter(|_| session.position() > 0);
         let saved = saved.map_or(Ok(()), |file| session.save(file, Some(&sampler)));
         let answer = answer?;
         if json {
-            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt, engine.model()))?;
+            say!("{}", to_json(&answer, &prompt, engine.model()))?;
         } else {
             self.print_figures(&answer)?;
         }
         if self.stats && !json {
             let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
-            eprintln!("{}", stats::describe(engine.model(), &laps, &answer.times));
+            tell!("{}", stats::describe(engine.model(), &laps, &answer.times));
         }
         Ok(saved?)
     }
@@ -153,13 +153,13 @@ impl Generate {
     }
 
     fn print_figures(&self, answer: &Answer) -> anyhow::Result<()> {
-        writeln!(std::io::stdout())?;
+        say!()?;
         let (prefill, decode) = answer.rates();
         let reused = match answer.synced.reused {
             0 => String::new(),
             n => format!("{n} tokens reused, "),
         };
-        eprintln!(
+        tell!(
             "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}{}",
             answer.synced.computed,
             answer.tokens.len(),

@@ -13,7 +13,7 @@ use yuan::{
         trace::{Replayed, Trace},
     },
 };
-use yuan_tools::{console::size, heat, numbers};
+use yuan_tools::{console::size, heat, numbers, say};
 
 /// Replay a trace against other memories, drives and policies, without the model
 #[derive(Args)]
@@ -65,11 +65,11 @@ impl Replay {
         }
         if !self.json {
             let drives: String = self.drive.iter().map(|d| format!(" {:>12}", format!("{d} GB/s"))).collect();
-            println!("policy  experts kept      memory   prefill    decode  read a token{drives}");
+            say!("policy  experts kept      memory   prefill    decode  read a token{drives}")?;
         }
         for resident in self.residents(&trace)? {
             for eviction in &self.eviction {
-                self.print(&trace, *eviction, resident, &trace.replay(*eviction, resident));
+                self.print(&trace, *eviction, resident, &trace.replay(*eviction, resident))?;
             }
         }
         Ok(())
@@ -96,7 +96,13 @@ impl Replay {
         self.memory.iter().map(resident).collect()
     }
 
-    fn print(&self, trace: &Trace, eviction: Eviction, resident: usize, replayed: &Replayed) {
+    fn print(
+        &self,
+        trace: &Trace,
+        eviction: Eviction,
+        resident: usize,
+        replayed: &Replayed,
+    ) -> anyhow::Result<()> {
         let expert = trace.model.expert_bytes;
         let tokens = replayed.misses.len().max(1) as f64;
         let memory = trace.model.fixed_bytes + resident as u64 * expert;
@@ -122,12 +128,11 @@ impl Replay {
                 "decode": hits(replayed.decode), "bytes_per_token": replayed.decode.misses * expert / tokens as u64,
                 "drives": drives,
             });
-            println!("{object}");
-            return;
+            return say!("{object}");
         }
         let columns =
             rates.map(|rate| format!(" {:>12}", rate.map_or("-".into(), |r| format!("{r:.2} tok/s"))));
-        println!(
+        say!(
             "{:<7} {resident:>12} {:>11} {:>7.1} % {:>7.1} % {:>13}{}",
             eviction.name(),
             size(memory),
@@ -135,6 +140,6 @@ impl Replay {
             100.0 * replayed.decode.rate(),
             size(replayed.decode.misses * expert / tokens as u64),
             columns.collect::<String>()
-        );
+        )
     }
 }

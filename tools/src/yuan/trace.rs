@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use yuan::{files::check_output, gpu::Choice, session::Session, tokenizer::Special};
-use yuan_tools::{numbers::Most, open::RunArgs};
+use yuan_tools::{numbers::Most, open::RunArgs, tell};
 
 use crate::{answer::answer, sampling::Sampling};
 
@@ -55,7 +55,7 @@ impl Trace {
         let trace = model.recorded();
         trace.write(&self.output)?;
         let (requests, tokens) = (trace.requests.len(), prompt.len() + answer.tokens.len());
-        eprintln!("{}: {requests} requests of {tokens} tokens", self.output.display());
+        tell!("{}: {requests} requests of {tokens} tokens", self.output.display());
         Ok(())
     }
 }
