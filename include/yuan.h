@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 2
+#define YUAN_ABI_VERSION 3
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -239,12 +239,15 @@ yuan_status yuan_engine_options_new(yuan_engine_options **options);
 yuan_status yuan_engine_options_free(yuan_engine_options *options);
 
 /**
- * Threads that compute; 0 for one for each physical core that the process may use. One call at a time.
+ * Threads that compute; 0 for one for each physical core that the process may use. YUAN_ERROR_ARGUMENT for more than four for each processor of
+ * the machine, or 64 where that is more. One call at a time.
  */
-yuan_status yuan_engine_options_set_threads(yuan_engine_options *options, size_t threads);
+yuan_status yuan_engine_options_set_threads(yuan_engine_options *options,
+                                            size_t threads);
 
 /**
- * Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. One call at a time.
+ * Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. At most as many as for
+ * yuan_engine_options_set_threads. One call at a time.
  */
 yuan_status yuan_engine_options_set_threads_batch(yuan_engine_options *options,
                                                   size_t threads);
@@ -296,7 +299,7 @@ yuan_status yuan_engine_options_set_look_ahead(yuan_engine_options *options,
                                                int32_t on);
 
 /**
- * The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
+ * The sessions that the budget of the memory leaves room for: so many tokens in all, 2^24 at most, with a key-value cache of this type. By default none: a
  * program that streams says what it needs. One call at a time.
  */
 yuan_status yuan_engine_options_set_sessions(yuan_engine_options *options,
@@ -431,7 +434,7 @@ yuan_status yuan_session_options_new(yuan_session_options **options);
 yuan_status yuan_session_options_free(yuan_session_options *options);
 
 /**
- * Room for this many tokens, prompt and answer; 0 for what the model was made for. Memory is used as the session fills. One call
+ * Room for this many tokens, prompt and answer, 2^24 at most; 0 for what the model was made for. Memory is used as the session fills. One call
  * at a time.
  */
 yuan_status yuan_session_options_set_context(yuan_session_options *options,
@@ -560,14 +563,15 @@ yuan_status yuan_sampler_new(yuan_sampler **sampler);
 yuan_status yuan_sampler_free(yuan_sampler *sampler);
 
 /**
- * Begins the random choices anew, with the settings as they are. One call at a time.
+ * Begins the random choices anew, with the settings and the seed as they are. One call at a time.
  */
 yuan_status yuan_sampler_reset(yuan_sampler *sampler);
 
 /**
- * Divides the logits; 0, the default, always takes the best token. One call at a time.
+ * Divides the logits; 0, the default, always takes the best token. No setting may be above 10^9. One call at a time.
  */
-yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler, float temperature);
+yuan_status yuan_sampler_set_temperature(yuan_sampler *sampler,
+                                         float temperature);
 
 /**
  * Keeps the k best tokens; 0, the default, keeps all. One call at a time.
@@ -617,9 +621,17 @@ yuan_status yuan_sampler_set_logit_bias(yuan_sampler *sampler,
                                         float bias);
 
 /**
- * The same seed gives the same choices from the same logits, on every machine. One call at a time.
+ * The same seed gives the same choices from the same logits, on every machine. A sampler whose seed is not set has a random one. One call at a
+ * time.
  */
-yuan_status yuan_sampler_set_seed(yuan_sampler *sampler, uint64_t seed);
+yuan_status yuan_sampler_set_seed(yuan_sampler *sampler,
+                                  uint64_t seed);
+
+/**
+ * The seed of the random choices: the one that was set, or the one that was taken at random. One call at a time.
+ */
+yuan_status yuan_sampler_seed(const yuan_sampler *sampler,
+                              uint64_t *seed);
 
 /**
  * A text that ends an answer, wherever the borders of tokens are; it is not shown. One call at a time.
@@ -637,7 +649,7 @@ yuan_status yuan_sampler_add_stop_token(yuan_sampler *sampler, uint32_t token);
 yuan_status yuan_sampler_set_ignore_eod(yuan_sampler *sampler, int32_t ignore);
 
 /**
- * Chooses up to `most` tokens behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
+ * Chooses up to `most` tokens (SIZE_MAX for no limit) behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
  * NULL, as may `finish`. YUAN_ERROR_CONTEXT_FULL when there is no room for the answer; the session keeps what was shown. One call
  * at a time, for the session and for the sampler.
  */

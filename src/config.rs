@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{MOST_CONTEXT, MOST_VOCAB};
+
 /// The two architectures of the Yuan 2.0 family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -92,13 +94,13 @@ impl ModelConfig {
             v if v > max => Err(format!("{name} is {v}, more than {max}")),
             _ => Ok(()),
         };
-        within("vocab_size", self.vocab, 1 << 22)?;
+        within("vocab_size", self.vocab, MOST_VOCAB)?;
         within("hidden_size", self.hidden, 1 << 16)?;
         within("num_hidden_layers", self.layers, 1 << 10)?;
         within("num_attention_heads", self.heads, 1 << 10)?;
         within("attention_projection_size", self.projection, 1 << 17)?;
         within("ffn_hidden_size", self.ffn, 1 << 18)?;
-        within("max_position_embeddings", self.context, 1 << 24)?;
+        within("max_position_embeddings", self.context, MOST_CONTEXT)?;
         within("rotary dims", self.rope_dims, 1 << 16)?;
         if self.architecture == Architecture::Moe {
             within("moe_num_experts", self.experts, 1 << 10)?;

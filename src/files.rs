@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, BufWriter, Write},
-    path::{Path, PathBuf},
+    path::{Path, PathBuf, is_separator},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
@@ -25,6 +25,52 @@ pub fn write_whole(
     file.finish()
 }
 
+/// Whether a file of at least `needed` bytes can be written to `path`, for outputs whose making takes long: it is better known before. The name is
+/// that of a file, the folder is there and may be written, and none of `inputs` would be written over. `example` is a usual name of such a file.
+///
+/// # Errors
+/// As [`write_whole`]; [`Error::Argument`] for a `path` that is an input.
+pub fn check_output(path: &Path, needed: u64, inputs: &[PathBuf], example: &str) -> Result<()> {
+    check_name(path, example)?;
+    check_not_read(path, inputs)?;
+    NewFile::create(path, needed).map(drop)
+}
+
+/// Whether `path` may name a file: a folder or a device would be replaced, or be in the way.
+///
+/// # Errors
+/// [`Error::Argument`], which for a folder names the file `example` in it.
+pub(crate) fn check_name(path: &Path, example: &str) -> Result<()> {
+    let ends_as_folder = path.as_os_str().as_encoded_bytes().last().is_some_and(|&b| is_separator(b.into()));
+    let problem = match fs::metadata(path) {
+        Ok(there) if there.is_file() => return Ok(()),
+        Ok(there) if !there.is_dir() => format!("{} is no file; give the name of one", path.display()),
+        Err(_) if path.file_name().is_some() && !ends_as_folder => return Ok(()),
+        _ => {
+            let inside = path.join(example);
+            format!("{} is a folder; give the name of a file, as {}", path.display(), inside.display())
+        }
+    };
+    Err(Error::Argument(problem))
+}
+
+/// Whether `path` is none of the files that are read, by whatever name or link.
+///
+/// # Errors
+/// [`Error::Argument`].
+pub fn check_not_read(path: &Path, inputs: &[PathBuf]) -> Result<()> {
+    // What is not there is not the same as anything.
+    let is_input = |input: &&PathBuf| same_file::is_same_file(path, input).unwrap_or(false);
+    match inputs.iter().find(is_input) {
+        None => Ok(()),
+        Some(input) => Err(Error::Argument(format!(
+            "{} would be written over {}, which is read; give the output another name",
+            path.display(),
+            input.display()
+        ))),
+    }
+}
+
 /// A file that is being written under a name of its own; removed unless it is finished.
 ///
 /// As long as it is written it is locked. One that is not was left by a process that was killed, and is removed when its target is written again.
@@ -41,10 +87,7 @@ impl NewFile {
     /// # Errors
     /// As [`write_whole`].
     pub fn create(path: &Path, needed: u64) -> Result<Self> {
-        // A folder or a device would be replaced, or be in the way.
-        if path.file_name().is_none() || fs::metadata(path).is_ok_and(|m| !m.is_file()) {
-            return Err(Error::Argument(format!("{} is no file; give the name of one", path.display())));
-        }
+        check_name(path, "NAME")?;
         remove_abandoned(path);
         check_space(path, needed)?;
         let (partial, file) = create_beside(path)?;

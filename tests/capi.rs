@@ -13,6 +13,7 @@ use yuan::{
     capi::*,
     config::ModelConfig,
     container::Conversion,
+    limits::{MOST_CONTEXT, most_threads},
     quantize::{Options, Plan, synth},
 };
 use yuan_status::*;
@@ -175,20 +176,28 @@ fn arguments_that_cannot_be_are_errors() {
     fails(unsafe { yuan_session_new(engine, null(), null_mut()) }, YUAN_ERROR_ARGUMENT, "is null");
     fails(unsafe { yuan_engine_open(null(), null(), null_mut()) }, YUAN_ERROR_ARGUMENT, "the path is null");
 
-    let mut options = null_mut();
+    let (mut options, mut engine_options) = (null_mut(), null_mut());
     ok(unsafe { yuan_session_options_new(&raw mut options) });
+    ok(unsafe { yuan_engine_options_new(&raw mut engine_options) });
     fails(
         unsafe { yuan_session_options_set_kv_type(options, c"q3".as_ptr()) },
         YUAN_ERROR_ARGUMENT,
         "choose f16, q8_0, q4_0 or f32",
     );
-    for context in [usize::MAX, 1 << 50, 1 << 35] {
-        ok(yuan_session_options_set_context(options, context));
-        let mut session = null_mut();
-        let status = unsafe { yuan_session_new(engine, options, &raw mut session) };
-        fails(status, YUAN_ERROR_MEMORY, "too large");
-        assert!(session.is_null());
+    for context in [usize::MAX, 1 << 50, MOST_CONTEXT + 1] {
+        let set = [yuan_session_options_set_context(options, context), unsafe {
+            yuan_engine_options_set_sessions(engine_options, context, c"f16".as_ptr())
+        }];
+        set.into_iter().for_each(|status| fails(status, YUAN_ERROR_ARGUMENT, "too large: 16777216 are"));
     }
+    for threads in [most_threads() + 1, 100_000, usize::MAX] {
+        let set = [
+            yuan_engine_options_set_threads(engine_options, threads),
+            yuan_engine_options_set_threads_batch(engine_options, threads),
+        ];
+        set.into_iter().for_each(|status| fails(status, YUAN_ERROR_ARGUMENT, "this machine takes"));
+    }
+    ok(yuan_engine_options_free(engine_options));
     ok(yuan_session_options_free(options));
     ok(yuan_session_free(session));
     ok(yuan_engine_free(engine));

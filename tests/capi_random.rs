@@ -116,8 +116,9 @@ impl Caller<'_> {
     }
 
     fn text(&mut self) -> CString {
-        let texts: [&[u8]; 12] = [
+        let texts: [&[u8]; 13] = [
             b"1G",
+            b"9K",
             b"streamed",
             b"auto",
             b"70%",
@@ -289,7 +290,10 @@ impl Caller<'_> {
     fn set_sampler(&mut self) {
         let (sampler, text, bits) = (self.sampler(), self.text(), self.random.next() as u32);
         let number = if self.one_in(4) { f32::from_bits(bits) } else { (bits % 100) as f32 / 100.0 };
-        let status = match self.random.below(14) {
+        let mut seed = 0u64;
+        let (seed, _) = self.spoil(&raw mut seed, 1);
+        let status = match self.random.below(15) {
+            14 => unsafe { yuan_sampler_seed(sampler, seed) },
             0 => yuan_sampler_set_temperature(sampler, number),
             1 => yuan_sampler_set_top_k(sampler, bits as usize % 600),
             2 => yuan_sampler_set_top_p(sampler, number),

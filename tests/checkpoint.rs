@@ -39,7 +39,7 @@ fn small_config() -> Value {
 }
 
 fn small_tensors() -> Vec<Tensor> {
-    let (config, _) = parse_config(&small_config().to_string(), Path::new("config.json")).unwrap();
+    let config = parse_config(&small_config().to_string(), Path::new("config.json")).unwrap().config;
     let dtypes = ["BF16", "F32", "F16"].into_iter().cycle();
     let tensor = |(i, (spec, dtype)): (usize, (names::TensorSpec, _))| {
         Tensor::new(&spec.hf, dtype, &spec.shape, i as u8)
@@ -307,7 +307,7 @@ fn all_fixtures_open() {
     let models = ["tiny-a", "tiny-b", "dense"].map(|name| fixture(&format!("models/{name}")));
     for path in models.into_iter().flatten().chain([demo()]) {
         let checkpoint = Checkpoint::open(&path).unwrap();
-        assert!(checkpoint.warnings().is_empty());
+        assert_eq!(checkpoint.names_rope_base(), path == demo());
         assert!(checkpoint.data_bytes() > 1 << 20);
         let vocab = read_vocab(&path, Some(checkpoint.config().vocab)).unwrap();
         assert_eq!(vocab.pieces.len(), checkpoint.config().vocab);

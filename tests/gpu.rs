@@ -146,7 +146,7 @@ fn choices_are_those_of_the_cpu_and_logits_stay_where_few_are_looked_at() {
     let options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
     let [cpu, gpu] = [base(KvType::F16), options].map(|o| Engine::open(container.path(), &o).unwrap());
     let vocab = gpu.model().config().vocab;
-    let warm = Settings { temperature: 0.8, seed: 3, ..Settings::default() };
+    let warm = Settings { temperature: 0.8, seed: Some(3), ..Settings::default() };
     let cases = [
         (Settings::default(), true),
         (Settings { top_k: 40, ..warm.clone() }, true),

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// For every room of the library the rooms that it may import. `config`, `error` and `vocab` are plain data, open to all, and so is
-/// `files`, by which every room writes its outputs.
+/// For every room of the library the rooms that it may import. `config`, `error`, `limits` and `vocab` are plain data, open to all, and so
+/// is `files`, by which every room writes its outputs.
 const ROOMS: [(&str, &[&str]); 10] = [
     ("checkpoint", &[]),
     ("quantize", &["checkpoint"]),
@@ -19,7 +19,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("session", &["container", "tokenizer", "pager", "model", "sampler"]),
     ("capi", &["pager", "gpu", "tokenizer", "model", "sampler", "session"]),
 ];
-const COMMON: [&str; 4] = ["config", "error", "files", "vocab"];
+const COMMON: [&str; 5] = ["config", "error", "files", "limits", "vocab"];
 
 /// Files that may say `unsafe`, by the beginning of their path.
 const UNSAFE: [&str; 8] = [
@@ -170,6 +170,15 @@ fn the_library_prints_nothing() {
             !code.contains("println!") && !code.contains("print!("),
             "{path} prints: the library returns and logs"
         );
+    }
+}
+
+/// These two panic when nobody can hear.
+#[test]
+fn tools_speak_by_their_own_macros() {
+    for (path, text) in sources("tools/src") {
+        let code = code(&text);
+        assert!(!code.contains("println!") && !code.contains("print!("), "{path}: use say! and tell!");
     }
 }
 

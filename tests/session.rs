@@ -66,7 +66,7 @@ fn sampler(seed: u64) -> Sampler {
         min_p: 0.01,
         repeat_penalty: 1.1,
         frequency_penalty: 0.1,
-        seed,
+        seed: Some(seed),
         ..Settings::default()
     };
     Sampler::new(settings).unwrap()

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     config::RopePrecision,
+    limits::{check_context, check_threads},
     model::{Arithmetic, KvType, Options},
     pager::{Paging, budget::Limit, source::DirectIo},
     session::Engine,
@@ -58,39 +59,31 @@ pub extern "C" fn yuan_engine_options_free(options: *mut yuan_engine_options) ->
     call(|| OPTIONS.remove(options).map(drop))
 }
 
-/// Threads that compute; 0 for one for each physical core that the process may use. One call at a time.
+/// Threads that compute; 0 for one for each physical core that the process may use. YUAN_ERROR_ARGUMENT for more than four for each processor of
+/// the machine, or 64 where that is more. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_threads(
     options: *mut yuan_engine_options,
     threads: usize,
 ) -> yuan_status {
     set(options, |options| {
-        options.threads = checked_threads(threads)?;
+        options.threads = check_threads(threads)?;
         Ok(())
     })
 }
 
-/// Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. One call at a time.
+/// Threads that compute several tokens at a time, as in a prompt; 0 for as many as otherwise. At most as many as for
+/// yuan_engine_options_set_threads. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_engine_options_set_threads_batch(
     options: *mut yuan_engine_options,
     threads: usize,
 ) -> yuan_status {
     set(options, |options| {
-        options.threads_batch = checked_threads(threads)?;
+        options.threads_batch = check_threads(threads)?;
         Ok(())
     })
 }
-
-fn checked_threads(threads: usize) -> Result<usize, Failure> {
-    if threads > MOST_THREADS {
-        return Err(Failure::argument(format!("{threads} threads are too many; ask for fewer")));
-    }
-    Ok(threads)
-}
-
-/// More threads than any machine has.
-const MOST_THREADS: usize = 4096;
 
 /// The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. One call at a time.
 #[unsafe(no_mangle)]
@@ -207,7 +200,7 @@ pub extern "C" fn yuan_engine_options_set_look_ahead(
     })
 }
 
-/// The sessions that the budget of the memory leaves room for: so many tokens in all, with a key-value cache of this type. By default none: a
+/// The sessions that the budget of the memory leaves room for: so many tokens in all, 2^24 at most, with a key-value cache of this type. By default none: a
 /// program that streams says what it needs. One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_options_set_sessions(
@@ -218,7 +211,7 @@ pub unsafe extern "C" fn yuan_engine_options_set_sessions(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
-        (options.context, options.kv) = (tokens, named(name, KvType::from_name, KV_TYPES)?);
+        (options.context, options.kv) = (check_context(tokens)?, named(name, KvType::from_name, KV_TYPES)?);
         Ok(())
     })
 }

@@ -27,7 +27,7 @@ pub enum yuan_finish {
     YUAN_FINISH_CANCELLED = 3,
 }
 
-/// Chooses up to `most` tokens behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
+/// Chooses up to `most` tokens (SIZE_MAX for no limit) behind those that the session holds, adds them to it, and shows each to `on_token`, which may be
 /// NULL, as may `finish`. YUAN_ERROR_CONTEXT_FULL when there is no room for the answer; the session keeps what was shown. One call
 /// at a time, for the session and for the sampler.
 #[unsafe(no_mangle)]

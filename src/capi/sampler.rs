@@ -46,7 +46,7 @@ pub extern "C" fn yuan_sampler_free(sampler: *mut yuan_sampler) -> yuan_status {
     call(|| SAMPLERS.remove(sampler).map(drop))
 }
 
-/// Begins the random choices anew, with the settings as they are. One call at a time.
+/// Begins the random choices anew, with the settings and the seed as they are. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_sampler_reset(sampler: *mut yuan_sampler) -> yuan_status {
     with(sampler, |chooser| {
@@ -55,7 +55,7 @@ pub extern "C" fn yuan_sampler_reset(sampler: *mut yuan_sampler) -> yuan_status 
     })
 }
 
-/// Divides the logits; 0, the default, always takes the best token. One call at a time.
+/// Divides the logits; 0, the default, always takes the best token. No setting may be above 10^9. One call at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_sampler_set_temperature(sampler: *mut yuan_sampler, temperature: f32) -> yuan_status {
     set(sampler, |settings| settings.temperature = temperature)
@@ -125,10 +125,24 @@ pub extern "C" fn yuan_sampler_set_logit_bias(
     })
 }
 
-/// The same seed gives the same choices from the same logits, on every machine. One call at a time.
+/// The same seed gives the same choices from the same logits, on every machine. A sampler whose seed is not set has a random one. One call at a
+/// time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_sampler_set_seed(sampler: *mut yuan_sampler, seed: u64) -> yuan_status {
-    set(sampler, |settings| settings.seed = seed)
+    set(sampler, |settings| settings.seed = Some(seed))
+}
+
+/// The seed of the random choices: the one that was set, or the one that was taken at random. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_sampler_seed(sampler: *const yuan_sampler, seed: *mut u64) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let out = unsafe { Out::new("the place of the seed", seed) }?;
+        let sampler = SAMPLERS.get(sampler)?;
+        let chosen = exclusive("sampler", &sampler)?.sampler.settings().seed;
+        out.write(chosen.unwrap_or(0));
+        Ok(())
+    })
 }
 
 /// A text that ends an answer, wherever the borders of tokens are; it is not shown. One call at a time.

@@ -9,7 +9,7 @@ use super::{
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
-use crate::model::KvType;
+use crate::{limits::check_context, model::KvType};
 
 /// How to make a session. A handle: it points to nothing.
 pub struct yuan_session_options(());
@@ -52,7 +52,7 @@ pub extern "C" fn yuan_session_options_free(options: *mut yuan_session_options) 
     call(|| OPTIONS.remove(options).map(drop))
 }
 
-/// Room for this many tokens, prompt and answer; 0 for what the model was made for. Memory is used as the session fills. One call
+/// Room for this many tokens, prompt and answer, 2^24 at most; 0 for what the model was made for. Memory is used as the session fills. One call
 /// at a time.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_session_options_set_context(
@@ -60,7 +60,7 @@ pub extern "C" fn yuan_session_options_set_context(
     tokens: usize,
 ) -> yuan_status {
     set(options, |options| {
-        options.context = (tokens != 0).then_some(tokens);
+        options.context = (check_context(tokens)? != 0).then_some(tokens);
         Ok(())
     })
 }

@@ -9,18 +9,25 @@ use crate::{
 };
 
 /// Base of the rotary frequencies where the config names none (the authors' model file).
-const DEFAULT_ROPE_BASE: f64 = 10_000.0;
-/// Base with which the authors fine-tuned and evaluated Yuan2.0-M32.
-const M32_ROPE_BASE: u32 = 40_890;
+const DEFAULT_ROPE_BASE: f32 = 10_000.0;
 /// Epsilon of the norms where the config names none (the authors' model file).
 const DEFAULT_RMS_EPS: f64 = 1e-6;
 
-/// Reads the text of a `config.json`; `path` is for messages. Gives the config, and what the user should know about it.
+/// What a `config.json` says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    /// The shape of the model.
+    pub config: ModelConfig,
+    /// Whether it names the base of the rotary frequencies; where it does not, the one in `config` is the default of the authors' model file.
+    pub names_rope_base: bool,
+}
+
+/// Reads the text of a `config.json`; `path` is for messages.
 ///
 /// # Errors
 /// [`Error::BadFile`] for text that is no JSON object, a missing key, a value of the wrong type, keys that contradict each other and
 /// sizes that cannot be; [`Error::Unsupported`] for another architecture and for features that are not built.
-pub fn parse_config(text: &str, path: &Path) -> Result<(ModelConfig, Vec<String>)> {
+pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
     let map = parse_object(text, path)?;
     let top = Object::new(&map, path);
     check_architecture(&top, path)?;
@@ -71,24 +78,14 @@ pub fn parse_config(text: &str, path: &Path) -> Result<(ModelConfig, Vec<String>
         experts_used,
         norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true),
         rms_eps: top.number("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS) as f32,
-        rope_base: base.unwrap_or(DEFAULT_ROPE_BASE) as f32,
+        rope_base: base.map_or(DEFAULT_ROPE_BASE, |base| base as f32),
         rope_dims: rope_dims(&top, architecture, hidden, heads, projection)?,
         rope_precision: rope_precision(&top, path)?,
         context: need("max_position_embeddings")?,
         tied_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
     };
     config.validate().map_err(|problem| Error::bad_file(path, "the sizes", problem))?;
-
-    let mut warnings = Vec::new();
-    let is_m32 = is_moe && (hidden, layers, experts) == (2048, 24, 32);
-    if base.is_none() && is_m32 {
-        warnings.push(format!(
-            "{} says nothing of rotary_base: {DEFAULT_ROPE_BASE} is used, the default of the authors' model file; \
-             they fine-tuned and evaluated with {M32_ROPE_BASE}, for which give --rope-base {M32_ROPE_BASE}",
-            path.display()
-        ));
-    }
-    Ok((config, warnings))
+    Ok(Parsed { config, names_rope_base: base.is_some() })
 }
 
 /// Expert keys stand in `moe_config` as published, but are taken at the top level too.
@@ -290,8 +287,12 @@ mod tests {
         })
     }
 
-    fn parse(config: &Value) -> Result<(ModelConfig, Vec<String>)> {
+    fn parsed(config: &Value) -> Result<Parsed> {
         parse_config(&config.to_string(), Path::new("config.json"))
+    }
+
+    fn parse(config: &Value) -> Result<ModelConfig> {
+        parsed(config).map(|parsed| parsed.config)
     }
 
     fn with(key: &str, value: Value) -> Value {
@@ -315,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_published_config_is_read() {
-        let (config, _) = parse(&m32()).unwrap();
+        let config = parse(&m32()).unwrap();
         let expected = ModelConfig {
             architecture: Architecture::Moe,
             vocab: 135_040,
@@ -338,15 +339,11 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_m32_config_warns_with_both_rotary_bases_and_the_remedy() {
-        let (_, warnings) = parse(&m32()).unwrap();
-        assert_eq!(warnings.len(), 1);
-        for word in ["rotary_base", "10000", "40890", "--rope-base"] {
-            assert!(warnings[0].contains(word), "{warnings:?}");
-        }
+    fn the_rotary_base_has_two_spellings_and_may_be_missing() {
+        assert!(!parsed(&m32()).unwrap().names_rope_base);
         for key in ["rotary_base", "rope_theta"] {
-            let (config, warnings) = parse(&with(key, json!(40_890))).unwrap();
-            assert_eq!((config.rope_base, warnings.len()), (40_890.0, 0));
+            let Parsed { config, names_rope_base } = parsed(&with(key, json!(40_890))).unwrap();
+            assert_eq!((config.rope_base, names_rope_base), (40_890.0, true));
         }
     }
 
@@ -368,24 +365,24 @@ mod tests {
         config["num_experts"] = json!(32);
         assert!(message(&config).contains("moe_top_k"));
         config["num_experts_per_tok"] = json!(2);
-        assert_eq!(parse(&config).unwrap().0, parse(&m32()).unwrap().0);
+        assert_eq!(parse(&config).unwrap(), parse(&m32()).unwrap());
         config.as_object_mut().unwrap().remove("ffn_hidden_size");
-        assert_eq!(parse(&config).unwrap().0.ffn, 8192);
+        assert_eq!(parse(&config).unwrap().ffn, 8192);
     }
 
     #[test]
     fn a_config_without_experts_is_dense_and_rotates_whole_heads() {
         let mut config = without("moe_config");
         config.as_object_mut().unwrap().remove("use_moe");
-        let (config, warnings) = parse(&config).unwrap();
+        let config = parse(&config).unwrap();
         assert_eq!((config.architecture, config.rope_dims), (Architecture::Dense, 256));
-        assert_eq!((config.experts, config.experts_used, warnings.len()), (0, 0, 0));
+        assert_eq!((config.experts, config.experts_used), (0, 0));
     }
 
     #[test]
     fn rotary_percent_is_a_share_of_the_head() {
-        assert_eq!(parse(&with("rotary_percent", json!(0.25))).unwrap().0.rope_dims, 64);
-        assert_eq!(parse(&with("rotary_percent", json!(1))).unwrap().0.rope_dims, 256);
+        assert_eq!(parse(&with("rotary_percent", json!(0.25))).unwrap().rope_dims, 64);
+        assert_eq!(parse(&with("rotary_percent", json!(1))).unwrap().rope_dims, 256);
         assert!(message(&with("rotary_percent", json!(1.5))).contains("rotary_percent"));
     }
 
@@ -393,7 +390,7 @@ mod tests {
     fn null_is_absent_and_defaults_are_those_of_the_reference() {
         let mut config = with("attention_projection_size", Value::Null);
         config["rms_norm_eps"] = Value::Null;
-        let (config, _) = parse(&config).unwrap();
+        let config = parse(&config).unwrap();
         assert_eq!((config.projection, config.rope_dims, config.rms_eps), (2048, 128, 1e-6));
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     archive,
-    config::parse_config,
+    config::{Parsed, parse_config},
     entry::{ElementType, Entry, elements},
     file::{open, read_exact_at, read_text, stamp},
     layout::{self, Format, Layout},
@@ -31,7 +31,7 @@ const PIECE: usize = 1 << 18;
 pub struct Checkpoint {
     folder: PathBuf,
     config: ModelConfig,
-    warnings: Vec<String>,
+    names_rope_base: bool,
     files: Vec<Shard>,
     tensors: HashMap<String, Weights>,
     /// Size and modification time of the config's file.
@@ -68,7 +68,7 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let config_stamp = stamp(&open(&path)?, &path)?;
-        let (config, warnings) = parse_config(&read_text(&path, LARGEST_CONFIG)?, &path)?;
+        let Parsed { config, names_rope_base } = parse_config(&read_text(&path, LARGEST_CONFIG)?, &path)?;
         let layout = layout::find(folder)?;
         let mut files = Vec::new();
         let mut tables = Vec::new();
@@ -81,7 +81,7 @@ impl Checkpoint {
             files.push(shard);
         }
         let tensors = check(&config, folder, &layout, tables)?;
-        Ok(Self { folder: folder.into(), config, warnings, files, tensors, config_stamp })
+        Ok(Self { folder: folder.into(), config, names_rope_base, files, tensors, config_stamp })
     }
 
     /// The shape of the model.
@@ -94,9 +94,22 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// What the user should know about the checkpoint.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
+    /// The files of the checkpoint, those of its tokenizer included.
+    pub fn files(&self) -> Vec<PathBuf> {
+        const BESIDE: [&str; 5] = [
+            "config.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "model.safetensors.index.json",
+            "pytorch_model.bin.index.json",
+        ];
+        let beside = BESIDE.iter().map(|name| self.folder.join(name)).filter(|path| path.exists());
+        self.files.iter().map(|shard| shard.path.clone()).chain(beside).collect()
+    }
+
+    /// Whether its config names the base of the rotary frequencies ([`Parsed::names_rope_base`]).
+    pub const fn names_rope_base(&self) -> bool {
+        self.names_rope_base
     }
 
     /// Bytes of all tensors that the config asks for.

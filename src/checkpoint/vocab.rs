@@ -66,7 +66,7 @@ fn missing(error: Error) -> Error {
 fn config_vocab(folder: &Path) -> Option<usize> {
     let path = folder.join("config.json");
     let text = read_text(&path, LARGEST_JSON).ok()?;
-    Some(parse_config(&text, &path).ok()?.0.vocab)
+    Some(parse_config(&text, &path).ok()?.config.vocab)
 }
 
 /// Appends the added strings that are no pieces, as long as there is room, then pieces without a use up to `size`.

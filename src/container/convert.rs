@@ -1,6 +1,6 @@
 //! Conversions: what goes into a file that is to be written, and how the bytes of each tensor are made.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{
     Container, TileLayout,
@@ -25,6 +25,8 @@ pub struct Conversion<'a> {
     writer: Writer,
     tensors: Vec<NewTensor>,
     identity: Vec<u8>,
+    /// Files that are read.
+    inputs: Vec<PathBuf>,
     make: Make<'a>,
     /// Bytes that the workers hold beside the finished tensors.
     scratch: u64,
@@ -74,7 +76,8 @@ impl<'a> Conversion<'a> {
     pub fn requantize(container: &'a Container, options: &Options) -> Result<Conversion<'a>> {
         let plan = Plan::new(container.config().clone(), options)?;
         let source = WeightsOf::new(container)?;
-        Self::of_checkpoint(plan, source, &container.vocab()?, container.identity())
+        let conversion = Self::of_checkpoint(plan, source, &container.vocab()?, container.identity())?;
+        Ok(conversion.reading([container.path().into()]))
     }
 
     /// A container with the same weights in the same types, its experts as neuron tiles where their type allows it.
@@ -143,6 +146,7 @@ impl<'a> Conversion<'a> {
             writer,
             tensors,
             identity: identity.to_vec(),
+            inputs: Vec::new(),
             scratch: plan.scratch_bytes(rayon::current_num_threads()),
             make: Box::new(move |i| make(&plan.items[i], &config, tiles)),
         })
@@ -163,6 +167,7 @@ impl<'a> Conversion<'a> {
             writer,
             tensors,
             identity: container.identity().to_vec(),
+            inputs: vec![container.path().into()],
             scratch: pieces.iter().map(|p| p.tensor.bytes).max().unwrap_or(0),
             make: Box::new(move |i| {
                 let bytes = pieces[i].bytes();
@@ -170,6 +175,12 @@ impl<'a> Conversion<'a> {
                 Ok(bytes)
             }),
         })
+    }
+
+    /// The conversion reads these files, too: none of them is written over.
+    pub fn reading(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
+        self.inputs.extend(files);
+        self
     }
 
     /// The tensors of the file, in order.
@@ -198,8 +209,8 @@ impl<'a> Conversion<'a> {
     /// stopped. `progress` hears the bytes of every finished tensor and says whether to go on.
     ///
     /// # Errors
-    /// Those of the source; [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`].
+    /// Those of the source; [`Error::Argument`] for a `path` that is read or a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`].
     pub fn write(&self, path: &Path, progress: &dyn Fn(u64) -> bool) -> Result<Written> {
-        output::write(path, &self.writer, &self.identity, &*self.make, progress)
+        output::write(path, &self.writer, &self.identity, &self.inputs, &*self.make, progress)
     }
 }

@@ -14,7 +14,7 @@ use blake3::Hash;
 use super::write::Writer;
 use crate::{
     error::{Error, Result},
-    files::{check_space, put_in_place},
+    files::{check_name, check_not_read, check_space, put_in_place},
 };
 
 /// Bytes that are read at a time when a resumed run checks what is there.
@@ -31,20 +31,25 @@ pub struct Written {
 
 /// Writes the file that `writer` lays out to `path`. `produce(i)` makes the bytes of tensor i; while one tensor is written
 /// and hashed the next is made. `progress` hears the bytes of every finished tensor and says whether to go on.
-/// `identity` names the source: a journal of another one is not resumed.
+/// `identity` names the source: a journal of another one is not resumed. `inputs` are the files that are read, which are never written over.
 ///
 /// # Errors
-/// Those of `produce`; [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`], which leaves the
+/// Those of `produce`; [`Error::Argument`] for a file that is read and for a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`], which leaves the
 /// journal for the next run.
 pub fn write(
     path: &Path,
     writer: &Writer,
     identity: &[u8],
+    inputs: &[PathBuf],
     produce: &(dyn Fn(usize) -> Result<Vec<u8>> + Sync),
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Written> {
     let partial = path.with_added_extension("partial");
     let journal_path = path.with_added_extension("journal");
+    check_name(path, "model.gguf")?;
+    for name in [path, &partial, &journal_path] {
+        check_not_read(name, inputs)?;
+    }
     let fingerprint = blake3::Hasher::new().update(&writer.header(None)).update(identity).finalize();
 
     let there = fs::metadata(&partial).map_or(0, |m| m.len());

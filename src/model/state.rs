@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::ModelConfig,
     error::{Error, Result},
+    limits::check_context,
 };
 
 /// The memory of one sequence: a KV cache and the filter's last inputs for every layer.
@@ -45,7 +46,8 @@ impl State {
     /// An empty state with room for `capacity` tokens.
     ///
     /// # Errors
-    /// [`Error::Memory`] when that is more memory than there is; [`Error::Argument`] when the type's blocks do not divide a head.
+    /// [`Error::Memory`] when that is more memory than there is; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
+    /// tokens, or when the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
         check_size(Self::kv_bytes(config, kv), capacity)?;
         if !config.head_dim().is_multiple_of(kv.block_len()) {
@@ -213,6 +215,7 @@ impl State {
 
 /// `capacity` tokens of so many bytes can be addressed.
 fn check_size(bytes_per_token: usize, capacity: usize) -> Result<()> {
+    check_context(capacity)?;
     match bytes_per_token.checked_mul(capacity) {
         Some(bytes) if bytes <= 1 << 46 => Ok(()),
         _ => Err(too_large(capacity)),

@@ -2,7 +2,10 @@
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    limits::check_threads,
+};
 
 /// Pools of threads. One token is bound by memory, which few threads use up; a batch is bound by arithmetic.
 #[derive(Debug)]
@@ -17,8 +20,9 @@ impl Threads {
     /// and for `batch` as many as `single`.
     ///
     /// # Errors
-    /// [`Error::Argument`] for threads that cannot be started.
+    /// [`Error::Argument`] for more threads than [`most_threads`](crate::limits::most_threads), and for threads that cannot be started.
     pub fn new(single: usize, batch: usize) -> Result<Self> {
+        let (single, batch) = (check_threads(single)?, check_threads(batch)?);
         let single = if single == 0 { usable_cores() } else { single };
         let pool = |threads: usize| {
             let pool =
@@ -103,5 +107,13 @@ mod tests {
         let allowed = std::thread::available_parallelism().unwrap().get();
         assert!((1..=allowed).contains(&usable_cores()));
         assert_eq!(Threads::new(0, 0).unwrap().count(), usable_cores());
+    }
+
+    #[test]
+    fn too_many_threads_are_refused_and_not_started() {
+        for (single, batch) in [(100_000, 0), (1, usize::MAX), (crate::limits::most_threads() + 1, 1)] {
+            let refused = Threads::new(single, batch).unwrap_err().to_string();
+            assert!(refused.contains("this machine takes"), "{refused}");
+        }
     }
 }

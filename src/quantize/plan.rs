@@ -1,5 +1,7 @@
 //! The plan of a conversion: every tensor of the container with its type and size. A dry run prints it.
 
+use std::path::Path;
+
 use yuan_kernels::{
     DType,
     blocks::QK,
@@ -8,10 +10,16 @@ use yuan_kernels::{
 
 use super::Options;
 use crate::{
-    checkpoint::names::{self, Role},
-    config::ModelConfig,
+    checkpoint::{
+        Checkpoint,
+        names::{self, Role},
+    },
+    config::{Architecture, ModelConfig},
     error::{Error, Result},
 };
+
+/// Base with which the authors fine-tuned and evaluated Yuan2.0-M32, whose published config names none.
+const M32_ROPE_BASE: u32 = 40_890;
 
 /// Neurons of a tile; an FFN is filled up to a multiple of them.
 const TILE_NEURONS: usize = 256;
@@ -61,6 +69,19 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// [`Plan::new`] of a checkpoint's model, and what the user should know about it.
+    ///
+    /// # Errors
+    /// As [`Plan::new`]; [`Error::BadFile`] for a checkpoint of Yuan2.0-M32's shape whose rotary base neither the config nor `options` name.
+    pub fn of_checkpoint(checkpoint: &Checkpoint, options: &Options) -> Result<(Self, Vec<String>)> {
+        let config = checkpoint.config();
+        let warning = match checkpoint.names_rope_base() || options.rope_base.is_some() {
+            true => None,
+            false => without_rope_base(config, &checkpoint.folder().join("config.json"))?,
+        };
+        Ok((Self::new(config.clone(), options)?, warning.into_iter().collect()))
+    }
+
     /// Plans a container of `config`'s model. A row that a type's blocks do not divide takes the next type that fits
     /// ([`super::fit`]); norms, biases and the router are f32.
     ///
@@ -138,5 +159,31 @@ impl Item {
     /// Bytes of the stored tensor.
     pub fn bytes(&self) -> u64 {
         self.rows as u64 * (self.cols / self.dtype.block_len() * self.dtype.block_bytes()) as u64
+    }
+}
+
+/// What is to be said of a config that leaves the rotary base to the authors' model file. The dense model was trained with that one.
+///
+/// # Errors
+/// [`Error::BadFile`] for the shape of Yuan2.0-M32, which was trained with two of them: a wrong one costs quality and looks like none.
+fn without_rope_base(config: &ModelConfig, path: &Path) -> Result<Option<String>> {
+    let default = config.rope_base;
+    match config.architecture {
+        Architecture::Dense => Ok(None),
+        Architecture::Moe if (config.hidden, config.experts, config.projection) == (2048, 32, 4096) => {
+            Err(Error::BadFile {
+                path: path.into(),
+                place: "rotary_base".into(),
+                problem: format!(
+                    "it is missing, and Yuan2.0-M32 has two values: {default} is the default of the authors' model file, {M32_ROPE_BASE} is what \
+                     they fine-tuned and evaluated with"
+                ),
+                remedy: "choose with --rope-base; for the published Yuan2-M32-hf it is --rope-base 40890",
+            })
+        }
+        Architecture::Moe => Ok(Some(format!(
+            "{} says nothing of rotary_base: {default} is used, the default of the authors' model file; --rope-base gives another",
+            path.display()
+        ))),
     }
 }

@@ -16,7 +16,7 @@ use rand_xoshiro::{
     rand_core::{Rng, SeedableRng},
 };
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use exp::exp;
 use ranking::{Ranking, by_rank};
 
@@ -36,28 +36,35 @@ impl Sampler {
     /// A sampler at the start of its stream.
     ///
     /// # Errors
-    /// [`crate::Error::Argument`] for settings that make no sense, as [`Settings::check`] has it.
-    pub fn new(settings: Settings) -> Result<Self> {
+    /// [`Error::Argument`] for settings that make no sense, as [`Settings::check`] has it, and where no seed is given and the system has none.
+    pub fn new(mut settings: Settings) -> Result<Self> {
         settings.check()?;
-        let random = Xoshiro256PlusPlus::seed_from_u64(settings.seed);
-        Ok(Self { settings, random, recent: VecDeque::new() })
+        let seed = settings.seed.map_or_else(random_seed, Ok)?;
+        settings.seed = Some(seed);
+        Ok(Self { settings, random: Xoshiro256PlusPlus::seed_from_u64(seed), recent: VecDeque::new() })
     }
 
-    /// The settings.
+    /// The settings, with the seed that was chosen where none was given.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Other settings for the choices to come. The stream of random numbers begins anew when the seed is another one.
+    /// The seed of the choices, where they are random.
+    pub fn seed(&self) -> Option<u64> {
+        self.settings.seed.filter(|_| self.settings.temperature > 0.0)
+    }
+
+    /// Other settings for the choices to come. The stream of random numbers begins anew when they name another seed.
     ///
     /// # Errors
     /// As [`Sampler::new`]; the settings are then as before.
     pub fn set(&mut self, settings: Settings) -> Result<()> {
         settings.check()?;
-        if settings.seed != self.settings.seed {
-            self.random = Xoshiro256PlusPlus::seed_from_u64(settings.seed);
+        let seed = settings.seed.or(self.settings.seed);
+        if let Some(seed) = seed.filter(|_| seed != self.settings.seed) {
+            self.random = Xoshiro256PlusPlus::seed_from_u64(seed);
         }
-        self.settings = settings;
+        self.settings = Settings { seed, ..settings };
         self.trim();
         Ok(())
     }
@@ -163,6 +170,14 @@ impl Sampler {
     fn uniform(&mut self) -> f64 {
         (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// A seed that nobody knows before.
+fn random_seed() -> Result<u64> {
+    let seed = getrandom::u32().map_err(|e| {
+        Error::Argument(format!("the system has no random numbers for a seed ({e}); give a seed"))
+    });
+    seed.map(u64::from)
 }
 
 /// The best token that has a number, or 0.

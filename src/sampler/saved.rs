@@ -16,7 +16,7 @@ impl Sampler {
             [s.temperature, s.top_p, s.min_p, s.repeat_penalty, s.presence_penalty, s.frequency_penalty];
         let mut out: Vec<u8> = floats.iter().flat_map(|f| f.to_le_bytes()).collect();
         let word = |n: usize| n as u64;
-        let counts = [word(s.top_k), word(s.repeat_last_n), s.seed];
+        let counts = [word(s.top_k), word(s.repeat_last_n), s.seed.unwrap_or(0)];
         let lengths = [word(s.logit_bias.len()), word(self.recent.len())];
         let words = counts.into_iter().chain(self.random_words()).chain(lengths);
         out.extend(words.flat_map(u64::to_le_bytes));
@@ -84,7 +84,7 @@ impl Input<'_> {
             frequency_penalty: self.float()?,
             top_k: self.size()?,
             repeat_last_n: self.size()?,
-            seed: self.word()?,
+            seed: Some(self.word()?),
             logit_bias: Vec::new(),
         };
         let random = Xoshiro256PlusPlus::from_seed(self.take()?);

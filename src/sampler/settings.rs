@@ -1,6 +1,9 @@
 //! How to choose.
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    limits::MOST_WEIGHT,
+};
 
 /// How to choose. The fields are applied in this order, as llama.cpp does it by default; the penalties look at the last
 /// [`repeat_last_n`](Self::repeat_last_n) tokens, the prompt's included.
@@ -24,8 +27,9 @@ pub struct Settings {
     pub min_p: f32,
     /// Divides the logits; 0 means always the best token (the authors' evaluation setting).
     pub temperature: f32,
-    /// The same seed gives the same choices from the same logits.
-    pub seed: u64,
+    /// The same seed gives the same choices from the same logits. Without one [`Sampler::new`](super::Sampler::new) takes a random one, of 32 bits
+    /// so that it can be written down.
+    pub seed: Option<u64>,
 }
 
 impl Default for Settings {
@@ -40,7 +44,7 @@ impl Default for Settings {
             top_p: 1.0,
             min_p: 0.0,
             temperature: 0.0,
-            seed: 0,
+            seed: None,
         }
     }
 }
@@ -54,8 +58,8 @@ impl Settings {
         let fail = |what: &str, value: f32, range: &str| {
             Err(Error::Argument(format!("a {what} of {value} makes no sense; give {range}")))
         };
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return fail("temperature", self.temperature, "0 or more");
+        if !(0.0..=MOST_WEIGHT).contains(&self.temperature) {
+            return fail("temperature", self.temperature, "0 to 1e9");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return fail("top-p", self.top_p, "more than 0, up to 1");
@@ -63,19 +67,20 @@ impl Settings {
         if !(0.0..=1.0).contains(&self.min_p) {
             return fail("min-p", self.min_p, "0 to 1");
         }
-        if !(self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite()) {
-            return fail("repeat penalty", self.repeat_penalty, "more than 0 (1 is none)");
+        if !(1.0 / MOST_WEIGHT..=MOST_WEIGHT).contains(&self.repeat_penalty) {
+            return fail("repeat penalty", self.repeat_penalty, "1e-9 to 1e9 (1 is none)");
         }
         for (what, value) in
             [("presence penalty", self.presence_penalty), ("frequency penalty", self.frequency_penalty)]
         {
-            if !value.is_finite() {
-                return fail(what, value, "a number (0 is none)");
+            if !(-MOST_WEIGHT..=MOST_WEIGHT).contains(&value) {
+                return fail(what, value, "-1e9 to 1e9 (0 is none)");
             }
         }
-        let wrong = self.logit_bias.iter().find(|(_, b)| b.is_nan() || *b == f32::INFINITY);
+        let allowed = |b: f32| b == f32::NEG_INFINITY || (-MOST_WEIGHT..=MOST_WEIGHT).contains(&b);
+        let wrong = self.logit_bias.iter().find(|(_, b)| !allowed(*b));
         match wrong {
-            Some((id, bias)) => fail(&format!("bias of token {id}"), *bias, "a number, or -inf"),
+            Some((id, bias)) => fail(&format!("bias of token {id}"), *bias, "-1e9 to 1e9, or -inf"),
             None => Ok(()),
         }
     }

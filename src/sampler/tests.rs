@@ -23,16 +23,30 @@ fn no_temperature_takes_the_best() {
 
 #[test]
 fn the_same_seed_gives_the_same_stream() {
-    let settings = Settings { seed: 7, ..warm() };
+    let settings = Settings { seed: Some(7), ..warm() };
     assert_eq!(draw(settings.clone(), 100), draw(settings.clone(), 100));
-    assert_ne!(draw(settings.clone(), 100), draw(Settings { seed: 8, ..settings }, 100));
+    assert_ne!(draw(settings.clone(), 100), draw(Settings { seed: Some(8), ..settings }, 100));
+}
+
+#[test]
+fn without_a_seed_the_choices_are_others_each_time_and_can_be_had_again() {
+    let first = Sampler::new(warm()).unwrap();
+    let streams: Vec<_> = (0..8).map(|_| draw(warm(), 50)).collect();
+    assert!(streams.iter().any(|s| *s != streams[0]));
+    let seed = first.seed().expect("it was chosen");
+    assert_eq!(first, Sampler::new(Settings { seed: Some(seed), ..warm() }).unwrap());
+    // Other settings go on with it, unless they name another one.
+    let mut other = first.clone();
+    other.set(Settings { temperature: 0.5, ..warm() }).unwrap();
+    assert_eq!((other.seed(), &other.random), (Some(seed), &first.random));
+    assert_eq!(Sampler::new(Settings::default()).unwrap().seed(), None);
 }
 
 /// These choices are the same on every machine; other ones are another chain, and belong into the change log.
 #[test]
 fn a_seed_gives_these_choices() {
     let settings = Settings {
-        seed: 42,
+        seed: Some(42),
         top_k: 50,
         top_p: 0.95,
         min_p: 0.05,
@@ -126,6 +140,9 @@ fn nonsense_settings_are_errors() {
         Settings { top_p: 0.0, ..Settings::default() },
         Settings { min_p: 1.5, ..Settings::default() },
         Settings { repeat_penalty: 0.0, ..Settings::default() },
+        Settings { repeat_penalty: 1e-30, ..Settings::default() },
+        Settings { frequency_penalty: -1e30, ..Settings::default() },
+        Settings { logit_bias: vec![(3, 1e30)], ..Settings::default() },
         Settings { presence_penalty: f32::INFINITY, ..Settings::default() },
         Settings { frequency_penalty: f32::NAN, ..Settings::default() },
         Settings { logit_bias: vec![(3, f32::NAN)], ..Settings::default() },
@@ -217,10 +234,11 @@ fn the_best_are_enough() {
         warm(40),
         Settings { top_p: 0.9, ..warm(30) },
         Settings { min_p: 0.999, temperature: 0.3, ..warm(100) },
-        Settings { top_p: 0.5, min_p: 0.2, temperature: 8.0, seed: 5, ..warm(200) },
+        Settings { top_p: 0.5, min_p: 0.2, temperature: 8.0, seed: Some(5), ..warm(200) },
     ];
     for settings in settings {
-        let mut samplers = [(); 3].map(|()| Sampler::new(settings.clone()).unwrap());
+        let first = Sampler::new(settings.clone()).unwrap();
+        let mut samplers = [first.clone(), first.clone(), first];
         let n = samplers[0].looks_at().unwrap();
         for i in 0..60 {
             let wanted = samplers[0].sample(&logits);

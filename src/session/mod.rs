@@ -57,7 +57,7 @@ impl Session {
     /// An empty timeline with room for `context` tokens.
     ///
     /// # Errors
-    /// [`Error::Memory`] for a context that there is no memory for.
+    /// [`Error::Memory`] for a context that there is no memory for; [`Error::Argument`] for one that is larger than any.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = State::new(engine.model().config(), context, kv)?;
         Ok(Self { engine, state, tokens: Vec::new(), logits: None, note: String::new() })

@@ -15,6 +15,7 @@ use super::{
 use crate::{
     config::RopePrecision,
     error::{Error, Result},
+    limits::MOST_CONTEXT,
     model::{Extent, KvType},
     sampler::Sampler,
 };
@@ -29,9 +30,6 @@ pub struct Restored {
     /// (layer, expert) of the experts that the session used, the most valuable first: for [`Pager::warm`](crate::pager::Pager::warm).
     pub hot: Vec<(usize, usize)>,
 }
-
-/// Context of a session that was saved, at most, unless the caller asks for another.
-const MOST_CONTEXT: u64 = 1 << 24;
 
 impl Session {
     /// Reads a session that [`Session::save`] has written. The type of the key-value cache is the file's; the room for tokens is
@@ -54,7 +52,7 @@ impl Session {
 /// As [`Session::restore`], but nothing behind the header is looked at.
 pub fn room_of(path: &Path) -> Result<usize> {
     let header = Reader::open(path)?.0.counts()?;
-    Ok(header.capacity.min(MOST_CONTEXT).max(header.tokens.min(MOST_CONTEXT)) as usize)
+    Ok(header.capacity.max(header.tokens).min(MOST_CONTEXT as u64) as usize)
 }
 
 struct Reader<'p> {
@@ -206,7 +204,7 @@ impl<'p> Reader<'p> {
             .get(header.kv as usize)
             .ok_or_else(|| self.damaged("the header", format!("there is no key-value type {}", header.kv)))?;
         let position = header.position as usize;
-        let capacity = context.unwrap_or(header.capacity.min(MOST_CONTEXT) as usize);
+        let capacity = context.unwrap_or(header.capacity.min(MOST_CONTEXT as u64) as usize);
         if position > capacity {
             return Err(Error::ContextFull { capacity, wanted: position });
         }

@@ -28,8 +28,8 @@ def config(tok):
     return dict(
         architectures=["YuanForCausalLM"], model_type="yuan", torch_dtype="bfloat16", vocab_size=VOCAB, hidden_size=256,
         intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, hidden_act="silu", rms_norm_eps=1e-6,
-        initializer_range=0.02, max_position_embeddings=1024, model_max_length=1024, rotary_base=10000, use_cache=True,
-        causal_mask=True, use_flash_attention=False, use_loss_mask=False, reset_position_ids=False,
+        initializer_range=0.02, max_position_embeddings=1024, model_max_length=1024, rotary_base=10000, rope_precision="f32",
+        use_cache=True, causal_mask=True, use_flash_attention=False, use_loss_mask=False, reset_position_ids=False,
         reset_attention_mask=False, dropout=0, eod_token=e, sep_token=s, eod_token_id=e, sep_token_id=s, bos_token_id=e,
         eos_token_id=e, pad_token_id=e, mask_token_id=e, attention_projection_size=512, use_moe=True,
         output_router_logits=False, tie_word_embeddings=False, ffn_hidden_size=256,

@@ -74,6 +74,17 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
         assert restored.note == "第一回"
         assert restored.generate(10, other) == rest
 
+    # Choices are random unless a seed is given, and can be had again by it.
+    def text_of(chooser: yuan.Sampler) -> str:
+        session.sync(ids)
+        return session.generate(24, chooser)
+
+    warm = [yuan.Sampler(temperature=2.0) for _ in range(4)]
+    texts = [text_of(chooser) for chooser in warm]
+    assert len(set(texts)) > 1, texts
+    assert text_of(yuan.Sampler(temperature=2.0, seed=warm[0].seed)) == texts[0]
+    del warm
+
     # Stops, and leaving a stream early.
     session.sync(ids)
     stop = whole[3:8]
@@ -112,6 +123,21 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert "outside the vocabulary" in fails("YUAN_ERROR_ARGUMENT", session.eval, [2**32 - 1])
     assert "tokens" in fails("YUAN_ERROR_CONTEXT_FULL", session.eval, ids * 100)
     fails("YUAN_ERROR_ARGUMENT", lambda: yuan.Sampler(temperature=-1.0))
+    assert "this machine takes" in fails("YUAN_ERROR_ARGUMENT", lambda: yuan.Engine(model, threads=100_000))
+    assert "too large" in fails("YUAN_ERROR_ARGUMENT", lambda: engine.session(context=1 << 40))
+    # Numbers that C has no room for are not cut.
+    for wrong, error in [
+        (lambda: yuan.Engine(model, threads=-1), ValueError),
+        (lambda: engine.session(context=-5), ValueError),
+        (lambda: session.generate(-2), ValueError),
+        (lambda: session.eval([2**32 + 5]), OverflowError),
+        (lambda: session.eval([-1]), OverflowError),
+    ]:
+        try:
+            wrong()
+            raise AssertionError("it is taken")
+        except error:
+            pass
     fails("YUAN_ERROR_FILE", engine.restore, file + ".no")
     fails("YUAN_ERROR_BAD_FILE", engine.restore, model)
     session.close()

@@ -14,6 +14,7 @@ The library is the one that YUAN_LIBRARY names, or the one that the system finds
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import ctypes.util
@@ -28,8 +29,9 @@ from typing import Any
 
 __all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 OK = 0
+SIZE_MAX = c_size_t(-1).value
 FINISHES = ("stop", "stop_text", "length", "cancelled")
 
 _Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
@@ -89,7 +91,20 @@ def _text(function: str, *args: Any) -> str:
 
 
 def _ids(tokens: Sequence[int]) -> Any:
-    return (c_uint32 * len(tokens))(*tokens)
+    # An array refuses what is no number of 32 bits; ctypes would cut it.
+    return (c_uint32 * len(tokens)).from_buffer(array.array("I", tokens))
+
+
+def _size(what: str, number: int) -> c_size_t:
+    """A number for the library, which ctypes would wrap where it is negative or too large."""
+    if not 0 <= number <= SIZE_MAX:
+        raise ValueError(f"{what} is {number}: give a number from 0 on")
+    return c_size_t(number)
+
+
+def _or_all(what: str, number: int) -> c_size_t:
+    """As `_size`, and -1 is all that there are."""
+    return c_size_t(SIZE_MAX) if number == -1 else _size(what, number)
 
 
 @contextlib.contextmanager
@@ -176,15 +191,15 @@ class Engine(_Handle):
         """`memory` is all that may be used ("8G", "50%"), `gpu_memory` the same of the GPU ("auto", "off" or its number); `context` and `kv` are
         what sessions will take of both. `progress` hears how many bytes are there of how many that are read first; False stops it."""
         with _EngineOptions("engine_options_new") as options, _heard(progress) as callback:
-            _call("engine_options_set_threads", options._handle, c_size_t(threads))
-            _call("engine_options_set_threads_batch", options._handle, c_size_t(threads_batch))
+            _call("engine_options_set_threads", options._handle, _size("threads", threads))
+            _call("engine_options_set_threads_batch", options._handle, _size("threads_batch", threads_batch))
             _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
             _call("engine_options_set_memory", options._handle, memory.encode() if memory else None)
             _call("engine_options_set_paging", options._handle, paging.encode())
             _call("engine_options_set_gpu", options._handle, str(gpu).encode())
             _call("engine_options_set_gpu_memory", options._handle, gpu_memory.encode() if gpu_memory else None)
             _call("engine_options_set_look_ahead", options._handle, c_int32(look_ahead))
-            _call("engine_options_set_sessions", options._handle, c_size_t(context), kv.encode())
+            _call("engine_options_set_sessions", options._handle, _size("context", context), kv.encode())
             _call("engine_options_set_progress", options._handle, callback, None)
             super().__init__("engine_open", os.fsencode(path), options._handle)
 
@@ -221,10 +236,10 @@ class Engine(_Handle):
         """An empty session with room for `context` tokens (0: what the model was made for). With `shift`, an answer that fills the
         context drops old tokens, but for the first `shift`."""
         with _SessionOptions("session_options_new") as options:
-            _call("session_options_set_context", options._handle, c_size_t(context))
+            _call("session_options_set_context", options._handle, _size("context", context))
             _call("session_options_set_kv_type", options._handle, kv.encode())
             if shift is not None:
-                _call("session_options_set_context_shift", options._handle, c_int32(1), c_size_t(shift))
+                _call("session_options_set_context_shift", options._handle, c_int32(1), _size("shift", shift))
             return Session("session_new", self._handle, options._handle)
 
     def restore(self, path: str | os.PathLike[str], sampler: Sampler | None = None) -> Session:
@@ -233,23 +248,27 @@ class Engine(_Handle):
 
 
 class Sampler(_Handle):
-    """How the next token is chosen; by default always the best. One call at a time."""
+    """How the next token is chosen; by default always the best. A `repeat_last_n` of -1 looks back at all tokens. Without a
+    `seed`, or with -1, it is a random one. One call at a time."""
 
     _kind = "sampler"
 
     def __init__(
         self, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0,
         repeat_penalty: float = 1.0, presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
-        repeat_last_n: int = 64, logit_bias: dict[int, float] | None = None, seed: int = 0,
+        repeat_last_n: int = 64, logit_bias: dict[int, float] | None = None, seed: int | None = None,
         stop: Sequence[str] = (), stop_tokens: Sequence[int] = (), ignore_eod: bool = False,
     ) -> None:  # fmt: skip
         super().__init__("sampler_new")
         settings: dict[str, Any] = {
-            "temperature": c_float(temperature), "top_k": c_size_t(top_k), "top_p": c_float(top_p),
+            "temperature": c_float(temperature), "top_k": _size("top_k", top_k), "top_p": c_float(top_p),
             "min_p": c_float(min_p), "repeat_penalty": c_float(repeat_penalty),
             "presence_penalty": c_float(presence_penalty), "frequency_penalty": c_float(frequency_penalty),
-            "repeat_last_n": c_size_t(repeat_last_n), "seed": c_uint64(seed), "ignore_eod": c_int32(ignore_eod),
+            "repeat_last_n": _or_all("repeat_last_n", repeat_last_n),
+            "ignore_eod": c_int32(ignore_eod),
         }  # fmt: skip
+        if seed not in (None, -1):
+            settings["seed"] = c_uint64(_size("seed", seed).value)
         for name, value in settings.items():
             _call(f"sampler_set_{name}", self._handle, value)
         for token, bias in (logit_bias or {}).items():
@@ -258,6 +277,13 @@ class Sampler(_Handle):
             _call("sampler_add_stop_text", self._handle, text.encode())
         for token in stop_tokens:
             _call("sampler_add_stop_token", self._handle, c_uint32(token))
+
+    @property
+    def seed(self) -> int:
+        """The seed of the random choices, by which they can be had again."""
+        seed = c_uint64()
+        _call("sampler_seed", self._handle, byref(seed))
+        return seed.value
 
 
 class Session(_Handle):
@@ -295,7 +321,7 @@ class Session(_Handle):
 
     def rewind(self, position: int) -> None:
         """Keeps the first `position` tokens."""
-        _call("session_rewind", self._handle, c_size_t(position))
+        _call("session_rewind", self._handle, _size("position", position))
 
     def logits(self) -> list[float]:
         """One for each token of the vocabulary, behind the last token of the session."""
@@ -314,7 +340,7 @@ class Session(_Handle):
     def generate(
         self, most: int, sampler: Sampler | None = None, on_text: Callable[[str], bool | None] | None = None
     ) -> str:
-        """An answer of up to `most` tokens. `on_text` hears it piece by piece; it ends the answer with False."""
+        """An answer of up to `most` tokens, -1 for no limit. `on_text` hears it piece by piece; it ends the answer with False."""
         pieces: list[str] = []
         failure: list[BaseException] = []
 
@@ -330,7 +356,7 @@ class Session(_Handle):
         finish = c_int32()
         sampler = sampler or Sampler()
         callback = _OnToken(hear)
-        _call("session_generate", self._handle, sampler._handle, c_size_t(most), callback, None, byref(finish))
+        _call("session_generate", self._handle, sampler._handle, _or_all("most", most), callback, None, byref(finish))
         if failure:
             raise failure.pop()
         self.finish = FINISHES[finish.value]

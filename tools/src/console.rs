@@ -1,6 +1,7 @@
 //! The terminal: logs on stderr, progress bars, Ctrl-C, sizes.
 
 use std::{
+    io::IsTerminal,
     process::ExitCode,
     sync::{
         Mutex, OnceLock, PoisonError,
@@ -12,6 +13,8 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use yuan::model::Cancel;
+
+use crate::{say::end_line, tell};
 
 /// Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -64,6 +67,8 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
         .with_env_filter(filter)
@@ -83,11 +88,13 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
         }
     });
     match main() {
+        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Ok(()) if stopped() => ExitCode::from(INTERRUPTED),
         Ok(()) => ExitCode::SUCCESS,
-        Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {}", explain(&e));
+            // The message does not stand behind half a line; where not even its end can be written, the error says so already.
+            let _ = end_line();
+            tell!("error: {}", explain(&e));
             if stopped() { ExitCode::from(INTERRUPTED) } else { ExitCode::FAILURE }
         }
     }

@@ -10,7 +10,10 @@ use yuan::{
     vocab::Vocab,
 };
 
-use crate::console::{byte_bar, size, stopped};
+use crate::{
+    console::{byte_bar, size, stopped},
+    say, tell,
+};
 
 /// What a conversion reads.
 pub enum Input {
@@ -58,13 +61,10 @@ impl<'a> Job<'a> {
     pub fn new(input: &'a Input, options: &Options, requested: bool) -> anyhow::Result<Self> {
         let (conversion, warnings) = match input {
             Input::Checkpoint(checkpoint, vocab) => {
-                let plan = Plan::new(checkpoint.config().clone(), options)?;
-                let mut warnings = checkpoint.warnings().to_vec();
-                if options.rope_base.is_some() {
-                    warnings.retain(|w| !w.contains("rotary_base"));
-                }
+                let (plan, warnings) = Plan::of_checkpoint(checkpoint, options)?;
                 let identity = checkpoint.identity();
-                (Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?, warnings)
+                let conversion = Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?;
+                (conversion.reading(checkpoint.files()), warnings)
             }
             Input::Gguf(container) if requested => (Conversion::requantize(container, options)?, vec![]),
             Input::Gguf(container) => (Conversion::repack(container, options)?, vec![]),
@@ -87,25 +87,11 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When standard output is closed.
     pub fn print_plan(&self) -> anyhow::Result<()> {
-        use std::io::Write;
-        let mut out = std::io::stdout().lock();
         for tensor in self.conversion.tensors() {
-            writeln!(
-                out,
-                "{:<36} {:<12} {:>14} {:?}",
-                tensor.name,
-                tensor.stored.name(),
-                tensor.bytes,
-                tensor.dims
-            )?;
+            say!("{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.stored.name(), tensor.bytes, tensor.dims)?;
         }
-        writeln!(
-            out,
-            "{} tensors, {} in all",
-            self.conversion.tensors().len(),
-            size(self.conversion.file_bytes())
-        )?;
-        writeln!(out, "about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
+        say!("{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
+        say!("about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
         Ok(())
     }
 
@@ -124,9 +110,9 @@ impl<'a> Job<'a> {
             .with_context(|| format!("converting to {}", output.display()))?;
         bar.finish_and_clear();
         if written.resumed > 0 {
-            eprintln!("went on behind {} tensors of an earlier run", written.resumed);
+            tell!("went on behind {} tensors of an earlier run", written.resumed);
         }
-        eprintln!("{}: {}", output.display(), size(written.bytes));
+        tell!("{}: {}", output.display(), size(written.bytes));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{config::Architecture, container::Container};
 
-use crate::console::size;
+use crate::{console::size, say};
 
 /// Show what a container holds
 #[derive(Args)]
@@ -48,8 +48,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
             "file": show.model, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
             "data_bytes": container.data_bytes(), "tensors": tensors,
         });
-        println!("{object}");
-        return Ok(());
+        return say!("{object}");
     }
     let kind = match config.architecture {
         Architecture::Moe => format!(
@@ -58,26 +57,22 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
         ),
         Architecture::Dense => format!("dense, {} neurons a layer", config.ffn),
     };
-    println!("file        {}", show.model.display());
-    println!("model       {kind}");
-    println!("shape       {} layers, hidden {}, vocabulary {}", config.layers, config.hidden, config.vocab);
-    println!("attention   {} heads of {}, {} dims rotate", config.heads, config.head_dim(), config.rope_dims);
-    println!("rotary      base {}, {} precision", config.rope_base, config.rope_precision.name());
-    println!("context     {} tokens", config.context);
-    println!("layout      {}", container.layout_name());
-    println!("data        {}", size(container.data_bytes()));
+    say!("file        {}", show.model.display())?;
+    say!("model       {kind}")?;
+    say!("shape       {} layers, hidden {}, vocabulary {}", config.layers, config.hidden, config.vocab)?;
+    say!("attention   {} heads of {}, {} dims rotate", config.heads, config.head_dim(), config.rope_dims)?;
+    say!("rotary      base {}, {} precision", config.rope_base, config.rope_precision.name())?;
+    say!("context     {} tokens", config.context)?;
+    say!("layout      {}", container.layout_name())?;
+    say!("data        {}", size(container.data_bytes()))?;
     for (name, (count, bytes)) in types {
-        println!("  {name:<12} {count:>5} tensors, {}", size(bytes));
+        say!("  {name:<12} {count:>5} tensors, {}", size(bytes))?;
     }
-    println!(
-        "kernels     {} (this machine has: {})",
-        yuan::kernel_names()[0],
-        yuan::kernel_names().join(", ")
-    );
+    say!("kernels     {} (this machine has: {})", yuan::kernel_names()[0], yuan::kernel_names().join(", "))?;
     if show.tensors {
-        println!();
+        say!()?;
         for t in container.tensors() {
-            println!("{:<36} {:<12} {:>12} {:?}", t.name, t.stored.name(), t.bytes, t.dims);
+            say!("{:<36} {:<12} {:>12} {:?}", t.name, t.stored.name(), t.bytes, t.dims)?;
         }
     }
     Ok(())

@@ -1,8 +1,10 @@
-//! What the two binaries share: the terminal, opening models, conversions, descriptions, figures.
+//! What the two binaries share: the terminal, what is said, numbers with their limits, opening models, conversions, descriptions, figures.
 
 pub mod console;
 pub mod convert;
 pub mod heat;
 pub mod inspect;
+pub mod numbers;
 pub mod open;
+pub mod say;
 pub mod stats;

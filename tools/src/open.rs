@@ -14,18 +14,21 @@ use yuan::{
     tokenizer::Tokenizer,
 };
 
-use crate::console::{byte_bar, stopped};
+use crate::{
+    console::{byte_bar, stopped},
+    numbers,
+};
 
 /// Options of every command that runs a model.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     /// The model: a container of yuan-quant, or a GGUF file as published
     pub model: PathBuf,
-    /// Threads; by default one for each physical core that the process may use
-    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
+    /// Threads; 0, the default, is one for each physical core that the process may use
+    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads: usize,
-    /// Threads for several tokens at a time, as in a prompt; by default as many
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    /// Threads for several tokens at a time, as in a prompt; 0, the default, is as many
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads_batch: usize,
     /// Type of the key-value cache: f16, q8_0, q4_0 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
@@ -62,7 +65,7 @@ pub struct PagingArgs {
     #[arg(long)]
     pub look_ahead: bool,
     /// Threads that read experts (0: the usual number)
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = readers)]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::readers)]
     pub readers: usize,
 }
 
@@ -137,10 +140,6 @@ fn paging(name: &str) -> Result<Paging, String> {
 
 fn direct_io(name: &str) -> Result<DirectIo, String> {
     DirectIo::from_name(name).ok_or_else(|| "choose one of auto, on, off".into())
-}
-
-fn readers(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (0..=256).contains(n)).ok_or_else(|| "give a number up to 256".into())
 }
 
 fn kv_type(name: &str) -> Result<KvType, String> {

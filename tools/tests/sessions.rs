@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-use common::{Folder, chat, complaint, err, json, out, partials, program, run, text};
+use common::{Folder, chat, complaint, err, json, out, partials, run, text};
 use serde_json::Value;
 
 #[test]
@@ -76,12 +76,36 @@ fn options_of_the_choice_reach_it() {
     assert_eq!(shifted["tokens"].as_array().unwrap().len(), 30);
 }
 
-/// Standard error of a run whose answer could not be saved.
-fn refusal(args: &[&str]) -> String {
-    let output = program("yuan").args(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(err(&output).contains("error: ") && !out(&output).is_empty(), "{}", err(&output));
-    err(&output)
+/// Choices are random unless a seed is given; the one that was taken is shown, and gives the same text again.
+#[test]
+fn without_a_seed_every_text_is_another_one_that_can_be_had_again() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let args = ["generate", &model, "-p", "Psalms 151:1-4<sep>", "-n", "30", "--temp", "1.2", "--ignore-eod"];
+    let of = |more: &[&str]| json("yuan", &[&args[..], &["--json"], more].concat());
+    let texts = [of(&[]), of(&["--seed", "-1"]), of(&[]), of(&[])];
+    assert!(texts.iter().any(|t| t["tokens"] != texts[0]["tokens"]), "{texts:?}");
+    for text in &texts {
+        let seed = text["seed"].as_u64().expect("it is shown").to_string();
+        assert_eq!(of(&["--seed", &seed])["tokens"], text["tokens"]);
+    }
+    let told = err(&run("yuan", &args));
+    let seed = told.trim_end().rsplit(' ').next().unwrap();
+    assert!(told.contains("seed ") && seed.parse::<u32>().is_ok(), "{told}");
+    // The best token always is no random choice.
+    let best = [&args[..6], &["--temp", "0", "--json"]].concat();
+    assert_eq!(json("yuan", &best)["seed"], Value::Null);
+    assert_eq!(json("yuan", &best)["tokens"], json("yuan", &best)["tokens"]);
+    assert!(!err(&run("yuan", &best[..6])).contains("seed"));
+
+    let talk = |more: &[&str]| {
+        let options = [&["--json", "-n", "20", "--temp", "1.2", "--ignore-eod"], more].concat();
+        let output = chat(&model, &options, &["Ruth 1:1", "Ruth 1:2"]);
+        out(&output).lines().map(|l| serde_json::from_str(l).unwrap()).collect::<Vec<Value>>()
+    };
+    let first = talk(&[]);
+    let again = talk(&["--seed", &first[0]["seed"].to_string()]);
+    assert!(first.iter().zip(&again).all(|(a, b)| a["tokens"] == b["tokens"]));
 }
 
 /// Runs `yuan generate --save` in a namespace of its own, in which `mount` has made something of `folder`. `None` where the
@@ -115,15 +139,17 @@ fn a_full_disk_and_a_read_only_folder_are_errors_with_a_remedy() {
     let model = folder.converted("m.gguf", &[]);
     let mounted = folder.path("mounted");
     fs::create_dir(&mounted).unwrap();
-    for (mount, words) in [
-        ("size=64k", "make room or choose another folder"),
-        ("nr_inodes=1", "make room or choose another folder"),
-        ("ro", "choose another folder"),
+    for (mount, words, answered) in [
+        ("size=64k", "make room or choose another folder", true),
+        ("size=4k", "make room or choose another folder", false),
+        ("nr_inodes=1", "make room or choose another folder", false),
+        ("ro", "choose another folder", false),
     ] {
         let Some(output) = saved_in(mount, &mounted, &model) else { return };
         assert_eq!(output.status.code(), Some(1), "{mount}: {}", err(&output));
         assert!(err(&output).contains(words) && err(&output).contains("error: "), "{}", err(&output));
-        assert!(!out(&output).is_empty(), "the answer is there all the same");
+        // What cannot be known before the answer is found out behind it, and it is there all the same.
+        assert_eq!(!out(&output).is_empty(), answered, "{mount}");
     }
 }
 
@@ -196,11 +222,13 @@ fn files_that_may_not_be_used_are_errors_with_a_remedy() {
     let whole = fs::read(&file).unwrap();
     for path in ["/dev/full", "/dev/null", folder.0.path().to_str().unwrap()] {
         let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", path];
-        assert!(refusal(&args).contains("is no file"), "{path}");
+        let said = complaint("yuan", &args);
+        let folder = path.ends_with(folder.0.path().file_name().unwrap().to_str().unwrap());
+        assert!(said.contains(if folder { "NAME.session" } else { "is no file" }), "{said}");
     }
     let nowhere = folder.path("no/folder/s.session");
     let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &nowhere];
-    assert!(refusal(&args).contains("check the path"));
+    assert!(complaint("yuan", &args).contains("check the path"));
     assert_eq!(fs::read(&file).unwrap(), whole);
 
     let mut damaged = whole.clone();

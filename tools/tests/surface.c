@@ -115,6 +115,9 @@ static void samplers(yuan_sampler **sampler) {
     OK(yuan_sampler_set_repeat_last_n(*sampler, 32));
     OK(yuan_sampler_set_logit_bias(*sampler, 1, -1.0f));
     OK(yuan_sampler_set_seed(*sampler, 7));
+    uint64_t seed = 0;
+    OK(yuan_sampler_seed(*sampler, &seed));
+    CHECK(seed == 7);
     OK(yuan_sampler_set_ignore_eod(*sampler, 1));
     OK(yuan_sampler_add_stop_text(*sampler, "\n\n\n"));
     OK(yuan_sampler_add_stop_token(*sampler, 0));

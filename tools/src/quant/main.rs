@@ -16,6 +16,7 @@ use yuan_tools::{
     convert::{self, Input},
     inspect::{self, Show},
     open::rope,
+    say, tell,
 };
 
 mod synth;
@@ -30,8 +31,8 @@ mod synth;
     subcommand_negates_reqs = true,
     after_help = "\
 Examples:
-  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf
-  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --experts q4_0 --dry-run
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --rope-base 40890 --experts q4_0 --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
 A run that was killed goes on where it stopped when it is started again with the same arguments."
@@ -91,10 +92,10 @@ pub struct Types {
     /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; q8_0 by default, a GGUF input keeps its own
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dense: Option<DType>,
-    /// Rotary convention to record: mixed (as trained), f32 or hfbf16
+    /// Rotary convention to record: mixed (as trained), f32 or hfbf16; by default the config's, or mixed
     #[arg(long, value_name = "KIND", value_parser = rope)]
     rope: Option<RopePrecision>,
-    /// Base of the rotary frequencies in place of the config's
+    /// Base of the rotary frequencies in place of the config's (the published Yuan2-M32-hf names none: 40890)
     #[arg(long, value_name = "BASE")]
     rope_base: Option<f32>,
 }
@@ -132,7 +133,7 @@ fn convert(args: &Convert) -> anyhow::Result<()> {
     let requested = args.types.experts.is_some() || args.types.dense.is_some();
     let job = convert::Job::new(&input, &args.types.options(), requested)?;
     for warning in job.warnings() {
-        eprintln!("warning: {warning}");
+        tell!("warning: {warning}");
     }
     if args.dry_run {
         return job.print_plan();
@@ -149,11 +150,11 @@ fn verify(model: &Path) -> anyhow::Result<()> {
         !stopped()
     })?;
     bar.finish_and_clear();
-    println!(
+    say!(
         "{}: {} tensors, {}, all as written",
         model.display(),
         container.tensors().len(),
         size(container.data_bytes())
-    );
+    )?;
     Ok(())
 }

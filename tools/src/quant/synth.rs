@@ -23,6 +23,7 @@ use yuan::{
 use yuan_tools::{
     console::{byte_bar, size, stopped},
     convert::Job,
+    tell,
 };
 
 use crate::Types;
@@ -69,7 +70,7 @@ impl Synth {
                 let text = fs::read_to_string(file).with_context(|| {
                     format!("the geometry {file} is neither m32 nor tiny nor a file that can be read")
                 })?;
-                parse_config(&text, Path::new(file))?.0
+                parse_config(&text, Path::new(file))?.config
             }
         };
         config.layers = self.layers.unwrap_or(config.layers);
@@ -120,7 +121,7 @@ impl Synth {
         }
         fs::rename(&folder, &self.output)
             .with_context(|| format!("cannot make {}", self.output.display()))?;
-        eprintln!("{}: {} in {} files", self.output.display(), size(total), shards.len());
+        tell!("{}: {} in {} files", self.output.display(), size(total), shards.len());
         Ok(())
     }
 }
@@ -202,7 +203,8 @@ fn config_json(c: &ModelConfig) -> Value {
         "architectures": ["YuanForCausalLM"], "model_type": "yuan", "torch_dtype": "bfloat16", "hidden_act": "silu",
         "vocab_size": c.vocab, "hidden_size": c.hidden, "intermediate_size": c.ffn, "num_hidden_layers": c.layers,
         "num_attention_heads": c.heads, "attention_projection_size": c.projection, "rms_norm_eps": c.rms_eps,
-        "max_position_embeddings": c.context, "rotary_base": c.rope_base, "tie_word_embeddings": c.tied_embeddings,
+        "max_position_embeddings": c.context, "rotary_base": c.rope_base, "rope_precision": c.rope_precision.name(),
+        "tie_word_embeddings": c.tied_embeddings,
     });
     if c.architecture == Architecture::Moe {
         config["use_moe"] = true.into();

@@ -23,6 +23,8 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     pub text: String,
     pub finish: Finish,
+    /// Of the random choices, where there were any.
+    pub seed: Option<u64>,
     pub prefill: Duration,
     pub decode: Duration,
     /// What the pager did in each.
@@ -81,7 +83,7 @@ pub fn answer(
     shown?;
     let decode = start.elapsed();
     let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
-    Ok(Answer { synced, tokens, text, finish: finish?, prefill, decode, laps, times })
+    Ok(Answer { synced, tokens, text, finish: finish?, seed: sampler.seed(), prefill, decode, laps, times })
 }
 
 /// The figures of an answer to `prompt`, for programs.
@@ -95,7 +97,7 @@ pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Va
     };
     json!({
         "prompt_tokens": prompt, "reused_tokens": answer.synced.reused, "tokens": answer.tokens, "text": answer.text,
-        "finish": finish, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+        "finish": finish, "seed": answer.seed, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
         "token_ms": stats::token_times(&answer.times), "paging": stats::placement(model),
         "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
     })

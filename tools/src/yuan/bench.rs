@@ -12,13 +12,16 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
+    files::check_output,
     model::{GpuPlacement, Model, Placement, State, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
 use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
+    numbers,
     open::RunArgs,
+    say,
     stats::describe,
 };
 
@@ -36,19 +39,19 @@ pub struct Bench {
     #[command(flatten)]
     run: RunArgs,
     /// Tokens of the prompt (0: no prefill)
-    #[arg(long, short, value_name = "N", default_value_t = 512)]
+    #[arg(long, short, value_name = "N", default_value_t = 512, value_parser = numbers::tokens)]
     prompt: usize,
     /// Tokens to generate (0: no decode)
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128)]
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128, value_parser = numbers::tokens)]
     tokens: usize,
     /// Tokens that are in the context before the decoding starts; by default the prompt
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
     depth: Option<usize>,
     /// Repetitions
-    #[arg(long, short, value_name = "N", default_value_t = 3)]
+    #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
     /// Streamed: deliver reads at so many GB a second, as a slower drive would
-    #[arg(long, value_name = "GB/S", value_parser = rate)]
+    #[arg(long, value_name = "GB/S", value_parser = numbers::rate)]
     throttle: Option<f64>,
     /// Route the tokens as in these files of yuan trace: random weights choose evenly, trained ones do not
     #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
@@ -63,10 +66,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.prompt + self.tokens > 0 && self.repeat > 0,
-            "there is nothing to measure: raise -p, -n or -r"
-        );
+        ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
+        if let Some(file) = &self.trace {
+            let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.routing).cloned().collect();
+            check_output(file, 0, &inputs, "NAME.trace")?;
+        }
         let depth = self.depth.unwrap_or(self.prompt);
         let context = self.prompt.max(depth) + self.tokens;
         let mut options = self.run.options(context);
@@ -145,46 +149,38 @@ impl Bench {
                 "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
                 "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
-            println!("{object}");
-            return Ok(());
+            return say!("{object}");
         }
-        println!(
+        say!(
             "kernels    {} on {} threads, {} for the prompt",
             model.kernels(),
             model.threads(),
             model.batch_threads()
-        );
-        println!("memory     {bandwidth:.1} GB/s read");
-        println!("token      {} of weights", size(bytes as u64));
-        println!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt);
+        )?;
+        say!("memory     {bandwidth:.1} GB/s read")?;
+        say!("token      {} of weights", size(bytes as u64))?;
+        say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
         let share = 100.0 * weights / bandwidth;
-        println!(
+        say!(
             "decode     {decode:.2} tok/s ({} tokens behind {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
             self.tokens
-        );
+        )?;
         if let Some(drive) = drive {
-            println!("drive      {drive:.2} GB/s by reads of a tile");
+            say!("drive      {drive:.2} GB/s by reads of a tile")?;
         }
         let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
-        println!("{}", describe(&model, &laps, &times));
+        say!("{}", describe(&model, &laps, &times))?;
         if let GpuPlacement::On { bandwidth, .. } = &model.placement().gpu
             && *bandwidth > 0
         {
             let memory = *bandwidth as f64 / 1e9;
-            println!(
+            say!(
                 "gpu memory {memory:.0} GB/s by its clock; the weights of decode are {:.0} % of it",
                 100.0 * weights / memory
-            );
+            )?;
         }
         Ok(())
     }
-}
-
-fn rate(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|r| (1e-3..1e6).contains(r))
-        .ok_or_else(|| "give GB a second, such as 0.5".into())
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

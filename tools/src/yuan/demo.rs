@@ -2,7 +2,6 @@
 
 use std::{
     env, fs,
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -20,7 +19,10 @@ use yuan::{
 use yuan_tools::{
     console::{size, stopped},
     convert::{Input, Job},
+    numbers::{self, Most, Seed},
     open::{GpuArgs, PagingArgs, RunArgs},
+    say,
+    say::print,
 };
 
 use crate::answer::{Answer, answer};
@@ -46,14 +48,14 @@ pub struct Demo {
     /// Type of the experts: q4_k or q4_0
     #[arg(long, value_name = "TYPE", default_value = "q4_k", value_parser = tile_type)]
     experts: DType,
-    /// Tokens to generate at most, for each prompt
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 160)]
-    most: usize,
-    /// Seed of the random choices
+    /// Tokens to generate at most, for each prompt (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(160))]
+    most: Most,
+    /// Seed of the random choices (-1: a random one); by default always the same texts
     #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-    /// Threads; all by default
-    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N")]
+    seed: Option<Seed>,
+    /// Threads; 0, the default, is one for each physical core that the process may use
+    #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     threads: usize,
 }
 
@@ -76,27 +78,23 @@ impl Demo {
             paging: PagingArgs::default(),
             gpu: GpuArgs::default(),
         };
-        let engine = run.open(self.most)?;
+        let engine = run.open_for(|_, config| Ok(self.most.context(0, config.context)))?;
         let config = engine.model().config();
-        println!(
+        say!(
             "Run with {} kernels on {} threads. A token goes to {} of the {} experts in each of {} layers.",
             engine.model().kernels(),
             engine.model().threads(),
             config.experts_used,
             config.experts,
             config.layers
-        );
+        )?;
         for (prompt, seed) in PROMPTS {
             if stopped() {
                 return Ok(());
             }
-            self.tell(&engine, prompt, self.seed.unwrap_or(seed))?;
+            self.tell(&engine, prompt, self.seed.unwrap_or(Seed(Some(seed))))?;
         }
-        println!(
-            "\nThe same by hand: yuan generate {} -p '{}' --temp 0.7",
-            run.model.display(),
-            PROMPTS[1].0
-        );
+        say!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", run.model.display(), PROMPTS[1].0)?;
         Ok(())
     }
 
@@ -112,44 +110,30 @@ impl Demo {
         fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
         let output = cache.join(format!("demo-model.{}.gguf", self.experts.name()));
         let input = Input::open(&assets)?;
-        // The demo model was trained with f32 rotary tables; published models are not.
-        let options = Options {
-            experts: self.experts,
-            rope: Some(yuan::config::RopePrecision::F32),
-            ..Options::default()
-        };
+        let options = Options { experts: self.experts, ..Options::default() };
         Job::new(&input, &options, true)?.run(&output)?;
         let (before, after) = (input.data_bytes(), fs::metadata(&output)?.len());
-        println!(
-            "Converted {} ({}) to {} ({}).",
-            assets.display(),
-            size(before),
-            output.display(),
-            size(after)
-        );
+        say!("Converted {} ({}) to {} ({}).", assets.display(), size(before), output.display(), size(after))?;
         Ok(output)
     }
 
-    fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: u64) -> anyhow::Result<()> {
+    fn tell(&self, engine: &Arc<Engine>, prompt: &str, seed: Seed) -> anyhow::Result<()> {
         let ids = engine.tokenizer().encode(prompt, Special::Parse);
         ensure!(!ids.is_empty(), "the demo model's tokenizer makes nothing of {prompt:?}");
-        let mut session = Session::new(engine.clone(), ids.len() + self.most, KvType::F16)?;
-        let settings = Settings { temperature: 0.7, top_p: 0.9, seed, ..Settings::default() };
+        let context = self.most.context(ids.len(), engine.model().config().context);
+        let mut session = Session::new(engine.clone(), context, KvType::F16)?;
+        let settings = Settings { temperature: 0.7, top_p: 0.9, seed: seed.0, ..Settings::default() };
         let mut sampler = Sampler::new(settings)?;
-        let limits = Limits::tokens(self.most);
+        let limits = Limits::tokens(self.most.within(ids.len(), context));
         let before = engine.model().pager().usage();
-        println!("\n> {prompt}");
-        let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| {
-            print!("{text}");
-            Ok(std::io::stdout().flush()?)
-        })?;
-        println!();
-        report(engine, ids.len(), &answer, &before);
-        Ok(())
+        say!("\n> {prompt}")?;
+        let answer = answer(&mut session, &ids, &limits, &mut sampler, |text| print(&text))?;
+        say!()?;
+        report(engine, ids.len(), &answer, &before)
     }
 }
 
-fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
+fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) -> anyhow::Result<()> {
     let usage = engine.model().pager().usage();
     let config = engine.model().config();
     let tokens = (prompt + answer.tokens.len().saturating_sub(1)).max(1);
@@ -159,14 +143,14 @@ fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) {
     let requests =
         |usage: &Usage| [usage.prefill, usage.decode].map(|h| h.hits + h.misses).iter().sum::<u64>();
     let read = (requests(&usage) - requests(before)) * engine.model().pager().expert_bytes() as u64;
-    println!(
+    say!(
         "[{} + {} tokens, {decode:.0} tok/s; {} experts a token, {touched} of {} touched in all; {} of experts read a token]",
         prompt,
         answer.tokens.len(),
         config.layers * config.experts_used,
         config.layers * config.experts,
         size(read / tokens as u64),
-    );
+    )
 }
 
 /// The demo model beside the source that this program was built from, or beside where it runs.

@@ -1,20 +1,23 @@
 //! `yuan generate`: continue a prompt.
 
-use std::{
-    fs,
-    io::{Read, Write},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{fs, io::Read, path::PathBuf, sync::Arc};
 
 use anyhow::Context;
 use clap::Args;
 use yuan::{
+    files::check_output,
+    model::State,
     sampler::Sampler,
     session::{Engine, Finish, Limits, Restored, Session, room_of},
     tokenizer::{Message, Special},
 };
-use yuan_tools::{open::RunArgs, stats};
+use yuan_tools::{
+    numbers::{self, Most},
+    open::RunArgs,
+    say,
+    say::print,
+    stats, tell,
+};
 
 use crate::{
     answer::{Answer, answer, to_json},
@@ -42,16 +45,16 @@ pub struct Generate {
     /// Read the prompt from a file (- for standard input)
     #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
     file: Option<PathBuf>,
-    /// Tokens to generate at most
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 256)]
-    most: usize,
+    /// Tokens to generate at most (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(256))]
+    most: Most,
     #[command(flatten)]
     sampling: Sampling,
-    /// Room for tokens; by default the prompt and -n
-    #[arg(long, value_name = "N")]
+    /// Room for tokens (0: what the model was made for); by default the prompt and -n
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context: Option<usize>,
     /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context_shift: Option<usize>,
     /// Take the prompt as a question, and put it into the chat form of the model
     #[arg(long)]
@@ -81,7 +84,7 @@ impl Generate {
             (None, None) => String::new(),
         };
         let (mut prompt, mut context) = (Vec::new(), 0);
-        let engine = self.run.open_for(|tokenizer, _| {
+        let engine = self.run.open_for(|tokenizer, config| {
             anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
             prompt = match (self.chat, self.no_special) {
                 (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
@@ -89,32 +92,50 @@ impl Generate {
                 (false, false) => tokenizer.encode(&text, Special::Parse),
             };
             let before = self.load.as_deref().map_or(Ok(0), room_of)?;
-            context = self.context.unwrap_or(before + prompt.len() + self.most);
+            context = match self.context {
+                Some(0) => config.context,
+                Some(tokens) => tokens,
+                None => self.most.context(before + prompt.len(), config.context),
+            };
+            if let Some(file) = &self.save {
+                // What is known of the session already: the state of its prompt.
+                let bytes = State::kv_bytes(config, self.run.kv) * (before + prompt.len());
+                let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.file).cloned().collect();
+                check_output(file, bytes as u64, &inputs, "NAME.session")?;
+            }
             Ok(context)
         })?;
         let (mut session, mut sampler) = self.begin(&engine, context)?;
         let timeline = [session.tokens(), &prompt].concat();
-        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(self.most) };
+        // A context that loses its oldest tokens has room for ever.
+        let most = match self.context_shift {
+            Some(_) if self.most == Most::Room => usize::MAX,
+            _ => self.most.within(timeline.len(), context),
+        };
+        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(most) };
         let json = self.json;
-        let answer = answer(&mut session, &timeline, &limits, &mut sampler, |text| {
-            if !json {
-                print!("{text}");
-                std::io::stdout().flush()?;
-            }
-            Ok(())
-        });
+        let answer =
+            answer(
+                &mut session,
+                &timeline,
+                &limits,
+                &mut sampler,
+                |text| {
+                    if json { Ok(()) } else { print(&text) }
+                },
+            );
         // Also what was broken off, or did not fit: it can go on from there.
         let saved = self.save.as_deref().filter(|_| session.position() > 0);
         let saved = saved.map_or(Ok(()), |file| session.save(file, Some(&sampler)));
         let answer = answer?;
         if json {
-            writeln!(std::io::stdout(), "{}", to_json(&answer, &prompt, engine.model()))?;
+            say!("{}", to_json(&answer, &prompt, engine.model()))?;
         } else {
-            print_figures(&answer)?;
+            self.print_figures(&answer)?;
         }
         if self.stats && !json {
             let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
-            eprintln!("{}", stats::describe(engine.model(), &laps, &answer.times));
+            tell!("{}", stats::describe(engine.model(), &laps, &answer.times));
         }
         Ok(saved?)
     }
@@ -130,6 +151,29 @@ impl Generate {
         session.note.clear();
         Ok((session, self.sampling.resume(engine, sampler)?))
     }
+
+    fn print_figures(&self, answer: &Answer) -> anyhow::Result<()> {
+        say!()?;
+        let (prefill, decode) = answer.rates();
+        let reused = match answer.synced.reused {
+            0 => String::new(),
+            n => format!("{n} tokens reused, "),
+        };
+        tell!(
+            "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}{}",
+            answer.synced.computed,
+            answer.tokens.len(),
+            match answer.finish {
+                Finish::Stop => "",
+                Finish::StopText => " (stopped by --stop)",
+                Finish::Length if self.most == Most::Room => " (the context is full)",
+                Finish::Length => " (stopped by -n)",
+                Finish::Cancelled => " (stopped by Ctrl-C)",
+            },
+            answer.seed.map_or_else(String::new, |seed| format!(", seed {seed}"))
+        );
+        Ok(())
+    }
 }
 
 fn read(file: &PathBuf) -> anyhow::Result<String> {
@@ -139,25 +183,4 @@ fn read(file: &PathBuf) -> anyhow::Result<String> {
         return Ok(text);
     }
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-}
-
-fn print_figures(answer: &Answer) -> anyhow::Result<()> {
-    writeln!(std::io::stdout())?;
-    let (prefill, decode) = answer.rates();
-    let reused = match answer.synced.reused {
-        0 => String::new(),
-        n => format!("{n} tokens reused, "),
-    };
-    eprintln!(
-        "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}",
-        answer.synced.computed,
-        answer.tokens.len(),
-        match answer.finish {
-            Finish::Stop => "",
-            Finish::StopText => " (stopped by --stop)",
-            Finish::Length => " (stopped by -n)",
-            Finish::Cancelled => " (stopped by Ctrl-C)",
-        }
-    );
-    Ok(())
 }

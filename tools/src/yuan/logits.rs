@@ -5,7 +5,7 @@ use std::{io::Write, path::PathBuf};
 use anyhow::ensure;
 use clap::Args;
 use yuan::{
-    files::NewFile,
+    files::{NewFile, check_output},
     model::{LOGIT_ROWS, State, Want},
 };
 use yuan_tools::{
@@ -32,6 +32,7 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> anyhow::Result<()> {
+        check_output(&self.output, 0, std::slice::from_ref(&self.run.model), "logits.npy")?;
         let engine = self.run.open(self.tokens.len())?;
         let model = engine.model();
         let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;

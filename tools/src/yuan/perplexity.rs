@@ -13,6 +13,7 @@ use yuan::{
 use yuan_tools::{
     console::{cancel_on_stop, stopped, token_bar},
     open::RunArgs,
+    say,
 };
 
 /// Measure how well a model predicts a text, and how far it is from another model
@@ -91,8 +92,7 @@ impl Perplexity {
         }
         bar.finish_and_clear();
         ensure!(score.tokens > 0, "{} has no token to predict: give a longer text", self.file.display());
-        self.print(documents.len(), &score, other.is_some(), engine.model());
-        Ok(())
+        self.print(documents.len(), &score, other.is_some(), engine.model())
     }
 
     fn score(
@@ -129,7 +129,7 @@ impl Perplexity {
         Ok(())
     }
 
-    fn print(&self, documents: usize, score: &Score, compared: bool, model: &Model) {
+    fn print(&self, documents: usize, score: &Score, compared: bool, model: &Model) -> anyhow::Result<()> {
         let n = score.tokens as f64;
         let loss = score.loss / n;
         let (divergence, agreed) = (score.divergence / n, score.agreed as f64 / n);
@@ -142,16 +142,16 @@ impl Perplexity {
                 object["kl_divergence"] = divergence.into();
                 object["top1_agreement"] = agreed.into();
             }
-            println!("{object}");
-            return;
+            return say!("{object}");
         }
-        println!("documents   {documents}\ntokens      {}", score.tokens);
-        println!("loss        {loss:.4}\nperplexity  {:.3}", loss.exp());
-        println!("top-1       {:.2} %", 100.0 * score.hits as f64 / n);
+        say!("documents   {documents}\ntokens      {}", score.tokens)?;
+        say!("loss        {loss:.4}\nperplexity  {:.3}", loss.exp())?;
+        say!("top-1       {:.2} %", 100.0 * score.hits as f64 / n)?;
         if compared {
-            println!("KL          {divergence:.6} (mean, from the predictions of --against)");
-            println!("same top-1  {:.2} %", 100.0 * agreed);
+            say!("KL          {divergence:.6} (mean, from the predictions of --against)")?;
+            say!("same top-1  {:.2} %", 100.0 * agreed)?;
         }
+        Ok(())
     }
 }
 

@@ -11,7 +11,7 @@ use yuan::{
     pager::{Mode, drive, trace::Trace},
     session::stats::gpu,
 };
-use yuan_tools::{console::size, open::RunArgs, stats::describe_gpu};
+use yuan_tools::{console::size, numbers, open::RunArgs, say, stats::describe_gpu};
 
 use crate::bench::read_bandwidth;
 
@@ -29,7 +29,7 @@ pub struct Plan {
     #[command(flatten)]
     run: RunArgs,
     /// Tokens of prompt and answer
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = numbers::tokens)]
     context: usize,
     /// A trace of a run, for the share of experts that will be there
     #[arg(long, value_name = "FILE")]
@@ -92,52 +92,47 @@ impl Plan {
                 "bytes_read_per_token": read, "tokens_per_second": tokens,
                 "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
             });
-            println!("{object}");
-            return Ok(());
+            return say!("{object}");
         }
-        println!("mode       {}: {}", p.mode.name(), p.why);
-        println!(
+        say!("mode       {}: {}", p.mode.name(), p.why)?;
+        say!(
             "budget     {} ({}); streaming needs {} at least",
             size(p.budget.bytes),
             p.budget.set_by,
             size(p.smallest)
-        );
-        println!(
+        )?;
+        say!(
             "takes      trunk {}, keys and values {}, scratch {} (batches of {})",
             size(p.trunk),
             size(p.kv),
             size(p.scratch),
             p.batch
-        );
-        println!("experts    {} of {} in memory, {} each", p.resident, p.experts, size(p.expert_bytes));
-        println!(
+        )?;
+        say!("experts    {} of {} in memory, {} each", p.resident, p.experts, size(p.expert_bytes))?;
+        say!(
             "memory     {memory:.1} GB/s; a token reads {} of weights: {:.0} ms",
             size(weights - on_gpu),
             1e3 * compute
-        );
-        println!("{}", describe_gpu(&p.gpu));
+        )?;
+        say!("{}", describe_gpu(&p.gpu))?;
         if let GpuPlacement::On { bandwidth, .. } = &p.gpu {
             let by = match *bandwidth {
                 0 => "its driver does not say how fast".to_owned(),
                 b => format!("at {} a second: {:.1} ms", size(b), 1e3 * on_gpu_time),
             };
-            println!("           a token reads {} there, {by}", size(on_gpu));
+            say!("           a token reads {} there, {by}", size(on_gpu))?;
         }
         if let (Some(drive), Mode::Streamed) = (drive, p.mode) {
             let of = if self.trace.is_some() { "as in the trace" } else { "if they are used evenly" };
-            println!(
+            say!(
                 "drive      {drive:.2} GB/s; {:.0} % of a token's experts are there {of}, it reads {}: {:.0} ms",
                 100.0 * rate,
                 size(read as u64),
                 1e3 * wait
-            );
-            println!(
-                "prompt     each expert once a batch: {}, {:.1} s",
-                size(once),
-                once as f64 / 1e9 / drive
-            );
+            )?;
+            say!("prompt     each expert once a batch: {}, {:.1} s", size(once), once as f64 / 1e9 / drive)?;
         }
-        println!("expect     at most {tokens:.1} tok/s");
+        say!("expect     at most {tokens:.1} tok/s")?;
         Ok(())
     }
 }

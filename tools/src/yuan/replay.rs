@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
-use yuan::pager::{
-    Eviction,
-    budget::Limit,
-    trace::{Replayed, Trace},
+use yuan::{
+    files::check_output,
+    pager::{
+        Eviction,
+        budget::Limit,
+        trace::{Replayed, Trace},
+    },
 };
-use yuan_tools::{console::size, heat};
+use yuan_tools::{console::size, heat, numbers, say};
 
 /// Replay a trace against other memories, drives and policies, without the model
 #[derive(Args)]
@@ -33,13 +36,13 @@ pub struct Replay {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "lfu", value_parser = eviction)]
     eviction: Vec<Eviction>,
     /// Drives, in GB a second
-    #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7")]
+    #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7", value_parser = numbers::rate)]
     drive: Vec<f64>,
     /// Milliseconds of computation of a token while the drive reads
-    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     compute: f64,
     /// Milliseconds of a token in which the drive has nothing to do: attention, the router
-    #[arg(long, value_name = "MS", default_value_t = 0.0)]
+    #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     idle: f64,
     /// Also write a picture of the experts' use
     #[arg(long, value_name = "FILE")]
@@ -55,24 +58,18 @@ fn eviction(name: &str) -> Result<Eviction, String> {
 
 impl Replay {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(
-            self.drive.iter().all(|d| *d > 0.0 && d.is_finite()),
-            "the speed of a drive is above 0: see --drive"
-        );
-        for (name, time) in [("--compute", self.compute), ("--idle", self.idle)] {
-            ensure!(time >= 0.0 && time.is_finite(), "{name} is a time in milliseconds");
-        }
         let trace = Trace::read(&self.trace)?;
         if let Some(path) = &self.svg {
+            check_output(path, 0, std::slice::from_ref(&self.trace), "NAME.svg")?;
             heat::write(&trace, path)?;
         }
         if !self.json {
             let drives: String = self.drive.iter().map(|d| format!(" {:>12}", format!("{d} GB/s"))).collect();
-            println!("policy  experts kept      memory   prefill    decode  read a token{drives}");
+            say!("policy  experts kept      memory   prefill    decode  read a token{drives}")?;
         }
         for resident in self.residents(&trace)? {
             for eviction in &self.eviction {
-                self.print(&trace, *eviction, resident, &trace.replay(*eviction, resident));
+                self.print(&trace, *eviction, resident, &trace.replay(*eviction, resident))?;
             }
         }
         Ok(())
@@ -99,7 +96,13 @@ impl Replay {
         self.memory.iter().map(resident).collect()
     }
 
-    fn print(&self, trace: &Trace, eviction: Eviction, resident: usize, replayed: &Replayed) {
+    fn print(
+        &self,
+        trace: &Trace,
+        eviction: Eviction,
+        resident: usize,
+        replayed: &Replayed,
+    ) -> anyhow::Result<()> {
         let expert = trace.model.expert_bytes;
         let tokens = replayed.misses.len().max(1) as f64;
         let memory = trace.model.fixed_bytes + resident as u64 * expert;
@@ -125,12 +128,11 @@ impl Replay {
                 "decode": hits(replayed.decode), "bytes_per_token": replayed.decode.misses * expert / tokens as u64,
                 "drives": drives,
             });
-            println!("{object}");
-            return;
+            return say!("{object}");
         }
         let columns =
             rates.map(|rate| format!(" {:>12}", rate.map_or("-".into(), |r| format!("{r:.2} tok/s"))));
-        println!(
+        say!(
             "{:<7} {resident:>12} {:>11} {:>7.1} % {:>7.1} % {:>13}{}",
             eviction.name(),
             size(memory),
@@ -138,6 +140,6 @@ impl Replay {
             100.0 * replayed.decode.rate(),
             size(replayed.decode.misses * expert / tokens as u64),
             columns.collect::<String>()
-        );
+        )
     }
 }

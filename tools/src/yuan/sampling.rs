@@ -5,37 +5,38 @@ use yuan::{
     sampler::{Sampler, Settings},
     session::{Engine, Limits},
 };
+use yuan_tools::numbers::{self, Seed};
 
 /// How to choose tokens, and when to stop. Names and order (bias, penalties, top-k, top-p, min-p, temperature) are llama.cpp's.
 #[derive(Args, Clone, Debug)]
 pub struct Sampling {
     /// Temperature; 0 always takes the best token
-    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
     temp: f32,
     /// Keep the K best tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, value_parser = numbers::top_k)]
     top_k: usize,
     /// Keep the best tokens up to this sum of probabilities
-    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
     /// Keep the tokens with this part of the probability of the best
-    #[arg(long, value_name = "P", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Seed of the random choices
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// Seed of the random choices; -1, the default, is a random one, which is shown with the figures
+    #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true)]
+    seed: Seed,
     /// Divide the logits of recent tokens (1: none)
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
     repeat_penalty: f32,
     /// Take this from the logits of recent tokens
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     presence_penalty: f32,
     /// Take this from the logits of recent tokens, as often as they occur
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
     frequency_penalty: f32,
     /// Tokens that the penalties look back (0: none, -1: all)
-    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
-    repeat_last_n: i64,
+    #[arg(long, value_name = "N", default_value = "64", value_parser = numbers::look_back)]
+    repeat_last_n: usize,
     /// Change the logit of a token: ID+VALUE or ID-VALUE, 15043-inf forbids one; repeatable
     #[arg(long, value_name = "ID+-V", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
@@ -61,9 +62,8 @@ impl Sampling {
     pub fn resume(&self, engine: &Engine, saved: Option<Sampler>) -> anyhow::Result<Sampler> {
         let fresh = self.sampler(engine)?;
         let Some(mut saved) = saved else { return Ok(fresh) };
-        let seed = self.seed.unwrap_or(saved.settings().seed);
-        if *fresh.settings() != Settings::default() {
-            saved.set(Settings { seed, ..fresh.settings().clone() })?;
+        if self.settings() != Settings::default() {
+            saved.set(self.settings())?;
         }
         Ok(saved)
     }
@@ -74,12 +74,12 @@ impl Sampling {
             repeat_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
-            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
+            repeat_last_n: self.repeat_last_n,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
             temperature: self.temp,
-            seed: self.seed.unwrap_or(0),
+            seed: self.seed.0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! `yuan tokenize`: show the tokens of a text.
 
-use std::{io::Write, path::PathBuf};
+use std::path::PathBuf;
+use yuan_tools::say;
 
 use clap::Args;
 use serde_json::json;
@@ -39,12 +40,11 @@ impl Tokenize {
         let tokenizer = Tokenizer::new(vocab)?;
         let ids = tokenizer.encode(&self.text, if self.special { Special::Parse } else { Special::AsText });
         let pieces: Vec<&str> = ids.iter().map(|&id| tokenizer.piece(id)).collect();
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", json!({ "ids": ids, "pieces": pieces }))?;
+            say!("{}", json!({ "ids": ids, "pieces": pieces }))?;
         } else {
             for (id, piece) in ids.iter().zip(pieces) {
-                writeln!(out, "{id:>6}  {piece}")?;
+                say!("{id:>6}  {piece}")?;
             }
         }
         Ok(())

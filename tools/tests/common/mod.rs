@@ -45,6 +45,15 @@ pub fn complaint(name: &str, args: &[&str]) -> String {
     stderr
 }
 
+/// Standard error of a run whose arguments are refused: status 2, before anything is done.
+pub fn usage(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(2), "{name} {args:?}: {stderr}");
+    assert!(output.stdout.is_empty(), "{name} {args:?}");
+    stderr
+}
+
 pub struct Folder(pub tempfile::TempDir);
 
 impl Folder {
@@ -60,7 +69,7 @@ impl Folder {
     pub fn converted(&self, name: &str, options: &[&str]) -> String {
         let output = self.path(name);
         let demo = demo_model();
-        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output, "--rope", "f32"], options].concat());
+        text("yuan-quant", &[&[demo.to_str().unwrap(), "-o", &output], options].concat());
         output
     }
 }

@@ -35,6 +35,7 @@ struct Figures {
     reused: usize,
     computed: usize,
     tokens: usize,
+    seed: Option<u64>,
     rates: (f64, f64),
 }
 
@@ -110,6 +111,7 @@ impl Conversation {
             reused: answer.synced.reused,
             computed: answer.synced.computed,
             tokens: answer.tokens.len(),
+            seed: answer.seed,
             rates: answer.rates(),
         });
         // Without either limit an answer has its end from the context.
@@ -211,9 +213,10 @@ impl Conversation {
             self.questions(),
             self.session.kv_type().name()
         )];
-        if let Some(Figures { reused, computed, tokens, rates: (prefill, decode) }) = &self.last {
+        if let Some(Figures { reused, computed, tokens, seed, rates: (prefill, decode) }) = &self.last {
             lines.push(format!(
-                "last answer: {reused} tokens reused, {computed} read at {prefill:.1} tok/s, {tokens} written at {decode:.1} tok/s"
+                "last answer: {reused} tokens reused, {computed} read at {prefill:.1} tok/s, {tokens} written at {decode:.1} tok/s{}",
+                seed.map_or_else(String::new, |seed| format!(", seed {seed}"))
             ));
         }
         if !usage.uses.is_empty() {

@@ -3,10 +3,7 @@
 mod conversation;
 mod input;
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use yuan::{
@@ -15,7 +12,11 @@ use yuan::{
 };
 use yuan_tools::{
     console::{stopped, take_stop},
+    numbers::{self, Most},
     open::RunArgs,
+    say,
+    say::{end_line, print},
+    tell,
 };
 
 use crate::{answer::to_json, sampling::Sampling};
@@ -45,17 +46,17 @@ Commands in place of a question:
 pub struct Chat {
     #[command(flatten)]
     run: RunArgs,
-    /// Tokens of an answer at most; by default what the context has room for
-    #[arg(long = "tokens", short = 'n', value_name = "N")]
-    most: Option<usize>,
+    /// Tokens of an answer at most (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
+    most: Most,
     #[command(flatten)]
     sampling: Sampling,
-    /// Room for the tokens of the conversation; by default what the model was made for
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    /// Room for the tokens of the conversation; 0, the default, is what the model was made for
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
+    context: usize,
     /// When the context is full: drop the oldest questions, and the older half of an answer that alone fills it, in place of an
     /// end; but keep the first N tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context_shift: Option<usize>,
     /// Say how to answer
     #[arg(long, value_name = "TEXT")]
@@ -82,7 +83,7 @@ impl Chat {
         let mut context = 0;
         let engine = self.run.open_for(|_, config| {
             let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
-            context = self.context.unwrap_or(config.context).max(saved);
+            context = if self.context == 0 { config.context } else { self.context }.max(saved);
             Ok(context)
         })?;
         let sampling = self.sampling.clone();
@@ -95,14 +96,14 @@ impl Chat {
         }
         let mut input = Input::new(self.history.clone())?;
         if input.is_terminal() {
-            eprintln!("{} tokens of context. /help lists the commands.", context);
+            tell!("{} tokens of context. /help lists the commands.", context);
         }
         let mut failed = 0;
         loop {
             let line = match input.line()? {
                 Line::Text(line) => line,
                 Line::Interrupted => {
-                    eprintln!("Leave with /exit or Ctrl-D.");
+                    tell!("Leave with /exit or Ctrl-D.");
                     continue;
                 }
                 Line::End => break,
@@ -113,7 +114,8 @@ impl Chat {
                 Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
                 Err(error) => {
                     failed += 1;
-                    eprintln!("error: {}", yuan_tools::console::explain(&error));
+                    end_line()?;
+                    tell!("error: {}", yuan_tools::console::explain(&error));
                 }
             }
             // Ctrl-C has stopped the answer; the next one begins anew. With nobody there to ask, it stops the program.
@@ -141,40 +143,33 @@ impl Chat {
     }
 
     fn ask(&self, question: &str, talk: &mut Conversation) -> anyhow::Result<()> {
-        let mut out = std::io::stdout();
-        let reply = talk.ask(question, self.most.unwrap_or(usize::MAX), |text| {
-            if !self.json {
-                out.write_all(text.as_bytes())?;
-                out.flush()?;
-            }
-            Ok(())
-        });
+        let most = if let Most::Tokens(n) = self.most { n } else { usize::MAX };
+        let reply = talk.ask(question, most, |text| if self.json { Ok(()) } else { print(&text) });
         let reply = match reply {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => {
-                eprintln!("[stopped; the question is taken back]");
+                tell!("[stopped; the question is taken back]");
                 return Ok(());
             }
             reply => reply?,
         };
-        let mut out = std::io::stdout();
         if self.json {
-            writeln!(out, "{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
+            say!("{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
         } else {
-            writeln!(out)?;
+            say!()?;
         }
         if reply.dropped > 0 {
-            eprintln!("[the context was full: the oldest {} questions are dropped]", reply.dropped);
+            tell!("[the context was full: the oldest {} questions are dropped]", reply.dropped);
         }
         if reply.shifted {
-            eprintln!("[the context was full: the older half of it was dropped while this was written]");
+            tell!("[the context was full: the older half of it was dropped while this was written]");
         }
         if reply.full {
-            eprintln!(
+            tell!(
                 "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context, or with \
                  --context-shift 0, which drops what is oldest]"
             );
         } else if reply.answer.finish == Finish::Cancelled {
-            eprintln!("[stopped]");
+            tell!("[stopped]");
         }
         Ok(())
     }
@@ -189,28 +184,28 @@ fn command_of(command: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
         Ok(Path::new(rest))
     };
     match name {
-        "help" => eprintln!("{COMMANDS}"),
+        "help" => tell!("{COMMANDS}"),
         "system" => {
             talk.set_system(rest);
-            eprintln!("[{}]", if rest.is_empty() { "no system text" } else { "the system text is set" });
+            tell!("[{}]", if rest.is_empty() { "no system text" } else { "the system text is set" });
         }
         "undo" => match talk.undo() {
-            Some(question) => eprintln!("[taken back: {question}]"),
-            None => eprintln!("[there is no question to take back]"),
+            Some(question) => tell!("[taken back: {question}]"),
+            None => tell!("[there is no question to take back]"),
         },
         "reset" => {
             talk.reset()?;
-            eprintln!("[a new conversation]");
+            tell!("[a new conversation]");
         }
         "save" => {
             talk.save(file()?)?;
-            eprintln!("[saved: {rest}]");
+            tell!("[saved: {rest}]");
         }
         "load" => {
             talk.load(file()?)?;
-            eprintln!("[loaded: {} questions]", talk.questions());
+            tell!("[loaded: {} questions]", talk.questions());
         }
-        "stats" => talk.stats().iter().for_each(|line| eprintln!("[{line}]")),
+        "stats" => talk.stats().iter().for_each(|line| tell!("[{line}]")),
         "exit" | "quit" => return Ok(Next::Exit),
         _ => anyhow::bail!("there is no command /{name}; /help lists them, and //{name} asks \"/{name}\""),
     }

@@ -1,0 +1,44 @@
+//! The largest numbers that a caller may ask for, in one place: the programs, the C library and the library itself check against these.
+
+use crate::error::{Error, Result};
+
+/// Tokens of a context, of a prompt or of an answer.
+pub const MOST_CONTEXT: usize = 1 << 24;
+/// Tokens of a vocabulary.
+pub const MOST_VOCAB: usize = 1 << 22;
+/// Threads that read experts.
+pub const MOST_READERS: usize = 256;
+/// Penalties, temperatures and biases: logits that are divided or multiplied by it stay finite.
+pub const MOST_WEIGHT: f32 = 1e9;
+
+/// Threads that compute: four for each processor, and 64 on the smallest machine. More of them only wait for each other.
+pub fn most_threads() -> usize {
+    (4 * std::thread::available_parallelism().map_or(1, usize::from)).max(64)
+}
+
+/// `threads`, where they are not too many.
+///
+/// # Errors
+/// [`Error::Argument`] with the largest number that is allowed.
+pub fn check_threads(threads: usize) -> Result<usize> {
+    let most = most_threads();
+    if threads > most {
+        return Err(Error::Argument(format!(
+            "{threads} threads are too many: this machine takes {most} at most, and 0 is one for each physical core"
+        )));
+    }
+    Ok(threads)
+}
+
+/// `tokens` of a context, where they are not too many.
+///
+/// # Errors
+/// [`Error::Argument`] with the largest number that is allowed.
+pub fn check_context(tokens: usize) -> Result<usize> {
+    if tokens > MOST_CONTEXT {
+        return Err(Error::Argument(format!(
+            "a context of {tokens} tokens is too large: {MOST_CONTEXT} are possible; ask for less"
+        )));
+    }
+    Ok(tokens)
+}

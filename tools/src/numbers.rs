@@ -1,0 +1,158 @@
+//! Numbers of the command line, with their limits.
+
+use std::{fmt, str::FromStr};
+
+use yuan::limits::{MOST_CONTEXT, MOST_READERS, MOST_VOCAB, most_threads};
+
+/// Tokens to generate at most: a number, or -1 for as many as the context has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Most {
+    /// So many.
+    Tokens(usize),
+    /// Until the model or the context ends the answer.
+    Room,
+}
+
+impl FromStr for Most {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "-1" => Ok(Self::Room),
+            _ => number(text, 0, MOST_CONTEXT).map(Self::Tokens).map_err(|e| e + ", or -1 for no limit"),
+        }
+    }
+}
+
+impl fmt::Display for Most {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tokens(n) => n.fmt(f),
+            Self::Room => f.write_str("-1"),
+        }
+    }
+}
+
+impl Most {
+    /// The context that an answer behind `before` tokens needs; without a limit it is what the model was made for.
+    pub fn context(self, before: usize, trained: usize) -> usize {
+        match self {
+            Self::Tokens(n) => before + n,
+            Self::Room => trained.max(before),
+        }
+    }
+
+    /// The tokens of an answer behind `before` tokens in a context of so many. The last token of an answer is not run, so it needs no room.
+    pub fn within(self, before: usize, context: usize) -> usize {
+        match self {
+            Self::Tokens(n) => n,
+            Self::Room => (context + 1).saturating_sub(before),
+        }
+    }
+}
+
+/// The seed of random choices: a number, or -1 for a random one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub Option<u64>);
+
+impl FromStr for Seed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "-1" => Ok(Self(None)),
+            _ => text
+                .parse()
+                .map(|seed| Self(Some(seed)))
+                .map_err(|_| "give a number, or -1 for a random one".into()),
+        }
+    }
+}
+
+/// A number from `least` to `most`.
+pub fn number(text: &str, least: usize, most: usize) -> Result<usize, String> {
+    let fail = || format!("give a number from {least} to {most}");
+    text.parse().ok().filter(|n| (least..=most).contains(n)).ok_or_else(fail)
+}
+
+/// Threads that compute.
+pub fn threads(text: &str) -> Result<usize, String> {
+    number(text, 0, most_threads())
+        .map_err(|e| e + " (more would only wait for each other on this machine), or 0 for the usual number")
+}
+
+/// Threads that read experts.
+pub fn readers(text: &str) -> Result<usize, String> {
+    number(text, 0, MOST_READERS).map_err(|e| e + ", or 0 for the usual number")
+}
+
+/// Tokens of a context, or of a part of it.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    number(text, 0, MOST_CONTEXT)
+}
+
+/// Repetitions of a measurement.
+pub fn repetitions(text: &str) -> Result<usize, String> {
+    number(text, 1, 1_000_000)
+}
+
+/// Tokens that are kept of a vocabulary.
+pub fn top_k(text: &str) -> Result<usize, String> {
+    number(text, 0, MOST_VOCAB).map_err(|e| e + " (0: all)")
+}
+
+/// Tokens that penalties look back: `usize::MAX` for all.
+pub fn look_back(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(usize::MAX),
+        _ => number(text, 0, MOST_CONTEXT).map_err(|e| e + ", or -1 for all"),
+    }
+}
+
+/// GB a second.
+pub fn rate(text: &str) -> Result<f64, String> {
+    real(text, 1e-3, 1e6).map_err(|e| e + " GB a second")
+}
+
+/// Milliseconds.
+pub fn milliseconds(text: &str) -> Result<f64, String> {
+    real(text, 0.0, 1e9).map_err(|e| e + " milliseconds")
+}
+
+fn real(text: &str, least: f64, most: f64) -> Result<f64, String> {
+    let fail = || format!("give {least} to {most}");
+    text.parse().ok().filter(|n| (least..=most).contains(n)).ok_or_else(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_outside_their_limits_are_refused_with_them() {
+        assert_eq!((threads("0"), threads("3")), (Ok(0), Ok(3)));
+        for wrong in ["100000", "-1", "1.5", "", "99999999999999999999999"] {
+            assert!(threads(wrong).unwrap_err().contains(&most_threads().to_string()), "{wrong}");
+            assert!(tokens(wrong).is_err() || wrong == "100000");
+        }
+        assert_eq!((look_back("-1"), look_back("64")), (Ok(usize::MAX), Ok(64)));
+        assert_eq!(("-1".parse(), "7".parse()), (Ok(Seed(None)), Ok(Seed(Some(7)))));
+        assert!("-2".parse::<Seed>().unwrap_err().contains("-1") && "x".parse::<Seed>().is_err());
+        assert!(look_back("-2").is_err() && readers("257").is_err() && repetitions("0").is_err());
+        assert!(
+            rate("0").is_err() && rate("NaN").is_err() && rate("inf").is_err() && milliseconds("-1").is_err()
+        );
+    }
+
+    #[test]
+    fn an_answer_without_a_limit_ends_with_the_context() {
+        assert_eq!("-1".parse(), Ok(Most::Room));
+        assert!("-2".parse::<Most>().unwrap_err().contains("-1") && "99999999".parse::<Most>().is_err());
+        assert_eq!((Most::Room.context(10, 1024), Most::Tokens(5).context(10, 1024)), (1024, 15));
+        assert_eq!(Most::Room.context(2000, 1024), 2000);
+        assert_eq!(
+            (Most::Room.within(10, 64), Most::Room.within(70, 64), Most::Tokens(9).within(60, 64)),
+            (55, 0, 9)
+        );
+    }
+}
