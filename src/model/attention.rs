@@ -37,7 +37,7 @@ pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
             let item = |i: usize| {
                 let (head, block) = block_of(i / spans);
                 attend_span(
-                    compute.kernels,
+                    &compute.kernels,
                     kv,
                     head,
                     &gather(head, &block),
@@ -55,7 +55,7 @@ pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
             let (head, block) = block_of(i);
             let (q, visible) = (gather(head, &block), first + block.start + 1);
             let spans = (first + block.end).div_ceil(SPAN);
-            let parts = (0..spans).map(|span| attend_span(compute.kernels, kv, head, &q, visible, span));
+            let parts = (0..spans).map(|span| attend_span(&compute.kernels, kv, head, &q, visible, span));
             parts.reduce(Attended::join).unwrap_or_default()
         };
         (0..heads * blocks).into_par_iter().map(item).collect()

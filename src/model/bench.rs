@@ -51,7 +51,7 @@ impl Bench {
     /// As [`Bench::new`].
     pub fn with_kernels(threads: usize, kernels: &'static Kernels) -> Result<Self> {
         let Self(mut compute) = Self::new(threads)?;
-        compute.kernels = kernels;
+        compute.kernels = *kernels;
         Ok(Self(compute))
     }
 

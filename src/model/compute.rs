@@ -23,8 +23,8 @@ pub enum Arithmetic {
 /// The kernel table, the threads and the arithmetic of a model.
 #[derive(Debug)]
 pub struct Compute {
-    /// The functions of this machine's instruction set.
-    pub kernels: &'static Kernels,
+    /// The functions of this machine's instruction set, and how far ahead one token asks for weights.
+    pub kernels: Kernels,
     /// Integer or float products.
     pub arithmetic: Arithmetic,
     pools: Threads,
@@ -37,11 +37,15 @@ const TOKENS: usize = 64;
 /// Tokens for which rows are worth packing into panels.
 const PACKED: usize = 16;
 
+/// Bytes that `YUAN_PREFETCH` may say: what is farther than a core's own cache is lost before it is used.
+const FARTHEST: usize = 1 << 20;
+
 impl Compute {
-    /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others.
+    /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others; `YUAN_PREFETCH` says how many
+    /// bytes ahead one token asks for weights.
     ///
     /// # Errors
-    /// [`Error::Argument`] for kernels that do not exist or do not run here.
+    /// [`Error::Argument`] for kernels that do not exist or do not run here, or a distance that is none.
     pub fn new(pools: Threads, arithmetic: Arithmetic) -> Result<Self> {
         let kernels = match std::env::var("YUAN_KERNELS") {
             Err(_) => yuan_kernels::best(),
@@ -53,7 +57,15 @@ impl Compute {
                 ))
             })?,
         };
-        Ok(Self { kernels, arithmetic, pools })
+        let ahead = match std::env::var("YUAN_PREFETCH") {
+            Err(_) => kernels.ahead,
+            Ok(bytes) => bytes.parse().ok().filter(|&bytes| bytes <= FARTHEST).ok_or_else(|| {
+                Error::Argument(format!(
+                    "YUAN_PREFETCH={bytes} is no distance; give bytes from 0 (ask for nothing ahead) to {FARTHEST}"
+                ))
+            })?,
+        };
+        Ok(Self { kernels: Kernels { ahead, ..*kernels }, arithmetic, pools })
     }
 
     /// Threads that share the work.
@@ -149,11 +161,11 @@ impl Compute {
                 match self.arithmetic {
                     Arithmetic::Integer => {
                         let x = &x.q8()[first * x.blocks()..][..tokens * x.blocks()];
-                        P::product(self.kernels, panels, x, acc);
+                        P::product(&self.kernels, panels, x, acc);
                     }
                     Arithmetic::Float => {
                         panels_float(
-                            self.kernels,
+                            &self.kernels,
                             panels,
                             &x.data()[first * x.cols()..][..tokens * x.cols()],
                             acc,
@@ -169,7 +181,7 @@ impl Compute {
 
     fn dot(&self, dtype: DType, weights: &[u8], x: &Activations, t: usize) -> f32 {
         use bytemuck::cast_slice;
-        let k = self.kernels;
+        let k = &self.kernels;
         let q8 = || &x.q8()[t * x.blocks()..][..x.blocks()];
         match dtype {
             DType::F32 => (k.dot_f32)(cast_slice(weights), x.row(t)),

@@ -261,8 +261,8 @@ fn tiled<P: Panel>(
         let tile: &[P] = bytemuck::cast_slice(expert.tile(t)?);
         let y = y.as_chunks_mut().0;
         match &inputs {
-            Inputs::Integer(x) => tile_pass(compute.kernels, tile, hidden, &x[g], y),
-            Inputs::Float(x) => tile_pass_float(compute.kernels, tile, hidden, &x[g], y),
+            Inputs::Integer(x) => tile_pass(&compute.kernels, tile, hidden, &x[g], y),
+            Inputs::Float(x) => tile_pass_float(&compute.kernels, tile, hidden, &x[g], y),
         }
         Ok(())
     };

@@ -127,6 +127,11 @@ impl Model {
         self.compute.kernels.name
     }
 
+    /// How far ahead one token asks for weights, in bytes; 0: not at all.
+    pub fn prefetch(&self) -> usize {
+        self.compute.kernels.ahead
+    }
+
     /// Bytes of weights that one token reads: the trunk, the head, and the experts that it uses.
     pub fn bytes_per_token(&self) -> usize {
         let layer = |layer: &Layer| {

@@ -38,6 +38,11 @@ fn greedy_text_is_the_same_on_every_path() {
         let scalar: Value = serde_json::from_slice(&scalar.stdout).unwrap();
         let one = json("yuan", &[&args[..], &["--threads", "1"]].concat());
         assert_eq!(best["tokens"], scalar["tokens"], "scalar kernels");
+        for distance in ["0", "64", "1048576"] {
+            let ahead = program("yuan").args(args).env("YUAN_PREFETCH", distance).output().unwrap();
+            let ahead: Value = serde_json::from_slice(&ahead.stdout).unwrap();
+            assert_eq!(best["tokens"], ahead["tokens"], "{distance} bytes ahead");
+        }
         assert_eq!(best["tokens"], one["tokens"], "one thread");
         let streamed = text("yuan", &args[..6]);
         assert_eq!(streamed.trim_end_matches('\n'), best["text"].as_str().unwrap());
@@ -403,6 +408,15 @@ fn complaints_say_what_where_and_the_remedy() {
     let kernels =
         program("yuan").args(["generate", &model, "-p", "x"]).env("YUAN_KERNELS", "abacus").output().unwrap();
     assert!(String::from_utf8_lossy(&kernels.stderr).contains("choose from"));
+    for distance in ["far", "-1", "1048577"] {
+        let run = program("yuan")
+            .args(["generate", &model, "-p", "x"])
+            .env("YUAN_PREFETCH", distance)
+            .output()
+            .unwrap();
+        assert!(!run.status.success());
+        assert!(String::from_utf8_lossy(&run.stderr).contains("YUAN_PREFETCH"), "{distance}");
+    }
     assert!(!Path::new(&nowhere).exists());
 }
 

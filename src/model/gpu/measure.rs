@@ -63,7 +63,7 @@ fn cpu_time<P: Panel>(model: &Model, shape: &Shape, expert: &[u8], tokens: usize
     let x = vec![BlockQ8::zeroed(); tokens * shape.hidden / QK];
     let pass = |tile: &[u8]| {
         let mut y = vec![[0f32; PANEL_ROWS]; tokens * shape.hidden / PANEL_ROWS];
-        tile_pass::<P>(model.compute.kernels, cast_slice(tile), shape.hidden, &x, &mut y);
+        tile_pass::<P>(&model.compute.kernels, cast_slice(tile), shape.hidden, &x, &mut y);
         black_box(&y);
     };
     let once = |_| {

@@ -46,7 +46,7 @@ impl Plan {
         let p = Placement::new(&container, &options)?;
         let config = container.config();
         let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
-        let memory = read_bandwidth(threads);
+        let memory = read_bandwidth(threads, p.budget.bytes / 2);
         let drive = match p.expert_bytes {
             0 => None,
             _ => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
