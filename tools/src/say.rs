@@ -41,7 +41,7 @@ pub fn print(text: &dyn fmt::Display) -> anyhow::Result<()> {
 /// Ends the line of standard output, where one is unfinished.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub fn end_line() -> anyhow::Result<()> {
     if MID_LINE.load(Relaxed) { print(&"\n") } else { Ok(()) }
 }
