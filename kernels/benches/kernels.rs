@@ -9,6 +9,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use yuan_kernels::{
     BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
+    panel::Panel,
 };
 
 const COLUMNS: usize = 2048;
@@ -43,30 +44,20 @@ fn bench(c: &mut Criterion) {
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
         let mut acc = [[0.0; 16]];
-        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| (k.panels_q8_0)(
+        op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| PanelQ8_0::product(
+            k,
             black_box(&w),
             &blocks,
-            &mut acc,
-            k.ahead
+            &mut acc
         ));
-        op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| (k.panels_q4_0)(
+        op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| PanelQ4_0::product(
+            k,
             black_box(&w),
             &blocks,
-            &mut acc,
-            k.ahead
+            &mut acc
         ));
-        op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| (k.panels_q4_k)(
-            black_box(&w),
-            &blocks,
-            &mut acc,
-            k.ahead
-        ));
-        op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| (k.panels_q6_k)(
-            black_box(&w),
-            &blocks,
-            &mut acc,
-            k.ahead
-        ));
+        op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| PanelQ4K::product(k, black_box(&w), &blocks, &mut acc));
+        op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| PanelQ6K::product(k, black_box(&w), &blocks, &mut acc));
         // Four queries against 64 positions of a head of 256.
         let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 64], vec![0.0; 4 * 256]);
         op!(scores_f16, f16, 64 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));

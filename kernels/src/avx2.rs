@@ -12,7 +12,8 @@
 //!    `8 * sums[s]`. For `Q8_0` and panels of `Q6_K` the weight's sign moves to the activation, which can take it: it is within ±127.
 //! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
 //!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`), 2 * 63 * 127 = 16002 (rows of `Q6_K`) and 4 * 2 * 32 * 127 = 32512 (panels).
-//! 3. The eight vectors of half a sub-block stay in registers while up to four rows of activations pass.
+//! 3. Up to four rows of activations pass together. The sums of panels of 4 bits stay in registers, and each line meets all rows before the
+//!    next; `vnni.rs` keeps the eight vectors of half a sub-block instead.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
 mod attention;

@@ -17,7 +17,7 @@ use bytemuck::cast;
 use half::f16;
 
 use crate::Kernels;
-use crate::avx2::panels::{Walk, starts};
+use crate::avx2::panels::{Walk, prefetch, prefetch_header, product, starts};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 
@@ -44,45 +44,10 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     TABLE.as_ref()
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-    let panels = Walk { panels, ahead };
-    if panels.asks(acc.len()) {
-        in_blocks!(panels, x, acc, 1 => block_q8_0::<1, true>);
-    } else {
-        in_blocks!(panels, x, acc, 8 => block_q8_0::<8, true>, 4 => block_q8_0::<4, true>, 2 => block_q8_0::<2, true>, 1 => block_q8_0::<1, false>);
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-    let panels = Walk { panels, ahead };
-    if panels.asks(acc.len()) {
-        in_blocks!(panels, x, acc, 1 => block_q4_0::<1, true>);
-    } else {
-        in_blocks!(panels, x, acc, 8 => block_q4_0::<8, true>, 4 => block_q4_0::<4, true>, 2 => block_q4_0::<2, true>, 1 => block_q4_0::<1, false>);
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-    let panels = Walk { panels, ahead };
-    if panels.asks(acc.len()) {
-        in_blocks!(panels, x, acc, 1 => block_q4_k::<1, true>);
-    } else {
-        in_blocks!(panels, x, acc, 8 => block_q4_k::<8, true>, 4 => block_q4_k::<4, true>, 2 => block_q4_k::<2, true>, 1 => block_q4_k::<1, false>);
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-    let panels = Walk { panels, ahead };
-    if panels.asks(acc.len()) {
-        in_blocks!(panels, x, acc, 1 => block_q6_k::<1, true>);
-    } else {
-        in_blocks!(panels, x, acc, 8 => block_q6_k::<8, true>, 4 => block_q6_k::<4, true>, 2 => block_q6_k::<2, true>, 1 => block_q6_k::<1, false>);
-    }
-}
+product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2], true);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2], true);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2], true);
+product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2], true);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
@@ -93,13 +58,13 @@ fn block_q8_0<const T: usize, const ASK: bool>(
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<ASK, _>(panel, ahead);
+        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let mut unsigned = [_mm512_setzero_si512(); 8];
             for g in 0..8 {
-                prefetch::<ASK, _>(&lines[s][g], ahead);
+                prefetch::<_MM_HINT_T1, ASK, _>(&lines[s][g], ahead);
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
@@ -124,7 +89,7 @@ fn block_q4_0<const T: usize, const ASK: bool>(
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<ASK, _>(panel, ahead);
+        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
@@ -149,7 +114,7 @@ fn block_q4_k<const T: usize, const ASK: bool>(
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<ASK, _>(panel, ahead);
+        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
@@ -189,7 +154,7 @@ fn block_q6_k<const T: usize, const ASK: bool>(
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<ASK, _>(panel, ahead);
+        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
         let mut begin = [[[[0; 4]; 2]; 2]; T];
         let mut words = [&[[[0; 4]; 2]; 8]; T];
         for t in 0..T {
@@ -252,7 +217,7 @@ fn nibbles<const ASK: bool>(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
     let low = _mm512_set1_epi8(15);
     let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        prefetch::<ASK, _>(&lines[g], ahead);
+        prefetch::<_MM_HINT_T1, ASK, _>(&lines[g], ahead);
         let bytes = cast(lines[g]);
         out[g] = _mm512_and_si512(bytes, low);
         out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
@@ -267,7 +232,7 @@ fn six_bits<const ASK: bool>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
     let lines: &[[u8; 64]; 2] = bytemuck::cast_ref(&bits.high);
     let mut out = nibbles::<ASK>(&bits.low, ahead);
     for j in 0..2 {
-        prefetch::<ASK, _>(&lines[j], ahead);
+        prefetch::<_MM_HINT_T1, ASK, _>(&lines[j], ahead);
         let bits: __m512i = cast(lines[j]);
         let upper =
             [_mm512_slli_epi16::<4>(bits), _mm512_slli_epi16::<2>(bits), bits, _mm512_srli_epi16::<2>(bits)];
@@ -355,22 +320,4 @@ fn widen(d: &[f16; 16]) -> __m512 {
 #[inline]
 fn ahead<const T: usize, P>(walk: &Walk<'_, P>) -> usize {
     if T == 1 { walk.ahead } else { size_of_val(walk.panels).max(4096) }
-}
-
-/// Asks for what lies `ahead` bytes behind these weights, where `ASK` says so.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn prefetch<const ASK: bool, W>(weights: &W, ahead: usize) {
-    if ASK {
-        _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(weights).wrapping_byte_add(ahead).cast());
-    }
-}
-
-/// [`prefetch`] for the 256 bytes that a panel begins with.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn prefetch_header<const ASK: bool, P: bytemuck::Pod>(panel: &P, ahead: usize) {
-    for line in bytemuck::bytes_of(panel)[..256].as_chunks::<64>().0 {
-        prefetch::<ASK, _>(line, ahead);
-    }
 }

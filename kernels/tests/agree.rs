@@ -218,9 +218,9 @@ fn panels_add_to_what_is_there() {
     let x = quantized(&random.floats(3 * QK));
     for kernels in available() {
         let (mut whole, mut parts) = ([[0.5; 16]], [[0.5; 16]]);
-        (kernels.panels_q4_k)(&panels, &x, &mut whole, kernels.ahead);
-        (kernels.panels_q4_k)(&panels[..1], &x[..1], &mut parts, kernels.ahead);
-        (kernels.panels_q4_k)(&panels[1..], &x[1..], &mut parts, kernels.ahead);
+        PanelQ4K::product(kernels, &panels, &x, &mut whole);
+        PanelQ4K::product(kernels, &panels[..1], &x[..1], &mut parts);
+        PanelQ4K::product(kernels, &panels[1..], &x[1..], &mut parts);
         assert_eq!(whole[0].map(bits), parts[0].map(bits), "{}", kernels.name);
     }
 }

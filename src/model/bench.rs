@@ -72,10 +72,7 @@ impl Bench {
 
     /// Reads all experts of the layer, a tile at a time, and nothing else; the sum of their words.
     pub fn read(&self, layer: &Layer) -> u64 {
-        let words = |tile: &[u8]| {
-            let words = tile.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
-            words.fold(0, u64::wrapping_add)
-        };
+        let words = |tile: &[u8]| read(bytemuck::cast_slice(tile));
         let tiles = || layer.blobs.par_iter().flat_map(|blob| blob.par_chunks(layer.tile_bytes));
         self.0.run(|| tiles().map(words).reduce(|| 0, u64::wrapping_add))
     }
@@ -91,6 +88,28 @@ impl Bench {
         let request = layer.experts.request(&pass, &routing)?;
         layer.experts.apply(&self.0, request.as_ref(), &x, &routing)
     }
+}
+
+/// Words of a cache line.
+const LINE: usize = 8;
+/// Places from which a thread reads in turn. A core that reads one stream waits at the end of every page for its prefetching to begin
+/// again: on a Zen 3, one stream got 14 GB/s, two 16 and four 18.
+const STREAMS: usize = 4;
+
+/// Reads memory as fast as a thread can: the sum of words, of which a line of each of four streams is read in turn.
+pub fn read(words: &[u64]) -> u64 {
+    let (lines, rest) = words.as_chunks::<LINE>();
+    let (length, mut sums) = (lines.len() / STREAMS, [0u64; LINE]);
+    let mut add =
+        |line: &[u64]| sums.iter_mut().zip(line).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
+    for i in 0..length {
+        for stream in 0..STREAMS {
+            add(&lines[stream * length + i]);
+        }
+    }
+    lines[STREAMS * length..].iter().for_each(|line| add(line));
+    add(rest);
+    sums.into_iter().fold(0, u64::wrapping_add)
 }
 
 fn copied(x: &[f32]) -> Buffer {
@@ -132,5 +151,18 @@ impl Layer {
             _ => Experts::TilesQ4K { layer: 0 },
         };
         Ok(Self { experts, pager, blobs, tile_bytes, hidden: layout.hidden })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_once() {
+        for length in [0, 1, 7, 8, 31, 32, 33, 100, 160] {
+            let words: Vec<u64> = (0..length).map(|i| 1 << (i % 64)).collect();
+            assert_eq!(read(&words), words.iter().fold(0, |a: u64, b| a.wrapping_add(*b)), "{length} words");
+        }
     }
 }

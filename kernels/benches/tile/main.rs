@@ -12,6 +12,7 @@ use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
     BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
+    panel::Panel,
     tile::{tile_panels, tile_pass},
 };
 
@@ -94,19 +95,19 @@ fn bench(c: &mut Criterion) {
     for k in available().filter(|k| k.name != "scalar") {
         let panels = COLUMNS / 256;
         groups::<PanelQ4K>(c, "q4_k panels", k.name, &TOKENS, panels, |p, x, acc| {
-            (k.panels_q4_k)(p, x, acc, k.ahead)
+            Panel::product(k, p, x, acc)
         });
         groups::<BlockQ4K>(c, "q4_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q4_k));
         groups::<PanelQ4_0>(c, "q4_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
-            (k.panels_q4_0)(p, x, acc, k.ahead)
+            Panel::product(k, p, x, acc)
         });
         groups::<BlockQ4_0>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
         groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
-            (k.panels_q8_0)(p, x, acc, k.ahead)
+            Panel::product(k, p, x, acc)
         });
         groups::<BlockQ8_0>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
         groups::<PanelQ6K>(c, "q6_k panels", k.name, &TOKENS, panels, |p, x, acc| {
-            (k.panels_q6_k)(p, x, acc, k.ahead)
+            Panel::product(k, p, x, acc)
         });
         groups::<BlockQ6K>(c, "q6_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q6_k));
 

@@ -6,7 +6,8 @@ use bytemuck::cast;
 use half::f16;
 
 use super::panels::{
-    ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, six_bits, store, unpack_scales,
+    ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, prefetch_header, six_bits, store,
+    unpack_scales,
 };
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};

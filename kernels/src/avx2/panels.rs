@@ -3,54 +3,36 @@
 
 use std::arch::x86_64::*;
 
-use bytemuck::cast;
+use bytemuck::{Pod, cast};
 
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4K, SixBits};
+
+/// The function of one kind of panel. A single row of activations asks for weights as far ahead as it is told to; blocks of `$rows` rows,
+/// which have time, ask where `$ask` says so.
+macro_rules! product {
+    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*], $ask:literal) => {
+        #[target_feature(enable = $features)]
+        $visibility fn $name(panels: &[$panel], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+            let walk = Walk { panels, ahead };
+            if acc.len() == 1 && ahead > 0 {
+                in_blocks!(walk, x, acc, 1 => $block::<1, true>);
+            } else {
+                in_blocks!(walk, x, acc, $($rows => $block::<$rows, $ask>,)* 1 => $block::<1, false>);
+            }
+        }
+    };
+}
+pub(crate) use product;
 
 /// The panels' functions, of integer products that the module has where this stands: `byte_dots` (`Q8_0`), `nibble_dots`
 /// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
 macro_rules! panels {
     ($features:literal) => {
-        #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-            let panels = Walk { panels, ahead };
-            if panels.asks(acc.len()) {
-                in_blocks!(panels, x, acc, 1 => block_q8_0::<1, true>);
-            } else {
-                in_blocks!(panels, x, acc, 4 => block_q8_0::<4, false>, 2 => block_q8_0::<2, false>, 1 => block_q8_0::<1, false>);
-            }
-        }
-
-        #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-            let panels = Walk { panels, ahead };
-            if panels.asks(acc.len()) {
-                in_blocks!(panels, x, acc, 1 => block_q4_0::<1, true>);
-            } else {
-                in_blocks!(panels, x, acc, 4 => block_q4_0::<4, false>, 2 => block_q4_0::<2, false>, 1 => block_q4_0::<1, false>);
-            }
-        }
-
-        #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-            let panels = Walk { panels, ahead };
-            if panels.asks(acc.len()) {
-                in_blocks!(panels, x, acc, 1 => block_q4_k::<1, true>);
-            } else {
-                in_blocks!(panels, x, acc, 4 => block_q4_k::<4, false>, 2 => block_q4_k::<2, false>, 1 => block_q4_k::<1, false>);
-            }
-        }
-
-        #[target_feature(enable = $features)]
-        pub(in crate::avx2) fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
-            let panels = Walk { panels, ahead };
-            if panels.asks(acc.len()) {
-                in_blocks!(panels, x, acc, 1 => block_q6_k::<1, true>);
-            } else {
-                in_blocks!(panels, x, acc, 4 => block_q6_k::<4, false>, 2 => block_q6_k::<2, false>, 1 => block_q6_k::<1, false>);
-            }
-        }
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2], false);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2], false);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2], false);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2], false);
 
         #[target_feature(enable = $features)]
         #[inline]
@@ -64,9 +46,9 @@ macro_rules! panels {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
-                prefetch::<ASK, _>(&panel.d, ahead);
+                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
                 for s in 0..8 {
-                    prefetch::<ASK, _>(&lines[s], ahead);
+                    prefetch::<_MM_HINT_T0, ASK, _>(&lines[s], ahead);
                     for h in 0..2 {
                         let dots = byte_dots(&lines[s], h, &x, i, s);
                         let d = _mm256_cvtph_ps(cast(d[s][h]));
@@ -96,10 +78,10 @@ macro_rules! panels {
             for (i, panel) in walk.panels.iter().enumerate() {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
-                prefetch::<ASK, _>(&panel.d, ahead);
+                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
                 for (s, d) in d.iter().enumerate() {
                     let nibbles = sub_block(&panel.qs, s);
-                    prefetch::<ASK, _>(nibbles, ahead);
+                    prefetch::<_MM_HINT_T0, ASK, _>(nibbles, ahead);
                     let dots = nibble_dots(nibbles, &x, i, s);
                     for h in 0..2 {
                         let d = _mm256_cvtph_ps(cast(d[h]));
@@ -128,12 +110,12 @@ macro_rules! panels {
         ) {
             let (mut sums, ahead) = (load(acc), walk.ahead);
             for (i, panel) in walk.panels.iter().enumerate() {
-                prefetch::<ASK, _>(bytemuck::bytes_of(panel).first_chunk::<256>().expect("a header"), ahead);
+                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
                 let (scales, mins) = unpack_scales(panel);
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for (s, scale) in scales.into_iter().enumerate() {
                     let nibbles = sub_block(&panel.qs, s);
-                    prefetch::<ASK, _>(nibbles, ahead);
+                    prefetch::<_MM_HINT_T0, ASK, _>(nibbles, ahead);
                     let scale = _mm256_broadcastsi128_si256(cast(scale));
                     let pairs = nibble_pairs(nibbles, &x, i, s);
                     for h in 0..2 {
@@ -179,14 +161,14 @@ macro_rules! panels {
             let (mut sums, ahead) = (load(acc), walk.ahead);
             for (i, panel) in walk.panels.iter().enumerate() {
                 let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
-                prefetch::<ASK, _>(bytemuck::bytes_of(panel).first_chunk::<256>().expect("a header"), ahead);
+                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
                 let mut starts = [begin_sixes(&x[0][i]); T];
                 for t in 1..T {
                     starts[t] = begin_sixes(&x[t][i]);
                 }
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for s in 0..8 {
-                    prefetch::<ASK, _>(&panel.sub_blocks[s], ahead);
+                    prefetch::<_MM_HINT_T0, ASK, _>(&panel.sub_blocks[s], ahead);
                     for h in 0..2 {
                         let q = six_bits(&panel.sub_blocks[s], h);
                         for part in 0..2 {
@@ -226,20 +208,28 @@ impl<P> Walk<'_, P> {
     pub fn len(&self) -> usize {
         self.panels.len()
     }
-
-    /// Whether `rows` rows of activations ask for weights. Only a single one is bound by memory.
-    pub fn asks(&self, rows: usize) -> bool {
-        rows == 1 && self.ahead > 0
-    }
 }
 
 /// Asks for what lies `ahead` bytes behind each line of these weights, where `ASK` says so.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(super) fn prefetch<const ASK: bool, W: bytemuck::Pod>(weights: &W, ahead: usize) {
+pub(crate) fn prefetch<const HINT: i32, const ASK: bool, W: Pod>(weights: &W, ahead: usize) {
+    ask::<HINT, ASK>(bytemuck::bytes_of(weights), ahead);
+}
+
+/// [`prefetch`] for the 256 bytes that a panel begins with.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(crate) fn prefetch_header<const HINT: i32, const ASK: bool, P: Pod>(panel: &P, ahead: usize) {
+    ask::<HINT, ASK>(&bytemuck::bytes_of(panel)[..256], ahead);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn ask<const HINT: i32, const ASK: bool>(weights: &[u8], ahead: usize) {
     if ASK {
-        for line in bytemuck::bytes_of(weights).as_chunks::<64>().0 {
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().wrapping_add(ahead).cast());
+        for line in weights.as_chunks::<64>().0 {
+            _mm_prefetch::<HINT>(line.as_ptr().wrapping_add(ahead).cast());
         }
     }
 }

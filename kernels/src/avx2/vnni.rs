@@ -19,7 +19,7 @@ macro_rules! vnni {
 
             use crate::Kernels;
             use crate::avx2::panels::{
-                ROWS_TWICE, Sixteen, Walk, load, nibbles, panels, prefetch, six_bits, starts as begin_sixes, store, unpack_scales,
+                ROWS_TWICE, Sixteen, Walk, load, nibbles, panels, prefetch, prefetch_header, six_bits, starts as begin_sixes, store, unpack_scales,
             };
             use crate::blocks::BlockQ8;
             use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};

@@ -13,7 +13,7 @@ use serde_json::json;
 use yuan::{
     container::Container,
     files::check_output,
-    model::{GpuPlacement, Model, Placement, State, threads::usable_cores},
+    model::{GpuPlacement, Model, Placement, State, bench::read, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
@@ -194,13 +194,13 @@ fn median(mut times: Vec<Duration>) -> Duration {
 pub fn read_bandwidth(threads: usize, most: u64) -> f64 {
     let bytes =
         (threads.saturating_mul(256 << 20)).min(1 << 30).min(usize::try_from(most).unwrap_or(usize::MAX));
-    let words = (bytes / 8 / threads).max(STREAMS * LINE) / (STREAMS * LINE) * (STREAMS * LINE);
+    let words = (bytes / 8 / threads).max(1);
     let data = vec![1u64; words * threads];
     let pass = || {
         let start = Instant::now();
         std::thread::scope(|scope| {
             for part in data.chunks(words) {
-                scope.spawn(move || black_box(sum(part)));
+                scope.spawn(move || black_box(read(part)));
             }
         });
         start.elapsed()
@@ -208,35 +208,9 @@ pub fn read_bandwidth(threads: usize, most: u64) -> f64 {
     (data.len() * 8) as f64 / median((0..9).map(|_| pass()).collect()).as_secs_f64() / 1e9
 }
 
-/// Words of a cache line.
-const LINE: usize = 8;
-/// Places from which a thread reads in turn. A core that reads one stream waits at the end of every page for its prefetching to begin
-/// again: on a Zen 3, one stream got 14 GB/s, two 16 and four 18.
-const STREAMS: usize = 4;
-
-/// The sum of words that are read in [`STREAMS`] streams, a line of each in turn.
-fn sum(words: &[u64]) -> u64 {
-    let (lines, _) = words.as_chunks::<LINE>();
-    let length = lines.len() / STREAMS;
-    let mut sums = [0u64; LINE];
-    for i in 0..length {
-        for stream in 0..STREAMS {
-            let line = &lines[stream * length + i];
-            sums.iter_mut().zip(line).for_each(|(sum, word)| *sum = sum.wrapping_add(*word));
-        }
-    }
-    sums.into_iter().fold(0, u64::wrapping_add)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_word_is_read_once() {
-        let words: Vec<u64> = (0..(STREAMS * LINE * 5) as u64).map(|i| 1 << (i % 64)).collect();
-        assert_eq!(sum(&words), words.iter().fold(0, |a: u64, b| a.wrapping_add(*b)));
-    }
 
     #[test]
     fn reading_takes_no_more_than_it_may() {
