@@ -254,7 +254,7 @@ fn try_all(bytes: &[u8], opened: &mut usize) {
     if let Ok(model) = Model::load(&container, &options)
         && let Ok(mut state) = State::new(model.config(), 2, KvType::F16)
     {
-        let _ = model.forward(&[0, 1], &mut state, Want::Last);
+        let _ = model.forward_one(&[0, 1], &mut state, Want::Last);
     }
 }
 

@@ -6,7 +6,7 @@ mod common;
 use yuan::{
     config::RopePrecision,
     gpu::{Choice, Settings},
-    model::{GpuPlacement, KvType, Logits, Model, Options, Placement, State, Want},
+    model::{GpuPlacement, KvType, Model, Options, Output, Placement, Sequence, State, Want},
     pager::budget::Limit,
     quantize,
 };
@@ -14,9 +14,9 @@ use yuan::{
 /// Bits of all logits: a prompt of `prompt` tokens, then one by one.
 fn logits(model: &Model, tokens: &[u32], prompt: usize, kv: KvType) -> Vec<u32> {
     let mut state = State::new(model.config(), 1024, kv).unwrap();
-    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
+    let mut out = model.forward_one(&tokens[..prompt], &mut state, Want::All).unwrap();
     for token in &tokens[prompt..] {
-        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
+        out.extend(model.forward_one(&[*token], &mut state, Want::All).unwrap());
     }
     out.into_iter().map(f32::to_bits).collect()
 }
@@ -56,9 +56,10 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
             }
             let best = |model: &Model| {
                 let mut state = State::new(model.config(), 1024, kv).unwrap();
-                model.forward_best(&[300, 338], &mut state, 40).unwrap()
+                let best = Sequence { tokens: &[300, 338], state: &mut state, want: Want::Best(40) };
+                model.forward(&mut [best]).remove(0).unwrap()
             };
-            let (Logits::Best(best), Logits::All(all)) = (best(&model), best(&cpu)) else {
+            let (Output::Best(best), Output::Rows(all)) = (best(&model), best(&cpu)) else {
                 panic!("a GPU ranks them, and the CPU does not");
             };
             let mut ranked: Vec<(u32, f32)> = (0..).zip(all).collect();

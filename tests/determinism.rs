@@ -35,7 +35,7 @@ fn logits(model: &Model, tokens: &[u32], pieces: &[usize], kv: KvType) -> Vec<u3
     let (mut out, mut at, mut i) = (Vec::new(), 0, 0);
     while at < tokens.len() {
         let n = pieces[i.min(pieces.len() - 1)].min(tokens.len() - at);
-        out.extend(model.forward(&tokens[at..at + n], &mut state, Want::All).unwrap());
+        out.extend(model.forward_one(&tokens[at..at + n], &mut state, Want::All).unwrap());
         (at, i) = (at + n, i + 1);
     }
     out.into_iter().map(f32::to_bits).collect()
@@ -83,7 +83,7 @@ fn logits_of_hidden_states_are_those_of_the_pass() {
         let folder = common::folder();
         let model = load(&container(config.clone(), &options, &folder), 2, Arithmetic::Integer);
         let mut state = State::new(&config, 45, KvType::F16).unwrap();
-        let hidden = model.forward(&tokens(45), &mut state, Want::Hidden).unwrap();
+        let hidden = model.forward_one(&tokens(45), &mut state, Want::Hidden).unwrap();
         assert_eq!(&hidden[44 * config.hidden..], state.hidden());
         let rows = hidden.chunks(7 * config.hidden).flat_map(|rows| model.logits(rows).unwrap());
         assert!(rows.map(f32::to_bits).eq(logits(&model, &tokens(45), &[45], KvType::F16)));
@@ -148,11 +148,11 @@ fn a_refused_call_leaves_the_state_alone() {
     let folder = common::folder();
     let model = load(&container(synth::tiny(), &Options::default(), &folder), 1, Arithmetic::Integer);
     let mut state = State::new(model.config(), 4, KvType::F16).unwrap();
-    assert!(model.forward(&[1, 512], &mut state, Want::Last).is_err(), "a token outside the vocabulary");
-    assert!(model.forward(&[], &mut state, Want::Last).is_err());
-    assert!(model.forward(&tokens(5), &mut state, Want::Last).is_err(), "more than the context holds");
+    assert!(model.forward_one(&[1, 512], &mut state, Want::Last).is_err(), "a token outside the vocabulary");
+    assert!(model.forward_one(&[], &mut state, Want::Last).is_err());
+    assert!(model.forward_one(&tokens(5), &mut state, Want::Last).is_err(), "more than the context holds");
     assert_eq!(state.position(), 0);
-    let after = model.forward(&tokens(4), &mut state, Want::All).unwrap();
+    let after = model.forward_one(&tokens(4), &mut state, Want::All).unwrap();
     assert_eq!(
         after.into_iter().map(f32::to_bits).collect::<Vec<_>>(),
         logits(&model, &tokens(4), &[4], KvType::F16)

@@ -65,7 +65,7 @@ fn greedy_ids(model: &Model, run: &mut Run, n: usize, mut each: impl FnMut(usize
         each(step, &logits);
         ids.push(greedy(&logits));
         if step + 1 < n {
-            logits = model.forward(&ids[step..], &mut run.state, Want::Last).unwrap();
+            logits = model.forward_one(&ids[step..], &mut run.state, Want::Last).unwrap();
         }
     }
     ids

@@ -13,7 +13,7 @@ use yuan::{
         Choice, Costs,
         fake::{Call, Schedule},
     },
-    model::{KvType, Logits, Model, Options, Placement, State, Want},
+    model::{KvType, Model, Options, Output, Placement, Sequence, State, Want},
     pager::budget::Limit,
     quantize::DType,
     sampler::{Sampler, Settings},
@@ -59,7 +59,7 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
             }
             let hidden = |model: &Model| {
                 let mut state = State::new(model.config(), 64, kv).unwrap();
-                let hidden = model.forward(&tokens(20), &mut state, Want::Hidden).unwrap();
+                let hidden = model.forward_one(&tokens(20), &mut state, Want::Hidden).unwrap();
                 assert_eq!(hidden[hidden.len() - model.config().hidden..], *state.hidden());
                 (bits(&hidden), bits(&model.logits(&hidden).unwrap()))
             };
@@ -202,16 +202,19 @@ fn what_is_no_number_is_not_chosen() {
         let options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
         let [cpu, gpu] = [base(KvType::F16), options].map(|o| Model::load(&container, &o).unwrap());
         let state = || State::new(cpu.config(), 64, KvType::F16).unwrap();
-        let all = cpu.forward(&tokens(5), &mut state(), Want::Last).unwrap();
+        let all = cpu.forward_one(&tokens(5), &mut state(), Want::Last).unwrap();
         assert!(all[7].is_nan());
-        match gpu.forward_best(&tokens(5), &mut state(), 3).unwrap() {
-            Logits::Best(best) => {
+        let (tokens, mut state) = (tokens(5), state());
+        let mut best = [Sequence { tokens: &tokens, state: &mut state, want: Want::Best(3) }];
+        match gpu.forward(&mut best).remove(0).unwrap() {
+            Output::Best(best) => {
                 let mut wanted: Vec<_> = (0..).zip(all.iter().copied()).filter(|t| !t.1.is_nan()).collect();
                 wanted.sort_by(|a: &(u32, f32), b| b.1.total_cmp(&a.1));
                 assert_eq!(best, wanted[..3]);
                 assert!(ranked);
             }
-            Logits::All(found) => assert!(bits(&found) == bits(&all) && !ranked),
+            Output::Rows(found) => assert!(bits(&found) == bits(&all) && !ranked),
+            Output::Nothing => panic!("the best were wanted"),
         }
     }
 }
@@ -279,11 +282,11 @@ fn a_state_goes_from_the_gpu_to_the_cpu_and_back() {
     let (tokens, mut out) = (tokens(20), Vec::new());
     let mut state = State::new(cpu.config(), 64, KvType::F16).unwrap();
     for (i, piece) in tokens.chunks(3).enumerate() {
-        out.extend([&gpu, &cpu][i % 2].forward(piece, &mut state, Want::All).unwrap());
+        out.extend([&gpu, &cpu][i % 2].forward_one(piece, &mut state, Want::All).unwrap());
     }
     let mut copy = state.clone();
     assert!(bits(&out) == logits(&cpu, &tokens, 20, KvType::F16));
-    let next = [&mut state, &mut copy].map(|s| bits(&gpu.forward(&[7], s, Want::Last).unwrap()));
+    let next = [&mut state, &mut copy].map(|s| bits(&gpu.forward_one(&[7], s, Want::Last).unwrap()));
     assert!(next[0] == next[1]);
 }
 

@@ -36,10 +36,10 @@ fn a_call_that_fails_leaves_the_state_as_before() {
             let options = on_gpu(&container, &fake, experts, BOTH, KvType::F16);
             let model = Model::load(&container, &options).unwrap();
             let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
-            let mut out = model.forward(&tokens[..12], &mut state, Want::All).unwrap();
+            let mut out = model.forward_one(&tokens[..12], &mut state, Want::All).unwrap();
             fake.take_calls();
             fake.fail_in(step, no_memory);
-            match model.forward(&tokens[12..13], &mut state, Want::All) {
+            match model.forward_one(&tokens[12..13], &mut state, Want::All) {
                 Ok(logits) => out.extend(logits),
                 Err(error) => {
                     failed += 1;
@@ -49,12 +49,12 @@ fn a_call_that_fails_leaves_the_state_as_before() {
                     let calls = fake.take_calls();
                     // A GPU that has failed is asked nothing more: not even to give memory back.
                     assert!(no_memory || matches!(calls.last(), Some(Call::Failed(_))), "{calls:?}");
-                    out.extend(model.forward(&tokens[12..13], &mut state, Want::All).unwrap());
+                    out.extend(model.forward_one(&tokens[12..13], &mut state, Want::All).unwrap());
                     assert_eq!(fake.take_calls().is_empty(), !no_memory);
                 }
             }
             fake.heal();
-            out.extend(model.forward(&tokens[13..], &mut state, Want::All).unwrap());
+            out.extend(model.forward_one(&tokens[13..], &mut state, Want::All).unwrap());
             assert!(bits(&out) == expected, "call {step} failed, {experts} experts, {no_memory}");
         }
     }
@@ -73,7 +73,9 @@ fn a_gpu_that_fails_while_a_model_is_loaded_is_an_error_or_not_used() {
         options.gpu.choice = Choice::Auto;
         let model = Model::load(&container, &options).unwrap();
         assert!(model.placement().gpu.room().is_none() && model.gpu_use().is_none());
-        model.forward(&[1, 2], &mut State::new(model.config(), 8, KvType::F16).unwrap(), Want::Last).unwrap();
+        model
+            .forward_one(&[1, 2], &mut State::new(model.config(), 8, KvType::F16).unwrap(), Want::Last)
+            .unwrap();
     }
 }
 
@@ -84,12 +86,12 @@ fn a_cancelled_call_leaves_the_state_as_before() {
     let fake = fake(Schedule::Late);
     let model = Model::load(&container, &on_gpu(&container, &fake, 6, BOTH, KvType::F16)).unwrap();
     let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
-    let mut out = model.forward(&tokens[..10], &mut state, Want::All).unwrap();
+    let mut out = model.forward_one(&tokens[..10], &mut state, Want::All).unwrap();
     state.cancel.cancel();
-    assert!(matches!(model.forward(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
+    assert!(matches!(model.forward_one(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
     assert_eq!(state.position(), 10);
     state.cancel.clear();
-    out.extend(model.forward(&tokens[10..], &mut state, Want::All).unwrap());
+    out.extend(model.forward_one(&tokens[10..], &mut state, Want::All).unwrap());
     let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
     assert!(bits(&out) == logits(&cpu, &tokens, 12, KvType::F16));
 }
@@ -135,7 +137,7 @@ fn a_token_is_one_graph_where_all_experts_are_there() {
     // The CPU goes ahead to just before the second span of 512 positions.
     let ahead = |n: usize| {
         let mut state = State::new(model.config(), 600, KvType::F16).unwrap();
-        cpu.forward(&all[..n], &mut state, Want::Nothing).unwrap();
+        cpu.forward_one(&all[..n], &mut state, Want::Nothing).unwrap();
         state
     };
     let prepared = |calls: &[Call]| calls.iter().filter(|c| matches!(c, Call::Prepare(_))).count();
@@ -143,30 +145,30 @@ fn a_token_is_one_graph_where_all_experts_are_there() {
     let mut expected = first.clone();
     for (i, token) in all[509..515].iter().enumerate() {
         fake.take_calls();
-        let found = model.forward(&[*token], &mut first, Want::Last).unwrap();
-        assert!(bits(&found) == bits(&cpu.forward(&[*token], &mut expected, Want::Last).unwrap()), "{i}");
+        let found = model.forward_one(&[*token], &mut first, Want::Last).unwrap();
+        assert!(bits(&found) == bits(&cpu.forward_one(&[*token], &mut expected, Want::Last).unwrap()), "{i}");
         let calls = fake.take_calls();
         // At first, and for position 512.
         assert_eq!(prepared(&calls), usize::from([0, 3].contains(&i)), "{i}");
         assert_eq!(calls.iter().filter(|c| matches!(c, Call::QueuePrepared(_))).count(), 1);
         let kernels = calls.iter().filter(|c| matches!(c, Call::Launch { .. })).count();
         assert_eq!(kernels, 2, "the last norm and the head");
-        model.forward(&all[i..=i], &mut second, Want::Last).unwrap();
+        model.forward_one(&all[i..=i], &mut second, Want::Last).unwrap();
     }
     // The other session has a graph of its own.
     assert_eq!(prepared(&fake.take_calls()), 0);
     // A prompt that needs more memory, and back.
     let mut third = State::new(model.config(), 600, KvType::F16).unwrap();
-    model.forward(&all[..model.placement().batch + 1], &mut third, Want::Nothing).unwrap();
+    model.forward_one(&all[..model.placement().batch + 1], &mut third, Want::Nothing).unwrap();
     fake.take_calls();
-    let found = model.forward(&all[515..516], &mut first, Want::Last).unwrap();
-    assert!(bits(&found) == bits(&cpu.forward(&all[515..516], &mut expected, Want::Last).unwrap()));
+    let found = model.forward_one(&all[515..516], &mut first, Want::Last).unwrap();
+    assert!(bits(&found) == bits(&cpu.forward_one(&all[515..516], &mut expected, Want::Last).unwrap()));
     assert_eq!(prepared(&fake.take_calls()), 1);
     // Back in the first span.
     let place = first.rewind(500);
     assert_eq!(place, expected.rewind(500));
-    let found = model.forward(&all[place..=place], &mut first, Want::Last).unwrap();
-    assert!(bits(&found) == bits(&cpu.forward(&all[place..=place], &mut expected, Want::Last).unwrap()));
+    let found = model.forward_one(&all[place..=place], &mut first, Want::Last).unwrap();
+    assert!(bits(&found) == bits(&cpu.forward_one(&all[place..=place], &mut expected, Want::Last).unwrap()));
     assert_eq!(prepared(&fake.take_calls()), 1);
     drop((first, second, third));
     drop(model);

@@ -44,7 +44,7 @@ fn a_file_that_is_cut_off_in_a_pass_fails_the_pass_and_leaves_the_state_as_befor
             let opened = Container::open(&path).unwrap();
             let model = Model::load(&opened, &options(mode)).unwrap();
             let mut state = State::new(model.config(), 60, KvType::F16).unwrap();
-            let mut all = model.forward(&tokens[..20], &mut state, Want::All).unwrap();
+            let mut all = model.forward_one(&tokens[..20], &mut state, Want::All).unwrap();
             let mut probe = |stage, layer, _: &[f32]| {
                 if (stage, layer) == (Stage::Hidden, 0) {
                     cut(&path, length as u64);
@@ -54,7 +54,7 @@ fn a_file_that_is_cut_off_in_a_pass_fails_the_pass_and_leaves_the_state_as_befor
             let mut later = state.clone();
             is_lost(model.forward_probed(&tokens[20..], &mut later, Want::All, &mut probe), &said);
             assert_eq!(later.position(), 20);
-            is_lost(model.forward(&tokens[20..], &mut later, Want::All), &said);
+            is_lost(model.forward_one(&tokens[20..], &mut later, Want::All), &said);
             is_lost(model.logits(later.hidden()), &said);
             is_lost(opened.verify(&|_| true), &said);
 
@@ -62,7 +62,7 @@ fn a_file_that_is_cut_off_in_a_pass_fails_the_pass_and_leaves_the_state_as_befor
             fs::write(&path, &whole).unwrap();
             let model = Model::load(&Container::open(&path).unwrap(), &options(mode)).unwrap();
             for token in &tokens[20..] {
-                all.extend(model.forward(&[*token], &mut later, Want::All).unwrap());
+                all.extend(model.forward_one(&[*token], &mut later, Want::All).unwrap());
             }
             assert!(all.into_iter().map(f32::to_bits).eq(expected.iter().copied()), "{mode:?} {length}");
         }
@@ -85,7 +85,7 @@ fn what_was_computed_from_zeros_in_place_of_a_file_is_not_used() {
         };
         let said = format!("a part of its {length} bytes was gone");
         is_lost(model.forward_probed(&tokens(20), &mut state, Want::All, &mut probe), &said);
-        is_lost(model.forward(&tokens(20), &mut state, Want::All), &said);
+        is_lost(model.forward_one(&tokens(20), &mut state, Want::All), &said);
         assert_eq!(state.position(), 0);
         // Written anew, since zeros are there now.
         drop(model);

@@ -156,7 +156,7 @@ fn a_prompt_reads_each_expert_once() {
             Model::load_with(&container, &options, &|file| source.wrap(file)).unwrap()
         };
         let mut state = State::new(model.config(), 300, KvType::F16).unwrap();
-        model.forward(&tokens(300), &mut state, Want::Last).unwrap();
+        model.forward_one(&tokens(300), &mut state, Want::Last).unwrap();
         let usage = model.pager().usage();
         assert!(usage.prefill.misses <= 24 && usage.prefill.misses > 18, "{usage:?}");
         assert_eq!(source.reads.load(Relaxed), usage.prefill.misses as usize * 3);

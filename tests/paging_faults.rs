@@ -90,7 +90,7 @@ fn an_interrupted_prompt_leaves_the_state_as_before() {
     cancel.clear();
     assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(state.position(), 0);
-    let again = model.forward(&tokens(30), &mut state, Want::All).unwrap();
+    let again = model.forward_one(&tokens(30), &mut state, Want::All).unwrap();
     let wanted = logits(&resident(&container), &tokens(30), 30);
     assert!(again.into_iter().map(f32::to_bits).eq(wanted));
 }
@@ -147,13 +147,13 @@ fn a_read_that_fails_twice_fails_the_call_and_nothing_else() {
             while at < tokens.len() {
                 let call = &tokens[at..if at == 0 { 20 } else { at + 1 }];
                 broken.store(1 + at as u64, Relaxed);
-                let first = model.forward(call, &mut state, Want::All);
+                let first = model.forward_one(call, &mut state, Want::All);
                 broken.store(0, Relaxed);
                 let logits = first.unwrap_or_else(|problem| {
                     assert!(matches!(problem, Error::Io { .. }), "{problem}");
                     failures += 1;
                     assert_eq!(state.position(), at);
-                    model.forward(call, &mut state, Want::All).unwrap()
+                    model.forward_one(call, &mut state, Want::All).unwrap()
                 });
                 out.extend(logits.into_iter().map(f32::to_bits));
                 at += call.len();
@@ -179,7 +179,7 @@ fn a_file_that_shrinks_is_an_error() {
     std::fs::File::options().write(true).open(&copy).unwrap().set_len(length / 2).unwrap();
     for model in models {
         let mut state = State::new(model.config(), 40, KvType::F16).unwrap();
-        let problem = model.forward(&tokens(40), &mut state, Want::Last).unwrap_err();
+        let problem = model.forward_one(&tokens(40), &mut state, Want::Last).unwrap_err();
         assert!(problem.to_string().contains("short.gguf"), "{problem}");
         assert_eq!(state.position(), 0);
     }

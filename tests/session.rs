@@ -206,7 +206,7 @@ fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
     let engine = tiny(&folder, 5);
     let (model, all) = (engine.model(), tokens(90, 2));
     let mut state = State::new(model.config(), 100, KvType::F16).unwrap();
-    model.forward(&all[..10], &mut state, Want::Nothing).unwrap();
+    model.forward_one(&all[..10], &mut state, Want::Nothing).unwrap();
     let cancel = state.cancel.clone();
     let mut probe = |stage, layer, _: &[f32]| {
         if (stage, layer) == (Stage::Hidden, 0) {
@@ -217,7 +217,7 @@ fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
     assert!(matches!(result, Err(Error::Cancelled)));
     assert_eq!(state.position(), 10);
     cancel.clear();
-    let logits = model.forward(&all[10..], &mut state, Want::Last).unwrap();
+    let logits = model.forward_one(&all[10..], &mut state, Want::Last).unwrap();
     assert!(bits(&logits) == bits(fresh(&engine, &all, KvType::F16).logits().unwrap()));
 }
 

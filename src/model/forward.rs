@@ -6,36 +6,20 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use super::{
-    Layer, Model, activations::Activations, attention::attend, buffer::Buffer, feed_forward::FeedForward,
-    norm::rms_norm, rope::rotate, state::State,
+    Layer, Model,
+    activations::Activations,
+    attention::attend,
+    buffer::Buffer,
+    feed_forward::FeedForward,
+    norm::rms_norm,
+    rope::rotate,
+    sequence::{Output, Sequence, Want},
+    state::State,
 };
 use crate::{
     error::{Error, Result},
     pager::Pass,
 };
-
-/// What a call wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// None: fill the state only.
-    Nothing,
-    /// The last token's logits.
-    Last,
-    /// Every token's logits: much memory, where the vocabulary is large.
-    All,
-    /// In place of logits every token's hidden state behind the final norm, [T, H], of which [`Model::logits`] makes logits, a few rows at a
-    /// time.
-    Hidden,
-}
-
-/// The logits of one token.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Logits {
-    /// Of all tokens, \[V\].
-    All(Vec<f32>),
-    /// The best tokens and their logits, all finite: best first, and of equals the lower id first.
-    Best(Vec<(u32, f32)>),
-}
 
 /// Places in the forward pass that a [`Probe`] sees. Rows are tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,37 +42,38 @@ pub enum Stage {
 pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
-    /// Runs `tokens` behind those that `state` holds and returns the wanted logits, [rows, V], or hidden states.
+    /// Runs the tokens of every sequence behind those that its state holds, and brings what is wanted of each, in their order.
     ///
-    /// The same tokens give the same bits however they are cut into calls and on any number of threads.
+    /// The same tokens give the same bits however they are cut into calls, on any number of threads, and whatever other sequences are in
+    /// the pass.
     ///
     /// # Errors
-    /// [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
+    /// Of each sequence by itself: [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
-    pub fn forward(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
-        #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu_for(state) {
-            return self.forward_gpu(gpu, tokens, state, |runner| runner.rows(self, tokens.len(), want));
-        }
-        self.forward_probed(tokens, state, want, &mut |_, _, _| {})
+    pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+        sequences.iter_mut().map(|sequence| self.alone(sequence)).collect()
     }
 
-    /// [`Model::forward`] for who looks at the last token's `best` best logits only. A GPU ranks them, where there are few, and brings no
-    /// others.
+    /// [`Model::forward`] of one sequence, with the rows that it brings: logits, [rows, V], or hidden states.
     ///
     /// # Errors
     /// As [`Model::forward`].
-    #[cfg_attr(not(feature = "gpu"), expect(unused_variables, reason = "only a GPU ranks"))]
-    pub fn forward_best(&self, tokens: &[u32], state: &mut State, best: usize) -> Result<Logits> {
-        #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu_for(state).filter(|_| (1..=super::gpu::RANKED).contains(&best)) {
-            return self.forward_gpu(gpu, tokens, state, |runner| runner.best(self, tokens.len(), best));
-        }
-        self.forward(tokens, state, Want::Last).map(Logits::All)
+    pub fn forward_one(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
+        self.alone(&mut Sequence { tokens, state, want }).map(Output::into_rows)
     }
 
-    /// [`Model::forward`] on the CPU, that shows its intermediate results to `probe`.
+    fn alone(&self, sequence: &mut Sequence<'_>) -> Result<Output> {
+        let Sequence { tokens, state, want } = sequence;
+        #[cfg(feature = "gpu")]
+        if let Some(gpu) = self.gpu_for(state) {
+            return self.forward_gpu(gpu, tokens, state, |runner| runner.output(self, tokens.len(), *want));
+        }
+        let rows = self.forward_probed(tokens, state, *want, &mut |_, _, _| {})?;
+        Ok(if *want == Want::Nothing { Output::Nothing } else { Output::Rows(rows) })
+    }
+
+    /// [`Model::forward_one`] on the CPU, that shows its intermediate results to `probe`.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -215,13 +200,13 @@ impl Model {
         let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
         let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
         let last = final_norm(match want {
-            Want::Nothing | Want::Last => row(tokens.len()),
+            Want::Nothing | Want::Last | Want::Best(_) => row(tokens.len()),
             Want::All | Want::Hidden => &x,
         });
         probe(Stage::FinalNorm, 0, last.data());
         let rows = match want {
             Want::Nothing => Vec::new(),
-            Want::Last | Want::All => compute.product(&self.head, &last).into_vec(),
+            Want::Last | Want::Best(_) | Want::All => compute.product(&self.head, &last).into_vec(),
             Want::Hidden => last.data().to_vec(),
         };
         // The state goes on only when all that was read was the file.

@@ -23,18 +23,20 @@ pub mod rope;
 mod router;
 mod saved;
 mod script;
+mod sequence;
 mod state;
 pub mod threads;
 mod work;
 
 pub use cancel::Cancel;
 pub use compute::Arithmetic;
-pub use forward::{Logits, Stage, Want};
+pub use forward::Stage;
 pub use gpu_placement::{GpuPlacement, GpuUse};
 pub use kv::KvType;
 pub use load::{Options, Progress};
 pub use placement::{BATCH, LOGIT_ROWS, Placement};
 pub(crate) use saved::Extent;
+pub use sequence::{Output, Sequence, Want};
 pub use state::State;
 pub use work::{Calls, Work};
 

@@ -10,7 +10,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     error::{Error, Result},
-    model::{KvType, Logits, State, Want, forward::no_tokens},
+    model::{KvType, Output, Sequence, State, Want, forward::no_tokens},
     sampler::Sampler,
 };
 
@@ -30,18 +30,9 @@ pub struct Session {
     /// The timeline; the model has run the first `state.position()`.
     tokens: Vec<u32>,
     /// Of the last token, if they are computed.
-    logits: Option<Logits>,
+    logits: Option<Output>,
     /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
     pub note: String,
-}
-
-/// What is computed for the last token, beside its state.
-#[derive(Clone, Copy)]
-enum Need {
-    Nothing,
-    Logits,
-    /// So many of the best logits, at least.
-    Best(usize),
 }
 
 /// What [`Session::sync`] did.
@@ -122,7 +113,7 @@ impl Session {
         self.tokens.extend_from_slice(&tokens[reused..]);
         // A chat closes the prompt with a token that the next prompt does not have in this place.
         self.state.mark_at(tokens.len().saturating_sub(1));
-        if let Err(error) = self.run(Need::Nothing, progress) {
+        if let Err(error) = self.run(Want::Nothing, progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);
         }
@@ -153,15 +144,15 @@ impl Session {
     /// # Errors
     /// [`Error::Argument`] for an empty timeline; as [`Session::sync`], when the last tokens have not been run yet.
     pub fn logits(&mut self) -> Result<&[f32]> {
-        self.settle(Need::Logits)?;
+        self.settle(Want::Last)?;
         let logits = match self.logits.take() {
-            Some(Logits::All(logits)) => logits,
+            Some(Output::Rows(logits)) => logits,
             // The tokens were run before somebody asked for all logits.
             _ => self.engine.model().logits(self.state.hidden())?,
         };
-        match self.logits.insert(Logits::All(logits)) {
-            Logits::All(logits) => Ok(logits),
-            Logits::Best(_) => unreachable!("all were put there"),
+        match self.logits.insert(Output::Rows(logits)) {
+            Output::Rows(logits) => Ok(logits),
+            Output::Nothing | Output::Best(_) => unreachable!("a row was put there"),
         }
     }
 
@@ -172,9 +163,9 @@ impl Session {
     /// As [`Session::logits`].
     pub fn sample(&mut self, sampler: &mut Sampler) -> Result<u32> {
         let Some(n) = sampler.looks_at() else { return Ok(sampler.sample(self.logits()?)) };
-        self.settle(Need::Best(n))?;
+        self.settle(Want::Best(n))?;
         match &self.logits {
-            Some(Logits::Best(best)) if best.len() >= n => Ok(sampler.sample_best(best)),
+            Some(Output::Best(best)) if best.len() >= n => Ok(sampler.sample_best(best)),
             _ => Ok(sampler.sample(self.logits()?)),
         }
     }
@@ -184,7 +175,7 @@ impl Session {
     /// # Errors
     /// As [`Session::logits`].
     pub fn embedding(&mut self) -> Result<&[f32]> {
-        self.settle(Need::Nothing)?;
+        self.settle(Want::Nothing)?;
         Ok(self.state.hidden())
     }
 
@@ -196,34 +187,30 @@ impl Session {
     }
 
     /// Runs what has not been run of the timeline, which is not empty.
-    fn settle(&mut self, need: Need) -> Result<()> {
+    fn settle(&mut self, want: Want) -> Result<()> {
         if self.tokens.is_empty() {
             return Err(no_tokens());
         }
         if self.tokens.len() > self.capacity() {
             return Err(Error::ContextFull { capacity: self.capacity(), wanted: self.tokens.len() });
         }
-        self.run(need, |_| ControlFlow::Continue(()))
+        self.run(want, |_| ControlFlow::Continue(()))
     }
 
     /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are needed.
-    fn run(&mut self, need: Need, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+    fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
         let model = self.engine.model();
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
             let batch = &rest[..rest.len().min(model.batch())];
-            let need = if batch.len() == rest.len() { need } else { Need::Nothing };
+            let want = if batch.len() == rest.len() { want } else { Want::Nothing };
             self.logits = None;
-            let state = &mut self.state;
-            let result = match need {
-                Need::Nothing => model.forward(batch, state, Want::Nothing).map(|_| None),
-                Need::Logits => model.forward(batch, state, Want::Last).map(|all| Some(Logits::All(all))),
-                Need::Best(n) => model.forward_best(batch, state, n).map(Some),
-            };
+            let mut sequences = [Sequence { tokens: batch, state: &mut self.state, want }];
+            let result = model.forward(&mut sequences).pop().expect("a result for each sequence");
             if let Err(Error::Cancelled) = result {
                 self.state.cancel.clear();
             }
-            self.logits = result?;
+            self.logits = Some(result?);
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {
                 return Err(Error::Cancelled);

@@ -76,9 +76,9 @@ pub fn tokens(n: usize) -> Vec<u32> {
 /// Bits of all logits: a prompt of `prompt` tokens, then one by one.
 pub fn logits(model: &Model, tokens: &[u32], prompt: usize, kv: KvType) -> Vec<u32> {
     let mut state = State::new(model.config(), 256, kv).unwrap();
-    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
+    let mut out = model.forward_one(&tokens[..prompt], &mut state, Want::All).unwrap();
     for token in &tokens[prompt..] {
-        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
+        out.extend(model.forward_one(&[*token], &mut state, Want::All).unwrap());
     }
     bits(&out)
 }

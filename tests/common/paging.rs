@@ -65,9 +65,9 @@ pub fn tokens(n: usize) -> Vec<u32> {
 /// All logits of `tokens`: a prompt of `prompt` tokens, then one by one.
 pub fn logits(model: &Model, tokens: &[u32], prompt: usize) -> Vec<u32> {
     let mut state = State::new(model.config(), tokens.len(), KvType::F16).unwrap();
-    let mut out = model.forward(&tokens[..prompt], &mut state, Want::All).unwrap();
+    let mut out = model.forward_one(&tokens[..prompt], &mut state, Want::All).unwrap();
     for token in &tokens[prompt..] {
-        out.extend(model.forward(&[*token], &mut state, Want::All).unwrap());
+        out.extend(model.forward_one(&[*token], &mut state, Want::All).unwrap());
     }
     out.into_iter().map(f32::to_bits).collect()
 }

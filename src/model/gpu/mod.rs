@@ -19,7 +19,6 @@ use std::{
 };
 
 pub use mirror::Mirror;
-pub use scratch::RANKED;
 
 use super::{Arithmetic, GpuPlacement, GpuUse, KvType, Model, Options, State, placement::BATCH};
 use crate::{

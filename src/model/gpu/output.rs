@@ -5,19 +5,31 @@ use std::ops::Range;
 use bytemuck::cast_slice;
 use yuan_cuda::launch::TOP_CHUNK;
 
-use super::{Runner, scratch::LOGIT_ROWS};
+use super::{
+    Runner,
+    scratch::{LOGIT_ROWS, RANKED},
+};
 use crate::{
     error::Result,
     gpu::{
         memory::View,
         ops::{Ops, f32s},
     },
-    model::{Logits, Model, Want},
+    model::{Model, Output, Want},
 };
 
 impl Runner {
+    /// What is wanted of the `n` tokens of a call.
+    pub fn output(&mut self, model: &Model, n: usize, want: Want) -> Result<Output> {
+        match want {
+            Want::Nothing => Ok(Output::Nothing),
+            Want::Best(k) if (1..=RANKED).contains(&k) => self.best(model, n, k),
+            _ => self.rows(model, n, want).map(Output::Rows),
+        }
+    }
+
     /// The wanted logits [rows, V] or hidden states of the `n` tokens of a call.
-    pub fn rows(&mut self, model: &Model, n: usize, want: Want) -> Result<Vec<f32>> {
+    fn rows(&mut self, model: &Model, n: usize, want: Want) -> Result<Vec<f32>> {
         let mut out = Vec::new();
         match want {
             Want::Nothing => {}
@@ -26,7 +38,7 @@ impl Runner {
                 let hidden = self.scratch.a.data.part(0..f32s(n * self.shape.hidden))?;
                 self.pinned.collect(hidden, &mut out)?;
             }
-            Want::Last | Want::All => {
+            Want::Last | Want::Best(_) | Want::All => {
                 let first = if want == Want::All { 0 } else { n - 1 };
                 out.reserve((n - first) * self.shape.vocab);
                 for t in (first..n).step_by(LOGIT_ROWS) {
@@ -41,16 +53,16 @@ impl Runner {
     }
 
     /// The `k` best logits of the last of the `n` tokens of a call, or all of them where these are not numbers.
-    pub fn best(&mut self, model: &Model, n: usize, k: usize) -> Result<Logits> {
+    fn best(&mut self, model: &Model, n: usize, k: usize) -> Result<Output> {
         self.final_norm(model, n, n - 1..n)?;
         self.head(1)?;
         let best = self.rank(k)?;
         if best.iter().all(|(_, logit)| logit.is_finite()) {
-            return Ok(Logits::Best(best));
+            return Ok(Output::Best(best));
         }
         let mut all = Vec::with_capacity(self.shape.vocab);
         self.collect_logits(1, &mut all)?;
-        Ok(Logits::All(all))
+        Ok(Output::Rows(all))
     }
 
     /// The residuals of some of the `n` tokens of a call, behind the final norm, go into `a`.

@@ -13,7 +13,7 @@ use serde_json::json;
 use yuan::{
     container::Container,
     files::check_output,
-    model::{GpuPlacement, Model, Placement, State, bench::read, threads::usable_cores},
+    model::{GpuPlacement, Model, Placement, Sequence, State, Want, bench::read, threads::usable_cores},
     pager::{Mode, drive, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
@@ -104,7 +104,7 @@ impl Bench {
             let _stop = cancel_on_stop(state.cancel.clone());
             let call = |batch: &[u32]| {
                 let start = Instant::now();
-                model.forward_best(batch, state, 1)?;
+                model.forward(&mut [Sequence { tokens: batch, state, want: Want::Best(1) }]).remove(0)?;
                 ensure!(!stopped(), "stopped on request");
                 Ok(start.elapsed())
             };

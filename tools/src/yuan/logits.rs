@@ -42,7 +42,7 @@ impl Logits {
         let mut file = NewFile::create(&self.output, bytes as u64)?;
         file.write_all(&header).map_err(|e| file.failed(e))?;
         for batch in self.tokens.chunks(model.batch()) {
-            let hidden = model.forward(batch, &mut state, Want::Hidden)?;
+            let hidden = model.forward_one(batch, &mut state, Want::Hidden)?;
             for rows in hidden.chunks(LOGIT_ROWS * model.config().hidden) {
                 for logit in model.logits(rows)? {
                     file.write_all(&logit.to_le_bytes()).map_err(|e| file.failed(e))?;

@@ -164,7 +164,7 @@ struct Hidden<'m> {
 impl<'m> Hidden<'m> {
     /// Runs a batch, cut where this model's own batches end.
     fn run(model: &'m Model, batch: &[u32], state: &mut State) -> yuan::Result<Self> {
-        let parts = batch.chunks(model.batch()).map(|part| model.forward(part, state, Want::Hidden));
+        let parts = batch.chunks(model.batch()).map(|part| model.forward_one(part, state, Want::Hidden));
         Ok(Self { model, rows: parts.collect::<yuan::Result<Vec<_>>>()?.concat() })
     }
 

@@ -1,0 +1,54 @@
+//! Sequences: what a pass of the model is given, and what it gives back for each.
+
+use super::state::State;
+
+/// The part of one sequence in a pass: some tokens, the state that they stand behind, and what is wanted of them.
+///
+/// A sequence gets the same bits alone or among any others.
+#[derive(Debug)]
+pub struct Sequence<'s> {
+    /// At least one.
+    pub tokens: &'s [u32],
+    /// What the model remembers of the tokens before. It holds these tokens, too, when the pass succeeds, and is as before when it fails. Its
+    /// [`State::cancel`] takes the sequence out of the pass.
+    pub state: &'s mut State,
+    /// What the pass brings.
+    pub want: Want,
+}
+
+/// What a pass brings for a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// Nothing: the pass fills the state only.
+    Nothing,
+    /// The last token's logits.
+    Last,
+    /// The last token's best logits, so many of them at least. A GPU ranks them, where they are few, and brings no others.
+    Best(usize),
+    /// Every token's logits: much memory, where the vocabulary is large.
+    All,
+    /// In place of logits every token's hidden state behind the final norm, [T, H], of which [`Model::logits`](super::Model::logits) makes
+    /// logits, a few rows at a time.
+    Hidden,
+}
+
+/// What a pass has brought.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// For [`Want::Nothing`].
+    Nothing,
+    /// Rows of logits, [rows, V], or of hidden states, [rows, H]. [`Want::Best`] may get a row of all logits.
+    Rows(Vec<f32>),
+    /// The best tokens and their logits, all finite: best first, and of equals the lower id first.
+    Best(Vec<(u32, f32)>),
+}
+
+impl Output {
+    /// The rows; none where there are others or nothing.
+    pub fn into_rows(self) -> Vec<f32> {
+        match self {
+            Self::Rows(rows) => rows,
+            Self::Nothing | Self::Best(_) => Vec::new(),
+        }
+    }
+}
