@@ -173,6 +173,27 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
+    /// The same once more, for another caller who is to hear of it.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Io { action, path, source } => {
+                let source = io::Error::new(source.kind(), source.to_string());
+                Self::Io { action, path: path.clone(), source }
+            }
+            Self::BadFile { path, place, problem, remedy } => {
+                Self::BadFile { path: path.clone(), place: place.clone(), problem: problem.clone(), remedy }
+            }
+            Self::ContextFull { capacity, wanted } => {
+                Self::ContextFull { capacity: *capacity, wanted: *wanted }
+            }
+            Self::Memory(problem) => Self::Memory(problem.clone()),
+            Self::Gpu { device, problem } => Self::Gpu { device: device.clone(), problem: problem.clone() },
+            Self::Cancelled => Self::Cancelled,
+            // The others are of conversions, which have one caller.
+            other => Self::Argument(other.to_string()),
+        }
+    }
+
     /// An [`Error::BadFile`] with the usual remedy.
     pub fn bad_file(path: impl Into<PathBuf>, place: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::BadFile {

@@ -5,10 +5,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use yuan_kernels::{BlockQ8, blocks::QK};
 
-use super::{
-    buffer::{Buffer, Pooled},
-    compute::Compute,
-};
+use super::{compute::Compute, scratch::Buffer};
 
 /// `[rows, cols]` activations. The 8-bit form is made once, by the first product that needs it.
 #[derive(Debug)]
@@ -58,7 +55,7 @@ impl Activations {
     /// Makes the 8-bit form, where it is not there yet. Not for use inside a parallel piece of work.
     pub fn quantize(&self, compute: &Compute) {
         self.q8.get_or_init(|| {
-            let mut out = Buffer::to_write(self.rows() * self.blocks());
+            let mut out = compute.scratch.buffer(self.rows() * self.blocks());
             let rows = self.data.par_chunks_exact(self.cols).zip(out.par_chunks_exact_mut(self.blocks()));
             compute.run(|| {
                 rows.with_min_len(8).for_each(|(row, blocks)| (compute.kernels.quantize)(row, blocks));
@@ -76,14 +73,7 @@ impl Activations {
     }
 
     /// The rows that `indices` names, in its order.
-    pub fn gather(&self, indices: &[usize]) -> Self {
-        Self::new(gather(&self.data, self.cols, indices), self.cols)
+    pub fn gather(&self, compute: &Compute, indices: &[usize]) -> Self {
+        Self::new(compute.scratch.gather(&self.data, self.cols, indices), self.cols)
     }
-}
-
-/// The rows, `width` long, that `indices` names, in its order.
-pub fn gather<T: Pooled>(rows: &[T], width: usize, indices: &[usize]) -> Buffer<T> {
-    let mut out = Buffer::with_capacity(indices.len() * width);
-    indices.iter().for_each(|&r| out.extend_from_slice(&rows[r * width..][..width]));
-    out
 }

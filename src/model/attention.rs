@@ -9,65 +9,98 @@ use std::ops::Range;
 use rayon::prelude::*;
 use yuan_kernels::{Columns, Kernels, exp};
 
-use super::{activations::Activations, buffer::Buffer, compute::Compute, kv::KvCache};
+use super::{activations::Activations, compute::Compute, kv::KvCache};
 
 /// Positions that are attended together.
 const SPAN: usize = 512;
 /// Queries of one head that share the keys and values.
 const QUERIES: usize = 4;
 
-/// `softmax(q·k / sqrt(head_dim)) v` for the queries [T, heads * head_dim] of the last T positions, heads side by side.
-pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
+/// Some queries of one head over some spans.
+struct Piece {
+    /// Place of the sequence.
+    sequence: usize,
+    head: usize,
+    /// Rows of the pass, up to [`QUERIES`].
+    rows: Range<usize>,
+    spans: Range<usize>,
+}
+
+/// `softmax(q·k / sqrt(head_dim)) v` for the queries [rows, heads * head_dim] of a pass, heads side by side. Each sequence has its cache and its
+/// rows, which are the last positions there.
+pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries: &[f32]) -> Activations {
+    let Some((kv, _)) = sequences.first() else { return Activations::new(compute.scratch.buffer(0), 1) };
     let (heads, dim) = (kv.heads(), kv.head_dim());
     let width = heads * dim;
-    let tokens = queries.len() / width;
-    let first = kv.len() - tokens;
-    let mut out = Buffer::zeroed(queries.len());
-    let blocks = tokens.div_ceil(QUERIES);
 
-    let block_of =
-        |item: usize| (item % heads, item / heads * QUERIES..tokens.min((item / heads + 1) * QUERIES));
-    let gather = |head: usize, block: &Range<usize>| -> Vec<f32> {
-        block.clone().flat_map(|t| &queries[t * width + head * dim..][..dim]).copied().collect()
-    };
-    let attended: Vec<Attended> = compute.run(|| {
-        if blocks == 1 {
+    // In the order of rows, heads and spans.
+    let mut pieces = Vec::new();
+    for (sequence, (kv, rows)) in sequences.iter().enumerate() {
+        for start in rows.clone().step_by(QUERIES) {
+            let block = start..rows.end.min(start + QUERIES);
+            let spans = (kv.len() - (rows.end - block.end)).div_ceil(SPAN);
             // Few queries: spans are shared out too.
-            let spans = kv.len().div_ceil(SPAN);
-            let item = |i: usize| {
-                let (head, block) = block_of(i / spans);
-                attend_span(
-                    &compute.kernels,
-                    kv,
-                    head,
-                    &gather(head, &block),
-                    first + block.start + 1,
-                    i % spans,
-                )
-            };
-            let parts: Vec<Attended> = (0..heads * spans).into_par_iter().map(item).collect();
-            let mut parts = parts.into_iter();
-            return (0..heads)
-                .map(|_| parts.by_ref().take(spans).reduce(Attended::join).unwrap_or_default())
-                .collect();
+            let together = if rows.len() <= QUERIES { 1 } else { spans };
+            for head in 0..heads {
+                let spans = (0..spans).step_by(together).map(|s| s..s + together);
+                pieces.extend(spans.map(|spans| Piece { sequence, head, rows: block.clone(), spans }));
+            }
         }
-        let item = |i: usize| {
-            let (head, block) = block_of(i);
-            let (q, visible) = (gather(head, &block), first + block.start + 1);
-            let spans = (first + block.end).div_ceil(SPAN);
-            let parts = (0..spans).map(|span| attend_span(&compute.kernels, kv, head, &q, visible, span));
-            parts.reduce(Attended::join).unwrap_or_default()
-        };
-        (0..heads * blocks).into_par_iter().map(item).collect()
-    });
-    let mut by_head = Columns::split(&mut out, width, dim);
-    let by_head = by_head.par_iter_mut().enumerate().with_min_len(heads.div_ceil(tokens));
+    }
+    let mut mixed = compute.scratch.buffer::<f32>(pieces.iter().map(|p| p.rows.len() * dim).sum());
+    let mut rest = &mut mixed[..];
+    let mut places = Vec::with_capacity(pieces.len());
+    for piece in &pieces {
+        let place;
+        (place, rest) = rest.split_at_mut(piece.rows.len() * dim);
+        places.push(place);
+    }
+    let attend = |work: &mut Work, (piece, mixed): (&Piece, &mut [f32])| {
+        let (kv, rows) = &sequences[piece.sequence];
+        work.q.clear();
+        piece.rows.clone().for_each(|t| work.q.extend(&queries[t * width + piece.head * dim..][..dim]));
+        // Positions that the first of the queries sees.
+        let visible = kv.len() - (rows.end - piece.rows.start) + 1;
+        let mut spans = piece.spans.clone();
+        let first = spans.next().unwrap_or_default();
+        let mut totals = attend_span(&compute.kernels, kv, piece.head, visible, first, work, mixed);
+        let mut more = std::mem::take(&mut work.more);
+        for span in spans {
+            more.resize(mixed.len(), 0.0);
+            let later = attend_span(&compute.kernels, kv, piece.head, visible, span, work, &mut more);
+            totals.join(dim, mixed, &later, &more);
+        }
+        work.more = more;
+        totals
+    };
+    let parts = || pieces.par_iter().zip(places).map_init(Work::default, attend).collect();
+    let totals: Vec<Totals> = compute.run(parts);
+
+    let mut out = compute.scratch.buffer(queries.len());
+    // Where the pieces of each block of rows begin, and their numbers.
+    let mut blocks = Vec::new();
+    let (mut place, mut i) = (0, 0);
+    while let Some(piece) = pieces.get(i) {
+        let spans = pieces[i..].iter().take_while(|p| p.rows == piece.rows && p.head == piece.head).count();
+        blocks.push((i..i + spans, place));
+        place += spans * piece.rows.len() * dim;
+        i += spans;
+    }
+    let by_head = Columns::split(&mut out, width, dim);
     compute.run(|| {
-        by_head.for_each(|(head, out)| {
-            for i in (head..attended.len()).step_by(heads) {
-                let (mixed, sums) = (attended[i].mixed.chunks_exact(dim), &attended[i].sums);
-                for (t, (mixed, sum)) in block_of(i).1.zip(mixed.zip(sums)) {
-                    out.row(t).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
+        by_head.into_par_iter().enumerate().for_each(|(head, mut out)| {
+            let mut joined = Vec::new();
+            for (parts, place) in blocks.iter().skip(head).step_by(heads) {
+                let (rows, first) = (pieces[parts.start].rows.clone(), parts.start);
+                let size = rows.len() * dim;
+                joined.clear();
+                joined.extend_from_slice(&mixed[*place..][..size]);
+                let mut all = totals[first];
+                for (i, later) in totals[parts.clone()].iter().enumerate().skip(1) {
+                    all.join(dim, &mut joined, later, &mixed[place + i * size..][..size]);
+                }
+                for ((row, mixed), sum) in rows.zip(joined.chunks_exact(dim)).zip(all.sums) {
+                    out.row(row).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
                 }
             }
         });
@@ -75,70 +108,80 @@ pub fn attend(compute: &Compute, kv: &KvCache, queries: &[f32]) -> Activations {
     Activations::new(out, width)
 }
 
-/// What some queries take from some positions.
-#[derive(Debug, Default)]
-struct Attended {
-    /// The largest score of each query; minus infinity where it sees none of the positions.
-    max: Vec<f32>,
-    /// The sum of `e^(score - max)` of each.
-    sums: Vec<f32>,
-    /// The values, each times its `e^(score - max)`, added up: [T, head_dim].
-    mixed: Vec<f32>,
+/// What a thread uses again from piece to piece.
+#[derive(Default)]
+struct Work {
+    /// Queries [T, head_dim].
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    weights: Vec<f32>,
+    /// What a later span gives.
+    more: Vec<f32>,
 }
 
-impl Attended {
-    /// Both together, `other` being of later positions.
-    fn join(mut self, other: Self) -> Self {
-        let dim = self.mixed.len() / self.max.len();
-        for t in 0..self.max.len() {
+/// What some queries take from some positions, beside the values: these, each times its `e^(score - max)`, are added up as [T, head_dim].
+#[derive(Clone, Copy)]
+struct Totals {
+    /// The largest score of each query; minus infinity where it sees none of the positions.
+    max: [f32; QUERIES],
+    /// The sum of `e^(score - max)` of each.
+    sums: [f32; QUERIES],
+}
+
+impl Totals {
+    /// Both together, with their values, `other` being of later positions.
+    fn join(&mut self, dim: usize, mixed: &mut [f32], other: &Self, others: &[f32]) {
+        for (t, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
             let max = self.max[t].max(other.max[t]);
-            let mixed = self.mixed[t * dim..][..dim].iter_mut();
             if other.sums[t] == 0.0 {
                 continue;
             }
             let (mine, theirs) = (exp(self.max[t] - max), exp(other.max[t] - max));
-            mixed.zip(&other.mixed[t * dim..]).for_each(|(m, o)| *m = *m * mine + o * theirs);
+            mixed.iter_mut().zip(&others[t * dim..]).for_each(|(m, o)| *m = *m * mine + o * theirs);
             self.sums[t] = self.sums[t] * mine + other.sums[t] * theirs;
             self.max[t] = max;
         }
-        self
     }
 }
 
-/// The queries `q` [T, head_dim] of one head over one span; the first query sees `visible` positions, each other one more
-/// than the one before it.
+/// The queries of `work`, [T, head_dim], of one head over one span, whose values go to `mixed`; the first query sees `visible` positions, each
+/// other one more than the one before it.
 fn attend_span(
     kernels: &Kernels,
     kv: &KvCache,
     head: usize,
-    q: &[f32],
     visible: usize,
     span: usize,
-) -> Attended {
+    work: &mut Work,
+    mixed: &mut [f32],
+) -> Totals {
     let dim = kv.head_dim();
+    let Work { q, scores, weights, .. } = work;
     let tokens = q.len() / dim;
     let start = span * SPAN;
     let seen = |t: usize| (visible + t).saturating_sub(start).min(SPAN);
     let n = seen(tokens - 1);
-    let mut scores = Buffer::<f32>::zeroed(tokens * n);
-    kv.scores(kernels, head, start..start + n, q, &mut scores);
+    scores.clear();
+    scores.resize(tokens * n, 0.0);
+    kv.scores(kernels, head, start..start + n, q, scores);
     let scale = 1.0 / (dim as f32).sqrt();
     scores.iter_mut().for_each(|s| *s *= scale);
 
-    let (mut max, mut sums) = (Vec::new(), Vec::new());
+    let mut totals = Totals { max: [f32::NEG_INFINITY; QUERIES], sums: [0.0; QUERIES] };
     for t in 0..tokens {
         let scores = &mut scores[t * n..][..seen(t)];
-        max.push(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        sums.push(if scores.is_empty() { 0.0 } else { (kernels.exp_sum)(scores, max[t]) });
+        totals.max[t] = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        totals.sums[t] = if scores.is_empty() { 0.0 } else { (kernels.exp_sum)(scores, totals.max[t]) };
     }
     // What all queries see is mixed for all of them; the rest, at most three positions, one by one.
-    let mut mixed = vec![0.0; tokens * dim];
+    mixed.fill(0.0);
     let common = seen(0);
-    let weights: Vec<f32> = (0..tokens).flat_map(|t| &scores[t * n..][..common]).copied().collect();
-    kv.mix(kernels, head, start..start + common, &weights, &mut mixed);
+    weights.clear();
+    (0..tokens).for_each(|t| weights.extend_from_slice(&scores[t * n..][..common]));
+    kv.mix(kernels, head, start..start + common, weights, mixed);
     for (t, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
         let weights = &scores[t * n..][common..seen(t)];
         kv.mix(kernels, head, start + common..start + seen(t), weights, mixed);
     }
-    Attended { max, sums, mixed }
+    totals
 }

@@ -5,11 +5,11 @@ use yuan_kernels::{DType, Kernels};
 
 use super::{
     activations::Activations,
-    buffer::Buffer,
     compute::{Arithmetic, Compute},
     feed_forward::Experts,
     matrix::Matrix,
     router::Routing,
+    scratch::Buffer,
     threads::Threads,
 };
 use crate::{
@@ -67,7 +67,7 @@ impl Bench {
 
     /// `x wᵀ`, quantization of `x` included.
     pub fn product(&self, w: &Trunk, x: &[f32]) -> Buffer {
-        self.0.product(&w.0, &Activations::new(copied(x), w.0.cols))
+        self.0.product(&w.0, &Activations::new(self.0.scratch.copy(x), w.0.cols))
     }
 
     /// Reads all experts of the layer, a tile at a time, and nothing else; the sum of their words.
@@ -83,10 +83,11 @@ impl Bench {
     /// Those of the pager.
     pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
         let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
-        let x = Activations::new(copied(x), layer.hidden);
+        let x = Activations::new(self.0.scratch.copy(x), layer.hidden);
         let pass = layer.pager.begin()?;
         let request = layer.experts.request(&pass, &routing)?;
-        layer.experts.apply(&self.0, request.as_ref(), &x, &routing)
+        // The experts lie in memory: none can be lost.
+        layer.experts.apply(&self.0, request.as_ref(), &x, &routing, &|_, _| true)
     }
 }
 
@@ -110,12 +111,6 @@ pub fn read(words: &[u64]) -> u64 {
     lines[STREAMS * length..].iter().for_each(|line| add(line));
     add(rest);
     sums.into_iter().fold(0, u64::wrapping_add)
-}
-
-fn copied(x: &[f32]) -> Buffer {
-    let mut buffer = Buffer::with_capacity(x.len());
-    buffer.extend_from_slice(x);
-    buffer
 }
 
 impl Trunk {

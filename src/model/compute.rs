@@ -7,7 +7,12 @@ use yuan_kernels::{
     panel::{PANEL_ROWS, Panel, panels_float},
 };
 
-use super::{activations::Activations, buffer::Buffer, matrix::Matrix, threads::Threads};
+use super::{
+    activations::Activations,
+    matrix::Matrix,
+    scratch::{Buffer, Scratch},
+    threads::Threads,
+};
 use crate::error::{Error, Result};
 
 /// How quantized weights meet activations.
@@ -27,6 +32,8 @@ pub struct Compute {
     pub kernels: Kernels,
     /// Integer or float products.
     pub arithmetic: Arithmetic,
+    /// Where intermediate results lie.
+    pub scratch: Scratch,
     pools: Threads,
 }
 
@@ -65,7 +72,7 @@ impl Compute {
                 ))
             })?,
         };
-        Ok(Self { kernels: Kernels { ahead, ..*kernels }, arithmetic, pools })
+        Ok(Self { kernels: Kernels { ahead, ..*kernels }, arithmetic, scratch: Scratch::default(), pools })
     }
 
     /// Threads that share the work.
@@ -91,8 +98,14 @@ impl Compute {
     /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so
     /// the result does not depend on the number of threads or of rows of `x`.
     pub fn product(&self, w: &Matrix, x: &Activations) -> Buffer {
+        let mut out = self.scratch.buffer(x.rows() * w.rows);
+        self.product_into(w, x, &mut out);
+        out
+    }
+
+    /// [`Compute::product`] into memory of the caller, [T, w.rows].
+    pub fn product_into(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         debug_assert_eq!(w.cols, x.cols());
-        let mut out = Buffer::to_write(x.rows() * w.rows);
         if self.quantizes(w.dtype) {
             x.quantize(self);
         }
@@ -102,15 +115,14 @@ impl Compute {
         let grain = if w.cuts_into_panels() { PANEL_ROWS } else { 1 };
         let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
         if chunk >= w.rows {
-            Columns::split(&mut out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
+            Columns::split(out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {
             self.run(|| {
-                Columns::split(&mut out, w.rows, chunk)
+                Columns::split(out, w.rows, chunk)
                     .par_iter_mut()
                     .for_each(|columns| self.product_rows(w, x, columns));
             });
         }
-        out
     }
 
     fn quantizes(&self, dtype: DType) -> bool {

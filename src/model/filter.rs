@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{activations::Activations, buffer::Buffer, compute::Compute, matrix::Matrix, norm::rms_norm};
+use super::{activations::Activations, compute::Compute, matrix::Matrix, norm::rms_norm};
 
 /// How a convolution's weights lie in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,32 +51,42 @@ impl FilterState {
     }
 }
 
+impl FilterState {
+    /// The state after row `r` of the filter's inputs `a` and of the first convolution's outputs `o1`.
+    pub fn after(r: usize, a: &Activations, o1: &Activations) -> Self {
+        Self { input: a.row(r).to_vec(), conv1: o1.row(r).to_vec() }
+    }
+}
+
 impl Filter {
-    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a` behind `state`, and the states after each of `ends` rows
-    /// (1 to T).
+    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a`, and the outputs of the first convolution. `before` has the state before each
+    /// row with which a sequence begins, and nothing for rows that stand behind the row before them.
     pub fn apply(
         &self,
         compute: &Compute,
         a: &Activations,
-        state: &FilterState,
-        ends: &[usize],
-    ) -> (Activations, Vec<FilterState>) {
-        let o1 = self.conv1.apply(compute, a, &state.input);
-        let mut o2 = self.conv2.apply(compute, &o1, &state.conv1).into_data();
+        before: &[Option<&FilterState>],
+    ) -> (Activations, Activations) {
+        let o1 = self.conv1.apply(compute, a, |t| before[t].map(|state| &state.input[..]));
+        let o2 = self.conv2.apply(compute, &o1, |t| before[t].map(|state| &state.conv1[..]));
+        let mut o2 = o2.into_data();
         o2.par_iter_mut().zip(a.data()).with_min_len(1 << 14).for_each(|(o, a)| *o += a);
-        let after =
-            |end: &usize| FilterState { input: a.row(end - 1).to_vec(), conv1: o1.row(end - 1).to_vec() };
-        (rms_norm(&o2, &self.norm, 1e-6), ends.iter().map(after).collect())
+        (rms_norm(compute, &o2, &self.norm, 1e-6), o1)
     }
 }
 
 impl Conv {
-    /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[-1]` is `last`.
-    fn apply(&self, compute: &Compute, x: &Activations, last: &[f32]) -> Activations {
+    /// `out[t] = W0 x[t-1] + W1 x[t] + bias`, where `x[t-1]` is what `before` says, or else the row before.
+    fn apply<'b>(
+        &self,
+        compute: &Compute,
+        x: &Activations,
+        before: impl Fn(usize) -> Option<&'b [f32]> + Sync,
+    ) -> Activations {
         let cols = x.cols();
-        let mut pairs = Buffer::to_write(2 * x.data().len());
+        let mut pairs = compute.scratch.buffer::<f32>(2 * x.data().len());
         pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8).for_each(|(t, pair)| {
-            let (previous, current) = (if t == 0 { last } else { x.row(t - 1) }, x.row(t));
+            let (previous, current) = (before(t).unwrap_or_else(|| x.row(t - 1)), x.row(t));
             match self.taps {
                 Taps::Split => {
                     pair[..cols].copy_from_slice(previous);

@@ -1,7 +1,7 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use rayon::prelude::*;
 
@@ -9,10 +9,11 @@ use super::{
     Layer, Model,
     activations::Activations,
     attention::attend,
-    buffer::Buffer,
+    batch::Batch,
     feed_forward::FeedForward,
     norm::rms_norm,
     rope::rotate,
+    scratch::Buffer,
     sequence::{Output, Sequence, Want},
     state::State,
 };
@@ -42,17 +43,31 @@ pub enum Stage {
 pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
-    /// Runs the tokens of every sequence behind those that its state holds, and brings what is wanted of each, in their order.
+    /// Runs the tokens of every sequence behind those that its state holds, in one pass, and brings what is wanted of each, in their order.
     ///
     /// The same tokens give the same bits however they are cut into calls, on any number of threads, and whatever other sequences are in
-    /// the pass.
+    /// the pass. Where an expert cannot be read, the sequences that it was for fail, and no others.
     ///
     /// # Errors
     /// Of each sequence by itself: [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
-        sequences.iter_mut().map(|sequence| self.alone(sequence)).collect()
+        #[cfg(feature = "gpu")]
+        if self.gpu().is_some() {
+            return sequences.iter_mut().map(|sequence| self.alone(sequence)).collect();
+        }
+        self.together(sequences, &mut |_, _, _| {})
+    }
+
+    /// A sequence on the GPU, where that can run it.
+    #[cfg(feature = "gpu")]
+    fn alone(&self, sequence: &mut Sequence<'_>) -> Result<Output> {
+        let Some(gpu) = self.gpu_for(sequence.state) else {
+            return self.together(std::slice::from_mut(sequence), &mut |_, _, _| {}).remove(0);
+        };
+        let Sequence { tokens, state, want } = sequence;
+        self.forward_gpu(gpu, tokens, state, |runner| runner.output(self, tokens.len(), *want))
     }
 
     /// [`Model::forward`] of one sequence, with the rows that it brings: logits, [rows, V], or hidden states.
@@ -60,17 +75,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_one(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
-        self.alone(&mut Sequence { tokens, state, want }).map(Output::into_rows)
-    }
-
-    fn alone(&self, sequence: &mut Sequence<'_>) -> Result<Output> {
-        let Sequence { tokens, state, want } = sequence;
-        #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu_for(state) {
-            return self.forward_gpu(gpu, tokens, state, |runner| runner.output(self, tokens.len(), *want));
-        }
-        let rows = self.forward_probed(tokens, state, *want, &mut |_, _, _| {})?;
-        Ok(if *want == Want::Nothing { Output::Nothing } else { Output::Rows(rows) })
+        self.forward(&mut [Sequence { tokens, state, want }]).remove(0).map(Output::into_rows)
     }
 
     /// [`Model::forward_one`] on the CPU, that shows its intermediate results to `probe`.
@@ -84,11 +89,46 @@ impl Model {
         want: Want,
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
-        self.check(tokens, state)?;
-        self.call(tokens, state, Instant::now(), |pass, state| self.run(pass, tokens, state, want, probe))
+        self.together(&mut [Sequence { tokens, state, want }], probe).remove(0).map(Output::into_rows)
     }
 
-    /// A call of the model, on whatever device `run` uses: it began at `start`, and leaves the state as before when it fails.
+    /// A pass on the CPU.
+    fn together(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Vec<Result<Output>> {
+        let mut batch = Batch::new(sequences.len());
+        for (place, sequence) in sequences.iter_mut().enumerate() {
+            match self.check(sequence.tokens, sequence.state) {
+                Ok(()) => batch.add(place, sequence, &self.rope),
+                Err(error) => batch.set(place, Err(error)),
+            }
+        }
+        if !batch.is_empty() {
+            let (start, rows) = (Instant::now(), batch.rows());
+            let one_each = rows == batch.members().len();
+            match self.in_pass(rows, |pass| self.run(pass, &mut batch, probe)) {
+                Ok(()) => self.log.add(rows, one_each, start),
+                Err(error) => batch.fail_all(&error),
+            }
+        }
+        let mut results = batch.into_results();
+        // What has happened to the file says more than what came of it.
+        if results.iter().any(Result::is_err)
+            && let Err(lost) = self.check_file()
+        {
+            results.iter_mut().filter(|r| r.is_err()).for_each(|r| *r = Err(lost.again()));
+        }
+        results
+    }
+
+    /// Does `run` in the threads for so many rows, while no other pass has the experts.
+    fn in_pass<T: Send>(&self, rows: usize, run: impl FnOnce(&Pass<'_>) -> Result<T> + Send) -> Result<T> {
+        self.check_file()?;
+        let pass = self.pager.begin()?;
+        // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
+        self.compute.enter(rows, || run(&pass))
+    }
+
+    /// A call on another device with `run`: it began at `start`, and leaves the state as before when it fails.
+    #[cfg(feature = "gpu")]
     pub(super) fn call<T: Send>(
         &self,
         tokens: &[u32],
@@ -96,18 +136,14 @@ impl Model {
         start: Instant,
         run: impl FnOnce(&Pass<'_>, &mut State) -> Result<T> + Send,
     ) -> Result<T> {
-        self.check_file()?;
-        let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
-        // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
-        let result = self.compute.enter(tokens.len(), || run(&pass, state));
+        let result = self.in_pass(tokens.len(), |pass| run(pass, state));
         if result.is_err() {
             state.undo();
-            // What has happened to the file says more than what came of it.
             self.check_file()?;
         } else {
-            self.log.add(tokens.len(), start);
+            self.log.add(tokens.len(), tokens.len() == 1, start);
         }
         result
     }
@@ -127,48 +163,39 @@ impl Model {
             return self.logits_gpu(gpu, hidden);
         }
         self.check_file()?;
-        let mut rows = Buffer::with_capacity(hidden.len());
-        rows.extend_from_slice(hidden);
-        let rows = Activations::new(rows, self.config.hidden);
-        let product = || self.compute.product(&self.head, &rows);
-        let logits = self.compute.enter(rows.rows(), product).into_vec();
+        let rows = Activations::new(self.compute.scratch.copy(hidden), self.config.hidden);
+        let mut logits = vec![0.0; rows.rows() * self.config.vocab];
+        self.compute.enter(rows.rows(), || self.compute.product_into(&self.head, &rows, &mut logits));
         self.check_file()?;
         Ok(logits)
     }
 
-    fn run(
-        &self,
-        pass: &Pass<'_>,
-        tokens: &[u32],
-        state: &mut State,
-        want: Want,
-        probe: Probe<'_>,
-    ) -> Result<Vec<f32>> {
-        let (config, compute, start) = (&self.config, &self.compute, state.position());
-        let angles: Vec<_> = (0..tokens.len()).map(|t| self.rope.at(start + t)).collect();
-        let (ends, cancel) = (state.ends(tokens.len()), state.cancel.clone());
+    fn run(&self, pass: &Pass<'_>, batch: &mut Batch<'_, '_>, probe: Probe<'_>) -> Result<()> {
+        let (config, compute) = (&self.config, &self.compute);
+        let norm = |x: &[f32], weight: &[f32]| rms_norm(compute, x, weight, config.rms_eps);
 
-        let mut x = self.embed(tokens);
+        let mut x = self.embed(&batch.tokens());
         probe(Stage::Embedding, 0, &x);
-        for (l, (layer, memory)) in self.layers.iter().zip(&mut state.layers).enumerate() {
-            if cancel.is_cancelled() {
-                return Err(Error::Cancelled);
+        for (l, layer) in self.layers.iter().enumerate() {
+            x = batch.leave(compute, x);
+            if batch.is_empty() {
+                return Ok(());
             }
             // Attention: v sees the normed input, q and k see its filtered form.
-            let a = rms_norm(&x, &layer.input_norm, config.rms_eps);
+            let a = norm(&x, &layer.input_norm);
             let v = compute.product(&layer.v, &a);
-            let (g, filters) = layer.filter.apply(compute, &a, &memory.filter, &ends);
-            memory.next = filters;
+            let (g, o1) = layer.filter.apply(compute, &a, &batch.before(l));
+            batch.remember(l, &a, &o1);
             let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
             let rows =
                 q.par_chunks_exact_mut(config.projection).zip(k.par_chunks_exact_mut(config.projection));
-            rows.zip(&angles).for_each(|((q, k), angles)| {
+            rows.zip(batch.angles()).for_each(|((q, k), angles)| {
                 join_and_split(q, k, config.head_dim());
                 let heads = [q, k].into_iter().flat_map(|x| x.chunks_exact_mut(config.head_dim()));
                 heads.for_each(|head| rotate(head, angles));
             });
-            memory.kv.push(&k, &v);
-            let attended = attend(compute, &memory.kv, &q);
+            batch.push(l, &k, &v);
+            let attended = attend(compute, &batch.caches(l), &q);
             let o = compute.product(&layer.o, &attended);
             add(&mut x, &o);
             probe(Stage::InputNorm, l, a.data());
@@ -179,43 +206,83 @@ impl Model {
             probe(Stage::Attention, l, &o);
 
             // Feed forward: the experts that the router picks, or the one MLP of a dense model.
-            let m = rms_norm(&x, &layer.post_norm, config.rms_eps);
+            let m = norm(&x, &layer.post_norm);
             let y = match &layer.feed_forward {
                 FeedForward::Dense(mlp) => mlp.apply(compute, &m),
                 FeedForward::Moe { router, experts } => {
                     let mut routing = router.route(compute, &m);
                     if let Some(script) = &self.script {
-                        script.impose(l, start, &mut routing);
+                        script.impose(l, &batch.positions(), &mut routing);
                     }
                     probe(Stage::RouterLogits, l, &routing.logits);
                     let request = experts.request(pass, &routing)?;
                     self.look_ahead(pass, l + 1, &x)?;
-                    experts.apply(compute, request.as_ref(), &m, &routing)?
+                    let lost = |rows: &[usize], error: &Error| batch.fail(rows, error);
+                    experts.apply(compute, request.as_ref(), &m, &routing, &lost)?
                 }
             };
             add(&mut x, &y);
             probe(Stage::FeedForward, l, &y);
             probe(Stage::Hidden, l, &x);
         }
-        let row = |end: usize| &x[(end - 1) * config.hidden..end * config.hidden];
-        let final_norm = |rows: &[f32]| rms_norm(rows, &self.final_norm, config.rms_eps);
-        let last = final_norm(match want {
-            Want::Nothing | Want::Last | Want::Best(_) => row(tokens.len()),
-            Want::All | Want::Hidden => &x,
-        });
+        x = batch.leave(compute, x);
+
+        // Behind the final norm: the last row of each sequence, or all of them where all are wanted.
+        let mut rows = Vec::new();
+        let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
+        let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
         probe(Stage::FinalNorm, 0, last.data());
-        let rows = match want {
-            Want::Nothing => Vec::new(),
-            Want::Last | Want::Best(_) | Want::All => compute.product(&self.head, &last).into_vec(),
-            Want::Hidden => last.data().to_vec(),
-        };
-        // The state goes on only when all that was read was the file.
+        let logits = self.wanted_logits(batch, &wanted, &last);
+        // The states go on only when all that was read was the file.
         self.check_file()?;
-        state.advance(&ends, |end| match last.data() {
-            last if end == tokens.len() => last[last.len() - config.hidden..].to_vec(),
-            _ => final_norm(row(end)).data().to_vec(),
-        });
-        Ok(rows)
+        let mut logits = logits.into_iter();
+        let mut outputs = Vec::new();
+        for (member, wanted) in batch.members_mut().iter_mut().zip(wanted) {
+            let hidden = &last.data()[wanted.start * config.hidden..wanted.end * config.hidden];
+            outputs.push(match member.sequence.want {
+                Want::Nothing => Output::Nothing,
+                Want::Hidden => Output::Rows(hidden.to_vec()),
+                Want::Last | Want::Best(_) | Want::All => Output::Rows(logits.next().unwrap_or_default()),
+            });
+            let (first, tokens) = (member.rows.start, member.rows.len());
+            let row = |end: usize| &x[(first + end - 1) * config.hidden..][..config.hidden];
+            member.sequence.state.advance(&member.ends, |end| match end == tokens {
+                true => hidden[hidden.len() - config.hidden..].to_vec(),
+                false => norm(row(end), &self.final_norm).data().to_vec(),
+            });
+        }
+        batch.succeed(outputs);
+        Ok(())
+    }
+
+    /// The logits of those sequences that want some, one after another; of `last` the rows `wanted` are theirs.
+    fn wanted_logits(
+        &self,
+        batch: &Batch<'_, '_>,
+        wanted: &[Range<usize>],
+        last: &Activations,
+    ) -> Vec<Vec<f32>> {
+        let wants = |want: Want| matches!(want, Want::Last | Want::Best(_) | Want::All);
+        let members = batch.members().iter().zip(wanted);
+        let parts: Vec<_> = members.filter(|(m, _)| wants(m.sequence.want)).map(|(_, w)| w.clone()).collect();
+        let rows: Vec<usize> = parts.iter().cloned().flatten().collect();
+        if rows.is_empty() {
+            return Vec::new();
+        }
+        let vocab = self.config.vocab;
+        let mut logits = vec![0.0; rows.len() * vocab];
+        let gathered = last.gather(&self.compute, &rows);
+        self.compute.product_into(&self.head, &gathered, &mut logits);
+        if let [_] = parts.as_slice() {
+            return vec![logits];
+        }
+        let mut rest = &logits[..];
+        let part = |rows: Range<usize>| {
+            let part;
+            (part, rest) = rest.split_at(rows.len() * vocab);
+            part.to_vec()
+        };
+        parts.into_iter().map(part).collect()
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.
@@ -228,7 +295,7 @@ impl Model {
         if !self.look_ahead || x.len() > self.config.hidden {
             return Ok(());
         }
-        let m = rms_norm(x, post_norm, self.config.rms_eps);
+        let m = rms_norm(&self.compute, x, post_norm, self.config.rms_eps);
         pass.guess(next, &router.route(&self.compute, &m).experts())
     }
 
@@ -256,7 +323,7 @@ impl Model {
     }
 
     pub(super) fn embed(&self, tokens: &[u32]) -> Buffer {
-        let mut x = Buffer::to_write(tokens.len() * self.config.hidden);
+        let mut x = self.compute.scratch.buffer::<f32>(tokens.len() * self.config.hidden);
         let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
         rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));
         x

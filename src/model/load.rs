@@ -105,6 +105,7 @@ impl Model {
         let compute =
             Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;
+        compute.scratch.set_limit(usize::try_from(placement.scratch).unwrap_or(usize::MAX));
         match &placement.gpu {
             GpuPlacement::On { device, room, .. } => {
                 tracing::info!(

@@ -2,9 +2,9 @@
 
 mod activations;
 mod attention;
+mod batch;
 #[doc(hidden)]
 pub mod bench;
-mod buffer;
 mod cancel;
 mod compute;
 mod feed_forward;
@@ -22,6 +22,7 @@ mod placement;
 pub mod rope;
 mod router;
 mod saved;
+mod scratch;
 mod script;
 mod sequence;
 mod state;
@@ -169,6 +170,11 @@ impl Model {
     /// [`Error::BadFile`](crate::Error::BadFile) when it has become shorter, or a part of it could not be read.
     pub(crate) fn check_file(&self) -> Result<()> {
         self.file.check_file(&self.path)
+    }
+
+    /// The most bytes that intermediate results took at a time, logits aside.
+    pub fn most_scratch(&self) -> usize {
+        self.compute.scratch.most_held()
     }
 
     /// What was run so far.

@@ -2,12 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::{activations::Activations, buffer::Buffer};
+use super::{activations::Activations, compute::Compute};
 
 /// `x * rsqrt(mean(x²) + eps) * weight`, row by row of [T, weight.len()].
-pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Activations {
+pub fn rms_norm(compute: &Compute, x: &[f32], weight: &[f32], eps: f32) -> Activations {
     let cols = weight.len();
-    let mut out = Buffer::to_write(x.len());
+    let mut out = compute.scratch.buffer(x.len());
     let rows = x.par_chunks_exact(cols).zip(out.par_chunks_exact_mut(cols));
     rows.with_min_len(8).for_each(|(row, out)| {
         let scale = 1.0 / (sum_of_squares(row) / cols as f32 + eps).sqrt();

@@ -156,10 +156,12 @@ impl Placement {
     }
 }
 
-/// Bytes of intermediate results that one token of a batch takes, twice what is alive at once: buffers are kept for the next use.
+/// Bytes of intermediate results that one token of a batch takes, twice what is alive at once: a piece of memory may be used again for up to
+/// half its size.
 fn scratch_bytes(config: &ModelConfig) -> u64 {
-    let dense = if config.experts == 0 { 4 * config.ffn } else { 0 };
-    let values = 8 * config.projection + (10 + 2 * config.experts_used) * config.hidden + dense;
+    // The neurons of experts are kept in 8 bits.
+    let neurons = if config.experts == 0 { 4 * config.ffn } else { config.experts_used * config.ffn / 3 };
+    let values = 8 * config.projection + (10 + 2 * config.experts_used) * config.hidden + neurons;
     2 * 4 * values as u64
 }
 

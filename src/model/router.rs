@@ -1,5 +1,7 @@
 //! The attention router: which experts a token goes to, and with what weights (MODEL.md, "Router").
 
+use rayon::prelude::*;
+
 use super::{activations::Activations, compute::Compute, matrix::Matrix};
 
 /// Weights of the router of one layer, each [E, H].
@@ -38,28 +40,33 @@ impl Router {
     pub fn route(&self, compute: &Compute, m: &Activations) -> Routing {
         let experts = self.query.rows;
         let [q, k, v] = [&self.query, &self.key, &self.value].map(|w| compute.product(w, m));
-        let mut routing = Routing::default();
-        for t in 0..m.rows() {
-            let row = |x: &'_ [f32]| x[t * experts..][..experts].to_vec();
-            let (q, k, v) = (row(&q), row(&k), row(&v));
-            let logits: Vec<f32> = q.iter().map(|&q| attend(q, &k, &v)).collect();
-            routing.chosen.push(choose(&logits, self.used, self.normalize));
-            routing.logits.extend(logits);
-        }
-        routing
+        let mut logits = vec![0.0; m.rows() * experts];
+        let rows = logits.par_chunks_exact_mut(experts).enumerate().with_min_len(8);
+        let chosen = compute.run(|| {
+            rows.map(|(t, logits)| {
+                let [q, k, v] = [&q, &k, &v].map(|x| &x[t * experts..][..experts]);
+                let mut scores = vec![0.0; experts];
+                logits.iter_mut().zip(q).for_each(|(logit, &q)| *logit = attend(q, k, v, &mut scores));
+                choose(logits, self.used, self.normalize)
+            })
+            .collect()
+        });
+        Routing { logits, chosen }
     }
 }
 
-/// `sum_j softmax_j(q k_j) v_j`: no scale, no mask.
-fn attend(q: f32, k: &[f32], v: &[f32]) -> f32 {
-    let scores: Vec<f32> = k.iter().map(|k| q * k).collect();
-    let p = softmax(&scores);
-    p.iter().zip(v).map(|(p, v)| p * v).sum()
+/// `sum_j softmax_j(q k_j) v_j`: no scale, no mask. `scores` has room for a score of each key.
+fn attend(q: f32, k: &[f32], v: &[f32], scores: &mut [f32]) -> f32 {
+    scores.iter_mut().zip(k).for_each(|(score, k)| *score = q * k);
+    softmax(scores);
+    scores.iter().zip(v).map(|(p, v)| p * v).sum()
 }
 
 /// The `used` best of a softmax over the logits, best first, equals by number.
 fn choose(logits: &[f32], used: usize, normalize: bool) -> Vec<(usize, f32)> {
-    let mut order: Vec<(usize, f32)> = softmax(logits).into_iter().enumerate().collect();
+    let mut scores = logits.to_vec();
+    softmax(&mut scores);
+    let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
     order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
     order.truncate(used);
     if normalize {
@@ -69,11 +76,11 @@ fn choose(logits: &[f32], used: usize, normalize: bool) -> Vec<(usize, f32)> {
     order
 }
 
-fn softmax(x: &[f32]) -> Vec<f32> {
+fn softmax(x: &mut [f32]) {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let exp: Vec<f32> = x.iter().map(|x| yuan_kernels::exp(x - max)).collect();
-    let sum: f32 = exp.iter().sum();
-    exp.into_iter().map(|e| e / sum).collect()
+    x.iter_mut().for_each(|x| *x = yuan_kernels::exp(*x - max));
+    let sum: f32 = x.iter().sum();
+    x.iter_mut().for_each(|x| *x /= sum);
 }
 
 #[cfg(test)]
@@ -95,6 +102,6 @@ mod tests {
 
     #[test]
     fn uniform_attention_gives_the_mean_value() {
-        assert!((attend(0.0, &[1.0, -5.0], &[2.0, 4.0]) - 3.0).abs() < 1e-6);
+        assert!((attend(0.0, &[1.0, -5.0], &[2.0, 4.0], &mut [0.0; 2]) - 3.0).abs() < 1e-6);
     }
 }

@@ -25,11 +25,11 @@ pub struct Calls {
 /// What a model has run since it was opened.
 #[derive(Clone, Debug, Default)]
 pub struct Work {
-    /// Calls with several tokens.
+    /// Calls with several tokens of a sequence.
     pub prefill: Calls,
-    /// Calls with one token.
+    /// Calls with one token of each sequence.
     pub decode: Calls,
-    /// How long the last calls with one token took, up to 1024 of them.
+    /// How long the last calls with one token of each sequence took, up to 1024 of them.
     pub times: VecDeque<Duration>,
 }
 
@@ -46,14 +46,14 @@ impl Log {
         Self { work: Mutex::default(), opened: ProcessUse::now() }
     }
 
-    /// A call of so many tokens that began at `start` has succeeded.
-    pub fn add(&self, tokens: usize, start: Instant) {
+    /// A call of so many tokens, of a sequence each or not, that began at `start` has succeeded.
+    pub fn add(&self, tokens: usize, one_each: bool, start: Instant) {
         let time = start.elapsed();
         let mut work = lock(&self.work);
-        let calls = if tokens > 1 { &mut work.prefill } else { &mut work.decode };
+        let calls = if one_each { &mut work.decode } else { &mut work.prefill };
         calls.tokens += tokens;
         calls.time += time;
-        if tokens == 1 {
+        if one_each {
             if work.times.len() == TIMES {
                 work.times.pop_front();
             }

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use super::{
-    Backing, Pager, Pass, Plan, Streamed,
+    Backing, Pager, Pass, Plan, Residency, Streamed,
     slot::Slot,
     sync::{
         Arc, Mutex,
@@ -128,6 +128,13 @@ impl<'p> Request<'p> {
         self.pager.tiles
     }
 
+    /// How many experts from `rank` on have places, one after another.
+    pub fn placed(&self, rank: usize) -> usize {
+        let mut loading = lock(&self.loading);
+        self.start(&mut loading);
+        loading.slots[rank..].iter().take_while(|slot| slot.is_some()).count()
+    }
+
     /// The expert of a rank in the order, once it has a place. Whoever waits here must have everything of lower ranks finished or
     /// under way.
     ///
@@ -173,6 +180,12 @@ impl<'p> Request<'p> {
             loading.finished[rank] = true;
             loading.slots[rank].take()
         };
+        // What could not be read is not kept.
+        if let Backing::Streamed(streamed) = &self.pager.backing
+            && slot.as_ref().is_some_and(|slot| slot.has_failed())
+        {
+            drop(self.forget(&mut lock(&streamed.residency), rank));
+        }
         drop(slot);
         self.start(&mut lock(&self.loading));
     }
@@ -229,13 +242,19 @@ impl<'p> Request<'p> {
             if let Some(slot) = &slot {
                 slot.cancel();
             }
-            let expert = self.order[rank];
-            if residency.policy.is_resident(self.layer, expert) {
-                residency.policy.forget(self.layer, expert);
-                dropped.push(residency.slots[self.layer * self.pager.experts + expert].take());
-            }
+            dropped.push(self.forget(&mut residency, rank));
             dropped.push(slot);
         }
+    }
+
+    /// An expert is not kept any more; its place is to be dropped outside of locks.
+    fn forget(&self, residency: &mut Residency, rank: usize) -> Option<Arc<Slot>> {
+        let expert = self.order[rank];
+        if !residency.policy.is_resident(self.layer, expert) {
+            return None;
+        }
+        residency.policy.forget(self.layer, expert);
+        residency.slots[self.layer * self.pager.experts + expert].take()
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod mutate;
 pub mod paging;
+pub mod schedule;
 pub mod weights;
 
 use std::{

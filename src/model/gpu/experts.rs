@@ -18,10 +18,7 @@ use crate::{
         memory::{Buffer, Pinned, View},
         ops::{self, Ops, f32s},
     },
-    model::{
-        GpuUse, Model, activations::Activations, buffer::Buffer as HostBuffer, feed_forward::Experts,
-        router::Routing,
-    },
+    model::{GpuUse, Model, activations::Activations, feed_forward::Experts, router::Routing},
     pager::{Pass, Request},
 };
 
@@ -365,9 +362,8 @@ impl Slots {
         let Step { model, experts, tokens, .. } = step;
         self.usage.on_cpu += ranks.len() as u64;
         let Shape { hidden, used, .. } = self.shape;
-        let mut m = HostBuffer::with_capacity(tokens * hidden);
-        m.extend_from_slice(cast_slice(&self.inputs.host()?[..f32s(tokens * hidden)]));
-        let m = Activations::new(m, hidden);
+        let m: &[f32] = cast_slice(&self.inputs.host()?[..f32s(tokens * hidden)]);
+        let m = Activations::new(model.compute.scratch.copy(m), hidden);
         let mine = |e: &usize| request.order()[ranks.clone()].contains(e);
         let routing = Routing {
             logits: Vec::new(),

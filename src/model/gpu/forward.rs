@@ -130,7 +130,7 @@ impl Runner {
         let hidden = |end: usize| {
             let i = ends.partition_point(|&e| e < end);
             let row = &residuals[i * shape.hidden..][..shape.hidden];
-            rms_norm(row, &model.final_norm, model.config.rms_eps).data().to_vec()
+            rms_norm(&model.compute, row, &model.final_norm, model.config.rms_eps).data().to_vec()
         };
         state.advance(ends, hidden);
         Ok(())

@@ -1,0 +1,193 @@
+//! The rows of a pass: whose tokens they are, and what becomes of sequences that leave it.
+
+use std::{iter, ops::Range};
+
+use super::{
+    activations::Activations,
+    compute::Compute,
+    filter::FilterState,
+    kv::KvCache,
+    rope::Rope,
+    scratch::Buffer,
+    sequence::{Output, Sequence, Want},
+};
+use crate::{
+    error::{Error, Result},
+    pager::sync::{Mutex, lock},
+};
+
+/// The sequences that a pass still runs. Their rows lie one after another, in this order.
+#[derive(Debug)]
+pub struct Batch<'c, 's> {
+    members: Vec<Member<'c, 's>>,
+    /// What has become of sequences, by their places in the call.
+    results: Mutex<Vec<Option<Result<Output>>>>,
+}
+
+/// A sequence in a pass.
+#[derive(Debug)]
+pub struct Member<'c, 's> {
+    /// Its place in the call.
+    place: usize,
+    pub sequence: &'c mut Sequence<'s>,
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Numbers of its tokens after which a state is wanted; the last is that of all.
+    pub ends: Vec<usize>,
+    /// `(cos, sin)` by token (`rope.rs`).
+    angles: Vec<Vec<(f32, f32)>>,
+}
+
+impl Member<'_, '_> {
+    /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there: all, or the last.
+    pub fn wanted(&self, rows: &mut Vec<usize>) -> Range<usize> {
+        let start = rows.len();
+        match self.sequence.want {
+            Want::All | Want::Hidden => rows.extend(self.rows.clone()),
+            Want::Nothing | Want::Last | Want::Best(_) => rows.push(self.rows.end - 1),
+        }
+        start..rows.len()
+    }
+}
+
+impl<'c, 's> Batch<'c, 's> {
+    /// No sequences yet, of a call of `n`.
+    pub fn new(n: usize) -> Self {
+        let results = iter::repeat_with(|| None).take(n).collect();
+        Self { members: Vec::new(), results: Mutex::new(results) }
+    }
+
+    /// The sequence at `place` of the call takes part.
+    pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope) {
+        let (start, n) = (self.rows(), sequence.tokens.len());
+        // What a pass that failed or panicked has left is dropped.
+        sequence.state.undo();
+        let position = sequence.state.position();
+        let angles = (position..position + n).map(|p| rope.at(p)).collect();
+        let ends = sequence.state.ends(n);
+        self.members.push(Member { place, sequence, rows: start..start + n, ends, angles });
+    }
+
+    /// What the sequence at `place` has come to.
+    pub fn set(&self, place: usize, result: Result<Output>) {
+        lock(&self.results)[place] = Some(result);
+    }
+
+    pub fn members(&self) -> &[Member<'c, 's>] {
+        &self.members
+    }
+
+    pub fn members_mut(&mut self) -> &mut [Member<'c, 's>] {
+        &mut self.members
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Rows of all sequences.
+    pub fn rows(&self) -> usize {
+        self.members.last().map_or(0, |m| m.rows.end)
+    }
+
+    /// The tokens of all rows.
+    pub fn tokens(&self) -> Vec<u32> {
+        self.members.iter().flat_map(|m| m.sequence.tokens).copied().collect()
+    }
+
+    /// The positions of all rows.
+    pub fn positions(&self) -> Vec<usize> {
+        let of = |m: &Member<'_, '_>| m.sequence.state.position()..m.sequence.state.position() + m.rows.len();
+        self.members.iter().flat_map(of).collect()
+    }
+
+    /// The rotary angles of all rows.
+    pub fn angles(&self) -> Vec<&[(f32, f32)]> {
+        self.members.iter().flat_map(|m| m.angles.iter().map(Vec::as_slice)).collect()
+    }
+
+    /// For each row with which a sequence begins, what the filter of layer `l` remembers.
+    pub fn before(&self, l: usize) -> Vec<Option<&FilterState>> {
+        let mut before = vec![None; self.rows()];
+        self.members.iter().for_each(|m| before[m.rows.start] = Some(&m.sequence.state.layers[l].filter));
+        before
+    }
+
+    /// The states take what the filter of layer `l` will remember: of its inputs `a` and the outputs `o1` of the first convolution.
+    pub fn remember(&mut self, l: usize, a: &Activations, o1: &Activations) {
+        for member in &mut self.members {
+            let after = |end: &usize| FilterState::after(member.rows.start + end - 1, a, o1);
+            member.sequence.state.layers[l].next = member.ends.iter().map(after).collect();
+        }
+    }
+
+    /// The states take the keys and values of layer `l`, [rows, P] each.
+    pub fn push(&mut self, l: usize, keys: &[f32], values: &[f32]) {
+        let width = keys.len() / self.rows();
+        for member in &mut self.members {
+            let rows = member.rows.start * width..member.rows.end * width;
+            member.sequence.state.layers[l].kv.push(&keys[rows.clone()], &values[rows]);
+        }
+    }
+
+    /// The keys and values of layer `l` of each sequence, with its rows, which are the last positions there.
+    pub fn caches(&self, l: usize) -> Vec<(&KvCache, Range<usize>)> {
+        self.members.iter().map(|m| (&m.sequence.state.layers[l].kv, m.rows.clone())).collect()
+    }
+
+    /// The sequences of `rows` have failed; they leave the pass with the next [`Batch::leave`]. Says whether all have.
+    pub fn fail(&self, rows: &[usize], error: &Error) -> bool {
+        let mut results = lock(&self.results);
+        for &row in rows {
+            let member = self.members.partition_point(|m| m.rows.end <= row);
+            results[self.members[member].place].get_or_insert_with(|| Err(error.again()));
+        }
+        self.members.iter().all(|m| results[m.place].is_some())
+    }
+
+    /// Sequences that have failed or were cancelled leave the pass, with their rows of `x`, [rows, H].
+    pub fn leave(&mut self, compute: &Compute, x: Buffer) -> Buffer {
+        let mut results = lock(&self.results);
+        for member in self.members.iter().filter(|m| m.sequence.state.cancel.is_cancelled()) {
+            results[member.place].get_or_insert(Err(Error::Cancelled));
+        }
+        let stays = |member: &Member<'_, '_>| results[member.place].is_none();
+        if self.members.iter().all(stays) {
+            return x;
+        }
+        let width = x.len() / self.rows().max(1);
+        let rows: Vec<usize> =
+            self.members.iter().filter(|m| stays(m)).flat_map(|m| m.rows.clone()).collect();
+        self.members.iter_mut().filter(|m| !stays(m)).for_each(|m| m.sequence.state.undo());
+        self.members.retain(stays);
+        drop(results);
+        let mut start = 0;
+        for member in &mut self.members {
+            member.rows = start..start + member.rows.len();
+            start = member.rows.end;
+        }
+        compute.scratch.gather(&x, width, &rows)
+    }
+
+    /// Those that still take part have these outputs.
+    pub fn succeed(&mut self, outputs: Vec<Output>) {
+        let mut results = lock(&self.results);
+        let members = self.members.drain(..);
+        members.zip(outputs).for_each(|(member, output)| results[member.place] = Some(Ok(output)));
+    }
+
+    /// Those that still take part have failed.
+    pub fn fail_all(&mut self, error: &Error) {
+        let mut results = lock(&self.results);
+        for member in self.members.drain(..) {
+            member.sequence.state.undo();
+            results[member.place] = Some(Err(error.again()));
+        }
+    }
+
+    /// What has become of each sequence of the call.
+    pub fn into_results(self) -> Vec<Result<Output>> {
+        let results = self.results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        results.into_iter().map(|result| result.expect("a result for every sequence")).collect()
+    }
+}
