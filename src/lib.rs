@@ -14,6 +14,8 @@ pub mod quantize;
 
 pub mod container;
 
+pub mod convert;
+
 pub mod tokenizer;
 
 pub mod pager;

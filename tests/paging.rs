@@ -17,7 +17,8 @@ use common::paging::{
 };
 use yuan::{
     config::ModelConfig,
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     model::{KvType, Model, Options, Placement, State, Want},
     pager::{
         Eviction, Hits, Mode, Paging, Settings,

@@ -7,10 +7,11 @@ use std::{
 
 /// For every room of the library the rooms that it may import. `config`, `error`, `limits` and `vocab` are plain data, open to all, and so
 /// is `files`, by which every room writes its outputs.
-const ROOMS: [(&str, &[&str]); 10] = [
+const ROOMS: [(&str, &[&str]); 11] = [
     ("checkpoint", &[]),
     ("quantize", &["checkpoint"]),
-    ("container", &["checkpoint", "quantize"]),
+    ("container", &["checkpoint"]),
+    ("convert", &["checkpoint", "quantize", "container"]),
     ("tokenizer", &[]),
     ("pager", &["container"]),
     ("gpu", &["pager"]),

@@ -254,7 +254,7 @@ impl Container {
     }
 
     /// A digest of all that tells this file from another without reading its tensors: of its header and its length.
-    pub(super) fn identity(&self) -> &[u8] {
+    pub(crate) fn identity(&self) -> &[u8] {
         self.identity.as_bytes()
     }
 
@@ -368,7 +368,7 @@ impl Wanted {
 
 /// The dims (innermost first) of a matrix `[rows, cols]` in panels of `dtype`: the bytes of sixteen rows, and how many
 /// sixteens there are. `None` where panels do not cut it.
-pub(super) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u64>> {
+pub(crate) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u64>> {
     let fits = rows.is_multiple_of(PANEL_ROWS) && cols.is_multiple_of(QK) && rows > 0 && cols > 0;
     let panel = panel_bytes(dtype).filter(|_| fits)?;
     Some(vec![(cols / QK * panel) as u64, (rows / PANEL_ROWS) as u64])

@@ -32,7 +32,7 @@ pub(crate) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
 ///
 /// # Panics
 /// As [`pack`].
-pub(super) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
+pub(crate) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
     match dtype {
         DType::Q4_0 => unpack_as::<PanelQ4_0>(cols, panels),
         DType::Q4_K => unpack_as::<PanelQ4K>(cols, panels),

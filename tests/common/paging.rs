@@ -8,7 +8,8 @@ use std::{
 
 use yuan::{
     config::ModelConfig,
-    container::{Bytes, Container, Conversion},
+    container::{Bytes, Container},
+    convert::Conversion,
     model::{KvType, Model, Options, Placement, State, Want},
     pager::{Mode, Paging, Settings, budget::Limit, source::Source},
     quantize::{Options as QuantOptions, Plan, synth},

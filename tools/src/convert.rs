@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Context;
 use yuan::{
     checkpoint::{Checkpoint, vocab::read_vocab},
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     quantize::{Options, Plan},
     vocab::Vocab,
 };

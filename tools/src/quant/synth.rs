@@ -16,7 +16,7 @@ use yuan::{
         names::{self, TensorSpec},
     },
     config::{Architecture, ModelConfig},
-    container::Conversion,
+    convert::Conversion,
     quantize::{Plan, Source, synth},
     vocab::{Piece, PieceKind, Vocab},
 };

@@ -11,8 +11,8 @@ use std::{
 
 use blake3::Hash;
 
-use super::write::Writer;
 use crate::{
+    container::write::Writer,
     error::{Error, Result},
     files::{check_name, check_not_read, check_space, put_in_place},
 };

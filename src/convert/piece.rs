@@ -2,18 +2,14 @@
 
 use yuan_kernels::DType;
 
-use super::{
-    Container, ConvLayout, ExpertView, TensorView, TileLayout,
-    gguf::Stored,
-    map::Bytes,
-    open::panel_dims,
-    panels,
-    source::{interleave, split_taps},
-    write::NewTensor,
-};
+use super::source::{interleave, split_taps};
 use crate::{
     checkpoint::names::{self, Role, TensorSpec},
     config::ModelConfig,
+    container::{
+        Bytes, Container, ConvLayout, ExpertView, NewTensor, TensorView, TileLayout, gguf::Stored,
+        open::panel_dims, panels,
+    },
     error::{Error, Result},
 };
 

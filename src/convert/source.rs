@@ -2,9 +2,9 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use super::{Container, ConvLayout, TensorView};
 use crate::{
     checkpoint::names::{self, Role, TensorSpec},
+    container::{Container, ConvLayout, TensorView},
     error::{Error, Result},
     quantize::Source,
 };

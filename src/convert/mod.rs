@@ -1,20 +1,25 @@
 //! Conversions: what goes into a file that is to be written, and how the bytes of each tensor are made.
 
+mod output;
+mod piece;
+mod source;
+
 use std::path::{Path, PathBuf};
 
-use super::{
-    Container, TileLayout,
-    gguf::DEFAULT_ALIGNMENT,
-    metadata::{Layout, write_config, write_vocab},
-    output::{self, Written},
-    panels,
-    piece::{Piece, panel_tensor, row_tensor, tileable, tiled_tensor},
-    source::WeightsOf,
-    write::{ALIGNMENT, NewTensor, Writer},
-};
+pub use output::Written;
+use piece::{Piece, panel_tensor, row_tensor, tileable, tiled_tensor};
+use source::WeightsOf;
+
 use crate::{
     checkpoint::names,
     config::ModelConfig,
+    container::{
+        Container, NewTensor, TileLayout,
+        gguf::DEFAULT_ALIGNMENT,
+        metadata::{Layout, write_config, write_vocab},
+        panels,
+        write::{ALIGNMENT, Writer},
+    },
     error::{Error, Result},
     quantize::{Encoded, Item, Options, Plan, Source, SourceOf, encode_item, synth},
     vocab::Vocab,
