@@ -7,18 +7,19 @@ use std::{
 
 /// For every room of the library the rooms that it may import. `config`, `error`, `limits` and `vocab` are plain data, open to all, and so
 /// is `files`, by which every room writes its outputs.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 12] = [
     ("checkpoint", &[]),
     ("quantize", &["checkpoint"]),
     ("container", &["checkpoint"]),
     ("convert", &["checkpoint", "quantize", "container"]),
     ("tokenizer", &[]),
-    ("pager", &["container"]),
-    ("gpu", &["pager"]),
-    ("model", &["container", "pager", "gpu"]),
+    ("machine", &[]),
+    ("pager", &["container", "machine"]),
+    ("gpu", &["machine", "pager"]),
+    ("model", &["container", "machine", "pager", "gpu"]),
     ("sampler", &[]),
-    ("session", &["container", "tokenizer", "pager", "model", "sampler"]),
-    ("capi", &["pager", "gpu", "tokenizer", "model", "sampler", "session"]),
+    ("session", &["container", "tokenizer", "machine", "pager", "model", "sampler"]),
+    ("capi", &["machine", "pager", "gpu", "tokenizer", "model", "sampler", "session"]),
 ];
 const COMMON: [&str; 5] = ["config", "error", "files", "limits", "vocab"];
 
@@ -30,7 +31,7 @@ const UNSAFE: [&str; 8] = [
     // Models, for tests only.
     "src/pager/models.rs",
     "src/pager/slot.rs",
-    "src/pager/system.rs",
+    "src/machine/system.rs",
     "src/gpu/",
     "src/capi/",
 ];

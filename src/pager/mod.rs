@@ -4,8 +4,7 @@
 //! their tiles in any order. Behind that, experts are mapped and the page cache is the cache, or they are streamed: read
 //! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
-pub mod budget;
-pub mod drive;
+mod calibrate;
 #[cfg(all(test, loom))]
 mod models;
 mod pass;
@@ -14,9 +13,7 @@ mod pool;
 mod request;
 mod settings;
 mod slot;
-pub mod source;
 pub(crate) mod sync;
-pub mod system;
 pub mod trace;
 mod turn;
 mod usage;
@@ -30,7 +27,9 @@ use std::{
 use crate::{
     container::Bytes,
     error::{Error, Result},
+    machine::source::Source,
 };
+pub use calibrate::calibrate;
 pub use pass::Pass;
 pub use policy::{Eviction, Plan, Policy};
 use pool::Pool;
@@ -38,7 +37,6 @@ use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
 use slot::{Arena, Arrivals, Slot};
-use source::Source;
 use sync::{
     Arc, Mutex,
     atomic::{AtomicU64, Ordering::Relaxed},

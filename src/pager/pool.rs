@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     slot::Slot,
-    source::Source,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,7 +16,10 @@ use super::{
         wait_while,
     },
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    machine::source::Source,
+};
 
 /// Threads that read when the caller does not say: enough to keep an NVMe drive busy with tiles.
 const READERS: usize = 4;

@@ -299,7 +299,10 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::pager::{Eviction, Hits, Policy, Shape, source::Source};
+    use crate::{
+        machine::source::Source,
+        pager::{Eviction, Hits, Policy, Shape},
+    };
 
     const TILE: usize = 64;
     const EXPERTS: usize = 4;

@@ -8,8 +8,9 @@ use yuan::{
     config::{ModelConfig, RopePrecision},
     container::Container,
     gpu,
+    machine::{budget::Limit, source::DirectIo},
     model::{Arithmetic, KvType, Options},
-    pager::{Paging, Settings, budget::Limit, source::DirectIo},
+    pager::{Paging, Settings},
     session::Engine,
     tokenizer::Tokenizer,
 };

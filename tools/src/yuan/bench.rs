@@ -14,7 +14,7 @@ use yuan::{
     container::Container,
     files::check_output,
     model::{GpuPlacement, Model, Placement, Sequence, State, Want, bench::read, threads::usable_cores},
-    pager::{Mode, drive, trace::Trace},
+    pager::{self, Mode, trace::Trace},
     session::stats::{self, Lap, Meter},
 };
 use yuan_tools::{
@@ -86,7 +86,7 @@ impl Bench {
         let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
         let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2);
         let drive = match streamed {
-            true => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+            true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
         let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };

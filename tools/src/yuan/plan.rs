@@ -8,7 +8,7 @@ use serde_json::json;
 use yuan::{
     container::Container,
     model::{GpuPlacement, Placement, threads::usable_cores},
-    pager::{Mode, drive, trace::Trace},
+    pager::{self, Mode, trace::Trace},
     session::stats::gpu,
 };
 use yuan_tools::{console::size, numbers, open::RunArgs, say, stats::describe_gpu};
@@ -49,7 +49,7 @@ impl Plan {
         let memory = read_bandwidth(threads, p.budget.bytes / 2);
         let drive = match p.expert_bytes {
             0 => None,
-            _ => Some(drive::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+            _ => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
         };
         let rate = match (&self.trace, p.mode) {
             (_, Mode::Plain | Mode::Mapped) => 1.0,

@@ -7,9 +7,9 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     files::check_output,
+    machine::budget::Limit,
     pager::{
         Eviction,
-        budget::Limit,
         trace::{Replayed, Trace},
     },
 };
