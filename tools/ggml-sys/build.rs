@@ -1,12 +1,12 @@
-//! With the feature `ggml`: builds ggml with cmake and its bindings with bindgen. Without it there is nothing to do.
+//! With the feature `build`: builds ggml with cmake and its bindings with bindgen. Without it there is nothing to do.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    #[cfg(feature = "ggml")]
+    #[cfg(feature = "build")]
     ggml::build();
 }
 
-#[cfg(feature = "ggml")]
+#[cfg(feature = "build")]
 mod ggml {
     use std::{
         collections::hash_map::DefaultHasher,
@@ -53,7 +53,9 @@ mod ggml {
             println!("cargo:rustc-link-lib=static={library}");
         }
         println!("cargo:rustc-link-lib=stdc++");
-        bindings(&ggml.join("include"));
+        let include = ggml.join("include");
+        println!("cargo:include={}", include.display());
+        bindings(&include);
     }
 
     /// The version of the carrier and the folder of ggml in it. cargo downloads it where it is not there yet.
@@ -83,7 +85,7 @@ mod ggml {
         let features = cpu.lines().find(|l| l.starts_with("flags") || l.starts_with("Features"));
         let mut hasher = DefaultHasher::new();
         features.hash(&mut hasher);
-        target.join("ggml").join(format!("{version}-{:08x}", hasher.finish() as u32))
+        target.join("ggml-sys").join(format!("{version}-{:08x}", hasher.finish() as u32))
     }
 
     fn bindings(include: &Path) {

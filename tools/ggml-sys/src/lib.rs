@@ -1,4 +1,6 @@
-//! What bindgen makes of ggml's headers.
+//! ggml's functions and types, as bindgen finds them in its headers, and nothing else.
+//!
+//! Without the feature `build` this crate is empty and builds nothing.
 #![allow(
     dead_code,
     missing_docs,
@@ -10,4 +12,5 @@
     clippy::undocumented_unsafe_blocks
 )]
 
+#[cfg(feature = "build")]
 include!(concat!(env!("OUT_DIR"), "/bindings.rs"));

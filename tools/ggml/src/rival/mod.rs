@@ -1,56 +1,17 @@
 //! ggml's CPU backend with threads of its own, and weights as it would hold them.
 
+mod graph;
+
 use std::{
-    ffi::{CStr, c_char, c_void},
+    ffi::CStr,
     ptr::{self, NonNull},
-    sync::Once,
 };
 
+use ggml_sys::*;
+pub use graph::{Layer, Products};
 use yuan_kernels::DType;
 
-use crate::{bindings::*, oracle::type_of};
-
-/// Fills ggml's tables. Its functions ask for this to be done once, before all else.
-///
-/// # Panics
-/// Where this CPU lacks instructions of the one that ggml was built for.
-pub(crate) fn init() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        #[cfg(target_arch = "x86_64")]
-        {
-            // SAFETY: plain functions that tell what ggml was compiled with.
-            let built_for =
-                unsafe { [ggml_cpu_has_avx2(), ggml_cpu_has_avx512(), ggml_cpu_has_avx512_vnni()] };
-            let here = [
-                is_x86_feature_detected!("avx2"),
-                is_x86_feature_detected!("avx512f"),
-                is_x86_feature_detected!("avx512vnni"),
-            ];
-            let lacks = built_for.iter().zip(here).any(|(&built, here)| built != 0 && !here);
-            assert!(!lacks, "ggml was built for another CPU; run: cargo clean -p yuan-ggml");
-        }
-        // SAFETY: `Once` keeps other threads out; `log` has the type that ggml calls, and is given no data.
-        unsafe {
-            ggml_log_set(Some(log), ptr::null_mut());
-            ggml_cpu_init();
-        }
-    });
-}
-
-/// Warnings and errors only: ggml has a word on every tensor that it repacks.
-unsafe extern "C" fn log(level: ggml_log_level, text: *const c_char, _: *mut c_void) {
-    if matches!(level, GGML_LOG_LEVEL_WARN | GGML_LOG_LEVEL_ERROR) {
-        // SAFETY: ggml gives a string that lives as long as the call.
-        eprint!("{}", unsafe { CStr::from_ptr(text) }.to_string_lossy());
-    }
-}
-
-/// ggml's version.
-pub fn version() -> String {
-    // SAFETY: ggml returns a constant string.
-    unsafe { CStr::from_ptr(ggml_version()) }.to_string_lossy().into_owned()
-}
+use crate::init::{init, type_of};
 
 /// Where weights lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +25,7 @@ pub enum Buffer {
 /// ggml's CPU backend.
 #[derive(Debug)]
 pub struct Rival {
-    pub(crate) backend: NonNull<ggml_backend>,
+    backend: NonNull<ggml_backend>,
     pool: NonNull<ggml_threadpool>,
 }
 
@@ -106,11 +67,11 @@ impl Drop for Rival {
 
 /// Tensors' descriptions, without their data.
 #[derive(Debug)]
-pub(crate) struct Context(pub NonNull<ggml_context>);
+struct Context(pub NonNull<ggml_context>);
 
 impl Context {
     /// Room for `tensors` and a graph of them.
-    pub(crate) fn new(tensors: usize) -> Self {
+    fn new(tensors: usize) -> Self {
         // SAFETY: `ggml_init` copies the parameters, and allocates the memory itself where it is given none.
         unsafe {
             let mem_size = tensors * ggml_tensor_overhead() + ggml_graph_overhead_custom(tensors, false);
@@ -129,11 +90,11 @@ impl Drop for Context {
 
 /// The memory of a context's tensors.
 #[derive(Debug)]
-pub(crate) struct Memory(NonNull<ggml_backend_buffer>);
+struct Memory(NonNull<ggml_backend_buffer>);
 
 impl Memory {
     /// Memory of this kind for all tensors of `context` that have none yet.
-    pub(crate) fn of(context: &Context, kind: ggml_backend_buffer_type_t) -> Self {
+    fn of(context: &Context, kind: ggml_backend_buffer_type_t) -> Self {
         // SAFETY: `context` is alive, and `kind` is one of ggml's, which live as long as the process.
         let buffer = unsafe { ggml_backend_alloc_ctx_tensors_from_buft(context.0.as_ptr(), kind) };
         Self(NonNull::new(buffer).expect("memory for the tensors"))
@@ -173,11 +134,11 @@ fn repacked() -> Option<ggml_backend_buffer_type_t> {
 /// Tensors of weights of one shape and type.
 #[derive(Debug)]
 pub struct Weights {
-    pub(crate) tensors: Vec<NonNull<ggml_tensor>>,
-    pub(crate) columns: usize,
-    pub(crate) rows: usize,
+    tensors: Vec<NonNull<ggml_tensor>>,
+    columns: usize,
+    rows: usize,
     /// Matrices in one tensor.
-    pub(crate) depth: usize,
+    depth: usize,
     bytes: usize,
     // Memory goes before the context that describes it.
     _memory: Memory,

@@ -2,10 +2,9 @@
 
 use std::{marker::PhantomData, ptr::NonNull};
 
-use crate::{
-    bindings::*,
-    rival::{Context, Memory, Rival, Weights},
-};
+use ggml_sys::*;
+
+use super::{Context, Memory, Rival, Weights};
 
 /// A graph with its memory, and the one input that it begins with.
 #[derive(Debug)]
