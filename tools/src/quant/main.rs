@@ -25,7 +25,7 @@ mod synth;
 #[derive(Parser)]
 #[command(
     name = "yuan-quant",
-    version,
+    version = yuan::VERSION,
     max_term_width = 110,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,

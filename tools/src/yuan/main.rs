@@ -22,7 +22,7 @@ mod trace;
 #[derive(Parser)]
 #[command(
     name = "yuan",
-    version,
+    version = yuan::VERSION,
     max_term_width = 110,
     after_help = "\
 Examples:
