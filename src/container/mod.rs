@@ -3,18 +3,21 @@
 pub mod gguf;
 mod map;
 pub(crate) mod metadata;
-pub(crate) mod open;
+mod open;
 pub(crate) mod panels;
 #[cfg(unix)]
 mod sigbus;
 pub mod tiles;
 pub mod value;
 mod verify;
+mod view;
 pub(crate) mod write;
 
 pub use map::Bytes;
 pub use metadata::LAYOUT_VERSION;
-pub use open::{Container, ConvLayout, ExpertView, TensorView};
-pub(crate) use panels::{in_memory as panels_in_memory, pack as pack_panels};
+pub use open::Container;
+pub(crate) use panels::pack as pack_panels;
 pub use tiles::TileLayout;
+pub(crate) use view::panels_in_memory;
+pub use view::{ConvLayout, ExpertView, TensorView};
 pub use write::NewTensor;

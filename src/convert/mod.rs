@@ -21,7 +21,7 @@ use crate::{
         write::{ALIGNMENT, Writer},
     },
     error::{Error, Result},
-    quantize::{Encoded, Item, Options, Plan, Source, SourceOf, encode_item, synth},
+    quantize::{Encoded, Item, Options, Plan, SourceOf, Weights, encode_item, synth},
     vocab::Vocab,
 };
 
@@ -48,7 +48,7 @@ impl<'a> Conversion<'a> {
     /// [`Error::Argument`] when the model has no neuron tiles and the plan asks for them.
     pub fn of_checkpoint(
         plan: Plan,
-        source: impl Source + 'a,
+        source: impl Weights + 'a,
         vocab: &Vocab,
         identity: &[u8],
     ) -> Result<Conversion<'a>> {

@@ -7,8 +7,9 @@ use crate::{
     checkpoint::names::{self, Role, TensorSpec},
     config::ModelConfig,
     container::{
-        Bytes, Container, ConvLayout, ExpertView, NewTensor, TensorView, TileLayout, gguf::Stored,
-        open::panel_dims, panels,
+        Bytes, Container, ConvLayout, ExpertView, NewTensor, TensorView, TileLayout,
+        gguf::Stored,
+        panels::{self, panel_dims},
     },
     error::{Error, Result},
 };

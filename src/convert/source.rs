@@ -6,7 +6,7 @@ use crate::{
     checkpoint::names::{self, Role, TensorSpec},
     container::{Container, ConvLayout, TensorView},
     error::{Error, Result},
-    quantize::Source,
+    quantize::Weights,
 };
 
 /// The weights of a container under their Hugging Face names.
@@ -51,7 +51,7 @@ impl<'a> WeightsOf<'a> {
     }
 }
 
-impl Source for WeightsOf<'_> {
+impl Weights for WeightsOf<'_> {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let (view, layout) = self.view(name)?;
         if range.end > view.rows * view.cols {

@@ -31,7 +31,7 @@ use crate::{
 };
 pub use calibrate::calibrate;
 pub use pass::Pass;
-pub use policy::{Eviction, Plan, Policy};
+pub use policy::{Decision, Eviction, Policy};
 use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
@@ -250,7 +250,7 @@ impl Pager {
             Backing::Views(views) => views.pool(),
             Backing::Streamed(streamed) => Some(&streamed.pool),
         };
-        let work = pool.map(Pool::work).unwrap_or_default();
+        let reads = pool.map(Pool::reads).unwrap_or_default();
         let guesses = match &self.backing {
             Backing::Views(_) => Hits::default(),
             Backing::Streamed(streamed) => {
@@ -263,9 +263,9 @@ impl Pager {
             prefill: hits(&self.prefill),
             decode: hits(&self.decode),
             bytes_read: self.arrivals.bytes.load(Relaxed),
-            retries: work.retries,
+            retries: reads.retries,
             guesses,
-            drive_time: work.busy,
+            drive_time: reads.busy,
             waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
         }
     }

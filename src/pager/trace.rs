@@ -55,17 +55,17 @@ impl Trace {
         let mut policy = Policy::new(eviction, layers, experts, resident);
         let mut replayed = Replayed::default();
         for (layer, chosen) in &self.requests {
-            let plan = policy.request(*layer, chosen, used);
+            let decision = policy.request(*layer, chosen, used);
             let single = chosen.len() <= used;
             let hits = if single { &mut replayed.decode } else { &mut replayed.prefill };
-            hits.hits += plan.hits.len() as u64;
-            hits.misses += plan.misses.len() as u64;
+            hits.hits += decision.hits.len() as u64;
+            hits.misses += decision.misses.len() as u64;
             if single {
                 if *layer == 0 {
                     replayed.misses.push(0);
                 }
                 if let Some(token) = replayed.misses.last_mut() {
-                    *token += plan.misses.len() as u64;
+                    *token += decision.misses.len() as u64;
                 }
             }
         }

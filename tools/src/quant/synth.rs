@@ -17,7 +17,7 @@ use yuan::{
     },
     config::{Architecture, ModelConfig},
     convert::Conversion,
-    quantize::{Plan, Source, synth},
+    quantize::{Plan, Weights, synth},
     vocab::{Piece, PieceKind, Vocab},
 };
 use yuan_tools::{
@@ -150,7 +150,7 @@ fn shards(specs: Vec<TensorSpec>) -> Vec<Vec<TensorSpec>> {
 fn write_shard(
     path: &Path,
     specs: &[TensorSpec],
-    source: &dyn Source,
+    source: &dyn Weights,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<()> {
     let (mut header, mut at) = (Map::new(), 0);
@@ -181,7 +181,7 @@ fn write_shard(
 }
 
 /// A piece of a tensor in bf16, made by two threads a core's worth at a time.
-fn bf16(source: &dyn Source, name: &str, range: Range<usize>) -> anyhow::Result<Vec<u8>> {
+fn bf16(source: &dyn Weights, name: &str, range: Range<usize>) -> anyhow::Result<Vec<u8>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = range.len().div_ceil(threads).max(1);
     let parts: Vec<_> = range.clone().step_by(share).map(|s| s..range.end.min(s + share)).collect();
