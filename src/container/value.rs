@@ -106,7 +106,7 @@ impl<'a> Reader<'a> {
     pub(super) fn string(&mut self) -> Result<String, String> {
         let length = self.u64()?;
         let bytes = self.take(length)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "a string is no UTF-8".into())
+        String::from_utf8(bytes.to_vec()).map_err(|_| "a string is not UTF-8".into())
     }
 
     /// A count of things that take at least `least` bytes each; more than are left is an error, so that no allocation is
@@ -290,7 +290,7 @@ impl Metadata {
             Some(Value::I64(v)) => u64::try_from(*v).ok(),
             Some(_) => None,
         };
-        number.map(Some).ok_or_else(|| format!("{key} is no whole number"))
+        number.map(Some).ok_or_else(|| format!("{key} is not a whole number"))
     }
 
     /// A number in f32.
@@ -299,7 +299,7 @@ impl Metadata {
             None => Ok(None),
             Some(Value::F32(v)) => Ok(Some(*v)),
             Some(Value::F64(v)) => Ok(Some(*v as f32)),
-            Some(_) => Err(format!("{key} is no number")),
+            Some(_) => Err(format!("{key} is not a number")),
         }
     }
 
@@ -308,7 +308,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(v)) => Ok(Some(*v)),
-            Some(_) => Err(format!("{key} is no truth value")),
+            Some(_) => Err(format!("{key} is neither true nor false")),
         }
     }
 
@@ -317,7 +317,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(v)) => Ok(Some(v)),
-            Some(_) => Err(format!("{key} is no string")),
+            Some(_) => Err(format!("{key} is not a string")),
         }
     }
 
@@ -326,7 +326,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Strings(v)) => Ok(Some(v)),
-            Some(_) => Err(format!("{key} is no array of strings")),
+            Some(_) => Err(format!("{key} is not an array of strings")),
         }
     }
 }

@@ -19,7 +19,8 @@ impl FromStr for Limit {
     fn from_str(text: &str) -> Result<Self, String> {
         let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(split);
-        let number: f64 = number.parse().map_err(|_| format!("{text:?} is no size; give 8G or 50%"))?;
+        let number: f64 =
+            number.parse().map_err(|_| format!("{text:?} is not a size; give one like 8G or 50%"))?;
         let factor = match unit.to_ascii_lowercase().as_str() {
             "%" if number > 0.0 && number <= 100.0 => return Ok(Self::Percent(number)),
             "%" => return Err(format!("{text} is not between 0 and 100 %")),
@@ -32,13 +33,13 @@ impl FromStr for Limit {
             "mib" => 1_048_576.0,
             "gib" => 1_073_741_824.0,
             "tib" => 1_099_511_627_776.0,
-            _ => return Err(format!("{unit:?} is no unit; use k, M, G, KiB, MiB, GiB or %")),
+            _ => return Err(format!("{unit:?} is not a unit; use k, M, G, KiB, MiB, GiB or %")),
         };
         let bytes = number * factor;
         if (1.0..1e18).contains(&bytes) {
             Ok(Self::Bytes(bytes as u64))
         } else {
-            Err(format!("{text} is no size of a memory"))
+            Err(format!("{text} is not a size of memory"))
         }
     }
 }

@@ -122,7 +122,9 @@ impl Trace {
             let layer = numbers.next().and_then(std::result::Result::ok).filter(|&l| l < model.layers);
             let chosen: Option<Vec<usize>> = numbers.map(|n| n.ok().filter(|&e| e < model.experts)).collect();
             let whole = chosen.filter(|c| !c.is_empty() && c.len().is_multiple_of(model.used));
-            layer.zip(whole).ok_or_else(|| bad(i + 1, "it is no layer with the experts of its tokens"))
+            layer
+                .zip(whole)
+                .ok_or_else(|| bad(i + 1, "it does not have a layer and the experts of its tokens"))
         });
         let requests = requests.collect::<Result<Vec<_>>>()?;
         Ok(Self { model, requests })

@@ -42,7 +42,7 @@ Examples:
   yuan-quant synth --geometry my/config.json -o my.gguf --experts q4_0 --seed 7
 An output that ends in .gguf is a container, any other is a folder. The same seed gives the same file.")]
 pub struct Synth {
-    /// m32, tiny, or a config.json
+    /// The shape of the model: m32, tiny, or a config.json
     #[arg(long, value_name = "m32|tiny|FILE")]
     geometry: String,
     /// The container (.gguf) or the checkpoint folder to write
@@ -51,7 +51,7 @@ pub struct Synth {
     /// Seed of the weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Layers, in place of the geometry's
+    /// Number of layers, instead of the geometry's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
     #[command(flatten)]

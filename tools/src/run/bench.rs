@@ -38,25 +38,25 @@ Tokens are random ones: mixture-of-experts models then touch their experts evenl
 pub struct Bench {
     #[command(flatten)]
     run: RunArgs,
-    /// Tokens of the prompt (0: no prefill)
+    /// Number of tokens in the prompt (0: no prefill)
     #[arg(long, short, value_name = "N", default_value_t = 512, value_parser = numbers::tokens)]
     prompt: usize,
-    /// Tokens to generate (0: no decode)
+    /// Number of tokens to generate (0: no decode)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128, value_parser = numbers::tokens)]
     tokens: usize,
-    /// Tokens that are in the context before the decoding starts; by default the prompt
+    /// Number of tokens in the context before decoding starts; by default those of the prompt
     #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
     depth: Option<usize>,
-    /// Repetitions
+    /// Number of repetitions
     #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
-    /// Streamed: deliver reads at so many GB a second, as a slower drive would
+    /// When streaming, deliver reads at this rate in GB a second, as a slower drive would
     #[arg(long, value_name = "GB/S", value_parser = numbers::rate)]
     throttle: Option<f64>,
-    /// Route the tokens as in these files of yuan trace: random weights choose evenly, trained ones do not
+    /// Choose experts as these files of yuan trace did: a model of random weights would choose evenly, which trained ones do not
     #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
     routing: Vec<PathBuf>,
-    /// Write down which experts the last repetition used, for yuan replay
+    /// Record which experts the last repetition used, for yuan replay
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print JSON
@@ -163,7 +163,7 @@ impl Bench {
         say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
         let share = 100.0 * weights / bandwidth;
         say!(
-            "decode     {decode:.2} tok/s ({} tokens behind {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
+            "decode     {decode:.2} tok/s ({} tokens after {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
             self.tokens
         )?;
         if let Some(drive) = drive {

@@ -48,13 +48,13 @@ pub struct Demo {
     /// Type of the experts: q4_k or q4_0
     #[arg(long, value_name = "TYPE", default_value = "q4_k", value_parser = tile_type)]
     experts: DType,
-    /// Tokens to generate at most, for each prompt (-1: what the context has room for)
+    /// The most tokens to generate for each prompt (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(160))]
     most: Most,
-    /// Seed of the random choices (-1: a random one); by default always the same texts
+    /// Seed of the random choices (-1: a random seed); by default a fixed one, which always gives the same texts
     #[arg(long, value_name = "N")]
     seed: Option<Seed>,
-    /// Threads; 0, the default, is one for each physical core that the process may use
+    /// Number of threads; 0 means one for each physical core that the process may use
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     threads: usize,
 }

@@ -45,30 +45,30 @@ pub struct Generate {
     /// Read the prompt from a file (- for standard input)
     #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
     file: Option<PathBuf>,
-    /// Tokens to generate at most (-1: what the context has room for)
+    /// The most tokens to generate (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(256))]
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
-    /// Room for tokens (0: what the model was made for); by default the prompt and -n
+    /// Size of the context in tokens (0: what the model was made for); by default the prompt's plus -n
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context: Option<usize>,
-    /// When the context is full, keep the first N tokens and drop the older half of the others, in place of an error
+    /// When the context is full, keep the first N tokens and drop the older half of the others, instead of ending with an error
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context_shift: Option<usize>,
-    /// Take the prompt as a question, and put it into the chat form of the model
+    /// Treat the prompt as a question: put it into the model's chat template
     #[arg(long)]
     chat: bool,
-    /// Leave special strings in the prompt as text
+    /// Treat special strings in the prompt, such as <sep>, as ordinary text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
-    /// Begin where a saved session has ended; so do its random choices, with its settings unless others are given
+    /// Continue a saved session, with its random choices, and with its sampling settings unless others are given
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
-    /// Save the session at the end, to go on from there
+    /// Save the session at the end, so that --load can continue it
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Say on stderr how experts came into memory, and how long tokens took
+    /// Report on stderr how experts came into memory, and how long tokens took
     #[arg(long)]
     stats: bool,
     /// Print one JSON object at the end instead of streaming text
@@ -179,7 +179,7 @@ impl Generate {
 fn read(file: &PathBuf) -> anyhow::Result<String> {
     if file.as_os_str() == "-" {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("standard input is no UTF-8 text")?;
+        std::io::stdin().read_to_string(&mut text).context("standard input is not UTF-8 text")?;
         return Ok(text);
     }
     fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))

@@ -13,7 +13,7 @@ use yuan_tools::{
     open::RunArgs,
 };
 
-/// Write the logits of given tokens to a NumPy file: float32, one row a position
+/// Write the logits of given tokens to a NumPy file: float32, one row for each position
 #[derive(Args)]
 #[command(after_help = "\
 Example:

@@ -43,13 +43,13 @@ enum Command {
     Demo(demo::Demo),
     /// Continue a prompt
     Generate(generate::Generate),
-    /// Talk with a model: questions and answers in turn
+    /// Hold a conversation with a model
     Chat(chat::Chat),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
     /// Write the logits of given tokens to a NumPy file
     Logits(logits::Logits),
-    /// Measure how well a model predicts a text, and how far it is from another
+    /// Measure how well a model predicts a text, and how far it is from another model
     Perplexity(perplexity::Perplexity),
     /// Show what a container holds
     Inspect(inspect::Inspect),
@@ -57,9 +57,9 @@ enum Command {
     Bench(bench::Bench),
     /// Say how a model would run on this machine, and why
     Plan(plan::Plan),
-    /// Write down which experts a run uses
+    /// Record which experts a run uses
     Trace(trace::Trace),
-    /// Replay a trace against other memories, drives and policies, without the model
+    /// Compute from a trace how other memories, drives and policies would do
     Replay(replay::Replay),
 }
 

@@ -27,10 +27,10 @@ is predicted, special tokens and the closing <eod> included. With --against, --m
 pub struct Perplexity {
     #[command(flatten)]
     run: RunArgs,
-    /// The text
+    /// The text file
     #[arg(long, short, value_name = "TEXT")]
     file: PathBuf,
-    /// Take only these documents, counted from 1
+    /// Use only these documents, counted from 1
     #[arg(long, value_name = "FIRST-LAST", value_parser = range)]
     documents: Option<(usize, usize)>,
     /// Also report the mean Kullback-Leibler divergence from this model's predictions

@@ -28,10 +28,10 @@ the experts that are not there. Without a trace (yuan trace) experts are taken t
 pub struct Plan {
     #[command(flatten)]
     run: RunArgs,
-    /// Tokens of prompt and answer
+    /// Number of tokens in the prompt and the answer together
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = numbers::tokens)]
     context: usize,
-    /// A trace of a run, for the share of experts that will be there
+    /// A trace of a run, from which the share of experts found in memory is estimated
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     /// Print JSON

@@ -15,7 +15,7 @@ use yuan::{
 };
 use yuan_tools::{console::size, heat, numbers, say};
 
-/// Replay a trace against other memories, drives and policies, without the model
+/// Compute from a trace how other memories, drives and policies would do
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -24,30 +24,30 @@ Examples:
   yuan replay poem.trace --svg experts.svg
 A token takes as long as its computation or its reads, whichever is longer, and the time in which the drive is idle.")]
 pub struct Replay {
-    /// A file of yuan trace
+    /// A file that yuan trace or yuan bench --trace wrote
     trace: PathBuf,
-    /// Experts that are kept, with commas between; by default from none to all
+    /// Numbers of experts to keep in memory, separated by commas; by default several from none to all
     #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with = "memory")]
     resident: Vec<usize>,
-    /// Memories in place of numbers of experts
+    /// Sizes of memory, instead of numbers of experts
     #[arg(long, value_name = "SIZE,...", value_delimiter = ',', value_parser = str::parse::<Limit>)]
     memory: Vec<Limit>,
-    /// Policies: lfu, lru
+    /// Policies to compare: lfu, lru
     #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "lfu", value_parser = eviction)]
     eviction: Vec<Eviction>,
-    /// Drives, in GB a second
+    /// Speeds of drives, in GB a second
     #[arg(long, value_name = "GB/S,...", value_delimiter = ',', default_value = "0.5,1,3,7", value_parser = numbers::rate)]
     drive: Vec<f64>,
-    /// Milliseconds of computation of a token while the drive reads
+    /// Milliseconds of a token's computation during which the drive can read
     #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     compute: f64,
-    /// Milliseconds of a token in which the drive has nothing to do: attention, the router
+    /// Milliseconds of a token's computation during which the drive has nothing to read: attention, the router
     #[arg(long, value_name = "MS", default_value_t = 0.0, value_parser = numbers::milliseconds)]
     idle: f64,
     /// Also write a picture of the experts' use
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
-    /// Print JSON, an object a line
+    /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
 }

@@ -16,34 +16,34 @@ pub struct Sampling {
     /// Keep the K best tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 0, value_parser = numbers::top_k)]
     top_k: usize,
-    /// Keep the best tokens up to this sum of probabilities
+    /// Keep the best tokens whose probabilities add up to this
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f32,
-    /// Keep the tokens with this part of the probability of the best
+    /// Keep the tokens that have at least this fraction of the best token's probability
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     min_p: f32,
-    /// Seed of the random choices; -1, the default, is a random one, which is shown with the figures
+    /// Seed of the random choices; -1 draws one, which is shown with the figures
     #[arg(long, value_name = "N", default_value = "-1", hide_default_value = true)]
     seed: Seed,
-    /// Divide the logits of recent tokens (1: none)
+    /// Divide the logits of recent tokens by this (1: no penalty)
     #[arg(long, value_name = "X", default_value_t = 1.0)]
     repeat_penalty: f32,
-    /// Take this from the logits of recent tokens
+    /// Subtract this from the logits of recent tokens
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     presence_penalty: f32,
-    /// Take this from the logits of recent tokens, as often as they occur
+    /// Subtract this from a recent token's logit, once for each time that it occurs
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     frequency_penalty: f32,
-    /// Tokens that the penalties look back (0: none, -1: all)
+    /// Number of recent tokens that the penalties look at (0: none, -1: all)
     #[arg(long, value_name = "N", default_value = "64", value_parser = numbers::look_back)]
     repeat_last_n: usize,
-    /// Change the logit of a token: ID+VALUE or ID-VALUE, 15043-inf forbids one; repeatable
+    /// Add to the logit of a token, or subtract from it: ID+VALUE, ID-VALUE; 15043-inf forbids token 15043; repeatable
     #[arg(long, value_name = "ID+-V", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
     /// End the answer before this text; repeatable
     #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
-    /// Go on after <eod>
+    /// Continue after <eod>, the end of a document
     #[arg(long)]
     ignore_eod: bool,
 }
@@ -92,8 +92,8 @@ impl Sampling {
 /// `15043-1.5`, `15043+2`, `15043-inf`.
 fn bias(text: &str) -> Result<(u32, f32), String> {
     let at = text.find(['+', '-']).ok_or("give ID+VALUE or ID-VALUE, as 15043-1.5")?;
-    let id = text[..at].parse().map_err(|_| format!("{} is no token id", &text[..at]))?;
-    let value: f32 = text[at..].parse().map_err(|_| format!("{} is no number", &text[at..]))?;
+    let id = text[..at].parse().map_err(|_| format!("{} is not a token id", &text[..at]))?;
+    let value: f32 = text[at..].parse().map_err(|_| format!("{} is not a number", &text[at..]))?;
     if value.is_nan() || value == f32::INFINITY {
         return Err("give a number, or -inf".into());
     }

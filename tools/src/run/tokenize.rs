@@ -22,7 +22,7 @@ pub struct Tokenize {
     model: PathBuf,
     /// The text
     text: String,
-    /// Let special strings become special tokens, as LlamaTokenizer does
+    /// Encode special strings, such as <sep>, as special tokens, which LlamaTokenizer always does
     #[arg(long)]
     special: bool,
     /// Print JSON: {"ids": […], "pieces": […]}

@@ -8,7 +8,7 @@ use yuan_tools::{numbers::Most, open::RunArgs, tell};
 
 use crate::{answer::answer, sampling::Sampling};
 
-/// Write down which experts a run uses, for `yuan replay`
+/// Record which experts a run uses, for `yuan replay`
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +20,7 @@ pub struct Trace {
     /// The prompt
     #[arg(long, short, value_name = "TEXT")]
     prompt: String,
-    /// Tokens to generate at most (-1: what the context has room for)
+    /// The most tokens to generate (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Tokens(256))]
     most: Most,
     #[command(flatten)]

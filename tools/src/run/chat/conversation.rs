@@ -182,7 +182,10 @@ impl Conversation {
         let restored = Session::restore(self.engine.clone(), file, None)?;
         let mut session = restored.session;
         let Ok(note) = serde_json::from_str::<Note>(&session.note) else {
-            bail!("{} holds no conversation: go on from it with yuan generate --load", file.display());
+            bail!(
+                "{} holds a session without a conversation: continue it with yuan generate --load",
+                file.display()
+            );
         };
         session.reserve(self.session.capacity())?;
         self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;

@@ -76,7 +76,7 @@ impl Input {
         let Self::Terminal { editor, .. } = self else {
             let mut line = String::new();
             let read = console::idle(|| io::stdin().lock().read_line(&mut line));
-            return Ok(match read.context("standard input is no UTF-8 text")? {
+            return Ok(match read.context("standard input is not UTF-8 text")? {
                 0 => Line::End,
                 _ => Line::Text(line.trim_end_matches(['\n', '\r']).to_owned()),
             });

@@ -25,16 +25,16 @@ use input::{Input, Line};
 
 const COMMANDS: &str = "\
 /help          this list
-/system TEXT   say how to answer, from the next question on (nothing: take it back)
+/system TEXT   give the model instructions, from the next question on (no text: remove them)
 /undo          take the last question back
-/reset         forget the conversation, but for the system text
+/reset         forget the conversation, but keep the instructions
 /save FILE     write the conversation and its state to a file
-/load FILE     go on with the conversation of a file
+/load FILE     continue the conversation of a file
 /stats         tokens, speed, experts
 /exit          leave (or Ctrl-D)
-A line that ends with \\ goes on in the next one. //text asks \"/text\". Ctrl-C stops an answer.";
+A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-C stops an answer.";
 
-/// Talk with a model: questions and answers in turn, in the chat form of the model
+/// Hold a conversation with a model, in its chat template
 #[derive(Args)]
 #[command(after_help = format!("\
 Examples:
@@ -46,25 +46,25 @@ Commands in place of a question:
 pub struct Chat {
     #[command(flatten)]
     run: RunArgs,
-    /// Tokens of an answer at most (-1: what the context has room for)
+    /// The most tokens of an answer (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
-    /// Room for the tokens of the conversation; 0, the default, is what the model was made for
+    /// Size of the context in tokens; 0 means what the model was made for
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
     context: usize,
-    /// When the context is full: drop the oldest questions, and the older half of an answer that alone fills it, in place of an
-    /// end; but keep the first N tokens
+    /// When the context is full, keep the first N tokens and drop the oldest questions, and the older half of an answer that
+    /// fills it alone, instead of ending the conversation
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context_shift: Option<usize>,
-    /// Say how to answer
+    /// Instructions to the model, which stand before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Go on with a saved conversation
+    /// Continue a saved conversation
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
-    /// Where the lines that were typed are kept; by default in the user's state folder
+    /// File that keeps the lines that were typed; by default in the user's state folder
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
     /// Print one JSON object for each answer instead of streaming text
