@@ -5,7 +5,10 @@
 use std::{hint::black_box, io, path::Path};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use yuan::pager::{Eviction, Pager, Policy, Shape, source::Source, transient_slots};
+use yuan::{
+    machine::source::Source,
+    pager::{Eviction, Pager, Policy, Shape, transient_slots},
+};
 
 /// Those of M32, two experts a token; the layers are fewer, so that all slots have memory.
 const SHAPE: Shape = Shape { experts: 32, tiles: 32, tile_bytes: 884_736 };

@@ -94,7 +94,7 @@ pub enum Error {
 
     /// A GPU has failed.
     #[error(
-        "the GPU {device} has failed: {problem}; the model goes on without it, and --gpu off never asks it"
+        "the GPU {device} has failed: {problem}; the model continues without it; --gpu off runs without a GPU from the start"
     )]
     Gpu {
         /// The device's name.

@@ -44,7 +44,7 @@ pub(crate) fn check_name(path: &Path, example: &str) -> Result<()> {
     let ends_as_folder = path.as_os_str().as_encoded_bytes().last().is_some_and(|&b| is_separator(b.into()));
     let problem = match fs::metadata(path) {
         Ok(there) if there.is_file() => return Ok(()),
-        Ok(there) if !there.is_dir() => format!("{} is no file; give the name of one", path.display()),
+        Ok(there) if !there.is_dir() => format!("{} is not a file; give the name of a file", path.display()),
         Err(_) if path.file_name().is_some() && !ends_as_folder => return Ok(()),
         _ => {
             let inside = path.join(example);
@@ -73,7 +73,7 @@ pub fn check_not_read(path: &Path, inputs: &[PathBuf]) -> Result<()> {
 
 /// A file that is being written under a name of its own; removed unless it is finished.
 ///
-/// As long as it is written it is locked. One that is not was left by a process that was killed, and is removed when its target is written again.
+/// The file is locked while it is being written. An unlocked one is left over from a killed process, and is removed when its target is written again.
 #[derive(Debug)]
 pub struct NewFile {
     path: PathBuf,

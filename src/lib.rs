@@ -14,7 +14,11 @@ pub mod quantize;
 
 pub mod container;
 
+pub mod convert;
+
 pub mod tokenizer;
+
+pub mod machine;
 
 pub mod pager;
 
@@ -29,6 +33,9 @@ pub mod session;
 pub mod capi;
 
 pub use error::{Error, Result};
+
+/// The version, and the commit where the build knows it: `0.1.0 (1a2b3c4d5e)`.
+pub const VERSION: &str = env!("YUAN_VERSION");
 
 /// Names of the kernels that this machine runs, the best first.
 pub fn kernel_names() -> Vec<&'static str> {

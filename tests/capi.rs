@@ -12,7 +12,7 @@ use std::{
 use yuan::{
     capi::*,
     config::ModelConfig,
-    container::Conversion,
+    convert::Conversion,
     limits::{MOST_CONTEXT, most_threads},
     quantize::{Options, Plan, synth},
 };

@@ -14,7 +14,7 @@ use std::{
 use yuan::{
     capi::*,
     config::ModelConfig,
-    container::Conversion,
+    convert::Conversion,
     quantize::{Options, Plan, synth},
 };
 

@@ -14,7 +14,7 @@ use std::{
 
 use yuan::{
     capi::{yuan_status::*, *},
-    pager::budget::Limit,
+    machine::budget::Limit,
 };
 
 use common::paging::{container, keeping, tokens};

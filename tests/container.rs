@@ -7,7 +7,8 @@ use std::{fs, path::Path};
 use common::mutate::mutate;
 use yuan::{
     config::ModelConfig,
-    container::{Bytes, Container, Conversion},
+    container::{Bytes, Container},
+    convert::Conversion,
     error::Error,
     model::{KvType, Model, State, Want},
     quantize::{DType, Options, Plan, synth},

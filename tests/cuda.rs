@@ -6,8 +6,8 @@ mod common;
 use yuan::{
     config::RopePrecision,
     gpu::{Choice, Settings},
+    machine::budget::Limit,
     model::{GpuPlacement, KvType, Model, Options, Output, Placement, Sequence, State, Want},
-    pager::budget::Limit,
     quantize,
 };
 

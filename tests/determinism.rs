@@ -4,7 +4,8 @@ mod common;
 
 use yuan::{
     config::ModelConfig,
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     model::{
         Arithmetic, KvType, Model, Options as RunOptions, State, Want,
         bench::{Bench, Trunk},

@@ -13,8 +13,8 @@ use yuan::{
         Choice, Costs,
         fake::{Call, Schedule},
     },
+    machine::budget::Limit,
     model::{KvType, Model, Options, Output, Placement, Sequence, State, Want},
-    pager::budget::Limit,
     quantize::DType,
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
@@ -305,7 +305,7 @@ fn what_a_gpu_cannot_run_is_an_error_with_its_number_and_the_cpu_s_with_auto() {
         (other(|o| o.kv = KvType::F32), "f16 or q8_0"),
         (other(|o| o.arithmetic = yuan::model::Arithmetic::Float), "--float"),
         (other(|o| o.gpu.choice = Choice::Device(1)), "no such GPU"),
-        (other(|o| o.gpu.memory = Some(yuan::pager::budget::Limit::Bytes(1000))), "bytes are needed"),
+        (other(|o| o.gpu.memory = Some(yuan::machine::budget::Limit::Bytes(1000))), "bytes are needed"),
         (other(|o| o.context = 1 << 18), "bytes are needed"),
     ];
     for (mut options, says) in cases {

@@ -14,7 +14,7 @@ use yuan::{
     container::TileLayout,
     model::bench::{Bench, Layer, Trunk},
 };
-use yuan_ggml as ggml;
+use yuan_ggml::{oracle, rival};
 use yuan_kernels::{
     BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, dequantize,
     encode::{Encoder, best_encoders},
@@ -69,7 +69,7 @@ fn weights_agree(dtype: DType, bytes: &[u8], what: &str) {
     let n = bytes.len() / dtype.block_bytes() * dtype.block_len();
     let (mut ours, mut theirs) = (vec![0.0; n], vec![0.0; n]);
     dequantize(dtype, bytes, &mut ours);
-    ggml::dequantize(dtype, bytes, &mut theirs);
+    oracle::dequantize(dtype, bytes, &mut theirs);
     assert!(bits(&ours) == bits(&theirs), "{} of {what} blocks", dtype.name());
 }
 
@@ -115,7 +115,7 @@ fn matrix(dtype: DType, rows: usize, columns: usize, random: &mut Random) -> Vec
         DType::F32 => pod_collect_to_vec(&weights),
         DType::F16 => weights.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(),
         DType::Bf16 => weights.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
-        _ => ggml::quantize(dtype, &weights, columns),
+        _ => oracle::quantize(dtype, &weights, columns),
     }
 }
 
@@ -167,7 +167,7 @@ fn products_keep_ggmls_bar() {
             w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x)).sum()
         };
         let expected: Vec<f64> = rows().zip(&x).map(|(row, x)| exact(row, x)).collect();
-        let theirs: Vec<f32> = rows().zip(&x).map(|(row, x)| ggml::vec_dot(dtype, row, x)).collect();
+        let theirs: Vec<f32> = rows().zip(&x).map(|(row, x)| oracle::vec_dot(dtype, row, x)).collect();
         let theirs = nmse(&theirs, &expected);
         for kernels in available() {
             let ours: Vec<f32> = rows().zip(&x).map(|(row, x)| dot(kernels, dtype, row, x)).collect();
@@ -240,7 +240,7 @@ fn small_blocks_are_ggmls_byte_for_byte() {
     let encoders = best_encoders();
     for (name, weights) in rows_to_encode() {
         for (dtype, encode) in [(DType::Q4_0, encoders.q4_0), (DType::Q8_0, encoders.q8_0)] {
-            let (ours, theirs) = (encoded(encode, dtype, &weights), ggml::quantize(dtype, &weights, 256));
+            let (ours, theirs) = (encoded(encode, dtype, &weights), oracle::quantize(dtype, &weights, 256));
             let blocks = ours.chunks(dtype.block_bytes()).zip(theirs.chunks(dtype.block_bytes()));
             for (i, (ours, theirs)) in blocks.enumerate() {
                 assert_eq!(ours, theirs, "{} of {name}, block {i}", dtype.name());
@@ -262,7 +262,7 @@ fn searched_blocks_lose_no_more_than_ggmls() {
                 out.iter().zip(&weights).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
             };
             let ours = error(&encoded(encode, dtype, &weights));
-            let theirs = error(&ggml::quantize(dtype, &weights, 256));
+            let theirs = error(&oracle::quantize(dtype, &weights, 256));
             let percent = |error: f64| 100.0 * (error / square).sqrt();
             println!("{} {:.4}, ggml {:.4} ({name})", dtype.name(), percent(ours), percent(theirs));
             assert!(ours <= theirs, "{} of {name}: {ours}, ggml {theirs}", dtype.name());
@@ -276,7 +276,7 @@ fn products_of_matrices_agree() {
     let (rows, columns, tokens) = (96, 512, 9);
     let random = &mut Random::new(4);
     let x = random.gaussians(tokens * columns, 1.0);
-    let (rival, bench) = (ggml::Rival::new(2), Bench::new(2).expect("threads"));
+    let (rival, bench) = (rival::Rival::new(2), Bench::new(2).expect("threads"));
     for dtype in BLOCKS {
         let bytes = matrix(dtype, rows, columns, random);
         let ours = |panels| -> Vec<f64> {
@@ -287,13 +287,13 @@ fn products_of_matrices_agree() {
         if panel_bytes(dtype).is_some() {
             assert_eq!(ours(true), in_rows, "{} in panels and in rows", dtype.name());
         }
-        for buffer in [ggml::Buffer::Plain, ggml::Buffer::Repacked] {
-            let Some(mut weights) = ggml::Weights::new(buffer, dtype, [1, rows, columns], 2) else {
+        for buffer in [rival::Buffer::Plain, rival::Buffer::Repacked] {
+            let Some(mut weights) = rival::Weights::new(buffer, dtype, [1, rows, columns], 2) else {
                 println!("{}: ggml does not repack it", dtype.name());
                 continue;
             };
             (0..weights.count()).for_each(|i| weights.set(i, &bytes));
-            let mut products = ggml::Products::new(&rival, &weights, 2, tokens);
+            let mut products = rival::Products::new(&rival, &weights, 2, tokens);
             products.set_input(&x);
             products.run();
             for i in 0..2 {
@@ -311,7 +311,7 @@ fn layers_of_experts_agree() {
     let x = random.gaussians(tokens * hidden, 1.0);
     let chosen: Vec<Vec<(usize, f32)>> =
         (0..tokens).map(|t| vec![(t % experts, 0.7), ((t * t + 1 + t) % experts, 0.3)]).collect();
-    let (rival, bench) = (ggml::Rival::new(2), Bench::new(2).expect("threads"));
+    let (rival, bench) = (rival::Rival::new(2), Bench::new(2).expect("threads"));
     for dtype in [DType::Q4_0, DType::Q4_K] {
         let layout = TileLayout::new(hidden, ffn, dtype).expect("a layout");
         let mut all = |rows, columns| -> Vec<Vec<u8>> {
@@ -325,9 +325,9 @@ fn layers_of_experts_agree() {
             bench.experts(&Layer::new(layout, &blobs).expect("a layer"), &x, &chosen).expect("an output");
         let ours: Vec<f64> = ours.iter().copied().map(f64::from).collect();
 
-        for buffer in [ggml::Buffer::Plain, ggml::Buffer::Repacked] {
+        for buffer in [rival::Buffer::Plain, rival::Buffer::Repacked] {
             let stacked = |shape, matrices: &[Vec<u8>]| {
-                let mut weights = ggml::Weights::new(buffer, dtype, shape, 1)?;
+                let mut weights = rival::Weights::new(buffer, dtype, shape, 1)?;
                 weights.set(0, &matrices.concat());
                 Some(weights)
             };
@@ -339,7 +339,7 @@ fn layers_of_experts_agree() {
                 println!("{}: ggml does not repack it", dtype.name());
                 continue;
             };
-            let mut layer = ggml::Layer::new(&rival, [&gate, &up, &down], tokens, used);
+            let mut layer = rival::Layer::new(&rival, [&gate, &up, &down], tokens, used);
             let ids: Vec<i32> = chosen.iter().flatten().map(|c| c.0 as i32).collect();
             let shares: Vec<f32> = chosen.iter().flatten().map(|c| c.1).collect();
             layer.set_input(&x, &ids, &shares);

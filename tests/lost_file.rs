@@ -13,7 +13,8 @@ use std::{
 use common::paging::{container, logits, options, resident, tokens};
 use yuan::{
     Error,
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     model::{KvType, Model, Stage, State, Want},
     pager::Paging,
     quantize::Options as QuantOptions,

@@ -17,12 +17,15 @@ use common::paging::{
 };
 use yuan::{
     config::ModelConfig,
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
+    machine::{
+        budget::Limit,
+        source::{DirectIo, Source},
+    },
     model::{KvType, Model, Options, Placement, State, Want},
     pager::{
         Eviction, Hits, Mode, Paging, Settings,
-        budget::Limit,
-        source::{DirectIo, Source},
         trace::{Trace, Traced},
     },
     quantize::{DType, Options as QuantOptions, Plan},

@@ -17,11 +17,9 @@ use common::paging::{
 use yuan::{
     Error,
     container::Container,
+    machine::source::{Source, Throttle},
     model::{KvType, Model, Options, Stage, State, Want},
-    pager::{
-        Paging,
-        source::{Source, Throttle},
-    },
+    pager::Paging,
 };
 
 #[test]

@@ -7,7 +7,7 @@ use yuan::{
     model::bench::{self, Bench, Trunk},
     quantize::encode,
 };
-use yuan_ggml::{self as ggml, Buffer, Rival};
+use yuan_ggml::rival::{self, Buffer, Rival};
 use yuan_kernels::{DType, panel::panel_bytes};
 
 /// Rows and columns of one expert's `w1` and `w2`, of the attention's projections, and of the head.
@@ -51,8 +51,8 @@ pub struct Matrices {
     rows: usize,
     cols: usize,
     ours: Vec<Trunk>,
-    plain: ggml::Weights,
-    repacked: Option<ggml::Weights>,
+    plain: rival::Weights,
+    repacked: Option<rival::Weights>,
 }
 
 impl Matrices {
@@ -60,7 +60,7 @@ impl Matrices {
         let bytes = matrix(dtype, rows, cols);
         let copies = OUT_OF_CACHE.div_ceil(bytes.len()).max(2);
         let filled = |buffer| {
-            let mut weights = ggml::Weights::new(buffer, dtype, [1, rows, cols], copies)?;
+            let mut weights = rival::Weights::new(buffer, dtype, [1, rows, cols], copies)?;
             (0..copies).for_each(|i| weights.set(i, &bytes));
             Some(weights)
         };
@@ -97,7 +97,7 @@ impl Matrices {
         let products = self.products(tokens);
         let ggml = [("ggml plain", Some(&self.plain)), ("ggml repacked", self.repacked.as_ref())];
         let ggml = ggml.into_iter().filter_map(|(name, weights)| {
-            let mut graph = ggml::Products::new(&threads.ggml, weights?, products, tokens);
+            let mut graph = rival::Products::new(&threads.ggml, weights?, products, tokens);
             graph.set_input(&x);
             Some(Side { name, run: Box::new(move || graph.run()) })
         });
@@ -113,8 +113,8 @@ impl Matrices {
 pub struct Layer {
     dtype: DType,
     ours: bench::Layer,
-    plain: [ggml::Weights; 3],
-    repacked: Option<[ggml::Weights; 3]>,
+    plain: [rival::Weights; 3],
+    repacked: Option<[rival::Weights; 3]>,
 }
 
 impl Layer {
@@ -126,7 +126,7 @@ impl Layer {
         let blob = layout.pack(&gate.repeat(2), &down);
         let ours = bench::Layer::new(layout, &repeat_n(blob, EXPERTS).collect::<Vec<_>>()).expect("a layer");
         let stacked = |buffer, rows, cols, bytes: &[u8]| {
-            let mut weights = ggml::Weights::new(buffer, dtype, [EXPERTS, rows, cols], 1)?;
+            let mut weights = rival::Weights::new(buffer, dtype, [EXPERTS, rows, cols], 1)?;
             weights.set(0, &bytes.repeat(EXPERTS));
             Some(weights)
         };
@@ -165,14 +165,14 @@ impl Layer {
         let ggml = ggml.into_iter().filter_map(|(name, weights)| {
             let [gate, up, down] = weights?;
             let of = |routing: &Vec<Vec<(usize, f32)>>| {
-                let mut graph = ggml::Layer::new(&threads.ggml, [gate, up, down], tokens, USED);
+                let mut graph = rival::Layer::new(&threads.ggml, [gate, up, down], tokens, USED);
                 let chosen: Vec<i32> = routing.iter().flatten().map(|c| c.0 as i32).collect();
                 let shares: Vec<f32> = routing.iter().flatten().map(|c| c.1).collect();
                 graph.set_input(&x, &chosen, &shares);
                 graph
             };
             let mut graphs: Vec<_> = passes.iter().map(of).collect();
-            Some(Side { name, run: Box::new(move || graphs.iter_mut().for_each(ggml::Layer::run)) })
+            Some(Side { name, run: Box::new(move || graphs.iter_mut().for_each(rival::Layer::run)) })
         });
         let mut sides: Vec<Side<'a>> = ggml.collect();
         let (bench, ours) = (&threads.ours, &self.ours);

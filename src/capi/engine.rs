@@ -15,8 +15,9 @@ use super::{
 use crate::{
     config::RopePrecision,
     limits::{check_context, check_threads},
+    machine::{budget::Limit, source::DirectIo},
     model::{Arithmetic, KvType, Options},
-    pager::{Paging, budget::Limit, source::DirectIo},
+    pager::Paging,
     session::Engine,
 };
 

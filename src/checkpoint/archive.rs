@@ -117,7 +117,9 @@ impl<R: Read + Seek> Archive<'_, R> {
             [folder] => std::str::from_utf8(folder)
                 .map(str::to_owned)
                 .map_err(|_| bad(self.path, "the archive", "the name of its folder is not UTF-8")),
-            [] => Err(bad(self.path, "the archive", "it has no data.pkl: this is no file of torch.save")),
+            [] => {
+                Err(bad(self.path, "the archive", "it has no data.pkl: torch.save did not write this file"))
+            }
             _ => Err(bad(self.path, "the archive", "it has more than one data.pkl")),
         }
     }
@@ -178,7 +180,7 @@ fn check_start<R: Read + Seek>(reader: &mut R, path: &Path) -> Result<()> {
     {
         return Err(unsupported(path, "the file format of PyTorch before 1.6".into()));
     }
-    Err(bad(path, "the file", "it is no zip archive, as torch.save writes"))
+    Err(bad(path, "the file", "it is not a zip archive, which torch.save writes"))
 }
 
 /// Looks at every end record that the zip crate may find (they stand in the last 64 KiB): the crate reserves memory for the

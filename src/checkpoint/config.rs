@@ -257,7 +257,7 @@ fn rope_dims(
     let head = projection.checked_div(heads).unwrap_or(0);
     Ok(match (agreed(top, &KEYS, Object::number)?, architecture) {
         (Some(share), _) if share > 0.0 && share <= 1.0 => (share * head as f64).round() as usize,
-        (Some(share), _) => return Err(top.wrong(KEYS[0], format!("{share} is no share of a head"))),
+        (Some(share), _) => return Err(top.wrong(KEYS[0], format!("{share} is not a fraction of a head"))),
         (None, Architecture::Moe) => hidden.checked_div(heads).unwrap_or(0),
         (None, Architecture::Dense) => head,
     })

@@ -305,7 +305,7 @@ impl<'a> Machine<'a> {
     fn top_list(&self) -> Result<()> {
         match self.top()? {
             Value::List => Ok(()),
-            _ => Err(self.bad("something is appended to what is no list")),
+            _ => Err(self.bad("something is appended to a value that is not a list")),
         }
     }
 
@@ -318,7 +318,7 @@ impl<'a> Machine<'a> {
     fn set_items(&mut self, height: usize) -> Result<()> {
         let items: Vec<_> = self.stack.drain(height..).collect();
         let Value::Dict(dict) = self.top()? else {
-            return Err(self.bad("items are put into what is no dictionary"));
+            return Err(self.bad("items are put into a value that is not a dictionary"));
         };
         let (pairs, rest) = items.as_chunks::<2>();
         if !rest.is_empty() {

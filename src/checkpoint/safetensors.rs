@@ -46,7 +46,9 @@ pub fn header_len(start: &[u8], len: u64, path: &Path) -> Result<usize> {
     };
     let header = u64::from_le_bytes(*word);
     if header > LARGEST_HEADER || header > len.saturating_sub(PREFIX) {
-        return Err(bad(format!("{header} bytes in a file of {len}: this is no whole safetensors file")));
+        return Err(bad(format!(
+            "{header} bytes in a file of {len}: this is not a complete safetensors file"
+        )));
     }
     usize::try_from(header).map_err(|_| bad(format!("{header} bytes")))
 }
@@ -59,7 +61,7 @@ pub fn header_len(start: &[u8], len: u64, path: &Path) -> Result<usize> {
 /// the tensors do not fill the file without gaps and overlaps.
 pub fn parse_header(header: &[u8], len: u64, path: &Path) -> Result<Vec<Entry>> {
     let Table(mut table) = serde_json::from_slice(header)
-        .map_err(|e| Error::bad_file(path, "the header", format!("it is no table of tensors: {e}")))?;
+        .map_err(|e| Error::bad_file(path, "the header", format!("it is not a table of tensors: {e}")))?;
     table.sort_by_key(|(_, row)| row.data_offsets);
 
     let data = PREFIX + header.len() as u64;

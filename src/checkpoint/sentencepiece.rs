@@ -15,7 +15,7 @@ const BPE: u64 = 2;
 /// Reads the pieces of a SentencePiece model file; `path` is for messages.
 ///
 /// # Errors
-/// [`Error::BadFile`] for bytes that are no such message, pieces without a text, with a score that is no number, or that
+/// [`Error::BadFile`] for bytes that are no such message, pieces without a text, with a score that is not a number, or that
 /// stand twice; [`Error::Unsupported`] for models that are not BPE or normalize their text.
 pub fn parse_pieces(bytes: &[u8], path: &Path) -> Result<Vec<Piece>> {
     let bad = |place: String, problem: String| Error::bad_file(path, place, problem);
@@ -39,12 +39,12 @@ pub fn parse_pieces(bytes: &[u8], path: &Path) -> Result<Vec<Piece>> {
                     return Err(unsupported(path, what));
                 }
             }
-            (1..=3, _) => return Err(bad(format!("field {number}"), "it is no message".into())),
+            (1..=3, _) => return Err(bad(format!("field {number}"), "it is not a message".into())),
             _ => {}
         }
     }
     if pieces.is_empty() {
-        return Err(bad("the file".into(), "it has no pieces: this is no SentencePiece model".into()));
+        return Err(bad("the file".into(), "it has no pieces: this is not a SentencePiece model".into()));
     }
     if model_type != BPE {
         let name =

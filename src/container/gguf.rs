@@ -4,7 +4,10 @@ use std::{collections::HashSet, path::Path};
 
 use yuan_kernels::{DType, panel::panel_bytes};
 
-use super::value::{Metadata, Reader, Value, damaged};
+use super::{
+    tiles::has_tiles,
+    value::{Metadata, Reader, Value, damaged},
+};
 use crate::error::{Error, Result};
 
 /// ggml's number of the type that panels and tiles are stored in: signed bytes, whose size every reader knows.
@@ -60,9 +63,7 @@ impl Stored {
             return DType::from_name(name).filter(|t| panel_bytes(*t).is_some()).map(Self::Panels);
         }
         if let Some(name) = name.strip_suffix(" tiles") {
-            return DType::from_name(name)
-                .filter(|t| matches!(t, DType::Q4_0 | DType::Q4_K))
-                .map(Self::Tiles);
+            return DType::from_name(name).filter(|t| has_tiles(*t)).map(Self::Tiles);
         }
         DType::from_name(name).map(Self::Rows)
     }
@@ -161,7 +162,7 @@ fn read_metadata(r: &mut Reader<'_>, count: usize, path: &Path) -> Result<Metada
         let key = r.string().map_err(damaged(path, place))?;
         let value = r.u32().and_then(|kind| Value::read(kind, r)).map_err(damaged(path, key.as_str()))?;
         if !seen.insert(key.clone()) {
-            return Err(damaged(path, key)("the key stands there twice".into()));
+            return Err(damaged(path, key)("the key occurs twice".into()));
         }
         metadata.push(key, value);
     }
@@ -191,7 +192,7 @@ fn read_tensor(r: &mut Reader<'_>, stored: Option<&str>) -> Result<TensorDesc, S
 fn locate(tensor: &mut TensorDesc, data: u64, alignment: u64, file: u64) -> Result<(), String> {
     tensor.bytes = data_bytes(&tensor.dims, tensor.stored)?;
     if !tensor.offset.is_multiple_of(alignment) {
-        return Err(format!("its offset {} is no multiple of {alignment}", tensor.offset));
+        return Err(format!("its offset {} is not a multiple of {alignment}", tensor.offset));
     }
     let start = data.checked_add(tensor.offset);
     let end = start.and_then(|s| s.checked_add(tensor.bytes));
@@ -201,7 +202,7 @@ fn locate(tensor: &mut TensorDesc, data: u64, alignment: u64, file: u64) -> Resu
             Ok(())
         }
         _ => Err(format!(
-            "its {} bytes from {} of the data on end behind the file of {file} bytes",
+            "its {} bytes from {} of the data on end beyond the file's {file} bytes",
             tensor.bytes, tensor.offset
         )),
     }
@@ -218,7 +219,7 @@ fn data_bytes(dims: &[u64], stored: Stored) -> Result<u64, String> {
         return Err(format!("its dims {dims:?} are empty"));
     }
     if !row.is_multiple_of(block) {
-        return Err(format!("rows of {row} are no whole number of blocks of {block}"));
+        return Err(format!("rows of {row} are not a whole number of blocks of {block}"));
     }
     let blocks = dims[1..].iter().try_fold(row / block, |n, d| n.checked_mul(*d));
     blocks.and_then(|n| n.checked_mul(bytes)).ok_or_else(|| format!("its dims {dims:?} are too large"))
@@ -228,7 +229,7 @@ fn data_bytes(dims: &[u64], stored: Stored) -> Result<u64, String> {
 fn apart(tensors: &[TensorDesc]) -> Result<(), String> {
     let mut names = HashSet::new();
     if let Some(twice) = tensors.iter().find(|t| !names.insert(&t.name)) {
-        return Err(format!("{} stands there twice", twice.name));
+        return Err(format!("{} occurs twice", twice.name));
     }
     let mut order: Vec<&TensorDesc> = tensors.iter().collect();
     order.sort_by_key(|t| t.offset);

@@ -80,7 +80,7 @@ impl Bytes {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let metadata = file.metadata().map_err(Error::io("open", path))?;
         if !metadata.is_file() {
-            return Err(Error::Argument(format!("{} is no file; give a .gguf file", path.display())));
+            return Err(Error::Argument(format!("{} is not a file; give a .gguf file", path.display())));
         }
         if metadata.len() == 0 {
             return Err(Error::bad_file(path, "the file", "it is empty"));

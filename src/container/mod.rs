@@ -1,26 +1,23 @@
-//! GGUF containers: opening and writing them, the tile layout, conversions between layouts.
+//! GGUF containers: opening and laying them out, panels and tiles.
 
-mod convert;
 pub mod gguf;
 mod map;
-mod metadata;
+pub(crate) mod metadata;
 mod open;
-mod output;
-mod panels;
-mod piece;
+pub(crate) mod panels;
 #[cfg(unix)]
 mod sigbus;
-mod source;
 pub mod tiles;
 pub mod value;
 mod verify;
-mod write;
+mod view;
+pub(crate) mod write;
 
-pub use convert::Conversion;
 pub use map::Bytes;
 pub use metadata::LAYOUT_VERSION;
-pub use open::{Container, ConvLayout, ExpertView, TensorView};
-pub use output::Written;
-pub(crate) use panels::{in_memory as panels_in_memory, pack as pack_panels};
+pub use open::Container;
+pub(crate) use panels::pack as pack_panels;
 pub use tiles::TileLayout;
+pub(crate) use view::panels_in_memory;
+pub use view::{ConvLayout, ExpertView, TensorView};
 pub use write::NewTensor;

@@ -6,7 +6,6 @@ use std::{
 };
 
 use yuan_kernels::{
-    DType,
     blocks::QK,
     panel::{PANEL_ROWS, panel_bytes},
 };
@@ -15,9 +14,11 @@ use super::{
     gguf::{Header, Stored, TensorDesc},
     map::Bytes,
     metadata::{Layout, read_architecture, read_config, read_layout, read_vocab},
+    panels::panel_dims,
     tiles::TileLayout,
     value::damaged,
     verify,
+    view::{ConvLayout, ExpertView, TensorView},
 };
 use crate::{
     checkpoint::names::{self, Role, TensorSpec},
@@ -38,51 +39,6 @@ pub struct Container {
     index: HashMap<String, usize>,
     /// [`Container::identity`].
     identity: blake3::Hash,
-}
-
-/// A matrix or a vector.
-#[derive(Clone, Debug)]
-pub struct TensorView {
-    /// Its name in the file.
-    pub name: String,
-    /// Type of its weights.
-    pub dtype: DType,
-    /// All dims but the innermost, multiplied; of a convolution, its outputs.
-    pub rows: usize,
-    /// Weights of a row; of a convolution, two for each input.
-    pub cols: usize,
-    /// Whether the rows lie as panels of sixteen.
-    pub panels: bool,
-    /// The rows, one after another, or the panels.
-    pub bytes: Bytes,
-}
-
-/// How the taps of a convolution lie in a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConvLayout {
-    /// All inputs' weights for the previous step, then all for the current one.
-    Split,
-    /// `previous, current` input by input.
-    Interleaved,
-}
-
-/// An expert, in either of its forms.
-#[derive(Clone, Debug)]
-pub enum ExpertView {
-    /// Neuron tiles.
-    Tiles {
-        /// Their shape.
-        layout: TileLayout,
-        /// All tiles of the expert.
-        bytes: Bytes,
-    },
-    /// Two row-major matrices.
-    Rows {
-        /// Gate rows over up rows, [2F, H].
-        w1: TensorView,
-        /// [H, F].
-        w2: TensorView,
-    },
 }
 
 impl Container {
@@ -254,7 +210,7 @@ impl Container {
     }
 
     /// A digest of all that tells this file from another without reading its tensors: of its header and its length.
-    pub(super) fn identity(&self) -> &[u8] {
+    pub(crate) fn identity(&self) -> &[u8] {
         self.identity.as_bytes()
     }
 
@@ -364,14 +320,6 @@ impl Wanted {
             _ => None,
         }
     }
-}
-
-/// The dims (innermost first) of a matrix `[rows, cols]` in panels of `dtype`: the bytes of sixteen rows, and how many
-/// sixteens there are. `None` where panels do not cut it.
-pub(super) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u64>> {
-    let fits = rows.is_multiple_of(PANEL_ROWS) && cols.is_multiple_of(QK) && rows > 0 && cols > 0;
-    let panel = panel_bytes(dtype).filter(|_| fits)?;
-    Some(vec![(cols / QK * panel) as u64, (rows / PANEL_ROWS) as u64])
 }
 
 /// Dims without the ones behind the last that counts: GGUF leaves them out at will.

@@ -5,14 +5,16 @@ use rayon::prelude::*;
 use yuan_kernels::{
     DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
     blocks::QK,
-    panel::{PANEL_ROWS, Panel},
+    panel::{PANEL_ROWS, Panel, panel_bytes},
 };
 
-use super::{
-    map::Bytes,
-    open::{TensorView, panel_dims},
-};
-use crate::error::Result;
+/// The dims (innermost first) of a matrix `[rows, cols]` in panels of `dtype`: the bytes of sixteen rows, and how many
+/// sixteens there are. `None` where panels do not cut it.
+pub(crate) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u64>> {
+    let fits = rows.is_multiple_of(PANEL_ROWS) && cols.is_multiple_of(QK) && rows > 0 && cols > 0;
+    let panel = panel_bytes(dtype).filter(|_| fits)?;
+    Some(vec![(cols / QK * panel) as u64, (rows / PANEL_ROWS) as u64])
+}
 
 /// Rows `[rows, cols]` of `dtype` as panels: sixteen rows after another, each from its first 256 columns to its last.
 ///
@@ -32,7 +34,7 @@ pub(crate) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
 ///
 /// # Panics
 /// As [`pack`].
-pub(super) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
+pub(crate) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
     match dtype {
         DType::Q4_0 => unpack_as::<PanelQ4_0>(cols, panels),
         DType::Q4_K => unpack_as::<PanelQ4K>(cols, panels),
@@ -41,27 +43,6 @@ pub(super) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
         other => panic!("there are no panels of {}", other.name()),
     }
 }
-
-/// A matrix in rows as panels in memory of its own, where its type and shape have such; any other as it is.
-///
-/// # Errors
-/// [`Error::Argument`](crate::error::Error::Argument) where the system has no memory for it.
-pub(crate) fn in_memory(view: TensorView) -> Result<TensorView> {
-    let fits = !view.panels && panel_dims(view.dtype, view.rows, view.cols).is_some();
-    let row =
-        view.dtype.row_bytes(view.cols).filter(|row| row.checked_mul(view.rows) == Some(view.bytes.len()));
-    let (true, Some(row)) = (fits, row) else { return Ok(view) };
-    let piece = PANEL_ROWS * row * (PIECE / (PANEL_ROWS * row)).max(1);
-    let bytes = Bytes::collect(view.bytes.len(), |give| {
-        view.bytes.chunks(piece).for_each(|rows| give(&pack(view.dtype, view.cols, rows)));
-        Ok(())
-    })?;
-    view.bytes.cool();
-    Ok(TensorView { panels: true, bytes, ..view })
-}
-
-/// Bytes that are packed at a time.
-const PIECE: usize = 16 << 20;
 
 fn pack_as<P: Panel>(cols: usize, rows: &[u8]) -> Vec<u8> {
     let (width, piece) = (cols / QK, size_of::<P::Row>());
@@ -95,36 +76,4 @@ pub(super) fn panel_of<'a, P: Panel>(row: impl Fn(usize) -> Option<&'a [u8]>) ->
     let bytes = |r| row(r).and_then(|bytes| bytes.get(..size_of::<P::Row>()));
     let piece = |r| bytes(r).map_or_else(P::Row::zeroed, pod_read_unaligned);
     P::from_rows(&std::array::from_fn(piece))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A matrix of rows of 256 columns, all of them different.
-    fn view(dtype: DType, rows: usize) -> TensorView {
-        let row = dtype.row_bytes(QK).unwrap();
-        let bytes: Vec<u8> = (0..rows * row).map(|i| (i ^ (i / row * 31)) as u8).collect();
-        TensorView { name: "m".into(), dtype, rows, cols: QK, panels: false, bytes: Bytes::copy(&bytes) }
-    }
-
-    #[test]
-    fn rows_become_panels_piece_by_piece() {
-        for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0] {
-            // Two whole pieces and a part of one.
-            let rows = (2 * PIECE / dtype.row_bytes(QK).unwrap()).next_multiple_of(16) + 32;
-            let rows = view(dtype, rows);
-            let panels = in_memory(rows.clone()).unwrap();
-            assert!(panels.panels && unpack(dtype, QK, &panels.bytes) == *rows.bytes, "{}", dtype.name());
-        }
-    }
-
-    #[test]
-    fn what_has_no_panels_stays_in_rows() {
-        assert!(!in_memory(view(DType::Q4_0, 17)).unwrap().panels);
-        assert!(!in_memory(view(DType::F16, 16)).unwrap().panels);
-        // A view that is no matrix is left for the model to refuse.
-        let short = TensorView { rows: 32, ..view(DType::Q4_0, 16) };
-        assert!(!in_memory(short).unwrap().panels);
-    }
 }

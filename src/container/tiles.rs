@@ -10,6 +10,11 @@ use yuan_kernels::{
 
 use super::panels::panel_of;
 
+/// Whether tiles are made of rows of this type.
+pub(super) const fn has_tiles(dtype: DType) -> bool {
+    matches!(dtype, DType::Q4_K | DType::Q4_0)
+}
+
 /// The shape of an expert's blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileLayout {
@@ -25,7 +30,7 @@ impl TileLayout {
     /// A layout, or `None` where the model or the type has none.
     pub fn new(hidden: usize, ffn: usize, dtype: DType) -> Option<Self> {
         let fits = hidden > 0 && hidden.is_multiple_of(TILE_NEURONS) && ffn > 0;
-        (fits && matches!(dtype, DType::Q4_K | DType::Q4_0)).then_some(Self { hidden, ffn, dtype })
+        (fits && has_tiles(dtype)).then_some(Self { hidden, ffn, dtype })
     }
 
     /// Bytes of one tile.
@@ -51,12 +56,13 @@ impl TileLayout {
     /// The blob of an expert from its rows: `w1` [2F, H], gate rows over up rows, and `w2` [H, `padded_ffn`].
     ///
     /// # Panics
-    /// If the slices are not of these sizes.
+    /// If the slices are not of these sizes, or the type has no tiles.
     pub fn pack(&self, w1: &[u8], w2: &[u8]) -> Vec<u8> {
         let mut blob = vec![0; self.expert_bytes()];
         match self.dtype {
             DType::Q4_0 => self.pack_as::<PanelQ4_0>(w1, w2, &mut blob),
-            _ => self.pack_as::<PanelQ4K>(w1, w2, &mut blob),
+            DType::Q4_K => self.pack_as::<PanelQ4K>(w1, w2, &mut blob),
+            other => panic!("there are no tiles of {}", other.name()),
         }
         blob
     }
@@ -64,11 +70,12 @@ impl TileLayout {
     /// The inverse of [`TileLayout::pack`]: `(w1, w2)`.
     ///
     /// # Panics
-    /// If `blob` is not [`TileLayout::expert_bytes`] long.
+    /// If `blob` is not [`TileLayout::expert_bytes`] long, or the type has no tiles.
     pub fn unpack(&self, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {
         match self.dtype {
             DType::Q4_0 => self.unpack_as::<PanelQ4_0>(blob),
-            _ => self.unpack_as::<PanelQ4K>(blob),
+            DType::Q4_K => self.unpack_as::<PanelQ4K>(blob),
+            other => panic!("there are no tiles of {}", other.name()),
         }
     }
 
@@ -119,5 +126,17 @@ impl TileLayout {
         } else {
             (2, (i - gate_up) * PANEL_ROWS, self.tiles(), t)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "there are no tiles of q8_0")]
+    fn another_type_is_not_taken_for_q4_k() {
+        let layout = TileLayout { hidden: 256, ffn: 256, dtype: DType::Q8_0 };
+        layout.unpack(&vec![0; layout.expert_bytes()]);
     }
 }

@@ -1,5 +1,9 @@
 //! The values of GGUF metadata, and their bytes.
 
+use std::io::{self, Write};
+
+use byteorder::{ByteOrder, LE, WriteBytesExt};
+
 use crate::error::{Error, Result};
 
 /// One value. Numbers of all widths are held in three forms with their GGUF type beside them, so that a file can be
@@ -91,23 +95,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        let bytes = self.take(N as u64)?;
-        Ok(bytes.try_into().expect("take gives as many bytes as it was asked for"))
-    }
-
     pub(super) fn u32(&mut self) -> Result<u32, String> {
-        self.array().map(u32::from_le_bytes)
+        self.take(4).map(LE::read_u32)
     }
 
     pub(super) fn u64(&mut self) -> Result<u64, String> {
-        self.array().map(u64::from_le_bytes)
+        self.take(8).map(LE::read_u64)
     }
 
     pub(super) fn string(&mut self) -> Result<String, String> {
         let length = self.u64()?;
         let bytes = self.take(length)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| "a string is no UTF-8".into())
+        String::from_utf8(bytes.to_vec()).map_err(|_| "a string is not UTF-8".into())
     }
 
     /// A count of things that take at least `least` bytes each; more than are left is an error, so that no allocation is
@@ -125,23 +124,23 @@ impl Value {
     /// Reads a value of the type `kind`.
     pub(super) fn read(kind: u32, r: &mut Reader<'_>) -> Result<Self, String> {
         Ok(match kind {
-            kind::U8 => Self::U8(r.array::<1>()?[0]),
-            kind::I8 => Self::I8(i8::from_le_bytes(r.array()?)),
-            kind::U16 => Self::U16(u16::from_le_bytes(r.array()?)),
-            kind::I16 => Self::I16(i16::from_le_bytes(r.array()?)),
+            kind::U8 => Self::U8(r.take(1)?[0]),
+            kind::I8 => Self::I8(r.take(1)?[0] as i8),
+            kind::U16 => Self::U16(r.take(2).map(LE::read_u16)?),
+            kind::I16 => Self::I16(r.take(2).map(LE::read_i16)?),
             kind::U32 => Self::U32(r.u32()?),
-            kind::I32 => Self::I32(i32::from_le_bytes(r.array()?)),
-            kind::F32 => Self::F32(f32::from_le_bytes(r.array()?)),
-            kind::BOOL => match r.array::<1>()? {
+            kind::I32 => Self::I32(r.take(4).map(LE::read_i32)?),
+            kind::F32 => Self::F32(r.take(4).map(LE::read_f32)?),
+            kind::BOOL => match r.take(1)? {
                 [0] => Self::Bool(false),
                 [1] => Self::Bool(true),
-                [b] => return Err(format!("a truth value is {b}")),
+                other => return Err(format!("a truth value is {}", other[0])),
             },
             kind::STRING => Self::String(r.string()?),
             kind::ARRAY => Self::read_array(r)?,
             kind::U64 => Self::U64(r.u64()?),
-            kind::I64 => Self::I64(i64::from_le_bytes(r.array()?)),
-            kind::F64 => Self::F64(f64::from_le_bytes(r.array()?)),
+            kind::I64 => Self::I64(r.take(8).map(LE::read_i64)?),
+            kind::F64 => Self::F64(r.take(8).map(LE::read_f64)?),
             other => return Err(format!("there is no value type {other}")),
         })
     }
@@ -157,70 +156,91 @@ impl Value {
         };
         let count = r.count(width)?;
         let bytes = r.take((count * width) as u64)?;
-        let words = || bytes.chunks_exact(4).map(|w| <[u8; 4]>::try_from(w).expect("chunks of 4"));
         Ok(match element {
-            kind::F32 => Self::F32s(words().map(f32::from_le_bytes).collect()),
-            kind::I32 => Self::I32s(words().map(i32::from_le_bytes).collect()),
-            kind::U32 => Self::U32s(words().map(u32::from_le_bytes).collect()),
+            kind::F32 => Self::F32s(numbers(bytes, count, LE::read_f32_into)),
+            kind::I32 => Self::I32s(numbers(bytes, count, LE::read_i32_into)),
+            kind::U32 => Self::U32s(numbers(bytes, count, LE::read_u32_into)),
             _ => Self::Other { element, count: count as u64, bytes: bytes.to_vec() },
         })
     }
 
     /// Writes the type and the value.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let mut scalar = |kind: u32, bytes: &[u8]| {
-            out.extend(kind.to_le_bytes());
-            out.extend(bytes);
-        };
+    pub(super) fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        out.write_u32::<LE>(self.kind())?;
         match self {
-            Self::U8(v) => scalar(kind::U8, &v.to_le_bytes()),
-            Self::I8(v) => scalar(kind::I8, &v.to_le_bytes()),
-            Self::U16(v) => scalar(kind::U16, &v.to_le_bytes()),
-            Self::I16(v) => scalar(kind::I16, &v.to_le_bytes()),
-            Self::U32(v) => scalar(kind::U32, &v.to_le_bytes()),
-            Self::I32(v) => scalar(kind::I32, &v.to_le_bytes()),
-            Self::F32(v) => scalar(kind::F32, &v.to_le_bytes()),
-            Self::Bool(v) => scalar(kind::BOOL, &[u8::from(*v)]),
-            Self::U64(v) => scalar(kind::U64, &v.to_le_bytes()),
-            Self::I64(v) => scalar(kind::I64, &v.to_le_bytes()),
-            Self::F64(v) => scalar(kind::F64, &v.to_le_bytes()),
-            Self::String(v) => {
-                out.extend(kind::STRING.to_le_bytes());
-                write_string(v, out);
-            }
+            Self::U8(v) => out.write_u8(*v),
+            Self::I8(v) => out.write_i8(*v),
+            Self::U16(v) => out.write_u16::<LE>(*v),
+            Self::I16(v) => out.write_i16::<LE>(*v),
+            Self::U32(v) => out.write_u32::<LE>(*v),
+            Self::I32(v) => out.write_i32::<LE>(*v),
+            Self::F32(v) => out.write_f32::<LE>(*v),
+            Self::Bool(v) => out.write_u8(u8::from(*v)),
+            Self::U64(v) => out.write_u64::<LE>(*v),
+            Self::I64(v) => out.write_i64::<LE>(*v),
+            Self::F64(v) => out.write_f64::<LE>(*v),
+            Self::String(v) => write_string(v, out),
             Self::Strings(v) => {
-                array(kind::STRING, v.len() as u64, out);
-                v.iter().for_each(|s| write_string(s, out));
+                write_array(kind::STRING, v.len() as u64, out)?;
+                v.iter().try_for_each(|s| write_string(s, out))
             }
             Self::F32s(v) => {
-                array(kind::F32, v.len() as u64, out);
-                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+                write_array(kind::F32, v.len() as u64, out)?;
+                v.iter().try_for_each(|v| out.write_f32::<LE>(*v))
             }
             Self::I32s(v) => {
-                array(kind::I32, v.len() as u64, out);
-                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+                write_array(kind::I32, v.len() as u64, out)?;
+                v.iter().try_for_each(|v| out.write_i32::<LE>(*v))
             }
             Self::U32s(v) => {
-                array(kind::U32, v.len() as u64, out);
-                out.extend(v.iter().flat_map(|v| v.to_le_bytes()));
+                write_array(kind::U32, v.len() as u64, out)?;
+                v.iter().try_for_each(|v| out.write_u32::<LE>(*v))
             }
             Self::Other { element, count, bytes } => {
-                array(*element, *count, out);
-                out.extend(bytes);
+                write_array(*element, *count, out)?;
+                out.write_all(bytes)
+            }
+        }
+    }
+
+    /// GGUF's number of the type.
+    fn kind(&self) -> u32 {
+        match self {
+            Self::U8(_) => kind::U8,
+            Self::I8(_) => kind::I8,
+            Self::U16(_) => kind::U16,
+            Self::I16(_) => kind::I16,
+            Self::U32(_) => kind::U32,
+            Self::I32(_) => kind::I32,
+            Self::F32(_) => kind::F32,
+            Self::Bool(_) => kind::BOOL,
+            Self::String(_) => kind::STRING,
+            Self::U64(_) => kind::U64,
+            Self::I64(_) => kind::I64,
+            Self::F64(_) => kind::F64,
+            Self::Strings(_) | Self::F32s(_) | Self::I32s(_) | Self::U32s(_) | Self::Other { .. } => {
+                kind::ARRAY
             }
         }
     }
 }
 
-fn array(element: u32, count: u64, out: &mut Vec<u8>) {
-    out.extend(kind::ARRAY.to_le_bytes());
-    out.extend(element.to_le_bytes());
-    out.extend(count.to_le_bytes());
+/// `count` numbers, which `read` takes from `bytes`.
+fn numbers<T: Clone + Default>(bytes: &[u8], count: usize, read: impl Fn(&[u8], &mut [T])) -> Vec<T> {
+    let mut numbers = vec![T::default(); count];
+    read(bytes, &mut numbers);
+    numbers
 }
 
-pub(super) fn write_string(s: &str, out: &mut Vec<u8>) {
-    out.extend((s.len() as u64).to_le_bytes());
-    out.extend(s.as_bytes());
+/// What stands before the elements of an array.
+fn write_array(element: u32, count: u64, out: &mut impl Write) -> io::Result<()> {
+    out.write_u32::<LE>(element)?;
+    out.write_u64::<LE>(count)
+}
+
+pub(super) fn write_string(s: &str, out: &mut impl Write) -> io::Result<()> {
+    out.write_u64::<LE>(s.len() as u64)?;
+    out.write_all(s.as_bytes())
 }
 
 /// The keys of a file with their values, in order.
@@ -270,7 +290,7 @@ impl Metadata {
             Some(Value::I64(v)) => u64::try_from(*v).ok(),
             Some(_) => None,
         };
-        number.map(Some).ok_or_else(|| format!("{key} is no whole number"))
+        number.map(Some).ok_or_else(|| format!("{key} is not a whole number"))
     }
 
     /// A number in f32.
@@ -279,7 +299,7 @@ impl Metadata {
             None => Ok(None),
             Some(Value::F32(v)) => Ok(Some(*v)),
             Some(Value::F64(v)) => Ok(Some(*v as f32)),
-            Some(_) => Err(format!("{key} is no number")),
+            Some(_) => Err(format!("{key} is not a number")),
         }
     }
 
@@ -288,7 +308,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Bool(v)) => Ok(Some(*v)),
-            Some(_) => Err(format!("{key} is no truth value")),
+            Some(_) => Err(format!("{key} is neither true nor false")),
         }
     }
 
@@ -297,7 +317,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(v)) => Ok(Some(v)),
-            Some(_) => Err(format!("{key} is no string")),
+            Some(_) => Err(format!("{key} is not a string")),
         }
     }
 
@@ -306,7 +326,7 @@ impl Metadata {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Strings(v)) => Ok(Some(v)),
-            Some(_) => Err(format!("{key} is no array of strings")),
+            Some(_) => Err(format!("{key} is not an array of strings")),
         }
     }
 }

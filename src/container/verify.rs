@@ -21,7 +21,7 @@ pub(super) fn header(header: &Header, file: &[u8], path: &Path) -> Result<()> {
     };
     let bytes = &file[..header.bytes as usize];
     if expected.len() != 64 {
-        return Err(damaged(path, HEADER_DIGEST)("it is no BLAKE3 digest".into()));
+        return Err(damaged(path, HEADER_DIGEST)("it is not a BLAKE3 digest".into()));
     }
     let at = bytes.windows(expected.len()).position(|w| w == expected.as_bytes()).unwrap_or(0);
     let zeros = vec![b'0'; expected.len()];

@@ -1,6 +1,9 @@
 //! Laying out a GGUF file: where every tensor goes, and the bytes of the header.
 
+use std::io::{self, Write};
+
 use blake3::Hash;
+use byteorder::{LE, WriteBytesExt};
 
 use super::{
     gguf::{Stored, TYPES, TensorDesc},
@@ -109,21 +112,32 @@ impl Writer {
 
 /// The bytes of a version 3 header, without the padding behind it. Offsets of `tensors` count from the beginning of the
 /// file, and the data begins at `data`.
-pub(super) fn header(metadata: &Metadata, tensors: &[TensorDesc], data: u64) -> Vec<u8> {
-    let mut out = b"GGUF".to_vec();
-    out.extend(3u32.to_le_bytes());
-    out.extend((tensors.len() as u64).to_le_bytes());
-    out.extend((metadata.entries().len() as u64).to_le_bytes());
+fn header(metadata: &Metadata, tensors: &[TensorDesc], data: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    write_header(metadata, tensors, data, &mut out).expect("memory takes what is written to it");
+    out
+}
+
+fn write_header(
+    metadata: &Metadata,
+    tensors: &[TensorDesc],
+    data: u64,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    out.write_all(b"GGUF")?;
+    out.write_u32::<LE>(3)?;
+    out.write_u64::<LE>(tensors.len() as u64)?;
+    out.write_u64::<LE>(metadata.entries().len() as u64)?;
     for (key, value) in metadata.entries() {
-        write_string(key, &mut out);
-        value.write(&mut out);
+        write_string(key, out)?;
+        value.write(out)?;
     }
     for tensor in tensors {
-        write_string(&tensor.name, &mut out);
-        out.extend((tensor.dims.len() as u32).to_le_bytes());
-        out.extend(tensor.dims.iter().flat_map(|d| d.to_le_bytes()));
-        out.extend(tensor.stored.ggml_type().to_le_bytes());
-        out.extend((tensor.offset - data).to_le_bytes());
+        write_string(&tensor.name, out)?;
+        out.write_u32::<LE>(tensor.dims.len() as u32)?;
+        tensor.dims.iter().try_for_each(|d| out.write_u64::<LE>(*d))?;
+        out.write_u32::<LE>(tensor.stored.ggml_type())?;
+        out.write_u64::<LE>(tensor.offset - data)?;
     }
-    out
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::pager::budget::Limit;
+use crate::machine::budget::Limit;
 
 /// Which GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

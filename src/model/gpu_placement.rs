@@ -76,7 +76,7 @@ fn decide(
     tokens: usize,
 ) -> std::result::Result<GpuPlacement, String> {
     use crate::gpu::{Needs, driver::Info};
-    use crate::pager::budget::Limit;
+    use crate::machine::budget::Limit;
 
     // Without a driver nothing is worth a word about the model.
     let driver = options.gpu.driver()?;

@@ -21,10 +21,8 @@ use crate::{
     container::{Bytes, Container, ConvLayout, ExpertView, TensorView, panels_in_memory},
     error::{Error, Result},
     gpu,
-    pager::{
-        Mode, Pager, Policy, Settings, Shape,
-        source::{DirectIo, FileSource, PAGE, Source, Throttle, in_pages},
-    },
+    machine::source::{DirectIo, FileSource, PAGE, Source, Throttle, in_pages},
+    pager::{Mode, Pager, Policy, Settings, Shape},
 };
 
 /// How to run a model.

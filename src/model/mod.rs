@@ -47,9 +47,9 @@ use crate::{
     config::ModelConfig,
     container::Bytes,
     error::Result,
+    machine::system::ProcessUse,
     pager::{
         Pager,
-        system::ProcessUse,
         trace::{Trace, Traced},
     },
 };

@@ -5,7 +5,8 @@ use crate::{
     config::ModelConfig,
     container::{Container, ExpertView},
     error::{Error, Result},
-    pager::{Mode, Paging, budget::Budget, transient_slots},
+    machine::budget::Budget,
+    pager::{Mode, Paging, transient_slots},
 };
 
 /// Tokens that go through the model together where nothing asks for more.

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::pager::{
-    sync::{Mutex, lock},
-    system::ProcessUse,
+use crate::{
+    machine::system::ProcessUse,
+    pager::sync::{Mutex, lock},
 };
 
 /// Times of single tokens that are kept: the last ones.

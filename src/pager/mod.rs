@@ -4,8 +4,7 @@
 //! their tiles in any order. Behind that, experts are mapped and the page cache is the cache, or they are streamed: read
 //! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
-pub mod budget;
-pub mod drive;
+mod calibrate;
 #[cfg(all(test, loom))]
 mod models;
 mod pass;
@@ -14,9 +13,7 @@ mod pool;
 mod request;
 mod settings;
 mod slot;
-pub mod source;
 pub(crate) mod sync;
-pub mod system;
 pub mod trace;
 mod turn;
 mod usage;
@@ -30,15 +27,16 @@ use std::{
 use crate::{
     container::Bytes,
     error::{Error, Result},
+    machine::source::Source,
 };
+pub use calibrate::calibrate;
 pub use pass::Pass;
-pub use policy::{Eviction, Plan, Policy};
+pub use policy::{Decision, Eviction, Policy};
 use pool::Pool;
 use request::unread;
 pub use request::{Expert, Request};
 pub use settings::{Paging, Settings};
 use slot::{Arena, Arrivals, Slot};
-use source::Source;
 use sync::{
     Arc, Mutex,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -252,7 +250,7 @@ impl Pager {
             Backing::Views(views) => views.pool(),
             Backing::Streamed(streamed) => Some(&streamed.pool),
         };
-        let work = pool.map(Pool::work).unwrap_or_default();
+        let reads = pool.map(Pool::reads).unwrap_or_default();
         let guesses = match &self.backing {
             Backing::Views(_) => Hits::default(),
             Backing::Streamed(streamed) => {
@@ -265,9 +263,9 @@ impl Pager {
             prefill: hits(&self.prefill),
             decode: hits(&self.decode),
             bytes_read: self.arrivals.bytes.load(Relaxed),
-            retries: work.retries,
+            retries: reads.retries,
             guesses,
-            drive_time: work.busy,
+            drive_time: reads.busy,
             waited: Duration::from_nanos(self.arrivals.waited.load(Relaxed)),
         }
     }

@@ -11,7 +11,6 @@ use loom::{cell::UnsafeCell, model::Builder, thread};
 
 use super::{
     Arena, Eviction, Pager, Policy, Request, Settings, Shape, Slot, Turn,
-    source::{PAGE, Source},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     container::Bytes,
     error::{Error, Result},
+    machine::source::{PAGE, Source},
 };
 
 /// Tries the orders in which threads are interrupted at most so many times at a place where they could have gone on.

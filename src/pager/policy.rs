@@ -53,7 +53,7 @@ pub struct Policy {
 
 /// What one request of a layer found and changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct Decision {
     /// Experts that were there, in order of number.
     pub hits: Vec<usize>,
     /// Experts that have to be read, in order of number.
@@ -81,7 +81,7 @@ impl Policy {
 
     /// A layer wants the experts `chosen` by its tokens, `used` a token, in the order of the tokens. Scores follow the tokens one by
     /// one, so a prompt leaves the experts of its end.
-    pub fn request(&mut self, layer: usize, chosen: &[usize], used: usize) -> Plan {
+    pub fn request(&mut self, layer: usize, chosen: &[usize], used: usize) -> Decision {
         let first = layer * self.experts;
         let mut wanted = vec![false; self.experts];
         for token in chosen.chunks(used.max(1)) {
@@ -93,17 +93,17 @@ impl Policy {
                 wanted[expert] = true;
             }
         }
-        let mut plan = Plan::default();
+        let mut decision = Decision::default();
         for expert in (0..self.experts).filter(|&e| wanted[e]) {
             if self.resident[first + expert] {
-                plan.hits.push(expert);
+                decision.hits.push(expert);
             } else {
-                plan.misses.push(expert);
+                decision.misses.push(expert);
                 self.set(first + expert, true);
             }
         }
-        plan.leaving = self.shrink();
-        plan
+        decision.leaving = self.shrink();
+        decision
     }
 
     /// Keeps an expert that nobody has asked for yet, as if it had been used once. Says whether there was room.
@@ -245,16 +245,16 @@ mod tests {
     fn a_prompt_leaves_the_experts_of_its_end() {
         let mut policy = Policy::new(Eviction::Lfu, 1, 8, 2);
         let prompt: Vec<usize> = (0..200).flat_map(|t| if t < 40 { [0, 1] } else { [6, 7] }).collect();
-        let plan = policy.request(0, &prompt, 2);
-        assert_eq!((plan.misses, plan.leaving), (vec![0, 1, 6, 7], vec![(0, 0), (0, 1)]));
+        let decision = policy.request(0, &prompt, 2);
+        assert_eq!((decision.misses, decision.leaving), (vec![0, 1, 6, 7], vec![(0, 0), (0, 1)]));
         assert_eq!(policy.hot(), [(0, 6), (0, 7)]);
     }
 
     #[test]
     fn no_capacity_keeps_nothing() {
         let mut policy = Policy::new(Eviction::Lfu, 2, 4, 0);
-        let plan = policy.request(1, &[2, 3], 2);
-        assert_eq!((plan.misses, plan.leaving), (vec![2, 3], vec![(1, 2), (1, 3)]));
+        let decision = policy.request(1, &[2, 3], 2);
+        assert_eq!((decision.misses, decision.leaving), (vec![2, 3], vec![(1, 2), (1, 3)]));
         assert!(!policy.insert(0, 0));
     }
 }

@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     slot::Slot,
-    source::Source,
     sync::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -17,7 +16,10 @@ use super::{
         wait_while,
     },
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    machine::source::Source,
+};
 
 /// Threads that read when the caller does not say: enough to keep an NVMe drive busy with tiles.
 const READERS: usize = 4;
@@ -63,7 +65,7 @@ struct Drive {
 
 /// What a pool has done so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Work {
+pub struct Reads {
     /// Reads that were tried again.
     pub retries: u64,
     /// Time in which at least one read was under way.
@@ -108,10 +110,10 @@ impl Pool {
     }
 
     /// What was done so far.
-    pub fn work(&self) -> Work {
+    pub fn reads(&self) -> Reads {
         let drive = lock(&self.shared.drive);
         let running = drive.since.map_or(Duration::ZERO, |since| since.elapsed());
-        Work { retries: self.shared.retries.load(Relaxed), busy: drive.busy + running }
+        Reads { retries: self.shared.retries.load(Relaxed), busy: drive.busy + running }
     }
 }
 
@@ -245,7 +247,7 @@ mod tests {
         assert!(slots[0].tile(0).is_ok());
         assert_eq!(slots[1].tile(0).unwrap_err().to_string(), "9 bytes came in place of 64 at byte 2");
         assert_eq!(begun.try_iter().collect::<Vec<_>>(), [1, 1, 2, 2]);
-        assert_eq!(pool.work().retries, 2);
+        assert_eq!(pool.reads().retries, 2);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use super::{
-    Backing, Pager, Pass, Plan, Residency, Streamed,
+    Backing, Decision, Pager, Pass, Residency, Streamed,
     slot::Slot,
     sync::{
         Arc, Mutex,
@@ -73,20 +73,22 @@ impl<'p> Request<'p> {
             }
             Backing::Streamed(streamed) => {
                 let mut residency = lock(&streamed.residency);
-                let plan = residency.policy.request(layer, chosen, used);
+                let decision = residency.policy.request(layer, chosen, used);
                 let index = |e: usize| layer * pager.experts + e;
                 let mut slots: Vec<_> =
-                    plan.hits.iter().map(|&e| residency.slots[index(e)].clone()).collect();
-                let left =
-                    plan.leaving.iter().filter_map(|(l, e)| residency.slots[l * pager.experts + e].take());
+                    decision.hits.iter().map(|&e| residency.slots[index(e)].clone()).collect();
+                let left = decision
+                    .leaving
+                    .iter()
+                    .filter_map(|(l, e)| residency.slots[l * pager.experts + e].take());
                 // Dropped outside the lock.
                 let left: Vec<_> = left.collect();
                 drop(residency);
                 drop(left);
-                slots.resize(plan.hits.len() + plan.misses.len(), None);
-                take_guesses(streamed, layer, &plan, &mut slots, index);
-                let hits = plan.hits.len();
-                ([plan.hits, plan.misses].concat(), hits, slots)
+                slots.resize(decision.hits.len() + decision.misses.len(), None);
+                take_guesses(streamed, layer, &decision, &mut slots, index);
+                let hits = decision.hits.len();
+                ([decision.hits, decision.misses].concat(), hits, slots)
             }
         };
         let n = order.len();
@@ -258,17 +260,17 @@ impl<'p> Request<'p> {
     }
 }
 
-/// Gives misses of the plan the places in which they were read ahead; other guesses are given up.
+/// Gives misses of the decision the places in which they were read ahead; other guesses are given up.
 fn take_guesses(
     streamed: &Streamed,
     layer: usize,
-    plan: &Plan,
+    decision: &Decision,
     slots: &mut [Option<Arc<Slot>>],
     index: impl Fn(usize) -> usize,
 ) {
     let made = std::mem::take(&mut lock(&streamed.guesses).slots);
     for ((at, expert), slot) in made {
-        let miss = plan.misses.iter().position(|&e| at == layer && e == expert);
+        let miss = decision.misses.iter().position(|&e| at == layer && e == expert);
         let Some(miss) = miss.filter(|_| !slot.has_failed()) else {
             slot.cancel();
             continue;
@@ -280,7 +282,7 @@ fn take_guesses(
         if residency.policy.is_resident(layer, expert) {
             residency.slots[index(expert)] = Some(slot.clone());
         }
-        slots[plan.hits.len() + miss] = Some(slot);
+        slots[decision.hits.len() + miss] = Some(slot);
     }
 }
 
@@ -318,7 +320,10 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::pager::{Eviction, Hits, Policy, Shape, source::Source};
+    use crate::{
+        machine::source::Source,
+        pager::{Eviction, Hits, Policy, Shape},
+    };
 
     const TILE: usize = 64;
     const EXPERTS: usize = 4;

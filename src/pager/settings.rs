@@ -1,6 +1,7 @@
 //! How the caller wants experts paged.
 
-use super::{Eviction, budget::Limit, source::DirectIo, system};
+use super::Eviction;
+use crate::machine::{budget::Limit, source::DirectIo, system};
 
 /// Which way to take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

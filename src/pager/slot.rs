@@ -9,20 +9,18 @@ use std::{
 
 use memmap2::MmapMut;
 
-use super::{
-    source::PAGE,
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
-        lock, wait_while,
+use super::sync::{
+    Arc, Condvar, Mutex,
+    atomic::{
+        AtomicBool, AtomicU8, AtomicU64,
+        Ordering::{Acquire, Relaxed, Release},
     },
+    lock, wait_while,
 };
 use crate::{
     container::Bytes,
     error::{Error, Result},
+    machine::source::PAGE,
 };
 
 /// One allocation that is cut into slots of an expert each.

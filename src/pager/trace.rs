@@ -55,17 +55,17 @@ impl Trace {
         let mut policy = Policy::new(eviction, layers, experts, resident);
         let mut replayed = Replayed::default();
         for (layer, chosen) in &self.requests {
-            let plan = policy.request(*layer, chosen, used);
+            let decision = policy.request(*layer, chosen, used);
             let single = chosen.len() <= used;
             let hits = if single { &mut replayed.decode } else { &mut replayed.prefill };
-            hits.hits += plan.hits.len() as u64;
-            hits.misses += plan.misses.len() as u64;
+            hits.hits += decision.hits.len() as u64;
+            hits.misses += decision.misses.len() as u64;
             if single {
                 if *layer == 0 {
                     replayed.misses.push(0);
                 }
                 if let Some(token) = replayed.misses.last_mut() {
-                    *token += plan.misses.len() as u64;
+                    *token += decision.misses.len() as u64;
                 }
             }
         }
@@ -122,7 +122,9 @@ impl Trace {
             let layer = numbers.next().and_then(std::result::Result::ok).filter(|&l| l < model.layers);
             let chosen: Option<Vec<usize>> = numbers.map(|n| n.ok().filter(|&e| e < model.experts)).collect();
             let whole = chosen.filter(|c| !c.is_empty() && c.len().is_multiple_of(model.used));
-            layer.zip(whole).ok_or_else(|| bad(i + 1, "it is no layer with the experts of its tokens"))
+            layer
+                .zip(whole)
+                .ok_or_else(|| bad(i + 1, "it does not have a layer and the experts of its tokens"))
         });
         let requests = requests.collect::<Result<Vec<_>>>()?;
         Ok(Self { model, requests })

@@ -3,22 +3,19 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use yuan_kernels::DType;
+use yuan_kernels::{DType, tile::TILE_NEURONS};
 
 use super::{
     encode, first_non_finite,
-    plan::{Item, SourceOf},
+    plan::{CHUNK_WEIGHTS, Item, SourceOf},
 };
 use crate::{
     checkpoint::Checkpoint,
     error::{Error, Result},
 };
 
-/// Weights that one worker reads and encodes at a time.
-pub(super) const CHUNK_WEIGHTS: usize = 1 << 20;
-
 /// Where weights come from: a checkpoint, or a generator.
-pub trait Source: Sync {
+pub trait Weights: Sync {
     /// Appends elements `range` (row-major) of the tensor with this Hugging Face name to `out`.
     ///
     /// # Errors
@@ -26,13 +23,13 @@ pub trait Source: Sync {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 }
 
-impl Source for Checkpoint {
+impl Weights for Checkpoint {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         Self::read_f32(self, name, range, out)
     }
 }
 
-impl<S: Source + ?Sized> Source for &S {
+impl<W: Weights + ?Sized> Weights for &W {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         (**self).read_f32(name, range, out)
     }
@@ -56,7 +53,7 @@ pub enum Encoded {
 ///
 /// # Errors
 /// Those of the source; [`Error::Argument`] that names a tensor with a weight that is not a finite number.
-pub fn encode_item(item: &Item, ffn: usize, source: &dyn Source) -> Result<Encoded> {
+pub fn encode_item(item: &Item, ffn: usize, source: &dyn Weights) -> Result<Encoded> {
     let matrix = |name: &str, rows, cols, padded, order| {
         encode_matrix(&Matrix { name, rows, cols, padded, dtype: item.dtype, order }, source)
     };
@@ -69,7 +66,7 @@ pub fn encode_item(item: &Item, ffn: usize, source: &dyn Source) -> Result<Encod
         }
         SourceOf::Tiles { w1, w2 } => Encoded::Expert {
             w1: matrix(w1, 2 * ffn, item.cols, item.cols, Order::Plain)?,
-            w2: matrix(w2, item.cols, ffn, ffn.next_multiple_of(256), Order::Plain)?,
+            w2: matrix(w2, item.cols, ffn, ffn.next_multiple_of(TILE_NEURONS), Order::Plain)?,
         },
     })
 }
@@ -91,7 +88,7 @@ struct Matrix<'a> {
     order: Order,
 }
 
-fn encode_matrix(m: &Matrix<'_>, source: &dyn Source) -> Result<Vec<u8>> {
+fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<Vec<u8>> {
     let row_bytes = m.dtype.row_bytes(m.padded).ok_or_else(|| {
         let name = m.dtype.name();
         Error::Argument(format!("tensor {}: rows of {} do not fit the blocks of {name}", m.name, m.padded))

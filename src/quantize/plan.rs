@@ -6,6 +6,7 @@ use yuan_kernels::{
     DType,
     blocks::QK,
     panel::{PANEL_ROWS, panel_bytes},
+    tile::TILE_NEURONS,
 };
 
 use super::Options;
@@ -21,8 +22,8 @@ use crate::{
 /// Base with which the authors fine-tuned and evaluated Yuan2.0-M32, whose published config names none.
 const M32_ROPE_BASE: u32 = 40_890;
 
-/// Neurons of a tile; an FFN is filled up to a multiple of them.
-const TILE_NEURONS: usize = 256;
+/// Weights that one worker reads and encodes at a time.
+pub(super) const CHUNK_WEIGHTS: usize = 1 << 20;
 
 /// One tensor of the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +147,7 @@ impl Plan {
     pub fn scratch_bytes(&self, threads: usize) -> u64 {
         let tiles =
             self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
-        tiles.unwrap_or(0) + (threads * super::encode_tensor::CHUNK_WEIGHTS * 12) as u64
+        tiles.unwrap_or(0) + (threads * CHUNK_WEIGHTS * 12) as u64
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::encode_tensor::Source;
+use super::encode_tensor::Weights;
 pub use super::random_blocks::random_tensor;
 use crate::{
     checkpoint::names::{self, Role},
@@ -97,7 +97,7 @@ impl Random {
     }
 }
 
-impl Source for Random {
+impl Weights for Random {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         let Some(scale) = self.scales.get(name) else {
             return Err(Error::Argument(format!("the model has no tensor {name}")));

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::{
+    machine::system::ProcessUse,
     model::{Calls, GpuPlacement, Model},
-    pager::{Hits, Usage, system::ProcessUse},
+    pager::{Hits, Usage},
 };
 
 /// Takes the counters of a model at the ends of stretches of a run.

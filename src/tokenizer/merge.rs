@@ -56,7 +56,7 @@ struct Candidate {
 
 /// The list and the heap, kept from one stretch to the next.
 #[derive(Default)]
-struct Work {
+struct Scratch {
     symbols: Vec<Symbol>,
     heap: BinaryHeap<Candidate>,
 }
@@ -80,21 +80,21 @@ impl Merges {
 
     /// Calls `emit` with the symbols of `text` when all is merged: the piece, if it is one, and the text.
     pub(super) fn encode(&self, text: &str, mut emit: impl FnMut(Option<u32>, &str)) {
-        let mut work = Work::default();
+        let mut scratch = Scratch::default();
         let (mut start, mut before) = (0, None);
         for (at, c) in text.char_indices() {
             let cut = before.is_some_and(|b| !self.neighbours.contains(&(b, c)));
             if cut || at - start >= LONGEST_STRETCH {
-                self.encode_stretch(&text[start..at], &mut work, &mut emit);
+                self.encode_stretch(&text[start..at], &mut scratch, &mut emit);
                 start = at;
             }
             before = Some(c);
         }
-        self.encode_stretch(&text[start..], &mut work, &mut emit);
+        self.encode_stretch(&text[start..], &mut scratch, &mut emit);
     }
 
-    fn encode_stretch(&self, text: &str, work: &mut Work, emit: &mut impl FnMut(Option<u32>, &str)) {
-        let Work { symbols, heap } = work;
+    fn encode_stretch(&self, text: &str, scratch: &mut Scratch, emit: &mut impl FnMut(Option<u32>, &str)) {
+        let Scratch { symbols, heap } = scratch;
         symbols.clear();
         heap.clear();
         // Positions fit: a stretch has at most LONGEST_STRETCH bytes and one character.

@@ -10,8 +10,8 @@ use yuan::{
         Choice, Costs, Settings,
         fake::{Fake, Schedule},
     },
+    machine::budget::Limit,
     model::{KvType, Model, Options, Placement, State, Want},
-    pager::budget::Limit,
     quantize::{self, DType},
 };
 

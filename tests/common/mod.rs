@@ -17,7 +17,8 @@ use safetensors::SafeTensors;
 use yuan::{
     checkpoint::{Checkpoint, vocab::read_vocab},
     config::ModelConfig,
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     model::{Arithmetic, Model, Options as RunOptions},
     quantize::{DType, Options, Plan},
     vocab::{Piece, PieceKind, Vocab},

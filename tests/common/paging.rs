@@ -8,9 +8,11 @@ use std::{
 
 use yuan::{
     config::ModelConfig,
-    container::{Bytes, Container, Conversion},
+    container::{Bytes, Container},
+    convert::Conversion,
+    machine::{budget::Limit, source::Source},
     model::{KvType, Model, Options, Placement, State, Want},
-    pager::{Mode, Paging, Settings, budget::Limit, source::Source},
+    pager::{Mode, Paging, Settings},
     quantize::{Options as QuantOptions, Plan, synth},
 };
 

@@ -5,7 +5,8 @@ use std::path::Path;
 use anyhow::Context;
 use yuan::{
     checkpoint::{Checkpoint, vocab::read_vocab},
-    container::{Container, Conversion},
+    container::Container,
+    convert::Conversion,
     quantize::{Options, Plan},
     vocab::Vocab,
 };
@@ -110,7 +111,7 @@ impl<'a> Job<'a> {
             .with_context(|| format!("converting to {}", output.display()))?;
         bar.finish_and_clear();
         if written.resumed > 0 {
-            tell!("went on behind {} tensors of an earlier run", written.resumed);
+            tell!("continued after {} tensors of an earlier run", written.resumed);
         }
         tell!("{}: {}", output.display(), size(written.bytes));
         Ok(())

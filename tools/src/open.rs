@@ -8,8 +8,9 @@ use yuan::{
     config::{ModelConfig, RopePrecision},
     container::Container,
     gpu,
+    machine::{budget::Limit, source::DirectIo},
     model::{Arithmetic, KvType, Options},
-    pager::{Paging, Settings, budget::Limit, source::DirectIo},
+    pager::{Paging, Settings},
     session::Engine,
     tokenizer::Tokenizer,
 };
@@ -24,19 +25,19 @@ use crate::{
 pub struct RunArgs {
     /// The model: a container of yuan-quant, or a GGUF file as published
     pub model: PathBuf,
-    /// Threads; 0, the default, is one for each physical core that the process may use
+    /// Number of threads that compute; 0 means one for each physical core that the process may use
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads: usize,
-    /// Threads for several tokens at a time, as in a prompt; 0, the default, is as many
+    /// Number of threads for several tokens at a time, as in a prompt; 0 means as many as --threads
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads_batch: usize,
     /// Type of the key-value cache: f16, q8_0, q4_0 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub kv: KvType,
-    /// Rotary convention in place of the container's: mixed, f32 or hfbf16
+    /// Rotary convention to use instead of the container's: mixed, f32 or hfbf16
     #[arg(long, value_name = "KIND", value_parser = rope)]
     pub rope: Option<RopePrecision>,
-    /// Widen 4- and 8-bit weights to f32 instead of multiplying in integers: slow, for comparisons
+    /// Widen 4- and 8-bit weights to f32 instead of multiplying in integers (slow; for comparisons)
     #[arg(long)]
     pub float: bool,
     /// How experts come into memory
@@ -51,20 +52,20 @@ pub struct RunArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Memory")]
 pub struct PagingArgs {
-    /// Memory to use at most, all included: 8G, 6.5GiB or 50% of what is free; by default what is free, less a reserve
+    /// The most memory that the whole program may use: 8G, 6.5GiB, or 50% of what is free; by default what is free, less a reserve
     #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
     pub memory: Option<Limit>,
-    /// How experts come into memory: mapped from the file, streamed into slots, plain (mapped, by page faults alone), or auto:
-    /// mapped if the container fits, else streamed
+    /// How experts come into memory: mapped (from the file), streamed (read into slots), plain (mapped, and left to page
+    /// faults), or auto (mapped if the container fits, otherwise streamed)
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = paging)]
     pub paging: Paging,
     /// Read streamed experts past the page cache: auto, on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = direct_io)]
     pub direct_io: DirectIo,
-    /// Streamed: read what the next layer will probably want while nothing else is asked for
+    /// When streaming, read what the next layer will probably want while the drive is idle
     #[arg(long)]
     pub look_ahead: bool,
-    /// Threads that read experts (0: the usual number)
+    /// Number of threads that read experts; 0 means the usual number
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::readers)]
     pub readers: usize,
 }
@@ -73,10 +74,10 @@ pub struct PagingArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "GPU")]
 pub struct GpuArgs {
-    /// The GPU that takes part: its number, auto (the first suitable one, if there is one), or off
+    /// Which GPU to use: its number, auto (the first suitable one, if there is one), or off
     #[arg(long, value_name = "GPU", default_value = "auto", value_parser = str::parse::<gpu::Choice>)]
     pub gpu: gpu::Choice,
-    /// Memory of the GPU to use at most: 6G or 50% of what is free; by default what is free, less a reserve
+    /// The most memory of the GPU to use: 6G, or 50% of what is free; by default what is free, less a reserve
     #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
     pub gpu_memory: Option<Limit>,
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use yuan::{
+    machine::system::ProcessUse,
     model::{GpuPlacement, Model},
-    pager::{Mode, system::ProcessUse},
+    pager::Mode,
     session::stats::{Lap, percentile},
 };
 

@@ -421,6 +421,16 @@ fn complaints_say_what_where_and_the_remedy() {
 }
 
 #[test]
+fn the_version_names_the_commit_where_the_build_knows_it() {
+    let (number, commit) = yuan::VERSION.split_once(' ').unwrap_or((yuan::VERSION, "()"));
+    assert_eq!(number, env!("CARGO_PKG_VERSION"));
+    assert!(commit.starts_with('(') && commit.ends_with(')'), "{commit}");
+    for name in ["yuan", "yuan-quant"] {
+        assert_eq!(text(name, &["--version"]), format!("{name} {}\n", yuan::VERSION));
+    }
+}
+
+#[test]
 fn help_has_examples() {
     for (name, command) in [
         ("yuan", &[][..]),

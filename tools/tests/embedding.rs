@@ -38,18 +38,32 @@ fn finish(command: &mut Command) -> Option<String> {
     Some(String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
-/// A program, compiled; `None` where there is no compiler.
+/// A program, compiled; `None` where there is no compiler. Beside it lies the shared library under the name that the program asks for: that of
+/// its series, `libyuan.so.0.1`.
 fn example(folder: &Folder, compiler: &str, standard: &str, source: &str) -> Option<String> {
     let program = folder.path("example");
     let mut command = Command::new(compiler);
     command.args([standard, "-g", "-Wall", "-Wextra", "-pedantic", "-Werror"]);
     command.arg("-I").arg(root().join("include")).arg(root().join(source));
     command.arg("-L").arg(libraries()).args(["-lyuan", "-o", &program]);
-    finish(&mut command).map(|_| program)
+    finish(&mut command)?;
+    #[cfg(unix)]
+    {
+        let (series, _) = env!("CARGO_PKG_VERSION").rsplit_once('.').unwrap();
+        std::os::unix::fs::symlink(library(), folder.path(&format!("libyuan.so.{series}"))).unwrap();
+    }
+    Some(program)
+}
+
+/// `program` with the library beside it.
+fn with_library(program: &str) -> Command {
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", Path::new(program).parent().unwrap());
+    command
 }
 
 fn embedded(program: &str, args: &[&str]) -> String {
-    finish(Command::new(program).args(args).env("LD_LIBRARY_PATH", libraries())).expect("the example")
+    finish(with_library(program).args(args)).expect("the example")
 }
 
 const PROMPTS: [&str; 2] = ["Psalms 151:1-4<sep>", "春日山中 李白<sep>"];
@@ -63,9 +77,7 @@ fn the_c_example_says_what_yuan_says() {
         let expected = text("yuan", &["generate", &model, "-p", prompt, "-n", "32"]);
         assert_eq!(embedded(&program, &[&model, prompt, "32"]), expected);
     }
-    let mut command = Command::new(&program);
-    let output =
-        command.args([&folder.path("no.gguf"), "a"]).env("LD_LIBRARY_PATH", libraries()).output().unwrap();
+    let output = with_library(&program).args([&folder.path("no.gguf"), "a"]).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(
         output.status.code() == Some(1) && complaint.contains("YUAN_ERROR_FILE: cannot open"),
@@ -145,7 +157,7 @@ fn valgrind_finds_no_invalid_access_and_no_leak() {
     let mut command = Command::new("valgrind");
     command.args(["--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect"]);
     command.args([&format!("--log-file={log}"), &program, &model, &folder.path("saved")]);
-    if finish(command.env("LD_LIBRARY_PATH", libraries())).is_some() {
+    if finish(command.env("LD_LIBRARY_PATH", Path::new(&program).parent().unwrap())).is_some() {
         let said = fs::read_to_string(&log).unwrap();
         assert!(said.contains("ERROR SUMMARY: 0 errors"), "{said}");
     }

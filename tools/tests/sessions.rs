@@ -224,7 +224,7 @@ fn files_that_may_not_be_used_are_errors_with_a_remedy() {
         let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", path];
         let said = complaint("yuan", &args);
         let folder = path.ends_with(folder.0.path().file_name().unwrap().to_str().unwrap());
-        assert!(said.contains(if folder { "NAME.session" } else { "is no file" }), "{said}");
+        assert!(said.contains(if folder { "NAME.session" } else { "is not a file" }), "{said}");
     }
     let nowhere = folder.path("no/folder/s.session");
     let args = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "5", "--save", &nowhere];

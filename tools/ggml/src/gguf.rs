@@ -6,7 +6,9 @@ use std::{
     ptr,
 };
 
-use crate::{bindings::*, rival::init};
+use ggml_sys::*;
+
+use crate::init::init;
 
 /// A tensor as a file's header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]

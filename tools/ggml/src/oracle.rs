@@ -2,14 +2,10 @@
 
 use std::ptr;
 
+use ggml_sys::*;
 use yuan_kernels::DType;
 
-use crate::{bindings::*, rival::init};
-
-/// ggml's number of a type.
-pub(crate) fn type_of(dtype: DType) -> ggml_type {
-    dtype as ggml_type
-}
+use crate::init::{init, type_of};
 
 /// The weights that `bytes` hold, as ggml reads them.
 ///

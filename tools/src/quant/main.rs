@@ -25,7 +25,7 @@ mod synth;
 #[derive(Parser)]
 #[command(
     name = "yuan-quant",
-    version,
+    version = yuan::VERSION,
     max_term_width = 110,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -35,7 +35,7 @@ Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --rope-base 40890 --experts q4_0 --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
-A run that was killed goes on where it stopped when it is started again with the same arguments."
+A run that was killed continues where it stopped when it is started again with the same arguments."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -86,16 +86,16 @@ struct Convert {
 /// Types and conventions of the output.
 #[derive(Args, Clone)]
 pub struct Types {
-    /// Type of the experts: q4_k or q4_0 (neuron tiles), f16, bf16 or f32; q4_k by default, a GGUF input keeps its own
+    /// Type of the experts: q4_k or q4_0 (as neuron tiles), f16, bf16 or f32; by default q4_k, or what a GGUF input has
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     experts: Option<DType>,
-    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; q8_0 by default, a GGUF input keeps its own
+    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, or what a GGUF input has
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dense: Option<DType>,
-    /// Rotary convention to record: mixed (as trained), f32 or hfbf16; by default the config's, or mixed
+    /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed
     #[arg(long, value_name = "KIND", value_parser = rope)]
     rope: Option<RopePrecision>,
-    /// Base of the rotary frequencies in place of the config's (the published Yuan2-M32-hf names none: 40890)
+    /// Base of the rotary frequencies to record; by default the config's (that of the published Yuan2-M32-hf has none: give 40890)
     #[arg(long, value_name = "BASE")]
     rope_base: Option<f32>,
 }

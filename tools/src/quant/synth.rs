@@ -16,8 +16,8 @@ use yuan::{
         names::{self, TensorSpec},
     },
     config::{Architecture, ModelConfig},
-    container::Conversion,
-    quantize::{Plan, Source, synth},
+    convert::Conversion,
+    quantize::{Plan, Weights, synth},
     vocab::{Piece, PieceKind, Vocab},
 };
 use yuan_tools::{
@@ -42,7 +42,7 @@ Examples:
   yuan-quant synth --geometry my/config.json -o my.gguf --experts q4_0 --seed 7
 An output that ends in .gguf is a container, any other is a folder. The same seed gives the same file.")]
 pub struct Synth {
-    /// m32, tiny, or a config.json
+    /// The shape of the model: m32, tiny, or a config.json
     #[arg(long, value_name = "m32|tiny|FILE")]
     geometry: String,
     /// The container (.gguf) or the checkpoint folder to write
@@ -51,7 +51,7 @@ pub struct Synth {
     /// Seed of the weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Layers, in place of the geometry's
+    /// Number of layers, instead of the geometry's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
     #[command(flatten)]
@@ -150,7 +150,7 @@ fn shards(specs: Vec<TensorSpec>) -> Vec<Vec<TensorSpec>> {
 fn write_shard(
     path: &Path,
     specs: &[TensorSpec],
-    source: &dyn Source,
+    source: &dyn Weights,
     progress: &dyn Fn(u64),
 ) -> anyhow::Result<()> {
     let (mut header, mut at) = (Map::new(), 0);
@@ -181,7 +181,7 @@ fn write_shard(
 }
 
 /// A piece of a tensor in bf16, made by two threads a core's worth at a time.
-fn bf16(source: &dyn Source, name: &str, range: Range<usize>) -> anyhow::Result<Vec<u8>> {
+fn bf16(source: &dyn Weights, name: &str, range: Range<usize>) -> anyhow::Result<Vec<u8>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let share = range.len().div_ceil(threads).max(1);
     let parts: Vec<_> = range.clone().step_by(share).map(|s| s..range.end.min(s + share)).collect();

@@ -1,0 +1,7 @@
+//! The machine: how much memory is free, files that are read past the page cache, how fast they are, and what differs between operating
+//! systems.
+
+pub mod budget;
+pub mod drive;
+pub mod source;
+pub mod system;

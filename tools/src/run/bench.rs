@@ -1,0 +1,220 @@
+//! `yuan bench`: the speed of prefill and decode beside the speed of memory.
+
+use std::{
+    hint::black_box,
+    ops::{ControlFlow, Range},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use clap::Args;
+use serde_json::json;
+use yuan::{
+    container::Container,
+    files::check_output,
+    model::{GpuPlacement, Model, Placement, Sequence, State, Want, bench::read, threads::usable_cores},
+    pager::{self, Mode, trace::Trace},
+    session::stats::{self, Lap, Meter},
+};
+use yuan_tools::{
+    console::{cancel_on_stop, size, stopped},
+    numbers,
+    open::RunArgs,
+    say,
+    stats::describe,
+};
+
+/// Measure the speed of prefill and decode
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan bench model.gguf
+  yuan bench model.gguf -p 512 -n 128 -r 5 --threads 4 --json
+  yuan bench model.gguf --memory 50% --paging streamed --throttle 0.5
+  yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
+  yuan bench synthetic.gguf --memory 8G --routing poem.trace
+Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
+pub struct Bench {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Number of tokens in the prompt (0: no prefill)
+    #[arg(long, short, value_name = "N", default_value_t = 512, value_parser = numbers::tokens)]
+    prompt: usize,
+    /// Number of tokens to generate (0: no decode)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128, value_parser = numbers::tokens)]
+    tokens: usize,
+    /// Number of tokens in the context before decoding starts; by default those of the prompt
+    #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
+    depth: Option<usize>,
+    /// Number of repetitions
+    #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
+    repeat: usize,
+    /// When streaming, deliver reads at this rate in GB a second, as a slower drive would
+    #[arg(long, value_name = "GB/S", value_parser = numbers::rate)]
+    throttle: Option<f64>,
+    /// Choose experts as these files of yuan trace did: a model of random weights would choose evenly, which trained ones do not
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
+    routing: Vec<PathBuf>,
+    /// Record which experts the last repetition used, for yuan replay
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Bench {
+    pub fn run(self) -> anyhow::Result<()> {
+        ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
+        if let Some(file) = &self.trace {
+            let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.routing).cloned().collect();
+            check_output(file, 0, &inputs, "NAME.trace")?;
+        }
+        let depth = self.depth.unwrap_or(self.prompt);
+        let context = self.prompt.max(depth) + self.tokens;
+        let mut options = self.run.options(context);
+        options.paging.throttle = self.throttle.map(|gb| gb * 1e9);
+        let container = Container::open(&self.run.model)?;
+        let placement = Placement::new(&container, &options)?;
+        let streamed = placement.mode == Mode::Streamed;
+        ensure!(
+            streamed || self.throttle.is_none(),
+            "--throttle slows streamed reads: give --paging streamed"
+        );
+        // Before the model takes its memory.
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
+        let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2);
+        let drive = match streamed {
+            true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+            false => None,
+        };
+        let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        let mut model = Model::load_watched(&container, &options, &mut |_, _| flow())?;
+        if !self.routing.is_empty() {
+            let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
+            model.follow(&traces)?;
+        }
+        let vocab = model.config().vocab as u64;
+        // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
+        let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
+
+        let run = |state: &mut State, tokens: Range<usize>, batch: usize| -> anyhow::Result<Vec<Duration>> {
+            let tokens: Vec<u32> = tokens.map(token).collect();
+            let _stop = cancel_on_stop(state.cancel.clone());
+            let call = |batch: &[u32]| {
+                let start = Instant::now();
+                model.forward(&mut [Sequence { tokens: batch, state, want: Want::Best(1) }]).remove(0)?;
+                ensure!(!stopped(), "stopped on request");
+                Ok(start.elapsed())
+            };
+            tokens.chunks(batch).map(call).collect()
+        };
+        let (mut prefill, mut decode, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        let mut laps = [Lap::default(), Lap::default()];
+        let mut meter = Meter::new(&model);
+        for _ in 0..self.repeat {
+            if self.trace.is_some() {
+                model.pager().record();
+            }
+            let mut state = State::new(model.config(), context, self.run.kv)?;
+            meter.lap(0);
+            prefill.push(run(&mut state, 0..self.prompt, model.batch())?.iter().sum());
+            laps[0].add(&meter.lap(self.prompt));
+            if depth < self.prompt {
+                state = State::new(model.config(), depth + self.tokens, self.run.kv)?;
+            }
+            let filled = state.position();
+            run(&mut state, filled..depth, model.batch())?;
+            meter.lap(0);
+            let tokens = run(&mut state, depth..depth + self.tokens, 1)?;
+            laps[1].add(&meter.lap(self.tokens));
+            decode.push(tokens.iter().sum());
+            times.extend(tokens);
+        }
+
+        if let Some(path) = &self.trace {
+            model.recorded().write(path)?;
+        }
+        let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
+        let (prefill, decode) = (rate(self.prompt, prefill), rate(self.tokens, decode));
+        let bytes = model.bytes_per_token();
+        let weights = decode * bytes as f64 / 1e9;
+        if self.json {
+            let object = json!({
+                "model": self.run.model, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
+                "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
+                "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+                "bytes_per_token": bytes, "weights_gb_per_second": weights, "memory_gb_per_second": bandwidth,
+                "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
+                "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
+            });
+            return say!("{object}");
+        }
+        say!(
+            "kernels    {} on {} threads, {} for the prompt; one token asks for weights {} bytes ahead",
+            model.kernels(),
+            model.threads(),
+            model.batch_threads(),
+            model.prefetch()
+        )?;
+        say!("memory     {bandwidth:.1} GB/s read")?;
+        say!("token      {} of weights", size(bytes as u64))?;
+        say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
+        let share = 100.0 * weights / bandwidth;
+        say!(
+            "decode     {decode:.2} tok/s ({} tokens after {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
+            self.tokens
+        )?;
+        if let Some(drive) = drive {
+            say!("drive      {drive:.2} GB/s by reads of a tile")?;
+        }
+        let laps = [("prefill", &laps[0]), ("decode", &laps[1])];
+        say!("{}", describe(&model, &laps, &times))?;
+        if let GpuPlacement::On { bandwidth, .. } = &model.placement().gpu
+            && *bandwidth > 0
+        {
+            let memory = *bandwidth as f64 / 1e9;
+            say!(
+                "gpu memory {memory:.0} GB/s by its clock; the weights of decode are {:.0} % of it",
+                100.0 * weights / memory
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// GB/s at which `threads` threads read memory that no cache holds, taking at most `most` bytes for it: the median of nine passes, since the best
+/// of a few is often one that a virtual machine's neighbours were silent for.
+pub fn read_bandwidth(threads: usize, most: u64) -> f64 {
+    let bytes =
+        (threads.saturating_mul(256 << 20)).min(1 << 30).min(usize::try_from(most).unwrap_or(usize::MAX));
+    let words = (bytes / 8 / threads).max(1);
+    let data = vec![1u64; words * threads];
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for part in data.chunks(words) {
+                scope.spawn(move || black_box(read(part)));
+            }
+        });
+        start.elapsed()
+    };
+    (data.len() * 8) as f64 / median((0..9).map(|_| pass()).collect()).as_secs_f64() / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_takes_no_more_than_it_may() {
+        assert!(read_bandwidth(3, 1 << 20) > 0.0);
+        assert!(read_bandwidth(2, 0) > 0.0);
+    }
+}

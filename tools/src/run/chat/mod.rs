@@ -1,0 +1,213 @@
+//! `yuan chat`: talk with a model.
+
+mod conversation;
+mod input;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use yuan::{
+    Error,
+    session::{Finish, room_of},
+};
+use yuan_tools::{
+    console::{stopped, take_stop},
+    numbers::{self, Most},
+    open::RunArgs,
+    say,
+    say::{end_line, print},
+    tell,
+};
+
+use crate::{answer::to_json, sampling::Sampling};
+use conversation::Conversation;
+use input::{Input, Line};
+
+const COMMANDS: &str = "\
+/help          this list
+/system TEXT   give the model instructions, from the next question on (no text: remove them)
+/undo          take the last question back
+/reset         forget the conversation, but keep the instructions
+/save FILE     write the conversation and its state to a file
+/load FILE     continue the conversation of a file
+/stats         tokens, speed, experts
+/exit          leave (or Ctrl-D)
+A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-C stops an answer.";
+
+/// Hold a conversation with a model, in its chat template
+#[derive(Args)]
+#[command(after_help = format!("\
+Examples:
+  yuan chat model.gguf --temp 0.7 --top-p 0.9
+  yuan chat model.gguf --system '用中文回答。' --load yesterday.session
+  printf '%s\\n' '写一首关于秋天的诗' '再写一首' | yuan chat model.gguf
+Commands in place of a question:
+{COMMANDS}"))]
+pub struct Chat {
+    #[command(flatten)]
+    run: RunArgs,
+    /// The most tokens of an answer (-1: what the context has room for)
+    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
+    most: Most,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// Size of the context in tokens; 0 means what the model was made for
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
+    context: usize,
+    /// When the context is full, keep the first N tokens and drop the oldest questions, and the older half of an answer that
+    /// fills it alone, instead of ending the conversation
+    #[arg(long, value_name = "N", value_parser = numbers::tokens)]
+    context_shift: Option<usize>,
+    /// Instructions to the model, which stand before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Continue a saved conversation
+    #[arg(long, value_name = "FILE")]
+    load: Option<PathBuf>,
+    /// File that keeps the lines that were typed; by default in the user's state folder
+    #[arg(long, value_name = "FILE")]
+    history: Option<PathBuf>,
+    /// Print one JSON object for each answer instead of streaming text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whether the conversation goes on.
+enum Next {
+    Go,
+    Exit,
+}
+
+impl Chat {
+    pub fn run(self) -> anyhow::Result<()> {
+        let mut context = 0;
+        let engine = self.run.open_for(|_, config| {
+            let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
+            context = if self.context == 0 { config.context } else { self.context }.max(saved);
+            Ok(context)
+        })?;
+        let sampling = self.sampling.clone();
+        let mut talk = Conversation::new(engine, context, self.run.kv, sampling, self.context_shift)?;
+        if let Some(file) = &self.load {
+            talk.load(file)?;
+        }
+        if let Some(text) = &self.system {
+            talk.set_system(text);
+        }
+        let mut input = Input::new(self.history.clone())?;
+        if input.is_terminal() {
+            tell!("{} tokens of context. /help lists the commands.", context);
+        }
+        let mut failed = 0;
+        loop {
+            let line = match input.line()? {
+                Line::Text(line) => line,
+                Line::Interrupted => {
+                    tell!("Leave with /exit or Ctrl-D.");
+                    continue;
+                }
+                Line::End => break,
+            };
+            match self.obey(&line, &mut talk) {
+                Ok(Next::Go) => {}
+                Ok(Next::Exit) => break,
+                Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
+                Err(error) => {
+                    failed += 1;
+                    end_line()?;
+                    tell!("error: {}", yuan_tools::console::explain(&error));
+                }
+            }
+            // Ctrl-C has stopped the answer; the next one begins anew. With nobody there to ask, it stops the program.
+            if stopped() && input.is_terminal() {
+                take_stop();
+            } else if stopped() {
+                return Ok(());
+            }
+        }
+        anyhow::ensure!(failed == 0 || input.is_terminal(), "lines that failed: {failed}");
+        Ok(())
+    }
+
+    fn obey(&self, line: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+        let line = line.trim();
+        let question = match line.strip_prefix('/') {
+            Some(text) if text.starts_with('/') => text,
+            Some(command) => return command_of(command, talk),
+            None => line,
+        };
+        if !question.is_empty() {
+            self.ask(question, talk)?;
+        }
+        Ok(Next::Go)
+    }
+
+    fn ask(&self, question: &str, talk: &mut Conversation) -> anyhow::Result<()> {
+        let most = if let Most::Tokens(n) = self.most { n } else { usize::MAX };
+        let reply = talk.ask(question, most, |text| if self.json { Ok(()) } else { print(&text) });
+        let reply = match reply {
+            Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => {
+                tell!("[stopped; the question is taken back]");
+                return Ok(());
+            }
+            reply => reply?,
+        };
+        if self.json {
+            say!("{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
+        } else {
+            say!()?;
+        }
+        if reply.dropped > 0 {
+            tell!("[the context was full: the oldest {} questions are dropped]", reply.dropped);
+        }
+        if reply.shifted {
+            tell!("[the context was full: the older half of it was dropped while this was written]");
+        }
+        if reply.full {
+            tell!(
+                "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context, or with \
+                 --context-shift 0, which drops what is oldest]"
+            );
+        } else if reply.answer.finish == Finish::Cancelled {
+            tell!("[stopped]");
+        }
+        Ok(())
+    }
+}
+
+/// Does what stands behind the slash.
+fn command_of(command: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let rest = rest.trim();
+    let file = || {
+        anyhow::ensure!(!rest.is_empty(), "give a file: /{name} FILE");
+        Ok(Path::new(rest))
+    };
+    match name {
+        "help" => tell!("{COMMANDS}"),
+        "system" => {
+            talk.set_system(rest);
+            tell!("[{}]", if rest.is_empty() { "no system text" } else { "the system text is set" });
+        }
+        "undo" => match talk.undo() {
+            Some(question) => tell!("[taken back: {question}]"),
+            None => tell!("[there is no question to take back]"),
+        },
+        "reset" => {
+            talk.reset()?;
+            tell!("[a new conversation]");
+        }
+        "save" => {
+            talk.save(file()?)?;
+            tell!("[saved: {rest}]");
+        }
+        "load" => {
+            talk.load(file()?)?;
+            tell!("[loaded: {} questions]", talk.questions());
+        }
+        "stats" => talk.stats().iter().for_each(|line| tell!("[{line}]")),
+        "exit" | "quit" => return Ok(Next::Exit),
+        _ => anyhow::bail!("there is no command /{name}; /help lists them, and //{name} asks \"/{name}\""),
+    }
+    Ok(Next::Go)
+}

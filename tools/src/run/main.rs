@@ -1,0 +1,83 @@
+//! `yuan`: run a Yuan 2.0 model.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+mod answer;
+mod bench;
+mod chat;
+mod demo;
+mod generate;
+mod inspect;
+mod logits;
+mod perplexity;
+mod plan;
+mod replay;
+mod sampling;
+mod tokenize;
+mod trace;
+
+/// Run Yuan2.0-M32 on the machine you own
+#[derive(Parser)]
+#[command(
+    name = "yuan",
+    version = yuan::VERSION,
+    max_term_width = 110,
+    after_help = "\
+Examples:
+  yuan demo
+  yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
+  yuan chat model.gguf --temp 0.7
+  yuan bench model.gguf -p 512 -n 128
+Containers are made by yuan-quant."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Convert the demo model and stream an English and a Chinese text from it
+    Demo(demo::Demo),
+    /// Continue a prompt
+    Generate(generate::Generate),
+    /// Hold a conversation with a model
+    Chat(chat::Chat),
+    /// Show the tokens of a text
+    Tokenize(tokenize::Tokenize),
+    /// Write the logits of given tokens to a NumPy file
+    Logits(logits::Logits),
+    /// Measure how well a model predicts a text, and how far it is from another model
+    Perplexity(perplexity::Perplexity),
+    /// Show what a container holds
+    Inspect(inspect::Inspect),
+    /// Measure the speed of prefill and decode
+    Bench(bench::Bench),
+    /// Say how a model would run on this machine, and why
+    Plan(plan::Plan),
+    /// Record which experts a run uses
+    Trace(trace::Trace),
+    /// Compute from a trace how other memories, drives and policies would do
+    Replay(replay::Replay),
+}
+
+fn main() -> ExitCode {
+    // A negative number is a value, and no option that nobody knows.
+    let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    yuan_tools::console::run(|| match cli.command {
+        Command::Demo(c) => c.run(),
+        Command::Generate(c) => c.run(),
+        Command::Chat(c) => c.run(),
+        Command::Tokenize(c) => c.run(),
+        Command::Logits(c) => c.run(),
+        Command::Perplexity(c) => c.run(),
+        Command::Inspect(c) => c.run(),
+        Command::Bench(c) => c.run(),
+        Command::Plan(c) => c.run(),
+        Command::Trace(c) => c.run(),
+        Command::Replay(c) => c.run(),
+    })
+}

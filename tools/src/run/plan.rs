@@ -1,0 +1,138 @@
+//! `yuan plan`: how a model would run on this machine, and why, before it does.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::ensure;
+use clap::Args;
+use serde_json::json;
+use yuan::{
+    container::Container,
+    model::{GpuPlacement, Placement, threads::usable_cores},
+    pager::{self, Mode, trace::Trace},
+    session::stats::gpu,
+};
+use yuan_tools::{console::size, numbers, open::RunArgs, say, stats::describe_gpu};
+
+use crate::bench::read_bandwidth;
+
+/// Say how a model would run on this machine, and why
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan plan model.gguf
+  yuan plan model.gguf --memory 8G --context 4096
+  yuan plan model.gguf --memory 8G --trace poem.trace
+  yuan plan model.gguf --gpu 0 --gpu-memory 6G
+Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers
+the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
+pub struct Plan {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Number of tokens in the prompt and the answer together
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = numbers::tokens)]
+    context: usize,
+    /// A trace of a run, from which the share of experts found in memory is estimated
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Plan {
+    pub fn run(self) -> anyhow::Result<()> {
+        let container = Container::open(&self.run.model)?;
+        let options = self.run.options(self.context);
+        let p = Placement::new(&container, &options)?;
+        let config = container.config();
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
+        let memory = read_bandwidth(threads, p.budget.bytes / 2);
+        let drive = match p.expert_bytes {
+            0 => None,
+            _ => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+        };
+        let rate = match (&self.trace, p.mode) {
+            (_, Mode::Plain | Mode::Mapped) => 1.0,
+            (None, Mode::Streamed) => p.resident as f64 / p.experts.max(1) as f64,
+            (Some(path), Mode::Streamed) => {
+                let trace = Trace::read(path)?;
+                let shape = (trace.model.layers, trace.model.experts);
+                ensure!(shape == (config.layers, config.experts), "{} is of another model", path.display());
+                trace.replay(options.paging.eviction, p.resident).decode.rate()
+            }
+        };
+        let embedding = container.tensor("token_embd.weight").map_or(0, |t| t.bytes.len() as u64);
+        let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
+        // A token reads one row of the embedding; streamed, the trunk is counted without it.
+        let beside = if config.tied_embeddings || p.mode == Mode::Streamed { 0 } else { embedding };
+        let weights = p.trunk - beside + experts;
+        // The CPU reads what the GPU does not have, and the drive delivers of that what memory does not have.
+        let (there, on_gpu) = match &p.gpu {
+            GpuPlacement::Off(_) => (0.0, 0),
+            GpuPlacement::On { room, .. } => {
+                let there = room.slots as f64 / p.experts.max(1) as f64;
+                (there, weights - experts + (experts as f64 * there) as u64)
+            }
+        };
+        let on_gpu_time = match &p.gpu {
+            GpuPlacement::On { bandwidth, .. } if *bandwidth > 0 => on_gpu as f64 / *bandwidth as f64,
+            _ => 0.0,
+        };
+        let compute = (weights - on_gpu) as f64 / 1e9 / memory;
+        let read = experts as f64 * (1.0 - rate) * (1.0 - there);
+        let wait = drive.map_or(0.0, |d| read / 1e9 / d);
+        let tokens = 1.0 / compute.max(wait).max(on_gpu_time).max(1e-9);
+        let once = (p.experts - p.resident) as u64 * p.expert_bytes;
+        if self.json {
+            let object = json!({
+                "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by, "smallest": p.smallest,
+                "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
+                "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
+                "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
+                "bytes_read_per_token": read, "tokens_per_second": tokens,
+                "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
+            });
+            return say!("{object}");
+        }
+        say!("mode       {}: {}", p.mode.name(), p.why)?;
+        say!(
+            "budget     {} ({}); streaming needs {} at least",
+            size(p.budget.bytes),
+            p.budget.set_by,
+            size(p.smallest)
+        )?;
+        say!(
+            "takes      trunk {}, keys and values {}, scratch {} (batches of {})",
+            size(p.trunk),
+            size(p.kv),
+            size(p.scratch),
+            p.batch
+        )?;
+        say!("experts    {} of {} in memory, {} each", p.resident, p.experts, size(p.expert_bytes))?;
+        say!(
+            "memory     {memory:.1} GB/s; a token reads {} of weights: {:.0} ms",
+            size(weights - on_gpu),
+            1e3 * compute
+        )?;
+        say!("{}", describe_gpu(&p.gpu))?;
+        if let GpuPlacement::On { bandwidth, .. } = &p.gpu {
+            let by = match *bandwidth {
+                0 => "its driver does not say how fast".to_owned(),
+                b => format!("at {} a second: {:.1} ms", size(b), 1e3 * on_gpu_time),
+            };
+            say!("           a token reads {} there, {by}", size(on_gpu))?;
+        }
+        if let (Some(drive), Mode::Streamed) = (drive, p.mode) {
+            let of = if self.trace.is_some() { "as in the trace" } else { "if they are used evenly" };
+            say!(
+                "drive      {drive:.2} GB/s; {:.0} % of a token's experts are there {of}, it reads {}: {:.0} ms",
+                100.0 * rate,
+                size(read as u64),
+                1e3 * wait
+            )?;
+            say!("prompt     each expert once a batch: {}, {:.1} s", size(once), once as f64 / 1e9 / drive)?;
+        }
+        say!("expect     at most {tokens:.1} tok/s")?;
+        Ok(())
+    }
+}
