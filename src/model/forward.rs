@@ -50,7 +50,8 @@ impl Model {
     /// # Errors
     /// Of each sequence by itself: [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
-    /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
+    /// read, [`Error::BadFile`] when the mapped file has been cut off, a part of it could not be read, or the weights are damaged so that what
+    /// is wanted, or the last hidden state, is not finite; the state is then as before.
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
         sequences.iter_mut().map(|sequence| self.alone(sequence)).collect()
     }
@@ -124,7 +125,8 @@ impl Model {
         }
         #[cfg(feature = "gpu")]
         if let Some(gpu) = self.gpu() {
-            return self.logits_gpu(gpu, hidden);
+            let logits = self.logits_gpu(gpu, hidden)?;
+            return self.check_finite(&logits).map(|()| logits);
         }
         self.check_file()?;
         let mut rows = Buffer::with_capacity(hidden.len());
@@ -133,7 +135,7 @@ impl Model {
         let product = || self.compute.product(&self.head, &rows);
         let logits = self.compute.enter(rows.rows(), product).into_vec();
         self.check_file()?;
-        Ok(logits)
+        self.check_finite(&logits).map(|()| logits)
     }
 
     fn run(
@@ -209,6 +211,7 @@ impl Model {
             Want::Last | Want::Best(_) | Want::All => compute.product(&self.head, &last).into_vec(),
             Want::Hidden => last.data().to_vec(),
         };
+        self.check_finite(if rows.is_empty() { last.data() } else { &rows })?;
         // The state goes on only when all that was read was the file.
         self.check_file()?;
         state.advance(&ends, |end| match last.data() {

@@ -1,6 +1,7 @@
 //! What the integration tests share: where fixtures are, and how to convert and open a model.
 #![allow(dead_code)]
 
+pub mod damage;
 pub mod mutate;
 pub mod paging;
 pub mod weights;
