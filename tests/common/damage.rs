@@ -1,4 +1,5 @@
 //! Containers whose weights are damaged.
+#![allow(dead_code)]
 
 use std::{
     fs::OpenOptions,
