@@ -114,6 +114,9 @@ pub enum Error {
 
 /// What helps against the usual refusals of the system.
 fn remedy(error: &io::Error) -> &'static str {
+    if is_of_drive(error) {
+        return "; the drive may be failing: look into the system's log, and use another drive";
+    }
     match error.kind() {
         io::ErrorKind::NotFound => "; check the path",
         io::ErrorKind::PermissionDenied => "; check who may use the file and its folder",
@@ -121,6 +124,20 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room or choose another folder",
         _ => "",
     }
+}
+
+/// Whether a drive could not do what it was asked to.
+fn is_of_drive(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return error.raw_os_error() == Some(libc::EIO);
+    #[cfg(windows)]
+    {
+        const ERROR_CRC: i32 = 23;
+        const ERROR_IO_DEVICE: i32 = 1117;
+        return matches!(error.raw_os_error(), Some(ERROR_CRC | ERROR_IO_DEVICE));
+    }
+    #[cfg(not(any(unix, windows)))]
+    return false;
 }
 
 /// The ways in which a set of tensors can differ from what the config asks for.

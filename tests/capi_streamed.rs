@@ -9,12 +9,11 @@ use std::{
     path::Path,
     ptr::{null, null_mut},
     sync::mpsc,
-    time::Duration,
 };
 
 use yuan::{
     capi::{yuan_status::*, *},
-    machine::budget::Limit,
+    machine::{budget::Limit, system::ProcessUse},
 };
 
 use common::paging::{container, keeping, tokens};
@@ -98,7 +97,10 @@ fn statistics_count_what_was_run() {
     assert_eq!(number(&all, "bytes_read"), number(&all, "expert_misses") * number(&all, "expert_bytes"));
     assert_eq!(number(&all, "bytes_read_per_token"), (number(&all, "bytes_read") / 50.0).floor());
     assert!(number(&all, "drive_gb_per_second") > 0.0 && number(&all, "drive_seconds") > 0.0);
-    assert!(number(&all, "stall_ms") >= 0.0 && number(&all, "major_faults") >= 0.0);
+    // Some threads waited for what was read, each of them no longer than the calls took.
+    let stall = number(&all, "stall_ms");
+    assert!(stall > 0.0 && stall <= 1e3 * number(&all, "seconds"), "{all}");
+    assert!(all["major_faults"].as_u64().unwrap() <= ProcessUse::now().major_faults);
     assert!(number(&all, "peak_memory") > number(&all, "arena_bytes") && number(&all, "arena_bytes") > 0.0);
     assert!(number(&all["token_ms"], "p50") > 0.0);
     assert!(number(&all["token_ms"], "p95") >= number(&all["token_ms"], "p50"));
@@ -148,32 +150,50 @@ fn a_model_that_is_truncated_between_calls_is_an_error_and_no_signal() {
     }
 }
 
-/// Cut off by another thread, some time after the first batch of a prompt is done and before the last.
+/// Where a prompt is when its file is cut off.
+struct Cut {
+    batches: usize,
+    /// How many batches are done when the other thread is told to cut the file off.
+    first: usize,
+    tell: mpsc::Sender<()>,
+    done: mpsc::Receiver<()>,
+}
+
+/// Cut off by another thread while the prompt goes on, and before its last batch.
 #[test]
 fn a_model_that_is_truncated_in_the_middle_of_a_call_is_an_error_and_no_signal() {
     let folder = common::folder();
     let path = container(&folder).path().to_owned();
     let whole = fs::read(&path).unwrap();
     let tokens = tokens(4000);
-    unsafe extern "C" fn begun(_: u64, _: u64, told: *mut c_void) -> i32 {
-        let _ = unsafe { &*told.cast::<mpsc::Sender<()>>() }.send(());
+    unsafe extern "C" fn cut(done: u64, all: u64, cut: *mut c_void) -> i32 {
+        let cut = unsafe { &mut *cut.cast::<Cut>() };
+        cut.batches += 1;
+        if cut.batches == cut.first {
+            cut.tell.send(()).unwrap();
+        }
+        // The last batch is to come.
+        if done + 512 >= all {
+            cut.done.recv().unwrap();
+        }
         0
     }
     for (i, paging) in [c"mapped", c"plain", c"mapped", c"plain", c"mapped", c"plain"].into_iter().enumerate()
     {
         let (engine, session) = open(&path, paging);
         let length = [4096, whole.len() / 2][i % 2];
-        let (mut teller, told) = mpsc::channel::<()>();
+        let ((tell, told), (finish, done)) = (mpsc::channel(), mpsc::channel());
         let cutting = std::thread::spawn({
             let path = path.clone();
             move || {
                 told.recv().unwrap();
-                std::thread::sleep(Duration::from_millis(7 * i as u64));
                 OpenOptions::new().write(true).open(&path).unwrap().set_len(length as u64).unwrap();
+                finish.send(()).unwrap();
             }
         });
-        let told = (&raw mut teller).cast();
-        let status = unsafe { yuan_session_eval(session, tokens.as_ptr(), tokens.len(), Some(begun), told) };
+        let mut state = Cut { batches: 0, first: 1 + i, tell, done };
+        let state = (&raw mut state).cast();
+        let status = unsafe { yuan_session_eval(session, tokens.as_ptr(), tokens.len(), Some(cut), state) };
         cutting.join().unwrap();
         assert_eq!(status, YUAN_ERROR_BAD_FILE, "{}", message());
         assert!(

@@ -299,8 +299,7 @@ fn gguf_dump_lists_our_files() {
     let python = std::env::var("YUAN_PYTHON").unwrap_or_else(|_| "python3".into());
     let run = |args: &[&str]| std::process::Command::new(&python).args(args).output();
     if !run(&["-c", "import gguf"]).is_ok_and(|o| o.status.success()) {
-        eprintln!("skipped: {python} has no package gguf");
-        return;
+        return common::skip(format!("{python} has no package gguf"));
     }
     let folder = common::folder();
     let [tiles, rows] = ["tiles.gguf", "rows.gguf"].map(|n| folder.path().join(n));

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::paging;
 use yuan::{
     config::ModelConfig,
     container::Container,
@@ -10,6 +11,7 @@ use yuan::{
         Arithmetic, KvType, Model, Options as RunOptions, State, Want,
         bench::{Bench, Trunk},
     },
+    pager::Paging,
     quantize::{DType, Options, Plan, synth},
 };
 use yuan_kernels::encode::best_encoders;
@@ -76,7 +78,24 @@ fn any_number_of_threads_gives_the_same_bits() {
     }
 }
 
-/// Token by token, whole prompt, and every cut in two: the filter's state and the cache cross the borders.
+/// Experts of three tiles, mapped and streamed: more threads than there are rows, tiles or experts to share.
+#[test]
+fn many_threads_give_the_same_bits_from_a_file_too() {
+    let folder = common::folder();
+    let container = paging::container(&folder);
+    let (tokens, pieces) = (tokens(70), [48, 1, 20, 1]);
+    let one = logits(&load(&container, 1, Arithmetic::Integer), &tokens, &pieces, KvType::F16);
+    for (options, threads) in [paging::options(Paging::Mapped), paging::keeping(&container, 3)]
+        .into_iter()
+        .flat_map(|options| [16, 33, 64].map(|threads| (options.clone(), threads)))
+    {
+        let model = Model::load(&container, &RunOptions { threads, ..options }).unwrap();
+        assert_eq!(model.threads(), threads);
+        let mode = model.pager().mode();
+        assert!(logits(&model, &tokens, &pieces, KvType::F16) == one, "{threads} threads, {}", mode.name());
+    }
+}
+
 /// Few rows of logits at a time are those that a pass gives all at once.
 #[test]
 fn logits_of_hidden_states_are_those_of_the_pass() {
@@ -92,6 +111,7 @@ fn logits_of_hidden_states_are_those_of_the_pass() {
     }
 }
 
+/// Token by token, whole prompt, and every cut in two: the filter's state and the cache cross the borders.
 #[test]
 fn cached_equals_uncached_at_every_cut() {
     for (config, options) in geometries() {

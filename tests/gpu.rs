@@ -6,6 +6,7 @@ mod gpu;
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use common::damage::{damage, is_damaged, overwrite};
 use gpu::{BOTH, COPY, NEVER, base, bits, demo, fake, go, logits, on_gpu, options, tokens, with_trunk};
 use yuan::{
     container::Container,
@@ -182,39 +183,62 @@ fn choices_are_those_of_the_cpu_and_logits_stay_where_few_are_looked_at() {
     }
 }
 
-/// A logit that is no number is ranked before all others, or behind them, and is never chosen.
+/// Wherever the damage shows: in the hidden states, in all logits, or in a single one.
 #[test]
-fn what_is_no_number_is_not_chosen() {
+fn damaged_weights_are_an_error_on_a_gpu_too() {
     let folder = common::folder();
     let container = demo(&folder, DType::Q4_K);
+    let whole = std::fs::read(container.path()).unwrap();
+    let every = [Want::Last, Want::Best(3), Want::All, Want::Nothing, Want::Hidden];
+    for (tensor, wants) in
+        [("blk.0.attn_v", &every[..]), ("blk.1.attn_q", &every), ("output.weight", &every[..3])]
+    {
+        damage(&container, tensor);
+        for experts in [64, 0] {
+            let options = on_gpu(&container, &fake(Schedule::Early), experts, COPY, KvType::F16);
+            let model = Model::load(&container, &options).unwrap();
+            let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
+            for (n, want) in [1, 5].into_iter().flat_map(|n| wants.iter().map(move |want| (n, *want))) {
+                is_damaged(model.forward_one(&tokens(n), &mut state, want));
+                assert_eq!(state.position(), 0, "{tensor} {want:?}");
+            }
+        }
+        overwrite(container.path(), 0, &whole);
+    }
+}
+
+/// A logit that is not a number is ranked before all others, and is then an error. One with a sign, which no GPU makes, is ranked behind them.
+#[test]
+fn one_logit_that_is_not_a_number_is_an_error_or_ranked_last() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let whole = Model::load(&container, &base(KvType::F16)).unwrap();
+    let state = || State::new(whole.config(), 64, KvType::F16).unwrap();
+    let all = whole.forward_one(&tokens(5), &mut state(), Want::Last).unwrap();
+    let mut others: Vec<_> = (0..).zip(all).filter(|t| t.0 != 7).collect();
+    others.sort_by(|a: &(u32, f32), b| b.1.total_cmp(&a.1));
     let head = container.tensor("output.weight").unwrap();
     assert!(head.dtype == DType::Q8_0 && head.panels);
-    let at = head.bytes.file_offset().unwrap() as usize;
-    let bytes = std::fs::read(container.path()).unwrap();
+    // The scales of the first panel: of token 7.
+    let at = head.bytes.file_offset().unwrap() + 14;
     for (scale, ranked) in [(0x7e00u16, false), (0xfe00, true)] {
-        let mut bytes = bytes.clone();
-        // The scales of the first panel: of token 7.
-        bytes[at + 14..at + 16].copy_from_slice(&scale.to_le_bytes());
         let path = folder.path().join(format!("{scale:x}.gguf"));
-        std::fs::write(&path, &bytes).unwrap();
+        std::fs::copy(container.path(), &path).unwrap();
+        overwrite(&path, at, &scale.to_le_bytes());
         let container = Container::open(&path).unwrap();
-        let fake = fake(Schedule::Early);
-        let options = on_gpu(&container, &fake, 64, COPY, KvType::F16);
+        let options = on_gpu(&container, &fake(Schedule::Early), 64, COPY, KvType::F16);
         let [cpu, gpu] = [base(KvType::F16), options].map(|o| Model::load(&container, &o).unwrap());
-        let state = || State::new(cpu.config(), 64, KvType::F16).unwrap();
-        let all = cpu.forward_one(&tokens(5), &mut state(), Want::Last).unwrap();
-        assert!(all[7].is_nan());
+        for model in [&cpu, &gpu] {
+            is_damaged(model.forward_one(&tokens(5), &mut state(), Want::Last));
+        }
         let (tokens, mut state) = (tokens(5), state());
         let mut best = [Sequence { tokens: &tokens, state: &mut state, want: Want::Best(3) }];
-        match gpu.forward(&mut best).remove(0).unwrap() {
-            Output::Best(best) => {
-                let mut wanted: Vec<_> = (0..).zip(all.iter().copied()).filter(|t| !t.1.is_nan()).collect();
-                wanted.sort_by(|a: &(u32, f32), b| b.1.total_cmp(&a.1));
-                assert_eq!(best, wanted[..3]);
-                assert!(ranked);
+        match gpu.forward(&mut best).remove(0) {
+            Ok(best) => assert!(ranked && best == Output::Best(others[..3].to_vec())),
+            error => {
+                assert!(!ranked);
+                is_damaged(error);
             }
-            Output::Rows(found) => assert!(bits(&found) == bits(&all) && !ranked),
-            Output::Nothing => panic!("the best were wanted"),
         }
     }
 }

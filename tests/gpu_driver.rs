@@ -119,7 +119,8 @@ fn copies_are_waited_for_and_memory_is_given_back() {
         }
     }
     assert!(waits > 10, "{waits}");
-    assert!(!calls.iter().any(|c| matches!(c, Call::Free { .. })) || fake.held().0 > 0);
+    // The session's keys and values, but not the weights.
+    assert!(calls.iter().any(|c| matches!(c, Call::Free { .. })) && fake.held().0 > 0);
     drop(model);
     assert_eq!(fake.held(), (0, 0, 0));
 }

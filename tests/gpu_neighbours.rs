@@ -23,8 +23,7 @@ fn a_sequence_does_not_notice_its_neighbours_on_a_gpu() {
     let alone = Alone::new(&resident(&container), &KvType::ALL);
     for (i, (experts, costs)) in [(24, COPY), (5, BOTH), (0, NEVER)].into_iter().enumerate() {
         let fake = fake(Schedule::Late);
-        let model =
-            Model::load(&container, &on_gpu(&container, &fake, experts, costs, KvType::F16)).unwrap();
+        let model = Model::load(&container, &on_gpu(&container, &fake, experts, costs, KvType::F16)).unwrap();
         let schedules = Schedules::new(&[1, 2, 7], false);
         (0..8).for_each(|seed| alone.check(&model, 3 * seed + i as u64, &schedules));
         assert!(schedules.done.load(Relaxed) > 20, "{experts} experts");

@@ -122,7 +122,7 @@ fn library() -> PathBuf {
 fn the_library_exports_the_header_and_nothing_else() {
     let output = match Command::new("nm").args(["-D", "--defined-only"]).arg(library()).output() {
         Ok(output) => output,
-        Err(e) => return eprintln!("skipped: no nm: {e}"),
+        Err(e) => return common::skip(format!("no nm: {e}")),
     };
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -160,7 +160,7 @@ fn the_header_is_c99_and_cpp11() {
         ("c++", "-std=c++20", "a.cc"),
     ] {
         if compiled(compiler, standard, file).is_none() {
-            eprintln!("skipped: no {compiler}");
+            common::skip(format!("no {compiler}"));
         }
     }
 }

@@ -84,7 +84,7 @@ fn what_was_computed_from_zeros_in_place_of_a_file_is_not_used() {
             (Stage::Attention, 1) => cut(&path, length),
             _ => {}
         };
-        let said = format!("a part of its {length} bytes was gone");
+        let said = format!("a part of its {length} bytes could not be read");
         is_lost(model.forward_probed(&tokens(20), &mut state, Want::All, &mut probe), &said);
         is_lost(model.forward_one(&tokens(20), &mut state, Want::All), &said);
         assert_eq!(state.position(), 0);

@@ -1,32 +1,18 @@
 //! The block encoders: ggml's bytes where its reference is exact, an error no larger than ggml's where it searches, and
 //! sane blocks for any weights.
 
-use std::path::PathBuf;
+#[path = "common/fixture.rs"]
+mod fixture;
 
+use std::{fs, path::Path};
+
+use fixture::fixture;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 use yuan::quantize::{DType, encode};
 use yuan_kernels::dequantize;
 
 const QUANTIZED: [DType; 4] = [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K];
-
-/// The first of these files that there is.
-fn found(paths: &[PathBuf]) -> Option<Vec<u8>> {
-    let read = paths.iter().find_map(|path| std::fs::read(path).ok());
-    if read.is_none() {
-        eprintln!("skipped: no {}", paths[0].display());
-    }
-    read
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn fixtures() -> PathBuf {
-    std::env::var_os("YUAN_FIXTURES")
-        .map_or_else(|| root().join("../shared/fixtures"), |folder| root().join(folder))
-}
 
 fn encoded(dtype: DType, weights: &[f32]) -> Vec<u8> {
     let mut bytes = vec![0; dtype.row_bytes(weights.len()).expect("whole blocks")];
@@ -50,9 +36,8 @@ fn error(dtype: DType, weights: &[f32]) -> (f64, f64) {
 
 #[test]
 fn blocks_equal_those_of_ggml_or_lose_less() {
-    let folder = fixtures().join("quant");
-    let Some(file) = found(&[folder.join("quant.safetensors")]) else { return };
-    let Some(json) = found(&[folder.join("quant.json")]) else { return };
+    let Some(folder) = fixture("quant") else { return };
+    let [file, json] = ["quant.safetensors", "quant.json"].map(|name| fs::read(folder.join(name)).unwrap());
     let goldens = SafeTensors::deserialize(&file).expect("fixtures are sound");
     let json: serde_json::Value = serde_json::from_slice(&json).expect("fixtures are sound");
     let matrix = goldens.tensor("matrix").expect("the matrix").data();
@@ -78,10 +63,8 @@ fn blocks_equal_those_of_ggml_or_lose_less() {
 
 #[test]
 fn experts_of_the_demo_model_lose_no_more_than_with_ggml() {
-    let file = "demo-model/model.safetensors";
-    let Some(file) = found(&[fixtures().join("..").join(file), root().join("assets").join(file)]) else {
-        return;
-    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model");
+    let file = fs::read(folder.join("model.safetensors")).unwrap();
     let model = SafeTensors::deserialize(&file).expect("the demo model is sound");
     let mut weights = Vec::new();
     for (name, tensor) in model.tensors() {

@@ -1,22 +1,16 @@
 //! Dequantized weights against ggml's.
 
-use std::path::{Path, PathBuf};
+#[path = "../../tests/common/fixture.rs"]
+mod fixture;
 
+use fixture::fixture;
 use safetensors::SafeTensors;
 use yuan_kernels::{DType, dequantize};
 
-fn fixtures() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    std::env::var_os("YUAN_FIXTURES").map_or(root.join("../shared/fixtures"), |folder| root.join(folder))
-}
-
 #[test]
 fn weights_equal_those_of_ggml_bit_for_bit() {
-    let path = fixtures().join("quant/quant.safetensors");
-    let Ok(file) = std::fs::read(&path) else {
-        eprintln!("skipped: no fixtures at {}", path.display());
-        return;
-    };
+    let Some(path) = fixture("quant/quant.safetensors") else { return };
+    let file = std::fs::read(&path).expect("the fixture");
     let tensors = SafeTensors::deserialize(&file).expect("fixtures are sound");
     for (dtype, name) in
         [(DType::Q4_0, "Q4_0"), (DType::Q8_0, "Q8_0"), (DType::Q4_K, "Q4_K"), (DType::Q6_K, "Q6_K")]

@@ -145,6 +145,10 @@ impl Bytes {
             match map.advise_range(Advice::PopulateRead, start, range.len()) {
                 // Linux before 5.14.
                 Err(e) if e.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                // So the system says that these pages cannot be had, where a read would say "Input/output error".
+                Err(e) if e.raw_os_error() == Some(libc::EFAULT) => {
+                    Err(io::Error::from_raw_os_error(libc::EIO))
+                }
                 done => done,
             }
         }
@@ -194,18 +198,17 @@ impl Bytes {
         if !damaged && length >= mapped as u64 {
             return Ok(());
         }
-        let problem = match length {
-            _ if length < mapped as u64 => {
-                format!("it was {mapped} bytes when it was opened and is {length} now")
-            }
-            _ => format!("a part of its {mapped} bytes was gone while it was in use"),
+        let (problem, remedy) = match length {
+            _ if length < mapped as u64 => (
+                format!("it was {mapped} bytes when it was opened and is {length} now"),
+                "put the whole file in its place and open it again",
+            ),
+            _ => (
+                format!("a part of its {mapped} bytes could not be read while it was in use"),
+                "if nobody has changed it the drive may be failing: look into the system's log; put the whole file in its place and open it again",
+            ),
         };
-        Err(Error::BadFile {
-            path: path.into(),
-            place: "the file".into(),
-            problem,
-            remedy: "put the whole file in its place and open it again",
-        })
+        Err(Error::BadFile { path: path.into(), place: "the file".into(), problem, remedy })
     }
 
     /// A part of these bytes, or `None` where they end before it does.
@@ -227,5 +230,25 @@ impl Deref for Bytes {
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bytes({:?})", self.range)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Pages behind the end of a file that was cut off fail as those of a broken drive do.
+    #[test]
+    fn pages_that_cannot_be_had_are_an_error_of_the_drive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, [1; 40_000]).unwrap();
+        let bytes = Bytes::map(&path).unwrap();
+        bytes.populate(0..40_000).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(4096).unwrap();
+        let problem = bytes.populate(8192..40_000).unwrap_err();
+        assert_eq!(problem.raw_os_error(), Some(libc::EIO));
+        let problem = Error::io("read", &path)(problem).to_string();
+        assert!(problem.contains("/f: ") && problem.contains("the drive may be failing"), "{problem}");
     }
 }

@@ -169,11 +169,11 @@ impl<'c, 's> Batch<'c, 's> {
         compute.scratch.gather(&x, width, &rows)
     }
 
-    /// Those that still take part have these outputs.
-    pub fn succeed(&mut self, outputs: Vec<Output>) {
+    /// The pass has ended: those that still take part have these outputs.
+    pub fn end(&mut self, outputs: Vec<Result<Output>>) {
         let mut results = lock(&self.results);
         let members = self.members.drain(..);
-        members.zip(outputs).for_each(|(member, output)| results[member.place] = Some(Ok(output)));
+        members.zip(outputs).for_each(|(member, output)| results[member.place] = Some(output));
     }
 
     /// Those that still take part have failed.

@@ -51,7 +51,8 @@ impl Model {
     /// # Errors
     /// Of each sequence by itself: [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
-    /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
+    /// read, [`Error::BadFile`] when the mapped file has been cut off, a part of it could not be read, or the weights are damaged so that what
+    /// is wanted, or the last hidden state, is not finite; the state is then as before.
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
         #[cfg(feature = "gpu")]
         if self.gpu().is_some() {
@@ -160,14 +161,15 @@ impl Model {
         }
         #[cfg(feature = "gpu")]
         if let Some(gpu) = self.gpu() {
-            return self.logits_gpu(gpu, hidden);
+            let logits = self.logits_gpu(gpu, hidden)?;
+            return self.check_finite(&logits).map(|()| logits);
         }
         self.check_file()?;
         let rows = Activations::new(self.compute.scratch.copy(hidden), self.config.hidden);
         let mut logits = vec![0.0; rows.rows() * self.config.vocab];
         self.compute.enter(rows.rows(), || self.compute.product_into(&self.head, &rows, &mut logits));
         self.check_file()?;
-        Ok(logits)
+        self.check_finite(&logits).map(|()| logits)
     }
 
     fn run(&self, pass: &Pass<'_>, batch: &mut Batch<'_, '_>, probe: Probe<'_>) -> Result<()> {
@@ -239,19 +241,24 @@ impl Model {
         let mut outputs = Vec::new();
         for (member, wanted) in batch.members_mut().iter_mut().zip(wanted) {
             let hidden = &last.data()[wanted.start * config.hidden..wanted.end * config.hidden];
-            outputs.push(match member.sequence.want {
+            let output = match member.sequence.want {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(hidden.to_vec()),
                 Want::Last | Want::Best(_) | Want::All => Output::Rows(logits.next().unwrap_or_default()),
-            });
+            };
+            let finite = self.check_finite(if let Output::Rows(rows) = &output { rows } else { hidden });
             let (first, tokens) = (member.rows.start, member.rows.len());
             let row = |end: usize| &x[(first + end - 1) * config.hidden..][..config.hidden];
-            member.sequence.state.advance(&member.ends, |end| match end == tokens {
-                true => hidden[hidden.len() - config.hidden..].to_vec(),
-                false => norm(row(end), &self.final_norm).data().to_vec(),
-            });
+            match finite {
+                Ok(()) => member.sequence.state.advance(&member.ends, |end| match end == tokens {
+                    true => hidden[hidden.len() - config.hidden..].to_vec(),
+                    false => norm(row(end), &self.final_norm).data().to_vec(),
+                }),
+                Err(_) => member.sequence.state.undo(),
+            }
+            outputs.push(finite.map(|()| output));
         }
-        batch.succeed(outputs);
+        batch.end(outputs);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ mod cancel;
 mod compute;
 mod feed_forward;
 mod filter;
+mod finite;
 pub mod forward;
 #[cfg(feature = "gpu")]
 mod gpu;

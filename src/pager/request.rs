@@ -312,7 +312,11 @@ impl Expert<'_> {
 
 /// A tile could not be read; others may be told the same.
 pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
-    Error::io("read", path)(io::Error::new(problem.kind(), problem.to_string()))
+    let copy = match problem.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(problem.kind(), problem.to_string()),
+    };
+    Error::io("read", path)(copy)
 }
 
 #[cfg(test)]
@@ -455,6 +459,14 @@ mod tests {
         drive.read();
         assert_eq!(run(&pager, 0, &[0, 1]).unwrap(), [0, 1]);
         assert_eq!(drive.read(), [1]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_failing_drive_is_named_with_the_file_and_a_remedy() {
+        let said = unread(Path::new("drive"), &io::Error::from_raw_os_error(libc::EIO)).to_string();
+        assert!(said.starts_with("cannot read drive: Input/output error"), "{said}");
+        assert!(said.contains("the drive may be failing"), "{said}");
     }
 
     /// It may lack tiles.

@@ -86,7 +86,7 @@ impl Sampler {
         self.recent.drain(..excess);
     }
 
-    /// The next token from `logits` \[V\]. Logits that are not numbers are never chosen; where there are no others it is 0.
+    /// The next token from `logits` \[V\]. A token whose logit is infinite or not a number is never chosen; where there are no others it is 0.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
         let token = self.choose(logits);
         self.accept(token);
@@ -180,11 +180,11 @@ fn random_seed() -> Result<u64> {
     seed.map(u64::from)
 }
 
-/// The best token that has a number, or 0.
+/// The best token whose logit is finite, or 0 where there is none.
 pub fn greedy(logits: &[f32]) -> u32 {
     let mut best = (0, f32::NEG_INFINITY);
     for (id, &logit) in (0..).zip(logits) {
-        if logit >= best.1 && by_rank(&(id, logit), &best).is_lt() {
+        if logit >= best.1 && logit.is_finite() && by_rank(&(id, logit), &best).is_lt() {
             best = (id, logit);
         }
     }

@@ -262,6 +262,16 @@ fn what_changes_logits_or_sums_over_all_looks_at_all() {
 }
 
 #[test]
+fn an_infinite_logit_is_chosen_neither_by_rank_nor_by_chance() {
+    let logits = [f32::INFINITY, 1.0, 3.0, f32::NEG_INFINITY, -f32::NAN];
+    for temperature in [0.0, 0.01] {
+        let mut sampler = Sampler::new(Settings { temperature, ..Settings::default() }).unwrap();
+        assert!((0..50).all(|_| sampler.sample(&logits) == 2), "{temperature}");
+        assert_eq!(sampler.sample(&[f32::NAN, f32::INFINITY]), 0);
+    }
+}
+
+#[test]
 fn equals_are_ranked_as_the_draw_ranks_them() {
     assert_eq!(greedy(&[-1.0, -0.0, 0.0, 0.0]), 2);
     assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NAN, -3.0, -3.0]), 2);

@@ -1,6 +1,8 @@
 //! What the integration tests share: where fixtures are, and how to convert and open a model.
 #![allow(dead_code)]
 
+pub mod damage;
+mod fixture;
 pub mod mutate;
 pub mod paging;
 pub mod schedule;
@@ -24,21 +26,13 @@ use yuan::{
     vocab::{Piece, PieceKind, Vocab},
 };
 
+// Not every test has fixtures.
+#[allow(unused_imports)]
+pub use fixture::{fixture, skip};
+
 /// The repository.
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A path of the full fixtures (`YUAN_FIXTURES`, or `../shared/fixtures`), or of the repository's own subset; a test whose
-/// fixture is in neither says that it is skipped.
-pub fn fixture(path: &str) -> Option<PathBuf> {
-    let full =
-        std::env::var_os("YUAN_FIXTURES").map_or_else(|| root().join("../shared/fixtures"), PathBuf::from);
-    let found = [full.join(path), root().join("tests/fixtures").join(path)].into_iter().find(|p| p.exists());
-    if found.is_none() {
-        eprintln!("skipped: no fixture {path} in {} or tests/fixtures", full.display());
-    }
-    found
 }
 
 /// The demo model's folder.

@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use common::{Folder, text};
+use common::{Folder, skip, text};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -29,7 +29,7 @@ fn finish(command: &mut Command) -> Option<String> {
     let output = match command.output() {
         Ok(output) => output,
         Err(e) => {
-            eprintln!("skipped: {program}: {e}");
+            skip(format!("{program}: {e}"));
             return None;
         }
     };

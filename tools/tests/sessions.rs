@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-use common::{Folder, chat, complaint, err, json, out, partials, run, text};
+use common::{Folder, chat, complaint, err, json, out, partials, run, skip, text};
 use serde_json::Value;
 
 #[test]
@@ -128,7 +128,7 @@ fn saved_in(mount: &str, folder: &str, model: &str) -> Option<Output> {
         .ok()?;
     let refused = output.status.code() == Some(99) || err(&output).starts_with("unshare");
     if refused {
-        eprintln!("skipped: no namespaces here: {}", err(&output));
+        skip(format!("no namespaces here: {}", err(&output)));
     }
     (!refused).then_some(output)
 }
@@ -260,8 +260,7 @@ fn not_for_others(model: &str, file: &str, folder: &Path) {
     let generate = ["generate", model, "-n", "3"];
     let Ok(output) = command.args(generate).args(["--load", file]).output() else { return };
     if err(&output).starts_with("setpriv") {
-        eprintln!("skipped: no other user here: {}", err(&output));
-        return;
+        return skip(format!("no other user here: {}", err(&output)));
     }
     assert_eq!(output.status.code(), Some(1));
     assert!(err(&output).contains("check who may use the file"), "{}", err(&output));

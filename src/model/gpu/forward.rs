@@ -132,6 +132,7 @@ impl Runner {
             let row = &residuals[i * shape.hidden..][..shape.hidden];
             rms_norm(&model.compute, row, &model.final_norm, model.config.rms_eps).data().to_vec()
         };
+        model.check_finite(&hidden(n))?;
         state.advance(ends, hidden);
         Ok(())
     }

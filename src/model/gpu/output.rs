@@ -49,10 +49,11 @@ impl Runner {
                 }
             }
         }
+        model.check_finite(&out)?;
         Ok(out)
     }
 
-    /// The `k` best logits of the last of the `n` tokens of a call, or all of them where these are not numbers.
+    /// The `k` best logits of the last of the `n` tokens of a call, or all of them where there are fewer.
     fn best(&mut self, model: &Model, n: usize, k: usize) -> Result<Output> {
         self.final_norm(model, n, n - 1..n)?;
         self.head(1)?;
@@ -60,8 +61,10 @@ impl Runner {
         if best.iter().all(|(_, logit)| logit.is_finite()) {
             return Ok(Output::Best(best));
         }
+        // The ranking puts what is no number first, and infinity behind the last of a small vocabulary.
         let mut all = Vec::with_capacity(self.shape.vocab);
         self.collect_logits(1, &mut all)?;
+        model.check_finite(&all)?;
         Ok(Output::Rows(all))
     }
 

@@ -1,6 +1,9 @@
 //! What the tests of the two programs share.
 #![allow(dead_code)]
 
+#[path = "../../../tests/common/fixture.rs"]
+mod fixture;
+
 use std::{
     fs,
     io::Write,
@@ -9,6 +12,9 @@ use std::{
 };
 
 use serde_json::Value;
+
+#[allow(unused_imports)]
+pub use fixture::skip;
 
 pub fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo-model")
