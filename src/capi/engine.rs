@@ -261,7 +261,7 @@ pub(super) fn named<T>(name: &str, from_name: fn(&str) -> Option<T>, choices: &s
 }
 
 /// Opens a container of yuan-quant, or a GGUF file as published, from a path; `options` may be NULL. The file must not be changed while
-/// the engine is open. One that is cut off or cannot be read any more is an error of the call that meets it, YUAN_ERROR_BAD_FILE or
+/// the engine is open. One that is cut off, damaged, or not to be read is an error of the call that meets it, YUAN_ERROR_BAD_FILE or
 /// YUAN_ERROR_FILE, and never a signal (see "Signals" above). Free the engine with yuan_engine_free. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_open(

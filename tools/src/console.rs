@@ -1,6 +1,7 @@
 //! The terminal: logs on stderr, progress bars, Ctrl-C, sizes.
 
 use std::{
+    fmt::Write,
     io::IsTerminal,
     process::ExitCode,
     sync::{
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use yuan::model::Cancel;
 
@@ -120,11 +121,16 @@ pub fn byte_bar(total: u64, what: &'static str) -> ProgressBar {
 
 /// A bar over `total` tokens.
 pub fn token_bar(total: u64, what: &'static str) -> ProgressBar {
-    bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {per_sec}, {eta} left")
+    bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {rate} tok/s, {eta} left")
 }
 
 fn bar(total: u64, what: &'static str, template: &str) -> ProgressBar {
+    let rate = |state: &ProgressState, out: &mut dyn Write| {
+        // The bar stays as it is where this cannot be written.
+        let _ = write!(out, "{:.1}", state.per_sec());
+    };
     let style = ProgressStyle::with_template(template).expect("the templates above are sound");
+    let style = style.with_key("rate", rate);
     let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what);
     bar.enable_steady_tick(Duration::from_millis(200));
     bar

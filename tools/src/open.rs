@@ -17,7 +17,7 @@ use yuan::{
 
 use crate::{
     console::{byte_bar, stopped},
-    numbers,
+    numbers, tell,
 };
 
 /// Options of every command that runs a model.
@@ -50,35 +50,33 @@ pub struct RunArgs {
 
 /// Options of the memory.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Memory")]
 pub struct PagingArgs {
     /// The most memory that the whole program may use: 8G, 6.5GiB, or 50% of what is free; by default what is free, less a reserve
-    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
+    #[arg(help_heading = "Memory", long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
     pub memory: Option<Limit>,
     /// How experts come into memory: mapped (from the file), streamed (read into slots), plain (mapped, and left to page
     /// faults), or auto (mapped if the container fits, otherwise streamed)
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = paging)]
+    #[arg(help_heading = "Memory", long, value_name = "HOW", default_value = "auto", value_parser = paging)]
     pub paging: Paging,
     /// Read streamed experts past the page cache: auto, on or off
-    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = direct_io)]
+    #[arg(help_heading = "Memory", long, value_name = "WHEN", default_value = "auto", value_parser = direct_io)]
     pub direct_io: DirectIo,
     /// When streaming, read what the next layer will probably want while the drive is idle
-    #[arg(long)]
+    #[arg(help_heading = "Memory", long)]
     pub look_ahead: bool,
     /// Number of threads that read experts; 0 means the usual number
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::readers)]
+    #[arg(help_heading = "Memory", long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::readers)]
     pub readers: usize,
 }
 
 /// Options of the GPU.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "GPU")]
 pub struct GpuArgs {
     /// Which GPU to use: its number, auto (the first suitable one, if there is one), or off
-    #[arg(long, value_name = "GPU", default_value = "auto", value_parser = str::parse::<gpu::Choice>)]
+    #[arg(help_heading = "GPU", long, value_name = "GPU", default_value = "auto", value_parser = str::parse::<gpu::Choice>)]
     pub gpu: gpu::Choice,
     /// The most memory of the GPU to use: 6G, or 50% of what is free; by default what is free, less a reserve
-    #[arg(long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
+    #[arg(help_heading = "GPU", long, value_name = "SIZE", value_parser = str::parse::<Limit>)]
     pub gpu_memory: Option<Limit>,
 }
 
@@ -106,14 +104,23 @@ impl RunArgs {
         let vocab =
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
-        let options = self.options(context(&tokenizer, container.config())?);
-        let bar = byte_bar(0, "opening");
+        let (context, trained) = (context(&tokenizer, container.config())?, container.config().context);
+        if context > trained {
+            tell!(
+                "note: the model was made for a context of {trained} tokens, and may write worse behind them: \
+                 there is room for {context}"
+            );
+        }
+        let options = self.options(context);
+        // There is nothing to show before the total is known.
+        let mut bar = None;
         let engine = Engine::with_tokenizer(container, tokenizer, &options, &mut |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
+            bar.get_or_insert_with(|| byte_bar(total, "opening")).set_position(done);
             if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        bar.finish_and_clear();
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+        }
         Ok(engine?)
     }
 

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use common::{Folder, answers, chat, err, json, out};
+use common::{Folder, answers, chat, err, json, out, skip};
 use serde_json::Value;
 
 #[test]
@@ -110,8 +110,7 @@ fn a_terminal_has_line_editing_and_a_history() {
         .stdout(Stdio::piped())
         .spawn();
     let Ok(mut script) = script else {
-        eprintln!("skipped: there is no script(1) to make a terminal");
-        return;
+        return skip("there is no script(1) to make a terminal");
     };
     // Typed wrong and taken back with Ctrl-U and with the backspace key; the first line once more by arrow up.
     let (mut input, mut screen) = (script.stdin.take().unwrap(), script.stdout.take().unwrap());
@@ -140,16 +139,29 @@ fn a_full_context_is_said_and_the_conversation_lives() {
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let options = ["--context", "24", "--ignore-eod"];
-    let output = chat(&model, &options, &["秋夜 杜甫", "Ruth 1:1", "/undo", "/reset", "Ruth 1:1"]);
+    let questions = ["秋夜 杜甫", "Ruth 1:1", "Ruth 1:2", "Ruth 1:3", "/undo", "/reset", "Ruth 1:1"];
+    let output = chat(&model, &options, &questions);
     assert_eq!(output.status.code(), Some(1));
     assert_eq!(err(&output).matches("the context is full").count(), 2, "{}", err(&output));
-    assert!(err(&output).contains("the context holds 24 tokens and"), "{}", err(&output));
+    for (part, times) in
+        [("the context holds 24 tokens and", 1), ("error: the conversation is still too long", 2)]
+    {
+        assert_eq!(err(&output).matches(part).count(), times, "{part}: {}", err(&output));
+    }
     assert_eq!(out(&output).lines().count(), 2);
     let wrong = chat(&model, &[], &["/nonsense", "/save", "/load /no/such/file", "Ruth 1:1"]);
     for part in ["no command /nonsense", "/save FILE", "check the path", "lines that failed: 3"] {
         assert!(err(&wrong).contains(part), "no {part:?} in {}", err(&wrong));
     }
     assert!(!out(&wrong).is_empty());
+}
+
+#[test]
+fn an_answer_that_the_limit_has_cut_off_is_said_to_be() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let output = chat(&model, &["-n", "3", "--ignore-eod"], &["Ruth 1:1"]);
+    assert!(output.status.success() && err(&output).contains("[cut off by -n 3]"), "{}", err(&output));
 }
 
 /// With --context-shift a conversation has no end: what is oldest goes, but for the system text and what was asked to stay.

@@ -1,11 +1,13 @@
 //! What the programs refuse before they begin, and with which words.
 
 mod common;
+#[path = "../../tests/common/damage.rs"]
+mod damage;
 
-use std::{fs, io::Write};
+use std::{fs, io::Write, path::Path};
 
 use serde_json::Value;
-use yuan::{checkpoint::names, quantize::synth};
+use yuan::{checkpoint::names, container::Container, quantize::synth};
 
 use common::{Folder, complaint, json, program, text, usage};
 
@@ -252,6 +254,56 @@ fn an_error_behind_text_begins_a_line() {
 }
 
 /// Nobody hears: a full disk is an error, a reader that has gone is none, and neither is a panic.
+#[test]
+fn damaged_weights_are_an_error_of_every_command_that_runs_the_model() {
+    let folder = Folder::new();
+    let (model, heldout) = (folder.converted("m.gguf", &[]), folder.path("text"));
+    fs::write(&heldout, "In the beginning God created the heaven and the earth.").unwrap();
+    damage::damage(&Container::open(Path::new(&model)).unwrap(), "output.weight");
+    for args in [
+        &["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "4"][..],
+        &["perplexity", &model, "--file", &heldout],
+        &["logits", &model, "--tokens", "1,2,3", "-o", &folder.path("l.npy")],
+    ] {
+        let said = complaint("yuan", args);
+        assert!(said.contains("m.gguf") && said.contains("yuan-quant verify"), "{args:?}: {said}");
+    }
+    let chat = common::chat(&model, &["-n", "4"], &["Ruth 1:1"]);
+    assert_eq!(chat.status.code(), Some(1));
+    assert!(common::err(&chat).contains("yuan-quant verify"), "{}", common::err(&chat));
+}
+
+/// What the model was made for is said to whoever asks for more.
+#[test]
+fn a_context_that_the_model_was_not_made_for_is_not_taken_in_silence() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let said = |context: &str| {
+        let generate = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "1", "--context", context];
+        common::err(&common::run("yuan", &generate))
+    };
+    assert!(said("1025").contains("made for a context of 1024 tokens"), "{}", said("1025"));
+    assert!(!said("1024").contains("made for"));
+}
+
+#[test]
+fn help_keeps_options_under_the_headings_that_they_belong_to() {
+    for command in ["generate", "chat", "bench", "plan", "perplexity", "logits", "trace"] {
+        let help = text("yuan", &[command, "--help"]);
+        let sections: Vec<&str> = help.split("\n\n").collect();
+        let of = |heading: &str| {
+            let found = sections.iter().find(|s| s.starts_with(heading));
+            let options = found.unwrap_or_else(|| panic!("{command}: {heading}")).lines();
+            let options =
+                options.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
+            options.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(of("GPU:"), ["--gpu", "--gpu-memory"], "{command}");
+        assert_eq!(of("Memory:").len(), 5, "{command}");
+        assert_eq!(of("Options:").last().unwrap(), "--help", "{command}");
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn an_output_that_nobody_takes_is_no_panic() {

@@ -36,8 +36,8 @@ const PROMPTS: [(&str, u64); 2] = [("Psalms 151:1-4<sep>", 4), ("春日山中 �
 Examples:
   yuan demo
   yuan demo --experts q4_0 --seed 7
-The demo model has 16 million weights. It was trained for this project on the King James Bible and on Tang poems; it knows form
-and diction, hardly any meaning.")]
+The demo model has 16 million weights. It was trained for this project on the King James Bible and on Tang poems; it knows form \
+            and diction, hardly any meaning.")]
 pub struct Demo {
     /// The demo model's folder; by default the one in the source tree
     #[arg(long, value_name = "DIR")]

@@ -34,8 +34,8 @@ Examples:
   yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
   yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
   yuan generate model.gguf --load story.session -n 500
-A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special
-tokens unless --no-special or --chat is given.")]
+A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special \
+            tokens unless --no-special or --chat is given.")]
 pub struct Generate {
     #[command(flatten)]
     run: RunArgs,

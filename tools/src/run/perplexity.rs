@@ -22,8 +22,8 @@ use yuan_tools::{
 Examples:
   yuan perplexity model.gguf --file text.txt
   yuan perplexity q4.gguf --file heldout.txt --documents 1-58 --against bf16.gguf
-Documents are divided by lines that say <eod>. Each is run by itself from an empty state; every token but its first
-is predicted, special tokens and the closing <eod> included. With --against, --memory is for each of the two models.")]
+Documents are divided by lines that say <eod>. Each is run by itself from an empty state; every token but its first \
+            is predicted, special tokens and the closing <eod> included. With --against, --memory is for each of the two models.")]
 pub struct Perplexity {
     #[command(flatten)]
     run: RunArgs,

@@ -23,8 +23,8 @@ Examples:
   yuan plan model.gguf --memory 8G --context 4096
   yuan plan model.gguf --memory 8G --trace poem.trace
   yuan plan model.gguf --gpu 0 --gpu-memory 6G
-Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers
-the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
+Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers \
+            the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
 pub struct Plan {
     #[command(flatten)]
     run: RunArgs,

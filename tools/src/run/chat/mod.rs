@@ -98,7 +98,7 @@ impl Chat {
         if input.is_terminal() {
             tell!("{} tokens of context. /help lists the commands.", context);
         }
-        let mut failed = 0;
+        let (mut failed, mut was_full) = (0, false);
         loop {
             let line = match input.line()? {
                 Line::Text(line) => line,
@@ -108,16 +108,23 @@ impl Chat {
                 }
                 Line::End => break,
             };
-            match self.obey(&line, &mut talk) {
-                Ok(Next::Go) => {}
+            was_full = match self.obey(&line, &mut talk) {
+                Ok(Next::Go) => false,
                 Ok(Next::Exit) => break,
                 Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
                 Err(error) => {
                     failed += 1;
                     end_line()?;
-                    tell!("error: {}", yuan_tools::console::explain(&error));
+                    // What can be done about it was said already.
+                    let is_full = matches!(error.downcast_ref(), Some(Error::ContextFull { .. }));
+                    if is_full && was_full {
+                        tell!("error: the conversation is still too long");
+                    } else {
+                        tell!("error: {}", yuan_tools::console::explain(&error));
+                    }
+                    is_full
                 }
-            }
+            };
             // Ctrl-C has stopped the answer; the next one begins anew. With nobody there to ask, it stops the program.
             if stopped() && input.is_terminal() {
                 take_stop();
@@ -170,6 +177,8 @@ impl Chat {
             );
         } else if reply.answer.finish == Finish::Cancelled {
             tell!("[stopped]");
+        } else if reply.answer.finish == Finish::Length {
+            tell!("[cut off by -n {most}]");
         }
         Ok(())
     }
