@@ -8,10 +8,10 @@ use common::mutate::{Random, mutate};
 use yuan::{
     Error,
     model::{Arithmetic, KvType, Options as RunOptions, Stage, State, Want},
-    pager::Mode,
+    pager::{Mode, Settings as PagingSettings, budget::Limit},
     quantize::{Options, synth},
     sampler::{Sampler, Settings},
-    session::{Engine, Finish, Limits, Session, Synced},
+    session::{Engine, Finish, Limits, Session, Size, Synced},
     tokenizer::Special,
 };
 
@@ -313,6 +313,41 @@ fn sessions_of_other_models_and_settings_are_refused() {
     fs::write(&file, "hello, world").unwrap();
     assert!(refusal(&engine, None).contains("no saved session"));
     assert!(Session::restore(engine.clone(), folder.path(), None).is_err());
+}
+
+/// A header may ask for room that nobody has: it is refused before a byte of it is taken, with the file's name and the remedy.
+#[test]
+fn a_file_gets_no_more_memory_than_the_model_may_take() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let file = folder.path().join("s.session");
+    fresh(&engine, &tokens(10, 1), KvType::F16).save(&file, None).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    let mut ask = |room: u64| {
+        // The room stands behind the magic, the version, the fingerprint and seven words.
+        bytes[72..80].copy_from_slice(&room.to_le_bytes());
+        let end = bytes.len() - 32;
+        let digest = blake3::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(digest.as_bytes());
+        fs::write(&file, &bytes).unwrap();
+    };
+    let paging = PagingSettings { memory: Some(Limit::Bytes(1_000_000_000)), ..Default::default() };
+    let engine = Engine::open(engine.container().path(), &RunOptions { paging, ..two_threads() }).unwrap();
+    ask(1 << 24);
+    let refused = Session::restore(engine.clone(), &file, None).unwrap_err();
+    assert!(matches!(refused, Error::Memory(_)), "{refused}");
+    for part in ["s.session", "room for 16777216 tokens", "holds 10", "a context of your own"] {
+        assert!(refused.to_string().contains(part), "no {part} in {refused}");
+    }
+    let restored = Session::restore(engine.clone(), &file, Some(20)).unwrap();
+    assert_eq!((restored.session.position(), restored.session.capacity()), (10, 20));
+    for room in [(1 << 24) + 1, 1 << 50, u64::MAX] {
+        ask(room);
+        let refused = [Session::restore(engine.clone(), &file, Some(20)).err(), Size::of(&file).err()];
+        refused.iter().for_each(|e| assert!(matches!(e, Some(Error::BadFile { .. })), "{e:?}"));
+    }
+    ask(100);
+    assert_eq!(Size::of(&file).unwrap(), Size { tokens: 10, room: 100 });
 }
 
 /// Thousands of damaged files: always an error. And with a digest that fits the damage: an error, or a session that runs.

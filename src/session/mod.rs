@@ -17,7 +17,7 @@ use crate::{
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
 pub use generate::{Finish, Limits};
-pub use restore::{Restored, room_of};
+pub use restore::{Restored, Size};
 
 /// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time.
 ///
