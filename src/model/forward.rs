@@ -100,6 +100,7 @@ impl Model {
         let pass = self.pager.begin()?;
         // What a pass that failed or panicked has left is dropped.
         state.undo();
+        state.reserve(tokens.len())?;
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
         let result = self.compute.enter(tokens.len(), || run(&pass, state));
         if result.is_err() {

@@ -18,6 +18,7 @@ mod kv;
 mod load;
 mod matrix;
 mod norm;
+mod page;
 mod placement;
 pub mod rope;
 mod router;

@@ -55,7 +55,7 @@ impl State {
         pieces.try_for_each(|piece| out.write_all(piece))
     }
 
-    /// Fills an empty state with what [`State::write`] wrote. `extent.position` is at most the capacity.
+    /// Fills an empty state, which has pages for `extent.position` tokens, with what [`State::write`] wrote.
     ///
     /// # Errors
     /// Those of `input`; [`io::ErrorKind::InvalidData`] for a snapshot of a position that is not among the tokens.
@@ -83,7 +83,7 @@ impl State {
             previous = position;
         }
         for layer in &mut self.layers {
-            layer.kv.pieces_mut(extent.position).try_for_each(|piece| input.read_exact(piece))?;
+            layer.kv.pieces_mut(extent.position).into_iter().try_for_each(|piece| input.read_exact(piece))?;
         }
         self.position = extent.position;
         if self.position == 0 {

@@ -43,10 +43,10 @@ pub struct LayerState {
 }
 
 impl State {
-    /// An empty state with room for `capacity` tokens.
+    /// An empty state for `capacity` tokens at most. It takes memory as it fills.
     ///
     /// # Errors
-    /// [`Error::Memory`] when that is more memory than there is; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
+    /// [`Error::Memory`] when that is more than can be addressed; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
     /// tokens, or when the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
         check_size(Self::kv_bytes(config, kv), capacity)?;
@@ -56,14 +56,13 @@ impl State {
                 "heads of {dim} have no key-value cache in {name}; choose f16"
             )));
         }
-        let layer = |_| {
-            let kv = KvCache::new(config.heads, config.head_dim(), capacity, kv)
-                .ok_or_else(|| too_large(capacity));
-            let kv = kv?;
-            Ok(LayerState { kv, filter: FilterState::new(config.hidden), next: Vec::new() })
+        let layer = |_| LayerState {
+            kv: KvCache::new(config.heads, config.head_dim(), kv),
+            filter: FilterState::new(config.hidden),
+            next: Vec::new(),
         };
         Ok(Self {
-            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..config.layers).map(layer).collect(),
             cancel: Cancel::new(),
             position: 0,
             hidden: Vec::new(),
@@ -109,11 +108,19 @@ impl State {
         let capacity = capacity.max(self.position);
         let kv = &self.layers.first().ok_or_else(|| too_large(capacity))?.kv;
         check_size(2 * self.layers.len() * self.kv.bytes(kv.heads() * kv.head_dim()), capacity)?;
-        let grown = self.layers.iter().map(|l| l.kv.resized(self.position, capacity));
-        let grown: Vec<KvCache> = grown.collect::<Option<_>>().ok_or_else(|| too_large(capacity))?;
-        self.layers.iter_mut().zip(grown).for_each(|(layer, kv)| layer.kv = kv);
         self.capacity = capacity;
         Ok(())
+    }
+
+    /// Makes pages for the next `tokens`, before they are run.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let end = self.position + tokens;
+        let reserved = self.layers.iter_mut().try_for_each(|layer| layer.kv.reserve(end));
+        reserved.ok_or_else(|| {
+            Error::Memory(format!(
+                "the system has no memory for the keys and values of {end} tokens; ask for less"
+            ))
+        })
     }
 
     /// The type of keys and values.
