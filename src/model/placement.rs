@@ -72,7 +72,8 @@ impl Placement {
             _ => 0,
         };
         let fixed =
-            (PROGRAM + trunk - embedding + logits + State::history_bytes(config) as u64).saturating_add(kv);
+            (PROGRAM + trunk - embedding + logits + State::history_bytes(config, options.context) as u64)
+                .saturating_add(kv);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
             mode: Mode::Mapped,

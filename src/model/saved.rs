@@ -4,7 +4,12 @@ use std::io::{self, Read, Write};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::{filter::FilterState, history::Snapshot, kv::KvType, state::State};
+use super::{
+    filter::FilterState,
+    history::{History, Snapshot},
+    kv::KvType,
+    state::State,
+};
 use crate::config::ModelConfig;
 
 /// How much a saved state holds.
@@ -75,7 +80,7 @@ impl State {
             let mut filters: Vec<_> = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
             let hidden = read_filters(input, filters.iter_mut())?;
             let snapshot = Snapshot { filters, hidden };
-            if self.history.is_regular(position) {
+            if History::is_regular(position) {
                 self.history.add(position, snapshot);
             } else {
                 self.history.mark(position, snapshot);

@@ -80,9 +80,9 @@ impl State {
         2 * config.layers * kv.bytes(config.projection)
     }
 
-    /// Bytes that the snapshots of earlier positions take at most.
-    pub fn history_bytes(config: &ModelConfig) -> usize {
-        History::MOST * Self::snapshot_bytes(config)
+    /// Bytes that the snapshots of earlier positions take at most, of a context of so many tokens.
+    pub fn history_bytes(config: &ModelConfig, context: usize) -> usize {
+        History::most(context) * Self::snapshot_bytes(config)
     }
 
     /// Bytes of one snapshot: the filter's last inputs of all layers, and a hidden state.
@@ -169,7 +169,7 @@ impl State {
 
     /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
     pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
-        let mut ends = self.history.ends(self.position, tokens);
+        let mut ends = History::ends(self.position, tokens);
         let wanted = self.wanted.and_then(|p| p.checked_sub(self.position));
         if let Some(wanted) = wanted.filter(|&n| n > 0 && n < tokens)
             && let Err(place) = ends.binary_search(&wanted)
@@ -193,7 +193,7 @@ impl State {
         }
         self.position = start + tokens;
         self.hidden = hidden(*tokens);
-        if self.wanted == Some(self.position) || self.history.is_regular(self.position) {
+        if self.wanted == Some(self.position) || History::is_regular(self.position) {
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
             self.add(self.position, Snapshot { filters, hidden: self.hidden.clone() });
         }
@@ -203,8 +203,7 @@ impl State {
         if self.wanted == Some(position) {
             self.wanted = None;
             self.history.mark(position, snapshot);
-        } else if self.history.is_regular(position) {
-            // The distance may have doubled since the pass began.
+        } else if History::is_regular(position) {
             self.history.add(position, snapshot);
         }
     }

@@ -111,13 +111,19 @@ impl Session {
         let reused = self.state.rewind(common);
         self.tokens.truncate(reused);
         self.tokens.extend_from_slice(&tokens[reused..]);
-        // A chat closes the prompt with a token that the next prompt does not have in this place.
-        self.state.mark_at(tokens.len().saturating_sub(1));
+        // Not at every step of a program that runs token by token: the last marks would then be its last tokens.
+        let is_prompt = tokens.len() - reused > 1;
+        if is_prompt {
+            // A chat closes the prompt with a token that the next prompt does not have in this place.
+            self.state.mark_at(tokens.len() - 1);
+        }
         if let Err(error) = self.run(Want::Nothing, progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);
         }
-        self.state.mark();
+        if is_prompt {
+            self.state.mark();
+        }
         Ok(Synced { reused, computed: tokens.len() - reused })
     }
 

@@ -3,6 +3,7 @@
 
 pub mod mutate;
 pub mod paging;
+pub mod sessions;
 pub mod weights;
 
 use std::{
