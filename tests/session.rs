@@ -261,7 +261,8 @@ fn a_rewind_runs_few_tokens_again_whatever_came_before() {
     assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, computed: 8 });
     session.sync(&[&all[..200], &tokens(900, 2)].concat(), go).unwrap();
     for cut in [1_050, 700, 513, 190, 65, 63] {
-        let Synced { reused, computed } = session.sync(&[&session.tokens()[..cut], &[3]].concat(), go).unwrap();
+        let Synced { reused, computed } =
+            session.sync(&[&session.tokens()[..cut], &[3]].concat(), go).unwrap();
         assert_eq!((reused + computed, reused), (cut + 1, cut / 64 * 64), "{cut}");
     }
 }

@@ -1,35 +1,39 @@
 //! What must be known of earlier positions to go back there: a KV cache can be cut anywhere, but the filter's last
 //! inputs are overwritten by every token.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-use super::filter::FilterState;
+use super::{filter::FilterState, page::STEP, pool::Lease};
 
-/// Tokens between two snapshots. Of M32 one has 303 KB, a hundredth of the keys and values of so many tokens in f16.
-const EVERY: usize = 64;
 /// Snapshots that were asked for ([`History::mark`]) and are kept; the oldest goes first.
 const MARKED: usize = 16;
 
 /// All that a position needs beside the KV cache.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Snapshot {
     /// The filter's last inputs, by layer.
     pub filters: Vec<FilterState>,
     /// The last token's hidden state behind the final norm, [H].
     pub hidden: Vec<f32>,
+    /// Its own bytes.
+    pub lease: Lease,
 }
 
-/// Snapshots of earlier positions, at regular distances and where they were asked for.
+/// Snapshots of earlier positions, every [`STEP`] of them and where they were asked for. Copies share them. (Of M32 one has 303 KB, a hundredth of
+/// the keys and values of so many tokens in f16.)
 #[derive(Clone, Debug)]
 pub struct History {
-    snapshots: BTreeMap<usize, Snapshot>,
+    snapshots: BTreeMap<usize, Arc<Snapshot>>,
     marks: VecDeque<usize>,
 }
 
 impl History {
     /// Snapshots of so many tokens at most.
     pub const fn most(tokens: usize) -> usize {
-        tokens / EVERY + MARKED
+        tokens / STEP + MARKED
     }
 
     /// No snapshots.
@@ -39,22 +43,27 @@ impl History {
 
     /// How many of the next `tokens` behind `position` are run when a snapshot is due: at every regular position, and at the end.
     pub fn ends(position: usize, tokens: usize) -> Vec<usize> {
-        let first = EVERY - position % EVERY;
-        (first..tokens).step_by(EVERY).chain([tokens]).collect()
+        let first = STEP - position % STEP;
+        (first..tokens).step_by(STEP).chain([tokens]).collect()
+    }
+
+    /// Regular snapshots that are due when `tokens` behind `position` are run.
+    pub fn due(position: usize, tokens: usize) -> usize {
+        (position + tokens) / STEP - position / STEP
     }
 
     /// Whether a snapshot of `position` is kept without being asked for.
     pub fn is_regular(position: usize) -> bool {
-        position.is_multiple_of(EVERY)
+        position.is_multiple_of(STEP)
     }
 
     /// Keeps the snapshot of a regular position.
-    pub fn add(&mut self, position: usize, snapshot: Snapshot) {
+    pub fn add(&mut self, position: usize, snapshot: Arc<Snapshot>) {
         self.snapshots.insert(position, snapshot);
     }
 
     /// Keeps the snapshot of any position.
-    pub fn mark(&mut self, position: usize, snapshot: Snapshot) {
+    pub fn mark(&mut self, position: usize, snapshot: Arc<Snapshot>) {
         self.marks.retain(|&p| p != position);
         self.marks.push_back(position);
         self.snapshots.insert(position, snapshot);
@@ -67,7 +76,7 @@ impl History {
     }
 
     /// The latest snapshot at or before `position`.
-    pub fn at_or_before(&self, position: usize) -> Option<(usize, &Snapshot)> {
+    pub fn at_or_before(&self, position: usize) -> Option<(usize, &Arc<Snapshot>)> {
         self.snapshots.range(..=position).next_back().map(|(p, s)| (*p, s))
     }
 
@@ -78,26 +87,28 @@ impl History {
     }
 
     /// All snapshots with their positions, in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, &Snapshot)> {
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (usize, &Arc<Snapshot>)> {
         self.snapshots.iter().map(|(p, s)| (*p, s))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::pool::Pool, *};
 
-    fn snapshot(n: usize) -> Snapshot {
-        Snapshot { filters: Vec::new(), hidden: vec![n as f32] }
+    fn snapshot(n: usize) -> Arc<Snapshot> {
+        let lease = Pool::new(0, 1).take(0).unwrap();
+        Arc::new(Snapshot { filters: Vec::new(), hidden: vec![n as f32], lease })
     }
 
     /// Runs tokens as a state does.
     fn run(history: &mut History, position: &mut usize, tokens: usize) {
         let ends = History::ends(*position, tokens);
         assert_eq!(ends.last(), Some(&tokens));
-        for end in ends.into_iter().map(|end| *position + end).filter(|&end| History::is_regular(end)) {
-            history.add(end, snapshot(end));
-        }
+        let regular: Vec<_> =
+            ends.into_iter().map(|end| *position + end).filter(|&end| History::is_regular(end)).collect();
+        assert_eq!(regular.len(), History::due(*position, tokens));
+        regular.into_iter().for_each(|end| history.add(end, snapshot(end)));
         *position += tokens;
     }
 
@@ -118,7 +129,7 @@ mod tests {
             assert!(history.iter().all(|(p, s)| s.hidden == [p as f32]));
             for p in 0..=position {
                 assert!(
-                    p - history.at_or_before(p).map_or(0, |(found, _)| found) < EVERY,
+                    p - history.at_or_before(p).map_or(0, |(found, _)| found) < STEP,
                     "{p} of {position}"
                 );
             }

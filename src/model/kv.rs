@@ -7,7 +7,10 @@ use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use yuan_kernels::{BlockQ4_0, BlockQ8, BlockQ8_0, Kernels, blocks::QK, encode::best_encoders};
 
-use super::page::Page;
+use super::{
+    page::{Page, STEP},
+    pool::Lease,
+};
 
 /// The type that keys and values are kept in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,24 +112,55 @@ impl KvCache {
         self.kv
     }
 
-    /// Makes pages of its own for the positions up to `end`, or returns `None` where the system has no memory for them.
-    pub fn reserve(&mut self, end: usize) -> Option<()> {
+    /// Bytes that [`KvCache::reserve`] takes for the positions up to `end`.
+    pub fn missing(&self, end: usize) -> u64 {
+        let missing = |page: usize| match self.pages.get(page) {
+            Some(found) if Arc::strong_count(found) == 1 => {
+                self.filled(page, end).saturating_sub(found.leased())
+            }
+            _ => self.filled(page, end),
+        };
+        self.written(end).map(missing).sum()
+    }
+
+    /// Makes pages of its own for the positions up to `end`, out of `lease`, which has what is missing; or returns `None` where the system has
+    /// no memory for them.
+    pub fn reserve(&mut self, end: usize, lease: &mut Lease) -> Option<()> {
         let stripe = self.stripe();
-        let filled = self.len % SPAN * self.row();
-        if filled > 0
-            && end > self.len
-            && let Some(page) = self.pages.get_mut(self.len / SPAN)
-            && Arc::get_mut(page).is_none()
-        {
-            let mut own = Page::new(page.bytes().len())?;
+        for i in self.written(end) {
+            let filled = self.filled(i, end);
+            let Some(page) = self.pages.get_mut(i) else {
+                let page = Page::new(2 * self.heads * stripe, lease.split(filled))?;
+                self.pages.push(Arc::new(page));
+                continue;
+            };
+            if let Some(own) = Arc::get_mut(page) {
+                own.grow(lease.split(filled.saturating_sub(own.leased())));
+                continue;
+            }
+            let mut own = Page::new(page.bytes().len(), lease.split(filled))?;
+            let keep = self.len.saturating_sub(i * SPAN) * self.kv.bytes(self.head_dim);
             let stripes = own.bytes_mut().chunks_exact_mut(stripe).zip(page.bytes().chunks_exact(stripe));
-            stripes.for_each(|(to, from)| to[..filled].copy_from_slice(&from[..filled]));
+            stripes.for_each(|(to, from)| to[..keep].copy_from_slice(&from[..keep]));
             *page = Arc::new(own);
         }
-        while self.pages.len() < end.div_ceil(SPAN) {
-            self.pages.push(Arc::new(Page::new(2 * self.heads * stripe)?));
-        }
         Some(())
+    }
+
+    /// The pages that are written when the positions up to `end` are added.
+    fn written(&self, end: usize) -> Range<usize> {
+        self.len / SPAN..if end > self.len { end.div_ceil(SPAN) } else { 0 }
+    }
+
+    /// Bytes of a page that are counted when the positions up to `end` are filled.
+    fn filled(&self, page: usize, end: usize) -> u64 {
+        let steps = end.saturating_sub(page * SPAN).min(SPAN).div_ceil(STEP);
+        (2 * self.heads * steps * STEP * self.row()) as u64
+    }
+
+    /// Bytes of its pages that are counted.
+    pub fn leased(&self) -> u64 {
+        self.pages.iter().map(|page| page.leased()).sum()
     }
 
     /// Forgets the positions from `len` on, if there are such, and drops the pages that hold no others.
@@ -291,7 +325,14 @@ fn quantized_scores<B>(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::pool::Pool, *};
+
+    /// Makes room for so many positions in all, whatever it takes.
+    fn reserve(cache: &mut KvCache, end: usize) {
+        let mut lease = Pool::new(u64::MAX, 1).take(cache.missing(end)).unwrap();
+        cache.reserve(end, &mut lease).unwrap();
+        assert_eq!(lease.bytes(), 0, "exactly what was missing is taken");
+    }
 
     const HEADS: usize = 3;
     const DIM: usize = 32;
@@ -347,7 +388,8 @@ mod tests {
                     _ => {
                         let n = [1, 3, 200, 700][pick(2, 4)];
                         let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
-                        cache.reserve(cache.len() + n).unwrap();
+                        let end = cache.len() + n;
+                        reserve(cache, end);
                         cache.push(&new[0], &new[1]);
                         keys.extend_from_slice(&new[0]);
                         values.extend_from_slice(&new[1]);
@@ -360,7 +402,7 @@ mod tests {
             }
             let (longest, ..) = caches.iter().max_by_key(|(c, ..)| c.len()).unwrap();
             let mut read = KvCache::new(HEADS, DIM, kv);
-            read.reserve(longest.len()).unwrap();
+            reserve(&mut read, longest.len());
             let all = bytes(longest);
             let mut rest = &all[..];
             for piece in read.pieces_mut(longest.len()) {
@@ -373,21 +415,45 @@ mod tests {
     #[test]
     fn only_the_page_that_is_written_is_copied() {
         let mut first = KvCache::new(HEADS, DIM, KvType::F16);
-        first.reserve(SPAN + 10).unwrap();
+        reserve(&mut first, SPAN + 10);
         first.push(&rows(1, SPAN + 10), &rows(2, SPAN + 10));
         let mut second = first.clone();
         let shared = |a: &KvCache, b: &KvCache| [0, 1].map(|i| Arc::ptr_eq(&a.pages[i], &b.pages[i]));
-        second.reserve(SPAN + 10).unwrap();
+        reserve(&mut second, SPAN + 10);
         assert_eq!(shared(&first, &second), [true, true]);
-        second.reserve(SPAN + 11).unwrap();
+        reserve(&mut second, SPAN + 11);
         assert_eq!(shared(&first, &second), [true, false]);
         assert!(bytes(&first) == bytes(&second));
         second.truncate(SPAN);
-        second.reserve(SPAN + 1).unwrap();
+        reserve(&mut second, SPAN + 1);
         assert_eq!(shared(&first, &second), [true, false]);
         second.truncate(SPAN - 1);
         assert_eq!(second.pages.len(), 1);
-        second.reserve(SPAN).unwrap();
+        reserve(&mut second, SPAN);
         assert!(!Arc::ptr_eq(&first.pages[0], &second.pages[0]));
+    }
+
+    /// A page is counted in steps of 64 positions, and what has been filled once stays counted as long as the page is there.
+    #[test]
+    fn pages_are_counted_as_they_fill() {
+        let pool = Pool::new(u64::MAX, 1);
+        let mut cache = KvCache::new(HEADS, DIM, KvType::F16);
+        let step = (2 * STEP * KvType::F16.bytes(WIDTH)) as u64;
+        let mut run = |cut: usize, rows: usize| {
+            cache.truncate(cut);
+            let end = cache.len() + rows;
+            let mut lease = pool.take(cache.missing(end)).unwrap();
+            cache.reserve(end, &mut lease).unwrap();
+            drop(lease);
+            cache.push(&self::rows(1, rows), &self::rows(2, rows));
+            assert_eq!(cache.leased(), pool.usage().bytes);
+            (pool.usage().bytes / step, pool.usage().pages)
+        };
+        assert_eq!(run(0, 1), (1, 1));
+        assert_eq!(run(1, 63), (1, 1));
+        assert_eq!(run(64, 1), (2, 1));
+        assert_eq!(run(65, 512), (10, 2));
+        assert_eq!(run(512, 1), (9, 2));
+        assert_eq!(run(10, 1), (8, 1));
     }
 }

@@ -4,12 +4,7 @@ use std::io::{self, Read, Write};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::{
-    filter::FilterState,
-    history::{History, Snapshot},
-    kv::KvType,
-    state::State,
-};
+use super::{filter::FilterState, history::History, kv::KvType, state::State};
 use crate::config::ModelConfig;
 
 /// How much a saved state holds.
@@ -79,12 +74,10 @@ impl State {
             }
             let mut filters: Vec<_> = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
             let hidden = read_filters(input, filters.iter_mut())?;
-            let snapshot = Snapshot { filters, hidden };
-            if History::is_regular(position) {
-                self.history.add(position, snapshot);
-            } else {
-                self.history.mark(position, snapshot);
+            if !History::is_regular(position) {
+                self.mark_at(position);
             }
+            self.add(position, filters, hidden);
             previous = position;
         }
         for layer in &mut self.layers {

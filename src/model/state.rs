@@ -1,10 +1,14 @@
 //! What a model remembers of the tokens so far.
 
+use std::sync::Arc;
+
 use super::{
     cancel::Cancel,
     filter::FilterState,
     history::{History, Snapshot},
     kv::{KvCache, KvType},
+    page::STEP,
+    pool::{Lease, Member, Pool},
 };
 use crate::{
     config::ModelConfig,
@@ -26,9 +30,24 @@ pub struct State {
     wanted: Option<usize>,
     capacity: usize,
     kv: KvType,
+    pool: Member,
+    spare: Spare,
+    /// Of a snapshot.
+    snapshot_bytes: u64,
     /// Keys and values once more, on a GPU.
     #[cfg(feature = "gpu")]
     pub(super) mirror: super::gpu::Mirror,
+}
+
+/// Bytes for the snapshots of the pass that runs.
+#[derive(Debug, Default)]
+struct Spare(Option<Lease>);
+
+/// No pass runs on a copy.
+impl Clone for Spare {
+    fn clone(&self) -> Self {
+        Self(None)
+    }
 }
 
 /// The memory of one layer.
@@ -43,12 +62,23 @@ pub struct LayerState {
 }
 
 impl State {
-    /// An empty state for `capacity` tokens at most. It takes memory as it fills.
+    /// An empty state for `capacity` tokens at most, that belongs to no model's pool ([`Model::state`](super::Model::state)): it takes memory as it
+    /// fills, and nobody counts it.
     ///
     /// # Errors
     /// [`Error::Memory`] when that is more than can be addressed; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
     /// tokens, or when the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
+        Self::of_pool(config, capacity, kv, Pool::new(u64::MAX, config.layers))
+    }
+
+    /// [`State::new`] out of a pool.
+    pub(super) fn of_pool(
+        config: &ModelConfig,
+        capacity: usize,
+        kv: KvType,
+        pool: Arc<Pool>,
+    ) -> Result<Self> {
         check_size(Self::kv_bytes(config, kv), capacity)?;
         if !config.head_dim().is_multiple_of(kv.block_len()) {
             let (dim, name) = (config.head_dim(), kv.name());
@@ -70,6 +100,9 @@ impl State {
             wanted: None,
             capacity,
             kv,
+            pool: Member::of(pool),
+            spare: Spare::default(),
+            snapshot_bytes: Self::snapshot_bytes(config) as u64,
             #[cfg(feature = "gpu")]
             mirror: Default::default(),
         })
@@ -80,9 +113,11 @@ impl State {
         2 * config.layers * kv.bytes(config.projection)
     }
 
-    /// Bytes that the snapshots of earlier positions take at most, of a context of so many tokens.
-    pub fn history_bytes(config: &ModelConfig, context: usize) -> usize {
-        History::most(context) * Self::snapshot_bytes(config)
+    /// Bytes that a sequence of `context` tokens takes at most: keys and values, and snapshots of earlier positions.
+    pub fn bytes(config: &ModelConfig, kv: KvType, context: usize) -> u64 {
+        let pages = (Self::kv_bytes(config, kv) as u64).saturating_mul(context.next_multiple_of(STEP) as u64);
+        let snapshots = (Self::snapshot_bytes(config) as u64).saturating_mul(History::most(context) as u64);
+        pages.saturating_add(snapshots)
     }
 
     /// Bytes of one snapshot: the filter's last inputs of all layers, and a hidden state.
@@ -112,15 +147,30 @@ impl State {
         Ok(())
     }
 
-    /// Makes pages for the next `tokens`, before they are run.
+    /// Makes pages for the next `tokens`, before they are run, and takes what their snapshots need.
     pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
         let end = self.position + tokens;
-        let reserved = self.layers.iter_mut().try_for_each(|layer| layer.kv.reserve(end));
-        reserved.ok_or_else(|| {
-            Error::Memory(format!(
-                "the system has no memory for the keys and values of {end} tokens; ask for less"
-            ))
-        })
+        self.spare = Spare::default();
+        let snapshots = History::due(self.position, tokens) as u64 * self.snapshot_bytes;
+        let wanted = self.layers.iter().map(|l| l.kv.missing(end)).sum::<u64>() + snapshots;
+        let Some(mut lease) = self.pool.take(wanted) else {
+            return Err(self.pool.is_full(wanted, end, self.leased()));
+        };
+        let reserved = self.layers.iter_mut().try_for_each(|layer| layer.kv.reserve(end, &mut lease));
+        if reserved.is_none() {
+            self.undo();
+            let what =
+                format!("the system has no memory for the keys and values of {end} tokens; ask for less");
+            return Err(Error::Memory(what));
+        }
+        self.spare = Spare(Some(lease));
+        Ok(())
+    }
+
+    /// Bytes of the pool that it has.
+    fn leased(&self) -> u64 {
+        let pages: u64 = self.layers.iter().map(|l| l.kv.leased()).sum();
+        pages + self.history.iter().map(|(_, s)| s.lease.bytes()).sum::<u64>()
     }
 
     /// The type of keys and values.
@@ -140,25 +190,37 @@ impl State {
             return self.position;
         }
         let snapshot = self.history.at_or_before(position).map(|(p, s)| (p, s.clone()));
-        let hidden = self.layers.first().map_or(0, |l| l.filter.input.len());
-        let (reached, snapshot) = snapshot.unwrap_or_else(|| {
-            let filters = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
-            (0, Snapshot { filters, hidden: Vec::new() })
-        });
-        self.position = reached;
-        self.hidden = snapshot.hidden;
-        self.layers.iter_mut().zip(snapshot.filters).for_each(|(layer, filter)| layer.filter = filter);
+        let reached = snapshot.as_ref().map_or(0, |(p, _)| *p);
+        match snapshot {
+            Some((_, snapshot)) => self.go_to(reached, &snapshot),
+            None => {
+                self.position = 0;
+                self.hidden.clear();
+                for layer in &mut self.layers {
+                    layer.filter = FilterState::new(layer.filter.input.len());
+                }
+            }
+        }
         self.history.truncate(reached);
         self.undo();
         reached
     }
 
+    /// Is at `position`, whose keys and values it has.
+    fn go_to(&mut self, position: usize, snapshot: &Snapshot) {
+        self.position = position;
+        self.hidden.clone_from(&snapshot.hidden);
+        let filters = self.layers.iter_mut().zip(&snapshot.filters);
+        filters.for_each(|(layer, filter)| layer.filter.clone_from(filter));
+    }
+
     /// Takes a snapshot here, so that [`State::rewind`] can come back to this very position. The last sixteen are kept, beside
-    /// those that are taken at regular distances.
+    /// those that are taken at regular distances. Where the pool has no room for it, there is none.
     pub fn mark(&mut self) {
         if self.position > 0 {
+            self.wanted = Some(self.position);
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.history.mark(self.position, Snapshot { filters, hidden: self.hidden.clone() });
+            self.add(self.position, filters, self.hidden.clone());
         }
     }
 
@@ -185,7 +247,7 @@ impl State {
         let (tokens, earlier) = ends.split_last().expect("a pass has tokens");
         for (i, end) in earlier.iter().enumerate() {
             let filters = self.layers.iter().map(|l| l.next[i].clone()).collect();
-            self.add(start + end, Snapshot { filters, hidden: hidden(*end) });
+            self.add(start + end, filters, hidden(*end));
         }
         for layer in &mut self.layers {
             layer.filter = layer.next.pop().expect("a filter for every end");
@@ -195,15 +257,26 @@ impl State {
         self.hidden = hidden(*tokens);
         if self.wanted == Some(self.position) || History::is_regular(self.position) {
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.add(self.position, Snapshot { filters, hidden: self.hidden.clone() });
+            self.add(self.position, filters, self.hidden.clone());
         }
+        self.spare = Spare::default();
     }
 
-    fn add(&mut self, position: usize, snapshot: Snapshot) {
-        if self.wanted == Some(position) {
+    /// Keeps a snapshot of a regular position, or of one that is wanted.
+    pub(super) fn add(&mut self, position: usize, filters: Vec<FilterState>, hidden: Vec<f32>) {
+        let is_wanted = self.wanted == Some(position);
+        let lease = match &mut self.spare.0 {
+            Some(spare) if History::is_regular(position) => Some(spare.split(self.snapshot_bytes)),
+            _ => self.pool.take(self.snapshot_bytes),
+        };
+        if is_wanted {
             self.wanted = None;
+        }
+        let Some(lease) = lease else { return };
+        let snapshot = Arc::new(Snapshot { filters, hidden, lease });
+        if is_wanted {
             self.history.mark(position, snapshot);
-        } else if History::is_regular(position) {
+        } else {
             self.history.add(position, snapshot);
         }
     }
@@ -214,6 +287,7 @@ impl State {
             layer.kv.truncate(self.position);
             layer.next.clear();
         }
+        self.spare = Spare::default();
         #[cfg(feature = "gpu")]
         self.mirror.truncate(self.position);
     }

@@ -45,12 +45,12 @@ pub struct Synced {
 }
 
 impl Session {
-    /// An empty timeline with room for `context` tokens.
+    /// An empty timeline for `context` tokens at most. It takes memory as it fills, out of what the model has for all sessions.
     ///
     /// # Errors
-    /// [`Error::Memory`] for a context that there is no memory for; [`Error::Argument`] for one that is larger than any.
+    /// [`Error::Memory`] for a context that cannot be addressed; [`Error::Argument`] for one that is larger than any.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
-        let state = State::new(engine.model().config(), context, kv)?;
+        let state = engine.model().state(context, kv)?;
         Ok(Self { engine, state, tokens: Vec::new(), logits: None, note: String::new() })
     }
 
@@ -101,7 +101,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::ContextFull`] or [`Error::Argument`] (an id outside the vocabulary), and nothing has changed;
-    /// [`Error::Cancelled`], and those of the pager: the timeline then is the tokens that were run.
+    /// [`Error::Cancelled`], [`Error::Memory`] when the sessions of the model have filled its memory for keys and values, and those of the pager:
+    /// the timeline then is the tokens that were run.
     pub fn sync(&mut self, tokens: &[u32], progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<Synced> {
         self.check(tokens)?;
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
