@@ -68,7 +68,7 @@ fn a_restored_session_can_still_go_back() {
     session.save(&file, None).unwrap();
     let mut session = Session::restore(engine.clone(), &file, Some(400)).unwrap().session;
     assert_eq!((session.note.as_str(), session.tokens(), session.capacity()), ("三百 tokens", &all[..], 400));
-    assert_eq!(session.sync(&all[..130], go).unwrap(), Synced { reused: 128, computed: 2 });
+    assert_eq!(session.sync(&all[..130], go).unwrap(), Synced { reused: 128, shared: 0, computed: 2 });
     assert!(
         bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..130], KvType::Q8_0).logits().unwrap())
     );

@@ -46,21 +46,21 @@ fn a_prefix_of_the_timeline_costs_no_more_than_the_way_from_a_snapshot() {
     let engine = tiny(&folder, 5);
     let all = tokens(300, 1);
     let mut session = fresh(&engine, &all, KvType::F16);
-    assert_eq!(session.sync(&all, go).unwrap(), Synced { reused: 300, computed: 0 });
-    assert_eq!(session.sync(&all[..256], go).unwrap(), Synced { reused: 256, computed: 0 });
-    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, computed: 8 });
+    assert_eq!(session.sync(&all, go).unwrap(), Synced { reused: 300, shared: 0, computed: 0 });
+    assert_eq!(session.sync(&all[..256], go).unwrap(), Synced { reused: 256, shared: 0, computed: 0 });
+    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, shared: 0, computed: 8 });
     assert!(
         bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..200], KvType::F16).logits().unwrap())
     );
-    assert_eq!(session.sync(&[], go).unwrap(), Synced { reused: 0, computed: 0 });
+    assert_eq!(session.sync(&[], go).unwrap(), Synced { reused: 0, shared: 0, computed: 0 });
     assert!(session.logits().unwrap_err().to_string().contains("give a prompt"));
     // The ends of the earlier lists are snapshots too.
     session.sync(&all[..100], go).unwrap();
     session.sync(&all[..130], go).unwrap();
     let next = [&all[..129], &all[..20]].concat();
-    assert_eq!(session.sync(&next, go).unwrap(), Synced { reused: 129, computed: 20 });
+    assert_eq!(session.sync(&next, go).unwrap(), Synced { reused: 129, shared: 0, computed: 20 });
     assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &next, KvType::F16).logits().unwrap()));
-    assert_eq!(session.sync(&all[..100], go).unwrap(), Synced { reused: 100, computed: 0 });
+    assert_eq!(session.sync(&all[..100], go).unwrap(), Synced { reused: 100, shared: 0, computed: 0 });
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn single_tokens_leave_the_marks_of_prompts_alone() {
         session.extend(&[token], go).unwrap();
     }
     let other = [&prompt[..], &[7, 8]].concat();
-    assert_eq!(session.sync(&other, go).unwrap(), Synced { reused: 100, computed: 2 });
+    assert_eq!(session.sync(&other, go).unwrap(), Synced { reused: 100, shared: 0, computed: 2 });
     assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &other, KvType::F16).logits().unwrap()));
 }
 
@@ -258,10 +258,10 @@ fn a_rewind_runs_few_tokens_again_whatever_came_before() {
     let engine = Engine::new(common::synth(config, &Options::default(), 5, &path), &two_threads()).unwrap();
     let all = tokens(16_000, 1);
     let mut session = fresh(&engine, &all, KvType::F16);
-    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, computed: 8 });
+    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, shared: 0, computed: 8 });
     session.sync(&[&all[..200], &tokens(900, 2)].concat(), go).unwrap();
     for cut in [1_050, 700, 513, 190, 65, 63] {
-        let Synced { reused, computed } =
+        let Synced { reused, computed, .. } =
             session.sync(&[&session.tokens()[..cut], &[3]].concat(), go).unwrap();
         assert_eq!((reused + computed, reused), (cut + 1, cut / 64 * 64), "{cut}");
     }

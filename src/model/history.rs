@@ -75,6 +75,11 @@ impl History {
         }
     }
 
+    /// The snapshot of a position.
+    pub fn at(&self, position: usize) -> Option<&Arc<Snapshot>> {
+        self.snapshots.get(&position)
+    }
+
     /// The latest snapshot at or before `position`.
     pub fn at_or_before(&self, position: usize) -> Option<(usize, &Arc<Snapshot>)> {
         self.snapshots.range(..=position).next_back().map(|(p, s)| (*p, s))

@@ -158,6 +158,27 @@ impl KvCache {
         (2 * self.heads * steps * STEP * self.row()) as u64
     }
 
+    /// The page that the next position belongs to, where it holds positions before that.
+    pub fn last(&self) -> Option<&Arc<Page>> {
+        self.pages.get(self.len / SPAN)
+    }
+
+    /// A full page.
+    pub fn page(&self, i: usize) -> &Arc<Page> {
+        &self.pages[i]
+    }
+
+    /// Holds the positions of these full pages in place of its own.
+    pub fn set_pages(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+        self.pages = pages.collect();
+        self.len = self.pages.len() * SPAN;
+    }
+
+    /// Has another page in place of a full one that is the same.
+    pub fn replace(&mut self, i: usize, page: &Arc<Page>) {
+        self.pages[i].clone_from(page);
+    }
+
     /// Bytes of its pages that are counted.
     pub fn leased(&self) -> u64 {
         self.pages.iter().map(|page| page.leased()).sum()
@@ -369,7 +390,7 @@ mod tests {
         for kv in KvType::ALL {
             let mut caches: Vec<_> =
                 (0..3).map(|_| (KvCache::new(HEADS, DIM, kv), Vec::new(), Vec::new())).collect();
-            for step in 0..150 {
+            for step in 0..60 {
                 let dice = rows(step, 1);
                 let pick = |i: usize, below: usize| ((dice[i] + 1.0) * 0.5 * below as f32) as usize;
                 let i = pick(0, 3);
@@ -386,7 +407,7 @@ mod tests {
                         values.truncate(len * WIDTH);
                     }
                     _ => {
-                        let n = [1, 3, 200, 700][pick(2, 4)];
+                        let n = [1, 3, 200, 600][pick(2, 4)];
                         let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
                         let end = cache.len() + n;
                         reserve(cache, end);

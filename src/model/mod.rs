@@ -26,6 +26,7 @@ mod router;
 mod saved;
 mod script;
 mod sequence;
+mod shelf;
 mod state;
 pub mod threads;
 mod work;

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
+use super::shelf::Shelf;
 use crate::error::Error;
 
 /// What the sequences of a model may take together.
@@ -13,6 +14,8 @@ pub struct Pool {
     ledger: Arc<Ledger>,
     /// Of the model: a page of a sequence is a page of each.
     layers: usize,
+    /// Pages that sequences share, and those that dropped ones have left.
+    pub(super) shelf: Shelf,
 }
 
 /// How the memory of sequences is used.
@@ -24,6 +27,10 @@ pub struct PoolUse {
     pub bytes: u64,
     /// Pages of 512 positions, those that are not full among them.
     pub pages: usize,
+    /// Full pages that several sequences have in common.
+    pub shared: usize,
+    /// Full pages of earlier sequences that nobody holds now.
+    pub kept: usize,
     /// Sequences that there are.
     pub sequences: usize,
 }
@@ -46,24 +53,31 @@ impl Pool {
             pages: AtomicUsize::new(0),
             sequences: AtomicUsize::new(0),
         };
-        Arc::new(Self { ledger: Arc::new(ledger), layers: layers.max(1) })
+        Arc::new(Self { ledger: Arc::new(ledger), layers: layers.max(1), shelf: Shelf::default() })
     }
 
     /// How much is used now.
     pub fn usage(&self) -> PoolUse {
         let ledger = &self.ledger;
+        let (shared, kept) = self.shelf.count();
         PoolUse {
             budget: ledger.budget,
             bytes: ledger.bytes.load(Relaxed),
             pages: ledger.pages.load(Relaxed) / self.layers,
+            shared,
+            kept,
             sequences: ledger.sequences.load(Relaxed),
         }
     }
 
-    /// `bytes` of the budget, if they are there.
+    /// `bytes` of the budget, if they are there; pages that nobody holds go where they are needed.
     pub(super) fn take(&self, bytes: u64) -> Option<Lease> {
         let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.ledger.budget);
-        self.ledger.bytes.fetch_update(Relaxed, Relaxed, add).ok()?;
+        while self.ledger.bytes.fetch_update(Relaxed, Relaxed, add).is_err() {
+            if bytes > self.ledger.budget || !self.shelf.drop_oldest() {
+                return None;
+            }
+        }
         Some(Lease { ledger: self.ledger.clone(), bytes })
     }
 
@@ -179,7 +193,10 @@ mod tests {
         drop((second, pages));
         let member = Member::of(pool.clone());
         let others = [member.clone(), member.clone()];
-        assert_eq!(pool.usage(), PoolUse { budget: 100, bytes: 0, pages: 0, sequences: 3 });
+        assert_eq!(
+            pool.usage(),
+            PoolUse { budget: 100, bytes: 0, pages: 0, shared: 0, kept: 0, sequences: 3 }
+        );
         drop((member, others));
         assert_eq!(pool.usage().sequences, 0);
     }

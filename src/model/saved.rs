@@ -84,6 +84,7 @@ impl State {
             layer.kv.pieces_mut(extent.position).into_iter().try_for_each(|piece| input.read_exact(piece))?;
         }
         self.position = extent.position;
+        self.foreign = true;
         if self.position == 0 {
             self.hidden.clear();
         }

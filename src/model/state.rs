@@ -6,9 +6,10 @@ use super::{
     cancel::Cancel,
     filter::FilterState,
     history::{History, Snapshot},
-    kv::{KvCache, KvType},
+    kv::{KvCache, KvType, SPAN},
     page::STEP,
     pool::{Lease, Member, Pool},
+    shelf::Block,
 };
 use crate::{
     config::ModelConfig,
@@ -34,6 +35,10 @@ pub struct State {
     spare: Spare,
     /// Of a snapshot.
     snapshot_bytes: u64,
+    /// Full pages that other sequences can find.
+    shared: usize,
+    /// Whether a part of it was read from a file. Nobody else gets that: nothing says that it is what the model makes of the tokens.
+    pub(super) foreign: bool,
     /// Keys and values once more, on a GPU.
     #[cfg(feature = "gpu")]
     pub(super) mirror: super::gpu::Mirror,
@@ -103,6 +108,8 @@ impl State {
             pool: Member::of(pool),
             spare: Spare::default(),
             snapshot_bytes: Self::snapshot_bytes(config) as u64,
+            shared: 0,
+            foreign: false,
             #[cfg(feature = "gpu")]
             mirror: Default::default(),
         })
@@ -115,7 +122,8 @@ impl State {
 
     /// Bytes that a sequence of `context` tokens takes at most: keys and values, and snapshots of earlier positions.
     pub fn bytes(config: &ModelConfig, kv: KvType, context: usize) -> u64 {
-        let pages = (Self::kv_bytes(config, kv) as u64).saturating_mul(context.next_multiple_of(STEP) as u64);
+        let step = (STEP * Self::kv_bytes(config, kv)) as u64;
+        let pages = step.saturating_mul(context.div_ceil(STEP) as u64);
         let snapshots = (Self::snapshot_bytes(config) as u64).saturating_mul(History::most(context) as u64);
         pages.saturating_add(snapshots)
     }
@@ -152,9 +160,13 @@ impl State {
         let end = self.position + tokens;
         self.spare = Spare::default();
         let snapshots = History::due(self.position, tokens) as u64 * self.snapshot_bytes;
-        let wanted = self.layers.iter().map(|l| l.kv.missing(end)).sum::<u64>() + snapshots;
-        let Some(mut lease) = self.pool.take(wanted) else {
-            return Err(self.pool.is_full(wanted, end, self.leased()));
+        let wanted = |state: &Self| state.layers.iter().map(|l| l.kv.missing(end)).sum::<u64>() + snapshots;
+        let mut lease = self.pool.take(wanted(self));
+        if lease.is_none() && self.forget_last() {
+            lease = self.pool.take(wanted(self));
+        }
+        let Some(mut lease) = lease else {
+            return Err(self.pool.is_full(wanted(self), end, self.leased()));
         };
         let reserved = self.layers.iter_mut().try_for_each(|layer| layer.kv.reserve(end, &mut lease));
         if reserved.is_none() {
@@ -165,6 +177,63 @@ impl State {
         }
         self.spare = Spare(Some(lease));
         Ok(())
+    }
+
+    /// Has the page that is written next for itself, if only the shelf has it, too: it need not be copied then.
+    fn forget_last(&self) -> bool {
+        let last = self.layers.first().and_then(|l| l.kv.last());
+        last.is_some_and(|page| Arc::strong_count(page) == 2 && self.pool.shelf.forget(page))
+    }
+
+    /// Takes the pages that sequences have left for the beginning of `tokens`, where they reach farther than this state, which holds the first of
+    /// these tokens. Returns how many tokens they bring.
+    pub(crate) fn adopt(&mut self, tokens: &[u32]) -> usize {
+        let before = self.position;
+        if tokens.len() / SPAN * SPAN <= before {
+            return 0;
+        }
+        let blocks = self.pool.shelf.find(self.kv, tokens);
+        let end = blocks.len() * SPAN;
+        let Some(last) = blocks.last().and_then(|block| block.snapshots.last()).filter(|_| end > before)
+        else {
+            return 0;
+        };
+        if self.foreign {
+            self.history = History::new();
+            #[cfg(feature = "gpu")]
+            self.mirror.truncate(0);
+        }
+        for (l, layer) in self.layers.iter_mut().enumerate() {
+            layer.kv.set_pages(blocks.iter().map(|block| block.pages[l].clone()));
+        }
+        let snapshots = blocks.iter().flat_map(|block| &block.snapshots).enumerate();
+        snapshots.for_each(|(i, s)| self.history.add((i + 1) * STEP, s.clone()));
+        self.go_to(end, last);
+        (self.shared, self.foreign) = (blocks.len(), false);
+        end - before
+    }
+
+    /// Lets other sequences find the full pages of this state, whose first tokens are `tokens`.
+    pub(crate) fn share(&mut self, tokens: &[u32]) {
+        let full = self.position / SPAN;
+        if self.foreign || full <= self.shared {
+            return;
+        }
+        let block = |i: usize| {
+            let at = |n| self.history.at(i * SPAN + n * STEP).cloned();
+            Some(Block {
+                pages: self.layers.iter().map(|l| l.kv.page(i).clone()).collect(),
+                snapshots: (1..=SPAN / STEP).map(at).collect::<Option<_>>()?,
+            })
+        };
+        let Some(mut blocks) = (0..full).map(block).collect::<Option<Vec<_>>>() else { return };
+        self.pool.shelf.put(self.kv, tokens, &mut blocks);
+        for (i, block) in blocks.iter().enumerate() {
+            self.layers.iter_mut().zip(&block.pages).for_each(|(layer, page)| layer.kv.replace(i, page));
+            let snapshots = block.snapshots.iter().enumerate();
+            snapshots.for_each(|(n, s)| self.history.add(i * SPAN + (n + 1) * STEP, s.clone()));
+        }
+        self.shared = full;
     }
 
     /// Bytes of the pool that it has.
@@ -202,6 +271,8 @@ impl State {
             }
         }
         self.history.truncate(reached);
+        self.shared = self.shared.min(reached / SPAN);
+        self.foreign &= reached > 0;
         self.undo();
         reached
     }

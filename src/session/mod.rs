@@ -40,6 +40,8 @@ pub struct Session {
 pub struct Synced {
     /// Tokens whose state was there already.
     pub reused: usize,
+    /// Those of them that came with pages of other sessions, or of earlier timelines of this one.
+    pub shared: usize,
     /// Tokens that the model ran.
     pub computed: usize,
 }
@@ -94,7 +96,7 @@ impl Session {
     }
 
     /// Makes the timeline these `tokens`, and runs them: what the timeline has in common with them at its beginning is kept, or
-    /// as much of it as there is a snapshot for. `progress` hears how many tokens of the list are done after each batch, and can
+    /// as much of it as there is a snapshot for. Where pages of other sessions reach farther, only the tokens behind those are run. `progress` hears how many tokens of the list are done after each batch, and can
     /// break off.
     ///
     /// The state is the same, bit for bit, as if the timeline had never been another one.
@@ -109,9 +111,11 @@ impl Session {
         if common < self.tokens.len() || common < tokens.len() {
             self.logits = None;
         }
-        let reused = self.state.rewind(common);
-        self.tokens.truncate(reused);
-        self.tokens.extend_from_slice(&tokens[reused..]);
+        let own = self.state.rewind(common);
+        self.tokens.truncate(own);
+        self.tokens.extend_from_slice(&tokens[own..]);
+        let shared = self.state.adopt(tokens);
+        let reused = own + shared;
         // Not at every step of a program that runs token by token: the last marks would then be its last tokens.
         let is_prompt = tokens.len() - reused > 1;
         if is_prompt {
@@ -125,7 +129,7 @@ impl Session {
         if is_prompt {
             self.state.mark();
         }
-        Ok(Synced { reused, computed: tokens.len() - reused })
+        Ok(Synced { reused, shared, computed: tokens.len() - reused })
     }
 
     /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.
@@ -218,6 +222,7 @@ impl Session {
                 self.state.cancel.clear();
             }
             self.logits = Some(result?);
+            self.state.share(&self.tokens);
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {
                 return Err(Error::Cancelled);
