@@ -2,90 +2,18 @@
 
 mod common;
 
-use std::{fs, ops::ControlFlow, path::Path, sync::Arc, thread};
+use std::{ops::ControlFlow, thread};
 
-use common::mutate::{Random, mutate};
+use common::{mutate::Random, sessions::*};
 use yuan::{
     Error,
-    model::{Arithmetic, KvType, Options as RunOptions, Stage, State, Want},
-    pager::Mode,
+    config::ModelConfig,
+    model::{KvType, Stage, State, Want},
     quantize::{Options, synth},
     sampler::{Sampler, Settings},
     session::{Engine, Finish, Limits, Session, Synced},
     tokenizer::Special,
 };
-
-fn go(_: usize) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-/// A small random model.
-fn tiny(folder: &tempfile::TempDir, seed: u64) -> Arc<Engine> {
-    let path = folder.path().join(format!("tiny-{seed}.gguf"));
-    Engine::new(common::synth(synth::tiny(), &Options::default(), seed, &path), &two_threads()).unwrap()
-}
-
-fn two_threads() -> RunOptions {
-    RunOptions { threads: 2, ..RunOptions::default() }
-}
-
-/// The demo model, 16 million weights.
-fn demo(folder: &tempfile::TempDir) -> Arc<Engine> {
-    let path = folder.path().join("demo.gguf");
-    Engine::new(common::convert(&common::demo(), &Options::default(), &path), &two_threads()).unwrap()
-}
-
-/// The same with 8 of its 64 experts in memory.
-fn streamed(engine: &Engine) -> Arc<Engine> {
-    let options = common::paging::keeping(engine.container(), 8);
-    let engine = Engine::open(engine.container().path(), &options).unwrap();
-    assert_eq!(engine.model().pager().mode(), Mode::Streamed);
-    engine
-}
-
-fn tokens(n: usize, seed: u64) -> Vec<u32> {
-    let mut random = Random::new(seed);
-    (0..n).map(|_| random.below(512) as u32).collect()
-}
-
-fn bits(logits: &[f32]) -> Vec<u32> {
-    logits.iter().map(|l| l.to_bits()).collect()
-}
-
-fn fresh(engine: &Arc<Engine>, tokens: &[u32], kv: KvType) -> Session {
-    let mut session = Session::new(engine.clone(), tokens.len() + 1, kv).unwrap();
-    session.sync(tokens, go).unwrap();
-    session
-}
-
-fn sampler(seed: u64) -> Sampler {
-    let settings = Settings {
-        temperature: 0.9,
-        top_k: 40,
-        top_p: 0.95,
-        min_p: 0.01,
-        repeat_penalty: 1.1,
-        frequency_penalty: 0.1,
-        seed: Some(seed),
-        ..Settings::default()
-    };
-    Sampler::new(settings).unwrap()
-}
-
-/// Generates, and returns what was shown.
-fn answer(session: &mut Session, sampler: &mut Sampler, limits: &Limits) -> (Vec<u32>, String, Finish) {
-    let (mut tokens, mut text) = (Vec::new(), String::new());
-    let finish = session.generate(sampler, limits, |token, piece| {
-        tokens.extend(token);
-        text.push_str(piece);
-        ControlFlow::Continue(())
-    });
-    (tokens, text, finish.unwrap())
-}
-
-fn endless(most: usize) -> Limits {
-    Limits { ignore_eod: true, ..Limits::tokens(most) }
-}
 
 /// Random timelines after one another, with random prefixes in common: always the bits of a new session.
 #[test]
@@ -118,21 +46,21 @@ fn a_prefix_of_the_timeline_costs_no_more_than_the_way_from_a_snapshot() {
     let engine = tiny(&folder, 5);
     let all = tokens(300, 1);
     let mut session = fresh(&engine, &all, KvType::F16);
-    assert_eq!(session.sync(&all, go).unwrap(), Synced { reused: 300, computed: 0 });
-    assert_eq!(session.sync(&all[..256], go).unwrap(), Synced { reused: 256, computed: 0 });
-    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, computed: 8 });
+    assert_eq!(session.sync(&all, go).unwrap(), Synced { reused: 300, shared: 0, computed: 0 });
+    assert_eq!(session.sync(&all[..256], go).unwrap(), Synced { reused: 256, shared: 0, computed: 0 });
+    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, shared: 0, computed: 8 });
     assert!(
         bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..200], KvType::F16).logits().unwrap())
     );
-    assert_eq!(session.sync(&[], go).unwrap(), Synced { reused: 0, computed: 0 });
+    assert_eq!(session.sync(&[], go).unwrap(), Synced { reused: 0, shared: 0, computed: 0 });
     assert!(session.logits().unwrap_err().to_string().contains("give a prompt"));
     // The ends of the earlier lists are snapshots too.
     session.sync(&all[..100], go).unwrap();
     session.sync(&all[..130], go).unwrap();
     let next = [&all[..129], &all[..20]].concat();
-    assert_eq!(session.sync(&next, go).unwrap(), Synced { reused: 129, computed: 20 });
+    assert_eq!(session.sync(&next, go).unwrap(), Synced { reused: 129, shared: 0, computed: 20 });
     assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &next, KvType::F16).logits().unwrap()));
-    assert_eq!(session.sync(&all[..100], go).unwrap(), Synced { reused: 100, computed: 0 });
+    assert_eq!(session.sync(&all[..100], go).unwrap(), Synced { reused: 100, shared: 0, computed: 0 });
 }
 
 #[test]
@@ -200,6 +128,22 @@ fn a_cancelled_session_goes_on_from_where_it_is() {
     assert_eq!(rest, answer(&mut new, &mut Sampler::new(Settings::default()).unwrap(), &endless(5)).0);
 }
 
+/// A program that runs token by token goes back to its prompt's end at no cost.
+#[test]
+fn single_tokens_leave_the_marks_of_prompts_alone() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let (prompt, all) = (tokens(100, 1), tokens(40, 2));
+    let mut session = fresh(&engine, &prompt, KvType::F16);
+    session.reserve(200).unwrap();
+    for token in all {
+        session.extend(&[token], go).unwrap();
+    }
+    let other = [&prompt[..], &[7, 8]].concat();
+    assert_eq!(session.sync(&other, go).unwrap(), Synced { reused: 100, shared: 0, computed: 2 });
+    assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &other, KvType::F16).logits().unwrap()));
+}
+
 #[test]
 fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
     let folder = common::folder();
@@ -219,144 +163,6 @@ fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
     cancel.clear();
     let logits = model.forward_one(&all[10..], &mut state, Want::Last).unwrap();
     assert!(bits(&logits) == bits(fresh(&engine, &all, KvType::F16).logits().unwrap()));
-}
-
-/// Saved at a random point, dropped, read back: the answer is that of a session that was never stopped.
-#[test]
-fn restored_equals_never_stopped() {
-    let folder = common::folder();
-    let mapped = demo(&folder);
-    let engines = [streamed(&mapped), mapped];
-    let file = folder.path().join("s.session");
-    let mut random = Random::new(23);
-    for (kv, engine) in KvType::ALL.into_iter().flat_map(|kv| engines.iter().map(move |e| (kv, e))) {
-        for prompt in ["1 Chronicles 27:7-12<sep>", "十五夜观灯 王维<sep>"] {
-            let prompt = engine.tokenizer().encode(prompt, Special::Parse);
-            let most = 60;
-            let begin = || {
-                let mut session = Session::new(engine.clone(), prompt.len() + most, kv).unwrap();
-                session.sync(&prompt, go).unwrap();
-                (session, sampler(9))
-            };
-            let (mut session, mut choices) = begin();
-            let (whole, text, _) = answer(&mut session, &mut choices, &endless(most));
-            assert_eq!(whole.len(), most);
-            for _ in 0..13 {
-                let cut = random.below(most + 1);
-                let (mut session, mut choices) = begin();
-                let (mut found, shown, _) = answer(&mut session, &mut choices, &endless(cut));
-                session.save(&file, Some(&choices)).unwrap();
-                drop((session, choices));
-                let restored = Session::restore(engine.clone(), &file, None).unwrap();
-                let (mut session, mut choices) = (restored.session, restored.sampler.unwrap());
-                let rest = answer(&mut session, &mut choices, &endless(most - cut));
-                found.extend(rest.0);
-                assert_eq!(found, whole, "{kv:?}, cut at {cut}");
-                // A character that was cut in two is shown as broken at the cut, and then whole.
-                let broken = shown.chars().rev().take_while(|c| *c == char::REPLACEMENT_CHARACTER).count();
-                let sound = |n: usize| &shown[..shown.len() - n * char::REPLACEMENT_CHARACTER.len_utf8()];
-                let joined = (0..=broken.min(3)).map(|n| sound(n).to_owned() + &rest.1);
-                assert!(joined.into_iter().any(|all| all == text), "{shown} {} and {text}", rest.1);
-                assert!(!restored.hot.is_empty());
-                engine.model().pager().warm(&restored.hot).unwrap();
-            }
-        }
-    }
-}
-
-#[test]
-fn a_restored_session_can_still_go_back() {
-    let folder = common::folder();
-    let engine = tiny(&folder, 5);
-    let file = folder.path().join("s.session");
-    let all = tokens(300, 8);
-    let mut session = fresh(&engine, &all, KvType::Q8_0);
-    session.note = "三百 tokens".into();
-    session.save(&file, None).unwrap();
-    let mut session = Session::restore(engine.clone(), &file, Some(400)).unwrap().session;
-    assert_eq!((session.note.as_str(), session.tokens(), session.capacity()), ("三百 tokens", &all[..], 400));
-    assert_eq!(session.sync(&all[..130], go).unwrap(), Synced { reused: 128, computed: 2 });
-    assert!(
-        bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..130], KvType::Q8_0).logits().unwrap())
-    );
-    let empty = Session::new(engine.clone(), 10, KvType::F16).unwrap();
-    empty.save(&file, None).unwrap();
-    let mut session = Session::restore(engine.clone(), &file, None).unwrap().session;
-    assert_eq!(session.position(), 0);
-    session.sync(&all[..10], go).unwrap();
-    assert!(
-        bits(session.logits().unwrap()) == bits(fresh(&engine, &all[..10], KvType::F16).logits().unwrap())
-    );
-}
-
-#[test]
-fn sessions_of_other_models_and_settings_are_refused() {
-    let folder = common::folder();
-    let engine = tiny(&folder, 5);
-    let file = folder.path().join("s.session");
-    fresh(&engine, &tokens(10, 1), KvType::F16).save(&file, None).unwrap();
-    let refusal = |engine: &Arc<Engine>, context| {
-        Session::restore(engine.clone(), &file, context).unwrap_err().to_string()
-    };
-    assert!(refusal(&tiny(&folder, 6), None).contains("another model than"));
-    let open = |options| Engine::open(&folder.path().join("tiny-5.gguf"), &options).unwrap();
-    let float = open(RunOptions { arithmetic: Arithmetic::Float, ..two_threads() });
-    assert!(refusal(&float, None).contains("without --float") || refusal(&float, None).contains("integer"));
-    let other = match engine.model().config().rope_precision {
-        yuan::config::RopePrecision::F32 => yuan::config::RopePrecision::HfBf16,
-        _ => yuan::config::RopePrecision::F32,
-    };
-    assert!(refusal(&open(RunOptions { rope: Some(other), ..two_threads() }), None).contains("--rope"));
-    assert!(refusal(&engine, Some(9)).contains("the context holds 9 tokens and 10 are asked for"));
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[8] = 2;
-    fs::write(&file, &bytes).unwrap();
-    assert!(refusal(&engine, None).contains("version 2 of the format"));
-    fs::write(&file, "hello, world").unwrap();
-    assert!(refusal(&engine, None).contains("no saved session"));
-    assert!(Session::restore(engine.clone(), folder.path(), None).is_err());
-}
-
-/// Thousands of damaged files: always an error. And with a digest that fits the damage: an error, or a session that runs.
-#[test]
-fn damaged_files_are_errors() {
-    let folder = common::folder();
-    let engine = tiny(&folder, 5);
-    let file = folder.path().join("s.session");
-    let mut session = Session::new(engine.clone(), 80, KvType::F16).unwrap();
-    session.sync(&tokens(70, 1), go).unwrap();
-    session.save(&file, Some(&sampler(3))).unwrap();
-    let whole = fs::read(&file).unwrap();
-    let restore = |bytes: &[u8]| {
-        fs::write(&file, bytes).unwrap();
-        Session::restore(engine.clone(), &file, None)
-    };
-    for seed in 0..3000 {
-        let bytes = mutate(&whole, seed);
-        if bytes != whole {
-            assert!(restore(&bytes).is_err(), "seed {seed}");
-        }
-    }
-    for end in (0..400).chain((400..whole.len()).step_by(997)) {
-        assert!(restore(&whole[..end]).is_err(), "cut at {end}");
-    }
-    let mut alive = 0;
-    for seed in 0..1500 {
-        // The first bytes hold all counts: they get most of the wounds.
-        let body = &whole[..whole.len() - 32];
-        let mut bytes = mutate(if seed % 2 == 0 { &body[..500] } else { body }, seed);
-        if seed % 2 == 0 {
-            bytes.extend_from_slice(&body[500..]);
-        }
-        let digest = blake3::hash(&bytes);
-        bytes.extend_from_slice(digest.as_bytes());
-        if let Ok(mut restored) = restore(&bytes) {
-            alive += 1;
-            let _ = restored.session.sync(&tokens(70, 1)[..66], go);
-            let _ = restored.session.generate(&mut sampler(1), &endless(2), |_, _| ControlFlow::Continue(()));
-        }
-    }
-    assert!(alive > 100, "{alive} files with a fitting digest could be read");
 }
 
 #[test]
@@ -443,20 +249,20 @@ fn threads_with_sessions_of_their_own_share_an_engine() {
     assert_eq!(alone, together);
 }
 
+/// However long a session was and wherever it was cut: the way back to any position is short.
 #[test]
-fn a_refused_save_says_what_helps_and_keeps_the_old_file() {
+fn a_rewind_runs_few_tokens_again_whatever_came_before() {
     let folder = common::folder();
-    let engine = tiny(&folder, 5);
-    let session = fresh(&engine, &tokens(10, 1), KvType::F16);
-    let save = |path: &Path| session.save(path, None);
-    let nowhere = save(&folder.path().join("no/such/folder/s")).unwrap_err().to_string();
-    assert!(nowhere.contains("check the path"), "{nowhere}");
-    assert!(save(Path::new("/")).is_err());
-    assert!(save(Path::new("")).is_err());
-    assert!(save(folder.path()).is_err(), "a folder is in the way");
-    let file = folder.path().join("s.session");
-    save(&file).unwrap();
-    save(&file).unwrap();
-    let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_string_lossy().contains("partial")), "{left:?}");
+    let path = folder.path().join("one-layer.gguf");
+    let config = ModelConfig { layers: 1, heads: 2, projection: 256, ..synth::tiny() };
+    let engine = Engine::new(common::synth(config, &Options::default(), 5, &path), &two_threads()).unwrap();
+    let all = tokens(16_000, 1);
+    let mut session = fresh(&engine, &all, KvType::F16);
+    assert_eq!(session.sync(&all[..200], go).unwrap(), Synced { reused: 192, shared: 0, computed: 8 });
+    session.sync(&[&all[..200], &tokens(900, 2)].concat(), go).unwrap();
+    for cut in [1_050, 700, 513, 190, 65, 63] {
+        let Synced { reused, computed, .. } =
+            session.sync(&[&session.tokens()[..cut], &[3]].concat(), go).unwrap();
+        assert_eq!((reused + computed, reused), (cut + 1, cut / 64 * 64), "{cut}");
+    }
 }

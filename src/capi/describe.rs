@@ -73,7 +73,9 @@ pub unsafe extern "C" fn yuan_engine_describe(
 /// What the engine did so far for all its sessions, as a JSON object of which keys may be added.
 ///
 /// Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
-/// "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
+/// "kv_bytes", "pool_bytes" (that all sessions may take together), "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process);
+/// "sessions", an object: the "bytes" that they take of the pool, their "pages" of 512 tokens, those of them that several sessions share ("shared_pages"), and
+/// those of earlier sessions that are kept ("kept_pages").
 /// "gpu" is an object with the "device" (or null, and "why"), the bytes that it holds as above and "embedding_bytes" (0 where the embedding
 /// stays with the host), "experts_there" (that it has room for) and "bandwidth"; "gpu_use" null or an object that counts experts that were
 /// "there", "copied" to it, or computed "on_cpu", and the "bytes_copied".

@@ -202,7 +202,7 @@ pub extern "C" fn yuan_engine_options_set_look_ahead(
 }
 
 /// The sessions that the budget of the memory leaves room for: so many tokens in all, 2^24 at most, with a key-value cache of this type. By default none: a
-/// program that streams says what it needs. One call at a time.
+/// program that streams says what it needs, and has room for one full context otherwise. One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_engine_options_set_sessions(
     options: *mut yuan_engine_options,

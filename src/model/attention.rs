@@ -9,10 +9,12 @@ use std::ops::Range;
 use rayon::prelude::*;
 use yuan_kernels::{Columns, Kernels, exp};
 
-use super::{activations::Activations, compute::Compute, kv::KvCache};
+use super::{
+    activations::Activations,
+    compute::Compute,
+    kv::{KvCache, SPAN},
+};
 
-/// Positions that are attended together.
-const SPAN: usize = 512;
 /// Queries of one head that share the keys and values.
 const QUERIES: usize = 4;
 

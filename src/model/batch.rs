@@ -60,8 +60,6 @@ impl<'c, 's> Batch<'c, 's> {
     /// The sequence at `place` of the call takes part.
     pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope) {
         let (start, n) = (self.rows(), sequence.tokens.len());
-        // What a pass that failed or panicked has left is dropped.
-        sequence.state.undo();
         let position = sequence.state.position();
         let angles = (position..position + n).map(|p| rope.at(p)).collect();
         let ends = sequence.state.ends(n);

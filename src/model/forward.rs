@@ -97,7 +97,10 @@ impl Model {
     fn together(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Vec<Result<Output>> {
         let mut batch = Batch::new(sequences.len());
         for (place, sequence) in sequences.iter_mut().enumerate() {
-            match self.check(sequence.tokens, sequence.state) {
+            // What a pass that failed or panicked has left is dropped.
+            sequence.state.undo();
+            let n = sequence.tokens.len();
+            match self.check(sequence.tokens, sequence.state).and_then(|()| sequence.state.reserve(n)) {
                 Ok(()) => batch.add(place, sequence, &self.rope),
                 Err(error) => batch.set(place, Err(error)),
             }
@@ -139,6 +142,7 @@ impl Model {
     ) -> Result<T> {
         // What a pass that failed or panicked has left is dropped.
         state.undo();
+        state.reserve(tokens.len())?;
         let result = self.in_pass(tokens.len(), |pass| run(pass, state));
         if result.is_err() {
             state.undo();

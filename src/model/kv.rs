@@ -1,10 +1,16 @@
 //! The keys and values of one layer, as they are stored.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use bytemuck::{allocation::try_zeroed_vec, cast_slice, cast_slice_mut};
+use bytemuck::{cast_slice, cast_slice_mut};
 use half::{f16, slice::HalfFloatSliceExt};
+use rayon::prelude::*;
 use yuan_kernels::{BlockQ4_0, BlockQ8, BlockQ8_0, Kernels, blocks::QK, encode::best_encoders};
+
+use super::{
+    page::{Page, STEP},
+    pool::Lease,
+};
 
 /// The type that keys and values are kept in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,39 +64,27 @@ impl KvType {
     }
 }
 
-/// Keys and values of `capacity` positions, [head][position][dim].
+/// Positions of a page. Attention takes the positions of a page together, so the bits of all results depend on this number.
+pub const SPAN: usize = 512;
+/// Values that one thread encodes at least, where several share the work.
+const ENCODED_TOGETHER: usize = 1 << 16;
+
+/// Keys and values of one layer in pages of [`SPAN`] positions; a page has the keys [head][position][dim], then the values.
+///
+/// A copy shares the pages: one that is not full is copied when it is written.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     heads: usize,
     head_dim: usize,
-    capacity: usize,
+    kv: KvType,
     len: usize,
-    keys: Store,
-    values: Store,
-}
-
-/// Untouched pages of a zeroed allocation cost no memory: a large context is paid for as it fills.
-#[derive(Clone, Debug)]
-enum Store {
-    F16(Vec<f16>),
-    F32(Vec<f32>),
-    Q8_0(Vec<BlockQ8_0>),
-    Q4_0(Vec<BlockQ4_0>),
+    pages: Vec<Arc<Page>>,
 }
 
 impl KvCache {
-    /// An empty cache, or `None` where the system has no memory for it. `head_dim` is a multiple of the type's blocks.
-    pub fn new(heads: usize, head_dim: usize, capacity: usize, kv: KvType) -> Option<Self> {
-        let n = heads * head_dim * capacity / kv.block_len();
-        let store = || {
-            Some(match kv {
-                KvType::F16 => Store::F16(try_zeroed_vec(n).ok()?),
-                KvType::F32 => Store::F32(try_zeroed_vec(n).ok()?),
-                KvType::Q8_0 => Store::Q8_0(try_zeroed_vec(n).ok()?),
-                KvType::Q4_0 => Store::Q4_0(try_zeroed_vec(n).ok()?),
-            })
-        };
-        Some(Self { heads, head_dim, capacity, len: 0, keys: store()?, values: store()? })
+    /// An empty cache. `head_dim` is a multiple of the type's blocks.
+    pub fn new(heads: usize, head_dim: usize, kv: KvType) -> Self {
+        Self { heads, head_dim, kv, len: 0, pages: Vec::new() }
     }
 
     /// Heads that share the width of a row.
@@ -115,72 +109,153 @@ impl KvCache {
 
     /// The type of keys and values.
     pub fn kv_type(&self) -> KvType {
-        match self.keys {
-            Store::F16(_) => KvType::F16,
-            Store::F32(_) => KvType::F32,
-            Store::Q8_0(_) => KvType::Q8_0,
-            Store::Q4_0(_) => KvType::Q4_0,
-        }
+        self.kv
     }
 
-    /// Forgets the positions from `len` on, if there are such.
+    /// Bytes that [`KvCache::reserve`] takes for the positions up to `end`.
+    pub fn missing(&self, end: usize) -> u64 {
+        let missing = |page: usize| match self.pages.get(page) {
+            Some(found) if Arc::strong_count(found) == 1 => {
+                self.filled(page, end).saturating_sub(found.leased())
+            }
+            _ => self.filled(page, end),
+        };
+        self.written(end).map(missing).sum()
+    }
+
+    /// Makes pages of its own for the positions up to `end`, out of `lease`, which has what is missing; or returns `None` where the system has
+    /// no memory for them.
+    pub fn reserve(&mut self, end: usize, lease: &mut Lease) -> Option<()> {
+        let stripe = self.stripe();
+        for i in self.written(end) {
+            let filled = self.filled(i, end);
+            let Some(page) = self.pages.get_mut(i) else {
+                let page = Page::new(2 * self.heads * stripe, lease.split(filled))?;
+                self.pages.push(Arc::new(page));
+                continue;
+            };
+            if let Some(own) = Arc::get_mut(page) {
+                own.grow(lease.split(filled.saturating_sub(own.leased())));
+                continue;
+            }
+            let mut own = Page::new(page.bytes().len(), lease.split(filled))?;
+            let keep = self.len.saturating_sub(i * SPAN) * self.kv.bytes(self.head_dim);
+            let stripes = own.bytes_mut().chunks_exact_mut(stripe).zip(page.bytes().chunks_exact(stripe));
+            stripes.for_each(|(to, from)| to[..keep].copy_from_slice(&from[..keep]));
+            *page = Arc::new(own);
+        }
+        Some(())
+    }
+
+    /// The pages that are written when the positions up to `end` are added.
+    fn written(&self, end: usize) -> Range<usize> {
+        self.len / SPAN..if end > self.len { end.div_ceil(SPAN) } else { 0 }
+    }
+
+    /// Bytes of a page that are counted when the positions up to `end` are filled.
+    fn filled(&self, page: usize, end: usize) -> u64 {
+        let steps = end.saturating_sub(page * SPAN).min(SPAN).div_ceil(STEP);
+        (2 * self.heads * steps * STEP * self.row()) as u64
+    }
+
+    /// The page that the next position belongs to, where it holds positions before that.
+    pub fn last(&self) -> Option<&Arc<Page>> {
+        self.pages.get(self.len / SPAN)
+    }
+
+    /// A full page.
+    pub fn page(&self, i: usize) -> &Arc<Page> {
+        &self.pages[i]
+    }
+
+    /// Holds the positions of these full pages in place of its own.
+    pub fn set_pages(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+        self.pages = pages.collect();
+        self.len = self.pages.len() * SPAN;
+    }
+
+    /// Has another page in place of a full one that is the same.
+    pub fn replace(&mut self, i: usize, page: &Arc<Page>) {
+        self.pages[i].clone_from(page);
+    }
+
+    /// Bytes of its pages that are counted.
+    pub fn leased(&self) -> u64 {
+        self.pages.iter().map(|page| page.leased()).sum()
+    }
+
+    /// Forgets the positions from `len` on, if there are such, and drops the pages that hold no others.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-    }
-
-    /// A copy of the first `positions` with room for `capacity`, or `None` where the system has no memory for it.
-    pub fn resized(&self, positions: usize, capacity: usize) -> Option<Self> {
-        let mut new = Self::new(self.heads, self.head_dim, capacity, self.kv_type())?;
-        new.pieces_mut(positions).zip(self.pieces(positions)).for_each(|(to, from)| to.copy_from_slice(from));
-        Some(new)
+        self.pages.truncate(self.len.div_ceil(SPAN));
     }
 
     /// The bytes of the first `positions`: keys, head by head, then values, head by head.
     pub fn pieces(&self, positions: usize) -> impl Iterator<Item = &[u8]> {
-        let stores = [self.keys.bytes(), self.values.bytes()];
-        let (head, part) = self.head_bytes(positions);
-        stores.into_iter().flat_map(move |bytes| bytes.chunks_exact(head).map(move |bytes| &bytes[..part]))
+        let stripe = self.stripe();
+        (0..2 * self.heads).flat_map(move |i| {
+            let pages = self.pages.iter().zip((0..positions).step_by(SPAN));
+            pages.map(move |(page, start)| {
+                &page.bytes()[i * stripe..][..(positions - start).min(SPAN) * self.row()]
+            })
+        })
     }
 
-    /// [`KvCache::pieces`], to be overwritten; the cache then holds `positions`.
-    pub fn pieces_mut(&mut self, positions: usize) -> impl Iterator<Item = &mut [u8]> {
-        assert!(positions <= self.capacity, "the state checks the context");
+    /// [`KvCache::pieces`] of an empty cache with pages for all of them, to be written; it then holds `positions`.
+    pub fn pieces_mut(&mut self, positions: usize) -> Vec<&mut [u8]> {
+        assert!(self.len == 0 && positions <= self.pages.len() * SPAN, "{NO_PAGE}");
         self.len = positions;
-        let (head, part) = self.head_bytes(positions);
-        let stores = [self.keys.bytes_mut(), self.values.bytes_mut()];
-        stores
-            .into_iter()
-            .flat_map(move |bytes| bytes.chunks_exact_mut(head).map(move |bytes| &mut bytes[..part]))
-    }
-
-    /// Adds `rows` positions, and gives their bytes, in the order of [`KvCache::pieces`], to be overwritten.
-    #[cfg(feature = "gpu")]
-    pub fn extend(&mut self, rows: usize) -> impl Iterator<Item = &mut [u8]> {
-        let start = self.len;
-        let (_, from) = self.head_bytes(start);
-        self.pieces_mut(start + rows).map(move |piece| &mut piece[from..])
-    }
-
-    /// Bytes of all positions of one head, and of the first `positions`.
-    fn head_bytes(&self, positions: usize) -> (usize, usize) {
-        let bytes = self.kv_type().bytes(self.head_dim);
-        ((bytes * self.capacity).max(1), bytes * positions)
-    }
-
-    /// Adds the next positions: `keys` (rotated) and `values` are [T, heads * head_dim].
-    pub fn push(&mut self, keys: &[f32], values: &[f32]) {
-        let rows = keys.len() / (self.heads * self.head_dim);
-        assert!(self.len + rows <= self.capacity, "the session checks the context");
-        for (store, data) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            for (i, head) in data.chunks_exact(self.head_dim).enumerate() {
-                let (t, h) = (i / self.heads, i % self.heads);
-                store.write((h * self.capacity + self.len + t) * self.head_dim, head);
+        let (stripe, row) = (self.stripe(), self.row());
+        let own = self.pages.iter_mut().map(|page| own(page).chunks_exact_mut(stripe));
+        let mut pages: Vec<_> = own.collect();
+        let mut pieces = Vec::with_capacity(2 * self.heads * pages.len());
+        for _ in 0..2 * self.heads {
+            for (page, start) in pages.iter_mut().zip((0..positions).step_by(SPAN)) {
+                let stripe = page.next().unwrap_or_default();
+                pieces.push(&mut stripe[..(positions - start).min(SPAN) * row]);
             }
         }
-        self.len += rows;
+        pieces
     }
 
-    /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given and queries [T, head_dim].
+    /// The bytes of some positions of one page, in the order of [`KvCache::pieces`].
+    #[cfg(feature = "gpu")]
+    pub fn part(&self, positions: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        (0..2 * self.heads).map(move |i| self.stored(i, &positions))
+    }
+
+    /// Adds `rows` positions, all of one page that is there, and gives their bytes, in the order of [`KvCache::pieces`], to be written.
+    #[cfg(feature = "gpu")]
+    pub fn extend(&mut self, rows: usize) -> impl Iterator<Item = &mut [u8]> {
+        let (stripe, row, place) = (self.stripe(), self.row(), self.len % SPAN);
+        assert!(place + rows <= SPAN, "positions of one page");
+        let page = self.pages.get_mut(self.len / SPAN).expect(NO_PAGE);
+        self.len += rows;
+        own(page).chunks_exact_mut(stripe).map(move |stripe| &mut stripe[place * row..][..rows * row])
+    }
+
+    /// Adds the next positions, for which there are pages: `keys` (rotated) and `values` are [T, heads * head_dim].
+    pub fn push(&mut self, keys: &[f32], values: &[f32]) {
+        let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
+        let (stripe, row, width) = (self.stripe(), self.row(), heads * dim);
+        let mut rest = [keys, values];
+        while !rest[0].is_empty() {
+            let place = self.len % SPAN;
+            let n = (SPAN - place).min(rest[0].len() / width);
+            let parts = rest.map(|data| &data[..n * width]);
+            rest = rest.map(|data| &data[n * width..]);
+            let page = own(self.pages.get_mut(self.len / SPAN).expect(NO_PAGE));
+            let stripes = page.par_chunks_exact_mut(stripe).enumerate();
+            stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim)).for_each(|(i, stripe)| {
+                let rows = stripe[place * row..].chunks_exact_mut(row);
+                let data = parts[i / heads].chunks_exact(width).map(|data| &data[i % heads * dim..][..dim]);
+                rows.zip(data).for_each(|(to, data)| encode(kv, data, to));
+            });
+            self.len += n;
+        }
+    }
+
+    /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given, which are of one page, and queries [T, head_dim].
     pub fn scores(
         &self,
         kernels: &Kernels,
@@ -189,48 +264,64 @@ impl KvCache {
         q: &[f32],
         scores: &mut [f32],
     ) {
-        let (dim, at) = (self.head_dim, self.places(head, &positions));
-        match &self.keys {
-            Store::F16(keys) => (kernels.scores_f16)(q, dim, &keys[at], scores),
-            Store::F32(keys) => (kernels.scores_f32)(q, dim, &keys[at], scores),
-            Store::Q8_0(keys) => {
-                quantized_scores(
-                    kernels,
-                    dim,
-                    &keys[at.start / 32..at.end / 32],
-                    q,
-                    scores,
-                    kernels.dot_q8_0,
-                );
-            }
-            Store::Q4_0(keys) => {
-                quantized_scores(
-                    kernels,
-                    dim,
-                    &keys[at.start / 32..at.end / 32],
-                    q,
-                    scores,
-                    kernels.dot_q4_0,
-                );
-            }
+        if positions.is_empty() {
+            return;
+        }
+        let (dim, keys) = (self.head_dim, self.stored(head, &positions));
+        match self.kv {
+            KvType::F16 => (kernels.scores_f16)(q, dim, cast_slice(keys), scores),
+            KvType::F32 => (kernels.scores_f32)(q, dim, cast_slice(keys), scores),
+            KvType::Q8_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q8_0),
+            KvType::Q4_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q4_0),
         }
     }
 
-    /// `y[t] += sum over i of p[t][i] * value of position i` of one head.
+    /// `y[t] += sum over i of p[t][i] * value of position i` of one head, for `positions` of one page.
     pub fn mix(&self, kernels: &Kernels, head: usize, positions: Range<usize>, p: &[f32], y: &mut [f32]) {
-        let (dim, at) = (self.head_dim, self.places(head, &positions));
-        match &self.values {
-            Store::F16(values) => (kernels.mix_f16)(p, dim, &values[at], y),
-            Store::F32(values) => (kernels.mix_f32)(p, dim, &values[at], y),
-            Store::Q8_0(values) => (kernels.mix_q8_0)(p, dim, &values[at.start / 32..at.end / 32], y),
-            Store::Q4_0(values) => (kernels.mix_q4_0)(p, dim, &values[at.start / 32..at.end / 32], y),
+        if positions.is_empty() {
+            return;
+        }
+        let (dim, values) = (self.head_dim, self.stored(self.heads + head, &positions));
+        match self.kv {
+            KvType::F16 => (kernels.mix_f16)(p, dim, cast_slice(values), y),
+            KvType::F32 => (kernels.mix_f32)(p, dim, cast_slice(values), y),
+            KvType::Q8_0 => (kernels.mix_q8_0)(p, dim, cast_slice(values), y),
+            KvType::Q4_0 => (kernels.mix_q4_0)(p, dim, cast_slice(values), y),
         }
     }
 
-    /// Where the values of a head's positions lie.
-    fn places(&self, head: usize, positions: &Range<usize>) -> Range<usize> {
-        let start = head * self.capacity;
-        (start + positions.start) * self.head_dim..(start + positions.end) * self.head_dim
+    /// Bytes of one position of one head.
+    fn row(&self) -> usize {
+        self.kv.bytes(self.head_dim)
+    }
+
+    /// Bytes of all positions that a page has of one head.
+    fn stripe(&self) -> usize {
+        SPAN * self.row()
+    }
+
+    /// The bytes of some positions of one page: keys of head `i`, or, from `heads` on, values.
+    fn stored(&self, i: usize, positions: &Range<usize>) -> &[u8] {
+        let (page, place) = (positions.start / SPAN, positions.start % SPAN);
+        assert!(place + positions.len() <= SPAN, "positions of one page");
+        &self.pages[page].bytes()[i * self.stripe() + place * self.row()..][..positions.len() * self.row()]
+    }
+}
+
+const NO_PAGE: &str = "pages are reserved before they are written";
+
+/// The bytes of a page that nobody else has.
+fn own(page: &mut Arc<Page>) -> &mut [u8] {
+    Arc::get_mut(page).expect(NO_PAGE).bytes_mut()
+}
+
+/// One head's numbers as they are stored.
+fn encode(kv: KvType, data: &[f32], to: &mut [u8]) {
+    match kv {
+        KvType::F16 => cast_slice_mut::<u8, f16>(to).convert_from_f32_slice(data),
+        KvType::F32 => cast_slice_mut(to).copy_from_slice(data),
+        KvType::Q8_0 => (best_encoders().q8_0)(data, to),
+        KvType::Q4_0 => (best_encoders().q4_0)(data, to),
     }
 }
 
@@ -253,35 +344,137 @@ fn quantized_scores<B>(
     }
 }
 
-impl Store {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::F16(store) => cast_slice(store),
-            Self::F32(store) => cast_slice(store),
-            Self::Q8_0(store) => cast_slice(store),
-            Self::Q4_0(store) => cast_slice(store),
+#[cfg(test)]
+mod tests {
+    use super::{super::pool::Pool, *};
+
+    /// Makes room for so many positions in all, whatever it takes.
+    fn reserve(cache: &mut KvCache, end: usize) {
+        let mut lease = Pool::new(u64::MAX, 1).take(cache.missing(end)).unwrap();
+        cache.reserve(end, &mut lease).unwrap();
+        assert_eq!(lease.bytes(), 0, "exactly what was missing is taken");
+    }
+
+    const HEADS: usize = 3;
+    const DIM: usize = 32;
+    const WIDTH: usize = HEADS * DIM;
+
+    /// Rows that nobody else has.
+    fn rows(seed: usize, n: usize) -> Vec<f32> {
+        (0..n * WIDTH)
+            .map(|i| ((seed * 7919 + i) * 2_654_435_761 >> 7 & 0xffff) as f32 / 32768.0 - 1.0)
+            .collect()
+    }
+
+    /// What [`KvCache::pieces`] gives of rows that were never in pages.
+    fn expected(kv: KvType, keys: &[f32], values: &[f32]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (data, head) in [keys, values].into_iter().flat_map(|d| (0..HEADS).map(move |h| (d, h))) {
+            for row in data.chunks_exact(WIDTH) {
+                let mut bytes = vec![0u64; kv.bytes(DIM).div_ceil(8)];
+                let bytes = &mut cast_slice_mut(&mut bytes)[..kv.bytes(DIM)];
+                encode(kv, &row[head * DIM..][..DIM], bytes);
+                out.extend_from_slice(bytes);
+            }
+        }
+        out
+    }
+
+    fn bytes(cache: &KvCache) -> Vec<u8> {
+        cache.pieces(cache.len()).flatten().copied().collect()
+    }
+
+    /// Three caches that are pushed to, cut and copied from one another: each always holds its own rows, in the order of a saved session.
+    #[test]
+    fn a_cache_holds_its_rows_whatever_its_copies_do() {
+        for kv in KvType::ALL {
+            let mut caches: Vec<_> =
+                (0..3).map(|_| (KvCache::new(HEADS, DIM, kv), Vec::new(), Vec::new())).collect();
+            for step in 0..60 {
+                let dice = rows(step, 1);
+                let pick = |i: usize, below: usize| ((dice[i] + 1.0) * 0.5 * below as f32) as usize;
+                let i = pick(0, 3);
+                let (cache, keys, values) = &mut caches[i];
+                match pick(1, 4) {
+                    0 => {
+                        let copy = caches[pick(2, 3)].clone();
+                        caches[i] = copy;
+                    }
+                    1 => {
+                        let len = pick(2, cache.len() + 1);
+                        cache.truncate(len);
+                        keys.truncate(len * WIDTH);
+                        values.truncate(len * WIDTH);
+                    }
+                    _ => {
+                        let n = [1, 3, 200, 600][pick(2, 4)];
+                        let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
+                        let end = cache.len() + n;
+                        reserve(cache, end);
+                        cache.push(&new[0], &new[1]);
+                        keys.extend_from_slice(&new[0]);
+                        values.extend_from_slice(&new[1]);
+                    }
+                }
+                for (cache, keys, values) in &caches {
+                    assert_eq!(cache.len() * WIDTH, keys.len());
+                    assert!(bytes(cache) == expected(kv, keys, values), "{kv:?}, step {step}");
+                }
+            }
+            let (longest, ..) = caches.iter().max_by_key(|(c, ..)| c.len()).unwrap();
+            let mut read = KvCache::new(HEADS, DIM, kv);
+            reserve(&mut read, longest.len());
+            let all = bytes(longest);
+            let mut rest = &all[..];
+            for piece in read.pieces_mut(longest.len()) {
+                piece.copy_from_slice(rest.split_off(..piece.len()).unwrap());
+            }
+            assert!(rest.is_empty() && longest.len() > SPAN && bytes(&read) == all);
         }
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        match self {
-            Self::F16(store) => cast_slice_mut(store),
-            Self::F32(store) => cast_slice_mut(store),
-            Self::Q8_0(store) => cast_slice_mut(store),
-            Self::Q4_0(store) => cast_slice_mut(store),
-        }
+    #[test]
+    fn only_the_page_that_is_written_is_copied() {
+        let mut first = KvCache::new(HEADS, DIM, KvType::F16);
+        reserve(&mut first, SPAN + 10);
+        first.push(&rows(1, SPAN + 10), &rows(2, SPAN + 10));
+        let mut second = first.clone();
+        let shared = |a: &KvCache, b: &KvCache| [0, 1].map(|i| Arc::ptr_eq(&a.pages[i], &b.pages[i]));
+        reserve(&mut second, SPAN + 10);
+        assert_eq!(shared(&first, &second), [true, true]);
+        reserve(&mut second, SPAN + 11);
+        assert_eq!(shared(&first, &second), [true, false]);
+        assert!(bytes(&first) == bytes(&second));
+        second.truncate(SPAN);
+        reserve(&mut second, SPAN + 1);
+        assert_eq!(shared(&first, &second), [true, false]);
+        second.truncate(SPAN - 1);
+        assert_eq!(second.pages.len(), 1);
+        reserve(&mut second, SPAN);
+        assert!(!Arc::ptr_eq(&first.pages[0], &second.pages[0]));
     }
 
-    fn write(&mut self, at: usize, data: &[f32]) {
-        match self {
-            Self::F16(store) => store[at..][..data.len()].convert_from_f32_slice(data),
-            Self::F32(store) => store[at..][..data.len()].copy_from_slice(data),
-            Self::Q8_0(store) => {
-                (best_encoders().q8_0)(data, cast_slice_mut(&mut store[at / 32..][..data.len() / 32]))
-            }
-            Self::Q4_0(store) => {
-                (best_encoders().q4_0)(data, cast_slice_mut(&mut store[at / 32..][..data.len() / 32]))
-            }
-        }
+    /// A page is counted in steps of 64 positions, and what has been filled once stays counted as long as the page is there.
+    #[test]
+    fn pages_are_counted_as_they_fill() {
+        let pool = Pool::new(u64::MAX, 1);
+        let mut cache = KvCache::new(HEADS, DIM, KvType::F16);
+        let step = (2 * STEP * KvType::F16.bytes(WIDTH)) as u64;
+        let mut run = |cut: usize, rows: usize| {
+            cache.truncate(cut);
+            let end = cache.len() + rows;
+            let mut lease = pool.take(cache.missing(end)).unwrap();
+            cache.reserve(end, &mut lease).unwrap();
+            drop(lease);
+            cache.push(&self::rows(1, rows), &self::rows(2, rows));
+            assert_eq!(cache.leased(), pool.usage().bytes);
+            (pool.usage().bytes / step, pool.usage().pages)
+        };
+        assert_eq!(run(0, 1), (1, 1));
+        assert_eq!(run(1, 63), (1, 1));
+        assert_eq!(run(64, 1), (2, 1));
+        assert_eq!(run(65, 512), (10, 2));
+        assert_eq!(run(512, 1), (9, 2));
+        assert_eq!(run(10, 1), (8, 1));
     }
 }

@@ -6,7 +6,7 @@ use std::{cell::RefCell, ops::ControlFlow};
 use yuan_kernels::DType;
 
 use super::{
-    GpuPlacement, KvType, Layer, Model, Placement,
+    GpuPlacement, KvType, Layer, Model, Placement, Pool,
     compute::{Arithmetic, Compute},
     feed_forward::{ExpertRows, Experts, FeedForward, Mlp},
     filter::{Conv, Filter, Taps},
@@ -131,6 +131,7 @@ impl Model {
             pager: weights.pager(&placement, &options.paging, wrap)?,
             look_ahead: options.paging.look_ahead && placement.mode == Mode::Streamed,
             script: None,
+            pool: Pool::new(placement.pool, config.layers),
             placement,
             config,
             file: container.bytes().clone(),

@@ -19,13 +19,16 @@ mod kv;
 mod load;
 mod matrix;
 mod norm;
+mod page;
 mod placement;
+mod pool;
 pub mod rope;
 mod router;
 mod saved;
 mod scratch;
 mod script;
 mod sequence;
+mod shelf;
 mod state;
 pub mod threads;
 mod work;
@@ -37,12 +40,13 @@ pub use gpu_placement::{GpuPlacement, GpuUse};
 pub use kv::KvType;
 pub use load::{Options, Progress};
 pub use placement::{BATCH, LOGIT_ROWS, Placement};
+pub use pool::{Pool, PoolUse};
 pub(crate) use saved::Extent;
 pub use sequence::{Output, Sequence, Want};
 pub use state::State;
 pub use work::{Calls, Work};
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::ModelConfig,
@@ -68,6 +72,8 @@ pub struct Model {
     compute: Compute,
     pager: Pager,
     placement: Placement,
+    /// What the states of all sequences take their memory from.
+    pool: Arc<Pool>,
     /// Whether experts of the next layer are guessed.
     look_ahead: bool,
     /// Routing that is prescribed.
@@ -145,6 +151,20 @@ impl Model {
             trunk + layer.feed_forward.bytes_per_token(self.pager.expert_bytes())
         };
         self.layers.iter().map(layer).sum::<usize>() + self.head.len_bytes()
+    }
+
+    /// An empty state for `capacity` tokens at most. It takes memory out of the model's pool as it fills: a pass that the pool has no room for
+    /// is an error.
+    ///
+    /// # Errors
+    /// As [`State::new`].
+    pub fn state(&self, capacity: usize, kv: KvType) -> Result<State> {
+        State::of_pool(&self.config, capacity, kv, self.pool.clone())
+    }
+
+    /// How much memory the sequences take.
+    pub fn pool_use(&self) -> PoolUse {
+        self.pool.usage()
     }
 
     /// Where the weights are, and why.

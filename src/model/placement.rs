@@ -31,8 +31,11 @@ pub struct Placement {
     pub budget: Budget,
     /// Bytes of everything but the experts; where they are streamed, but for the embedding too.
     pub trunk: u64,
-    /// Bytes of the key-value cache.
+    /// Bytes of the keys and values of [`Options::context`] tokens.
     pub kv: u64,
+    /// Bytes that all sequences may take together: at least those of one of [`Options::context`] tokens; where the container is mapped, all that
+    /// it and scratch leave of the budget.
+    pub pool: u64,
     /// Bytes of the intermediate results of a batch, and of [`LOGIT_ROWS`] rows of logits.
     pub scratch: u64,
     /// Bytes of one expert; 0 where they are not in tiles.
@@ -72,14 +75,15 @@ impl Placement {
             Some(view) if !config.tied_embeddings => view.bytes.len() as u64,
             _ => 0,
         };
-        let fixed =
-            (PROGRAM + trunk - embedding + logits + State::history_bytes(config) as u64).saturating_add(kv);
+        let sequence = State::bytes(config, options.kv, options.context);
+        let fixed = (PROGRAM + trunk - embedding + logits).saturating_add(sequence);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
         let mut placement = Self {
             mode: Mode::Mapped,
             why: String::new(),
             trunk,
             kv,
+            pool: sequence,
             scratch: token * BATCH as u64 + logits,
             expert_bytes,
             experts,
@@ -121,6 +125,14 @@ impl Placement {
             placement.trunk -= embedding;
             placement.divide(most, fixed, token)?;
             placement.scratch += logits;
+        }
+        if options.context == 0 {
+            // Nobody has said how many tokens there will be: one sequence has its room in any case.
+            placement.pool = State::bytes(config, options.kv, config.context);
+        }
+        if placement.mode != Mode::Streamed {
+            let taken = PROGRAM + placement.scratch + container.data_bytes();
+            placement.pool = placement.pool.max(placement.budget.bytes.saturating_sub(taken));
         }
         placement.gpu = GpuPlacement::new(container, options, placement.batch.min(BATCH))?;
         if placement.gpu.room().is_some() {

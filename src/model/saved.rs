@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::{filter::FilterState, history::Snapshot, kv::KvType, state::State};
+use super::{filter::FilterState, history::History, kv::KvType, state::State};
 use crate::config::ModelConfig;
 
 /// How much a saved state holds.
@@ -55,7 +55,7 @@ impl State {
         pieces.try_for_each(|piece| out.write_all(piece))
     }
 
-    /// Fills an empty state with what [`State::write`] wrote. `extent.position` is at most the capacity.
+    /// Fills an empty state, which has pages for `extent.position` tokens, with what [`State::write`] wrote.
     ///
     /// # Errors
     /// Those of `input`; [`io::ErrorKind::InvalidData`] for a snapshot of a position that is not among the tokens.
@@ -74,18 +74,17 @@ impl State {
             }
             let mut filters: Vec<_> = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
             let hidden = read_filters(input, filters.iter_mut())?;
-            let snapshot = Snapshot { filters, hidden };
-            if self.history.is_regular(position) {
-                self.history.add(position, snapshot);
-            } else {
-                self.history.mark(position, snapshot);
+            if !History::is_regular(position) {
+                self.mark_at(position);
             }
+            self.add(position, filters, hidden);
             previous = position;
         }
         for layer in &mut self.layers {
-            layer.kv.pieces_mut(extent.position).try_for_each(|piece| input.read_exact(piece))?;
+            layer.kv.pieces_mut(extent.position).into_iter().try_for_each(|piece| input.read_exact(piece))?;
         }
         self.position = extent.position;
+        self.foreign = true;
         if self.position == 0 {
             self.hidden.clear();
         }

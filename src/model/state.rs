@@ -1,10 +1,15 @@
 //! What a model remembers of the tokens so far.
 
+use std::sync::Arc;
+
 use super::{
     cancel::Cancel,
     filter::FilterState,
     history::{History, Snapshot},
-    kv::{KvCache, KvType},
+    kv::{KvCache, KvType, SPAN},
+    page::STEP,
+    pool::{Lease, Member, Pool},
+    shelf::Block,
 };
 use crate::{
     config::ModelConfig,
@@ -26,9 +31,28 @@ pub struct State {
     wanted: Option<usize>,
     capacity: usize,
     kv: KvType,
+    pool: Member,
+    spare: Spare,
+    /// Of a snapshot.
+    snapshot_bytes: u64,
+    /// Full pages that other sequences can find.
+    shared: usize,
+    /// Whether a part of it was read from a file. Nobody else gets that: nothing says that it is what the model makes of the tokens.
+    pub(super) foreign: bool,
     /// Keys and values once more, on a GPU.
     #[cfg(feature = "gpu")]
     pub(super) mirror: super::gpu::Mirror,
+}
+
+/// Bytes for the snapshots of the pass that runs.
+#[derive(Debug, Default)]
+struct Spare(Option<Lease>);
+
+/// No pass runs on a copy.
+impl Clone for Spare {
+    fn clone(&self) -> Self {
+        Self(None)
+    }
 }
 
 /// The memory of one layer.
@@ -43,12 +67,23 @@ pub struct LayerState {
 }
 
 impl State {
-    /// An empty state with room for `capacity` tokens.
+    /// An empty state for `capacity` tokens at most, that belongs to no model's pool ([`Model::state`](super::Model::state)): it takes memory as it
+    /// fills, and nobody counts it.
     ///
     /// # Errors
-    /// [`Error::Memory`] when that is more memory than there is; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
+    /// [`Error::Memory`] when that is more than can be addressed; [`Error::Argument`] for more than [`MOST_CONTEXT`](crate::limits::MOST_CONTEXT)
     /// tokens, or when the type's blocks do not divide a head.
     pub fn new(config: &ModelConfig, capacity: usize, kv: KvType) -> Result<Self> {
+        Self::of_pool(config, capacity, kv, Pool::new(u64::MAX, config.layers))
+    }
+
+    /// [`State::new`] out of a pool.
+    pub(super) fn of_pool(
+        config: &ModelConfig,
+        capacity: usize,
+        kv: KvType,
+        pool: Arc<Pool>,
+    ) -> Result<Self> {
         check_size(Self::kv_bytes(config, kv), capacity)?;
         if !config.head_dim().is_multiple_of(kv.block_len()) {
             let (dim, name) = (config.head_dim(), kv.name());
@@ -56,14 +91,13 @@ impl State {
                 "heads of {dim} have no key-value cache in {name}; choose f16"
             )));
         }
-        let layer = |_| {
-            let kv = KvCache::new(config.heads, config.head_dim(), capacity, kv)
-                .ok_or_else(|| too_large(capacity));
-            let kv = kv?;
-            Ok(LayerState { kv, filter: FilterState::new(config.hidden), next: Vec::new() })
+        let layer = |_| LayerState {
+            kv: KvCache::new(config.heads, config.head_dim(), kv),
+            filter: FilterState::new(config.hidden),
+            next: Vec::new(),
         };
         Ok(Self {
-            layers: (0..config.layers).map(layer).collect::<Result<_>>()?,
+            layers: (0..config.layers).map(layer).collect(),
             cancel: Cancel::new(),
             position: 0,
             hidden: Vec::new(),
@@ -71,6 +105,11 @@ impl State {
             wanted: None,
             capacity,
             kv,
+            pool: Member::of(pool),
+            spare: Spare::default(),
+            snapshot_bytes: Self::snapshot_bytes(config) as u64,
+            shared: 0,
+            foreign: false,
             #[cfg(feature = "gpu")]
             mirror: Default::default(),
         })
@@ -81,9 +120,12 @@ impl State {
         2 * config.layers * kv.bytes(config.projection)
     }
 
-    /// Bytes that the snapshots of earlier positions take at most.
-    pub fn history_bytes(config: &ModelConfig) -> usize {
-        History::MOST * Self::snapshot_bytes(config)
+    /// Bytes that a sequence of `context` tokens takes at most: keys and values, and snapshots of earlier positions.
+    pub fn bytes(config: &ModelConfig, kv: KvType, context: usize) -> u64 {
+        let step = (STEP * Self::kv_bytes(config, kv)) as u64;
+        let pages = step.saturating_mul(context.div_ceil(STEP) as u64);
+        let snapshots = (Self::snapshot_bytes(config) as u64).saturating_mul(History::most(context) as u64);
+        pages.saturating_add(snapshots)
     }
 
     /// Bytes of one snapshot: the filter's last inputs of all layers, and a hidden state.
@@ -109,11 +151,95 @@ impl State {
         let capacity = capacity.max(self.position);
         let kv = &self.layers.first().ok_or_else(|| too_large(capacity))?.kv;
         check_size(2 * self.layers.len() * self.kv.bytes(kv.heads() * kv.head_dim()), capacity)?;
-        let grown = self.layers.iter().map(|l| l.kv.resized(self.position, capacity));
-        let grown: Vec<KvCache> = grown.collect::<Option<_>>().ok_or_else(|| too_large(capacity))?;
-        self.layers.iter_mut().zip(grown).for_each(|(layer, kv)| layer.kv = kv);
         self.capacity = capacity;
         Ok(())
+    }
+
+    /// Makes pages for the next `tokens`, before they are run, and takes what their snapshots need.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let end = self.position + tokens;
+        self.spare = Spare::default();
+        let snapshots = History::due(self.position, tokens) as u64 * self.snapshot_bytes;
+        let wanted = |state: &Self| state.layers.iter().map(|l| l.kv.missing(end)).sum::<u64>() + snapshots;
+        let mut lease = self.pool.take(wanted(self));
+        if lease.is_none() && self.forget_last() {
+            lease = self.pool.take(wanted(self));
+        }
+        let Some(mut lease) = lease else {
+            return Err(self.pool.is_full(wanted(self), end, self.leased()));
+        };
+        let reserved = self.layers.iter_mut().try_for_each(|layer| layer.kv.reserve(end, &mut lease));
+        if reserved.is_none() {
+            self.undo();
+            let what =
+                format!("the system has no memory for the keys and values of {end} tokens; ask for less");
+            return Err(Error::Memory(what));
+        }
+        self.spare = Spare(Some(lease));
+        Ok(())
+    }
+
+    /// Has the page that is written next for itself, if only the shelf has it, too: it need not be copied then.
+    fn forget_last(&self) -> bool {
+        let last = self.layers.first().and_then(|l| l.kv.last());
+        last.is_some_and(|page| Arc::strong_count(page) == 2 && self.pool.shelf.forget(page))
+    }
+
+    /// Takes the pages that sequences have left for the beginning of `tokens`, where they reach farther than this state, which holds the first of
+    /// these tokens. Returns how many tokens they bring.
+    pub(crate) fn adopt(&mut self, tokens: &[u32]) -> usize {
+        let before = self.position;
+        if tokens.len() / SPAN * SPAN <= before {
+            return 0;
+        }
+        let blocks = self.pool.shelf.find(self.kv, tokens);
+        let end = blocks.len() * SPAN;
+        let Some(last) = blocks.last().and_then(|block| block.snapshots.last()).filter(|_| end > before)
+        else {
+            return 0;
+        };
+        if self.foreign {
+            self.history = History::new();
+            #[cfg(feature = "gpu")]
+            self.mirror.truncate(0);
+        }
+        for (l, layer) in self.layers.iter_mut().enumerate() {
+            layer.kv.set_pages(blocks.iter().map(|block| block.pages[l].clone()));
+        }
+        let snapshots = blocks.iter().flat_map(|block| &block.snapshots).enumerate();
+        snapshots.for_each(|(i, s)| self.history.add((i + 1) * STEP, s.clone()));
+        self.go_to(end, last);
+        (self.shared, self.foreign) = (blocks.len(), false);
+        end - before
+    }
+
+    /// Lets other sequences find the full pages of this state, whose first tokens are `tokens`.
+    pub(crate) fn share(&mut self, tokens: &[u32]) {
+        let full = self.position / SPAN;
+        if self.foreign || full <= self.shared {
+            return;
+        }
+        let block = |i: usize| {
+            let at = |n| self.history.at(i * SPAN + n * STEP).cloned();
+            Some(Block {
+                pages: self.layers.iter().map(|l| l.kv.page(i).clone()).collect(),
+                snapshots: (1..=SPAN / STEP).map(at).collect::<Option<_>>()?,
+            })
+        };
+        let Some(mut blocks) = (0..full).map(block).collect::<Option<Vec<_>>>() else { return };
+        self.pool.shelf.put(self.kv, tokens, &mut blocks);
+        for (i, block) in blocks.iter().enumerate() {
+            self.layers.iter_mut().zip(&block.pages).for_each(|(layer, page)| layer.kv.replace(i, page));
+            let snapshots = block.snapshots.iter().enumerate();
+            snapshots.for_each(|(n, s)| self.history.add(i * SPAN + (n + 1) * STEP, s.clone()));
+        }
+        self.shared = full;
+    }
+
+    /// Bytes of the pool that it has.
+    fn leased(&self) -> u64 {
+        let pages: u64 = self.layers.iter().map(|l| l.kv.leased()).sum();
+        pages + self.history.iter().map(|(_, s)| s.lease.bytes()).sum::<u64>()
     }
 
     /// The type of keys and values.
@@ -133,25 +259,39 @@ impl State {
             return self.position;
         }
         let snapshot = self.history.at_or_before(position).map(|(p, s)| (p, s.clone()));
-        let hidden = self.layers.first().map_or(0, |l| l.filter.input.len());
-        let (reached, snapshot) = snapshot.unwrap_or_else(|| {
-            let filters = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
-            (0, Snapshot { filters, hidden: Vec::new() })
-        });
-        self.position = reached;
-        self.hidden = snapshot.hidden;
-        self.layers.iter_mut().zip(snapshot.filters).for_each(|(layer, filter)| layer.filter = filter);
+        let reached = snapshot.as_ref().map_or(0, |(p, _)| *p);
+        match snapshot {
+            Some((_, snapshot)) => self.go_to(reached, &snapshot),
+            None => {
+                self.position = 0;
+                self.hidden.clear();
+                for layer in &mut self.layers {
+                    layer.filter = FilterState::new(layer.filter.input.len());
+                }
+            }
+        }
         self.history.truncate(reached);
+        self.shared = self.shared.min(reached / SPAN);
+        self.foreign &= reached > 0;
         self.undo();
         reached
     }
 
+    /// Is at `position`, whose keys and values it has.
+    fn go_to(&mut self, position: usize, snapshot: &Snapshot) {
+        self.position = position;
+        self.hidden.clone_from(&snapshot.hidden);
+        let filters = self.layers.iter_mut().zip(&snapshot.filters);
+        filters.for_each(|(layer, filter)| layer.filter.clone_from(filter));
+    }
+
     /// Takes a snapshot here, so that [`State::rewind`] can come back to this very position. The last sixteen are kept, beside
-    /// those that are taken at regular distances.
+    /// those that are taken at regular distances. Where the pool has no room for it, there is none.
     pub fn mark(&mut self) {
         if self.position > 0 {
+            self.wanted = Some(self.position);
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.history.mark(self.position, Snapshot { filters, hidden: self.hidden.clone() });
+            self.add(self.position, filters, self.hidden.clone());
         }
     }
 
@@ -162,7 +302,7 @@ impl State {
 
     /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
     pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
-        let mut ends = self.history.ends(self.position, tokens);
+        let mut ends = History::ends(self.position, tokens);
         let wanted = self.wanted.and_then(|p| p.checked_sub(self.position));
         if let Some(wanted) = wanted.filter(|&n| n > 0 && n < tokens)
             && let Err(place) = ends.binary_search(&wanted)
@@ -178,7 +318,7 @@ impl State {
         let (tokens, earlier) = ends.split_last().expect("a pass has tokens");
         for (i, end) in earlier.iter().enumerate() {
             let filters = self.layers.iter().map(|l| l.next[i].clone()).collect();
-            self.add(start + end, Snapshot { filters, hidden: hidden(*end) });
+            self.add(start + end, filters, hidden(*end));
         }
         for layer in &mut self.layers {
             layer.filter = layer.next.pop().expect("a filter for every end");
@@ -186,18 +326,28 @@ impl State {
         }
         self.position = start + tokens;
         self.hidden = hidden(*tokens);
-        if self.wanted == Some(self.position) || self.history.is_regular(self.position) {
+        if self.wanted == Some(self.position) || History::is_regular(self.position) {
             let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.add(self.position, Snapshot { filters, hidden: self.hidden.clone() });
+            self.add(self.position, filters, self.hidden.clone());
         }
+        self.spare = Spare::default();
     }
 
-    fn add(&mut self, position: usize, snapshot: Snapshot) {
-        if self.wanted == Some(position) {
+    /// Keeps a snapshot of a regular position, or of one that is wanted.
+    pub(super) fn add(&mut self, position: usize, filters: Vec<FilterState>, hidden: Vec<f32>) {
+        let is_wanted = self.wanted == Some(position);
+        let lease = match &mut self.spare.0 {
+            Some(spare) if History::is_regular(position) => Some(spare.split(self.snapshot_bytes)),
+            _ => self.pool.take(self.snapshot_bytes),
+        };
+        if is_wanted {
             self.wanted = None;
+        }
+        let Some(lease) = lease else { return };
+        let snapshot = Arc::new(Snapshot { filters, hidden, lease });
+        if is_wanted {
             self.history.mark(position, snapshot);
-        } else if self.history.is_regular(position) {
-            // The distance may have doubled since the pass began.
+        } else {
             self.history.add(position, snapshot);
         }
     }
@@ -208,6 +358,7 @@ impl State {
             layer.kv.truncate(self.position);
             layer.next.clear();
         }
+        self.spare = Spare::default();
         #[cfg(feature = "gpu")]
         self.mirror.truncate(self.position);
     }

@@ -17,7 +17,7 @@ use crate::{
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
 pub use generate::{Finish, Limits};
-pub use restore::{Restored, room_of};
+pub use restore::{Restored, Size};
 
 /// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time.
 ///
@@ -40,17 +40,19 @@ pub struct Session {
 pub struct Synced {
     /// Tokens whose state was there already.
     pub reused: usize,
+    /// Those of them that came with pages of other sessions, or of earlier timelines of this one.
+    pub shared: usize,
     /// Tokens that the model ran.
     pub computed: usize,
 }
 
 impl Session {
-    /// An empty timeline with room for `context` tokens.
+    /// An empty timeline for `context` tokens at most. It takes memory as it fills, out of what the model has for all sessions.
     ///
     /// # Errors
-    /// [`Error::Memory`] for a context that there is no memory for; [`Error::Argument`] for one that is larger than any.
+    /// [`Error::Memory`] for a context that cannot be addressed; [`Error::Argument`] for one that is larger than any.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
-        let state = State::new(engine.model().config(), context, kv)?;
+        let state = engine.model().state(context, kv)?;
         Ok(Self { engine, state, tokens: Vec::new(), logits: None, note: String::new() })
     }
 
@@ -94,31 +96,40 @@ impl Session {
     }
 
     /// Makes the timeline these `tokens`, and runs them: what the timeline has in common with them at its beginning is kept, or
-    /// as much of it as there is a snapshot for. `progress` hears how many tokens of the list are done after each batch, and can
+    /// as much of it as there is a snapshot for. Where pages of other sessions reach farther, only the tokens behind those are run. `progress` hears how many tokens of the list are done after each batch, and can
     /// break off.
     ///
     /// The state is the same, bit for bit, as if the timeline had never been another one.
     ///
     /// # Errors
     /// [`Error::ContextFull`] or [`Error::Argument`] (an id outside the vocabulary), and nothing has changed;
-    /// [`Error::Cancelled`], and those of the pager: the timeline then is the tokens that were run.
+    /// [`Error::Cancelled`], [`Error::Memory`] when the sessions of the model have filled its memory for keys and values, and those of the pager:
+    /// the timeline then is the tokens that were run.
     pub fn sync(&mut self, tokens: &[u32], progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<Synced> {
         self.check(tokens)?;
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         if common < self.tokens.len() || common < tokens.len() {
             self.logits = None;
         }
-        let reused = self.state.rewind(common);
-        self.tokens.truncate(reused);
-        self.tokens.extend_from_slice(&tokens[reused..]);
-        // A chat closes the prompt with a token that the next prompt does not have in this place.
-        self.state.mark_at(tokens.len().saturating_sub(1));
+        let own = self.state.rewind(common);
+        self.tokens.truncate(own);
+        self.tokens.extend_from_slice(&tokens[own..]);
+        let shared = self.state.adopt(tokens);
+        let reused = own + shared;
+        // Not at every step of a program that runs token by token: the last marks would then be its last tokens.
+        let is_prompt = tokens.len() - reused > 1;
+        if is_prompt {
+            // A chat closes the prompt with a token that the next prompt does not have in this place.
+            self.state.mark_at(tokens.len() - 1);
+        }
         if let Err(error) = self.run(Want::Nothing, progress) {
             self.tokens.truncate(self.state.position());
             return Err(error);
         }
-        self.state.mark();
-        Ok(Synced { reused, computed: tokens.len() - reused })
+        if is_prompt {
+            self.state.mark();
+        }
+        Ok(Synced { reused, shared, computed: tokens.len() - reused })
     }
 
     /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.
@@ -211,6 +222,7 @@ impl Session {
                 self.state.cancel.clear();
             }
             self.logits = Some(result?);
+            self.state.share(&self.tokens);
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {
                 return Err(Error::Cancelled);

@@ -16,7 +16,7 @@ use crate::{
     config::RopePrecision,
     error::{Error, Result},
     limits::MOST_CONTEXT,
-    model::{Extent, KvType},
+    model::{Extent, KvType, State},
     sampler::Sampler,
 };
 
@@ -38,7 +38,7 @@ impl Session {
     /// # Errors
     /// [`Error::Io`]; [`Error::BadFile`] for a file that is damaged, or no session at all; [`Error::Unsupported`] with what
     /// differs, for a session of another model, other settings or another version of the format; [`Error::ContextFull`] when
-    /// `context` is too small for it.
+    /// `context` is too small for it; [`Error::Memory`] when the file asks for more room than the model's memory has.
     pub fn restore(engine: Arc<Engine>, path: &Path, context: Option<usize>) -> Result<Restored> {
         let (mut reader, length) = Reader::open(path)?;
         let header = reader.header(length, &engine)?;
@@ -46,13 +46,29 @@ impl Session {
     }
 }
 
-/// Room for tokens that the session in a file had, or that its tokens need: before a model is opened for it.
-///
-/// # Errors
-/// As [`Session::restore`], but nothing behind the header is looked at.
-pub fn room_of(path: &Path) -> Result<usize> {
-    let header = Reader::open(path)?.0.counts()?;
-    Ok(header.capacity.max(header.tokens).min(MOST_CONTEXT as u64) as usize)
+/// How large the session in a file is, before a model is opened for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens of its timeline.
+    pub tokens: usize,
+    /// Tokens that it had room for.
+    pub room: usize,
+}
+
+impl Size {
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// As [`Session::restore`], but nothing behind the header is looked at.
+    pub fn of(path: &Path) -> Result<Self> {
+        let (mut reader, length) = Reader::open(path)?;
+        let header = reader.counts()?;
+        // A token takes four bytes.
+        if header.tokens > length / 4 {
+            return Err(reader.wrong_counts(length));
+        }
+        Ok(Self { tokens: header.tokens as usize, room: header.capacity as usize })
+    }
 }
 
 struct Reader<'p> {
@@ -79,6 +95,10 @@ impl<'p> Reader<'p> {
             problem: problem.into(),
             remedy: "the file is damaged or incomplete: save the session again",
         }
+    }
+
+    fn wrong_counts(&self, length: u64) -> Error {
+        self.damaged("the header", format!("its counts do not fit the {length} bytes of the file"))
     }
 
     fn differs(&self, what: String, remedy: &str) -> Error {
@@ -139,7 +159,7 @@ impl<'p> Reader<'p> {
                 self.differs(what, "save the session again with this program, which writes version 1")
             );
         }
-        Ok(Header {
+        let header = Header {
             fingerprint: self.bytes("the header")?,
             kv: self.word()?,
             arithmetic: self.word()?,
@@ -152,7 +172,13 @@ impl<'p> Reader<'p> {
             sampler: self.count()?,
             hot: self.count()?,
             note: self.count()?,
-        })
+        };
+        if header.capacity > MOST_CONTEXT as u64 {
+            let problem =
+                format!("it asks for room for {} tokens; {MOST_CONTEXT} are possible", header.capacity);
+            return Err(self.damaged("the header", problem));
+        }
+        Ok(header)
     }
 
     /// The header, which fits the engine and the length of the file.
@@ -160,9 +186,7 @@ impl<'p> Reader<'p> {
         let header = self.counts()?;
         self.check_model(&header, engine)?;
         if header.file_bytes(engine.model()) != Some(length) {
-            return Err(
-                self.damaged("the header", format!("its counts do not fit the {length} bytes of the file"))
-            );
+            return Err(self.wrong_counts(length));
         }
         if header.position > header.tokens || header.position > header.capacity {
             return Err(self.damaged("the header", "it has more states than tokens"));
@@ -204,9 +228,22 @@ impl<'p> Reader<'p> {
             .get(header.kv as usize)
             .ok_or_else(|| self.damaged("the header", format!("there is no key-value type {}", header.kv)))?;
         let position = header.position as usize;
-        let capacity = context.unwrap_or(header.capacity.min(MOST_CONTEXT as u64) as usize);
+        let capacity = context.unwrap_or(header.capacity as usize);
         if position > capacity {
             return Err(Error::ContextFull { capacity, wanted: position });
+        }
+        // The file is trusted with no more memory than the model may take, whatever room it says that it had.
+        let bytes = (State::kv_bytes(engine.model().config(), kv) as u64).saturating_mul(capacity as u64);
+        let budget = &engine.model().placement().budget;
+        if context.is_none() && bytes > budget.bytes {
+            return Err(Error::Memory(format!(
+                "{}: the session had room for {capacity} tokens, of which it holds {}: that takes {bytes} bytes, and {} are there ({}); \
+                 restore it with a context of your own",
+                self.path.display(),
+                header.tokens,
+                budget.bytes,
+                budget.set_by
+            )));
         }
         let mut session = Session::new(engine, capacity, kv)?;
 
@@ -231,6 +268,7 @@ impl<'p> Reader<'p> {
         session.note = String::from_utf8(self.list(header.note, "the note")?)
             .map_err(|_| self.damaged("the note", "it is no UTF-8 text"))?;
         let extent = Extent { position, snapshots: header.snapshots as usize };
+        session.state.reserve(position)?;
         session.state.read(extent, &mut self.input).map_err(|e| self.failed("the state", e))?;
 
         let found = self.input.hasher.finalize();

@@ -122,10 +122,16 @@ pub fn placement(model: &Model) -> Value {
     let p = model.placement();
     json!({
         "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by,
-        "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
+        "trunk_bytes": p.trunk, "kv_bytes": p.kv, "pool_bytes": p.pool, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
         "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
-        "peak_memory": ProcessUse::now().peak_memory, "gpu": gpu(&p.gpu), "gpu_use": gpu_use(model),
+        "peak_memory": ProcessUse::now().peak_memory, "gpu": gpu(&p.gpu), "gpu_use": gpu_use(model), "sessions": sessions(model),
     })
+}
+
+/// The memory of all sessions, for a program.
+fn sessions(model: &Model) -> Value {
+    let used = model.pool_use();
+    json!({ "bytes": used.bytes, "pages": used.pages, "shared_pages": used.shared, "kept_pages": used.kept })
 }
 
 /// What is on a GPU, for a program.

@@ -6,6 +6,7 @@ mod fixture;
 pub mod mutate;
 pub mod paging;
 pub mod schedule;
+pub mod sessions;
 pub mod weights;
 
 use std::{

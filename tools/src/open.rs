@@ -2,21 +2,24 @@
 
 use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use yuan::{
     config::{ModelConfig, RopePrecision},
     container::Container,
     gpu,
-    machine::{budget::Limit, source::DirectIo},
-    model::{Arithmetic, KvType, Options},
+    machine::{
+        budget::{Budget, Limit},
+        source::DirectIo,
+    },
+    model::{Arithmetic, KvType, Options, State},
     pager::{Paging, Settings},
     session::Engine,
     tokenizer::Tokenizer,
 };
 
 use crate::{
-    console::{byte_bar, stopped},
+    console::{byte_bar, size, stopped},
     numbers, tell,
 };
 
@@ -112,6 +115,7 @@ impl RunArgs {
             );
         }
         let options = self.options(context);
+        self.check_context(&container, options.context)?;
         // There is nothing to show before the total is known.
         let mut bar = None;
         let engine = Engine::with_tokenizer(container, tokenizer, &options, &mut |done, total| {
@@ -122,6 +126,22 @@ impl RunArgs {
             bar.finish_and_clear();
         }
         Ok(engine?)
+    }
+
+    /// A context that is larger than all the memory would be filled until the system kills the program. (Where the usual one does not fit, the memory is
+    /// too small, and the plan says so.)
+    fn check_context(&self, container: &Container, context: usize) -> anyhow::Result<()> {
+        let budget = Budget::of(self.paging.memory);
+        let bytes = (State::kv_bytes(container.config(), self.kv) as u64).saturating_mul(context as u64);
+        ensure!(
+            context <= container.config().context || bytes <= budget.bytes,
+            "a context of {context} tokens takes {} of keys and values, more than the {} that may be used ({}); ask for fewer tokens (-n, --context), \
+             or for a smaller type (--kv q8_0)",
+            size(bytes),
+            size(budget.bytes),
+            budget.set_by
+        );
+        Ok(())
     }
 
     /// The library's options, for sessions of `context` tokens.

@@ -348,3 +348,16 @@ fn an_output_that_nobody_takes_is_no_panic() {
         assert_eq!(run(Stdio::null(), full().into()).0, Some(0), "{args:?}: a full standard error");
     }
 }
+
+#[test]
+fn a_context_larger_than_the_memory_is_refused_with_the_option_that_asks_for_it() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let generate = ["generate", &model, "-p", "x", "--memory", "1G"];
+    for more in [&["-n", "16000000"][..], &["--context", "16000000"]] {
+        let said = complaint("yuan", &[&generate[..], more].concat());
+        for part in ["16000", "GB of keys and values", "1.00 GB", "-n, --context", "--kv q8_0"] {
+            assert!(said.contains(part), "no {part} in {said}");
+        }
+    }
+}

@@ -14,7 +14,10 @@ use crate::{
         memory::{Buffer, Pinned},
         ops::{Cache, f32s},
     },
-    model::{KvType, State, kv::KvCache},
+    model::{
+        KvType, State,
+        kv::{KvCache, SPAN},
+    },
 };
 
 /// The copy, if there is one.
@@ -68,9 +71,6 @@ pub const fn dtype(kv: KvType) -> Option<DType> {
     }
 }
 
-/// Positions that are copied together.
-const STEP: usize = 512;
-
 impl Kept {
     /// The copy of `state`'s keys and values, made or completed where it must be.
     pub fn of<'s>(
@@ -94,13 +94,13 @@ impl Kept {
         };
         let row = kv.bytes(shape.dim);
         while copy.filled < position {
-            let (start, n) = (copy.filled, (position - copy.filled).min(STEP));
-            let pieces: Vec<&[u8]> = state.layers.iter().flat_map(|l| l.kv.pieces(position)).collect();
+            let (start, n) = (copy.filled, of_one_page(copy.filled, position - copy.filled));
+            let pieces: Vec<&[u8]> = state.layers.iter().flat_map(|l| l.kv.part(start..start + n)).collect();
             let width = n * row;
             for (i, group) in pieces.chunks((pinned.size() / width).max(1)).enumerate() {
                 let host = pinned.host()?;
                 for (to, from) in host.chunks_exact_mut(width).zip(group) {
-                    to.copy_from_slice(&from[start * row..][..width]);
+                    to.copy_from_slice(from);
                 }
                 let first = i * (pinned.size() / width).max(1);
                 let rows = Rows { count: group.len(), width, pitch: capacity * row };
@@ -140,8 +140,9 @@ pub fn bring_back(state: &mut State, shape: &Shape, tokens: usize, pinned: &mut 
     let (start, row) = (state.position(), state.kv_type().bytes(shape.dim));
     let Some(copy) = &mut state.mirror.0 else { return Ok(()) };
     let pieces = 2 * shape.layers * shape.heads;
-    for first in (0..tokens).step_by(STEP) {
-        let n = STEP.min(tokens - first);
+    let mut first = 0;
+    while first < tokens {
+        let n = of_one_page(start + first, tokens - first);
         let width = n * row;
         let most = (pinned.size() / width).max(1);
         let mut to: Vec<&mut [u8]> = state.layers.iter_mut().flat_map(|l| extend(&mut l.kv, n)).collect();
@@ -153,9 +154,15 @@ pub fn bring_back(state: &mut State, shape: &Shape, tokens: usize, pinned: &mut 
             group.iter_mut().zip(host.chunks_exact(width)).for_each(|(to, from)| to.copy_from_slice(from));
         }
         debug_assert_eq!(to.len(), pieces);
+        first += n;
     }
     copy.filled = start + tokens;
     Ok(())
+}
+
+/// How many of the `most` positions from `start` on are of one page.
+fn of_one_page(start: usize, most: usize) -> usize {
+    most.min(SPAN - start % SPAN)
 }
 
 fn extend(kv: &mut KvCache, rows: usize) -> Vec<&mut [u8]> {

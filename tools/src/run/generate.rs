@@ -8,7 +8,7 @@ use yuan::{
     files::check_output,
     model::State,
     sampler::Sampler,
-    session::{Engine, Finish, Limits, Restored, Session, room_of},
+    session::{Engine, Finish, Limits, Restored, Session, Size},
     tokenizer::{Message, Special},
 };
 use yuan_tools::{
@@ -91,7 +91,7 @@ impl Generate {
                 (false, true) => tokenizer.encode(&text, Special::AsText),
                 (false, false) => tokenizer.encode(&text, Special::Parse),
             };
-            let before = self.load.as_deref().map_or(Ok(0), room_of)?;
+            let before = self.load.as_deref().map(Size::of).transpose()?.map_or(0, |size| size.tokens);
             context = match self.context {
                 Some(0) => config.context,
                 Some(tokens) => tokens,

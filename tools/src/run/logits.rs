@@ -6,7 +6,7 @@ use anyhow::ensure;
 use clap::Args;
 use yuan::{
     files::{NewFile, check_output},
-    model::{LOGIT_ROWS, State, Want},
+    model::{LOGIT_ROWS, Want},
 };
 use yuan_tools::{
     console::{cancel_on_stop, stopped},
@@ -35,7 +35,7 @@ impl Logits {
         check_output(&self.output, 0, std::slice::from_ref(&self.run.model), "logits.npy")?;
         let engine = self.run.open(self.tokens.len())?;
         let model = engine.model();
-        let mut state = State::new(model.config(), self.tokens.len(), self.run.kv)?;
+        let mut state = model.state(self.tokens.len(), self.run.kv)?;
         let _stop = cancel_on_stop(state.cancel.clone());
         let header = npy_header(self.tokens.len(), model.config().vocab);
         let bytes = header.len() + 4 * self.tokens.len() * model.config().vocab;

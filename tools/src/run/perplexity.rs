@@ -102,7 +102,7 @@ impl Perplexity {
         other: Option<&Model>,
         score: &mut Score,
     ) -> anyhow::Result<()> {
-        let states = |model: &Model| State::new(model.config(), tokens.len(), self.run.kv);
+        let states = |model: &Model| model.state(tokens.len(), self.run.kv);
         let mut state = states(model)?;
         let _stop = cancel_on_stop(state.cancel.clone());
         let mut other = other.map(|m| Ok::<_, yuan::Error>((m, states(m)?))).transpose()?;

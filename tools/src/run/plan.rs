@@ -86,7 +86,7 @@ impl Plan {
         if self.json {
             let object = json!({
                 "mode": p.mode.name(), "why": p.why, "budget": p.budget.bytes, "budget_is": p.budget.set_by, "smallest": p.smallest,
-                "trunk_bytes": p.trunk, "kv_bytes": p.kv, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
+                "trunk_bytes": p.trunk, "kv_bytes": p.kv, "pool_bytes": p.pool, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
                 "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
                 "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
                 "bytes_read_per_token": read, "tokens_per_second": tokens,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use yuan::{
     Error,
-    session::{Finish, room_of},
+    session::{Finish, Size},
 };
 use yuan_tools::{
     console::{stopped, take_stop},
@@ -82,7 +82,8 @@ impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
         let mut context = 0;
         let engine = self.run.open_for(|_, config| {
-            let saved = self.load.as_deref().map_or(Ok(0), room_of)?;
+            let saved =
+                self.load.as_deref().map(Size::of).transpose()?.map_or(0, |size| size.room.max(size.tokens));
             context = if self.context == 0 { config.context } else { self.context }.max(saved);
             Ok(context)
         })?;
