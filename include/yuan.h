@@ -369,7 +369,9 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
  * apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"
  * (at least one read was under way), "drive_gb_per_second", "stall_ms" (a thread waited for reads, on average), "retries";
  * "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
- * misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token.
+ * misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token. "loop" is an
+ * object about the passes that all sessions share: their number ("passes"), their "tokens" and "sequences" added up, the "most_sequences" of one,
+ * the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), and "panics" (mistakes in the library).
  *
  * `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
  */
@@ -468,8 +470,9 @@ yuan_status yuan_session_new(const yuan_engine *engine,
 yuan_status yuan_session_free(yuan_session *session);
 
 /**
- * Stops the call that runs tokens on the session, or else the next such call: it returns YUAN_ERROR_CANCELLED (yuan_session_generate:
- * YUAN_OK, with a finish that says so), and the session holds the tokens that were run. Any thread.
+ * Stops the call that is running tokens on the session: it returns YUAN_ERROR_CANCELLED (yuan_session_generate: YUAN_OK, with a finish that says
+ * so), and the session holds the tokens that were run. Where none is running nothing happens: a request that comes too late does not stop the
+ * next call. Any thread.
  */
 yuan_status yuan_session_cancel(const yuan_session *session);
 

@@ -107,6 +107,10 @@ pub enum Error {
     #[error("{0}")]
     Argument(String),
 
+    /// A mistake in the library. What was asked for has not happened, and everything is as before.
+    #[error("{0}; this is a mistake in the library: please report it")]
+    Internal(String),
+
     /// The caller cancelled the operation.
     #[error("stopped on request")]
     Cancelled,

@@ -244,6 +244,32 @@ fn buffers_say_what_they_need() {
     ok(yuan_engine_free(engine));
 }
 
+/// Each on a thread of its own, beside the others: the tokens that it gives alone.
+#[test]
+fn sessions_on_several_threads_give_what_they_give_alone() {
+    let engine = engine();
+    let whole = engine.addr();
+    let answer = move |i: u32| {
+        let session = session(std::ptr::without_provenance_mut(whole));
+        let sampler = sampler(0.8, u64::from(i));
+        ok(eval(session, &vec![5 + i; 20 + 40 * i as usize]));
+        let mut heard = Heard::default();
+        assert_eq!(generate(session, sampler, 10, &mut heard), yuan_finish::YUAN_FINISH_LENGTH);
+        let mut next = 0;
+        ok(unsafe { yuan_session_sample(session, sampler, &raw mut next) });
+        ok(eval(session, &[next]));
+        let all = tokens(session);
+        ok(yuan_sampler_free(sampler));
+        ok(yuan_session_free(session));
+        all
+    };
+    let alone: Vec<_> = (0..4).map(answer).collect();
+    let threads: Vec<_> = (0..4).map(|i| std::thread::spawn(move || answer(i))).collect();
+    let together: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(together, alone);
+    ok(yuan_engine_free(engine));
+}
+
 #[test]
 fn a_session_in_use_is_busy_and_may_be_cancelled_or_freed() {
     let (engine, sampler) = (engine(), sampler(0.8, 3));

@@ -87,10 +87,11 @@ fn a_cancelled_call_leaves_the_state_as_before() {
     let model = Model::load(&container, &on_gpu(&container, &fake, 6, BOTH, KvType::F16)).unwrap();
     let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
     let mut out = model.forward_one(&tokens[..10], &mut state, Want::All).unwrap();
+    let running = state.cancel.begin();
     state.cancel.cancel();
     assert!(matches!(model.forward_one(&tokens[10..], &mut state, Want::All), Err(Error::Cancelled)));
     assert_eq!(state.position(), 10);
-    state.cancel.clear();
+    drop(running);
     out.extend(model.forward_one(&tokens[10..], &mut state, Want::All).unwrap());
     let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
     assert!(bits(&out) == logits(&cpu, &tokens, 12, KvType::F16));

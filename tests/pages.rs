@@ -9,8 +9,9 @@ use yuan::{
     Error,
     config::ModelConfig,
     container::Container,
+    machine::budget::Limit,
     model::{KvType, Model, Options as RunOptions, Placement, State, Want},
-    pager::{Paging, budget::Limit},
+    pager::Paging,
     quantize::{Options, synth},
     session::{Engine, Session, Synced},
 };

@@ -84,8 +84,9 @@ fn an_interrupted_prompt_leaves_the_state_as_before() {
             cancel.cancel();
         }
     };
+    let running = cancel.begin();
     let stopped = model.forward_probed(&tokens(30), &mut state, Want::All, &mut probe);
-    cancel.clear();
+    drop(running);
     assert!(matches!(stopped, Err(Error::Cancelled)));
     assert_eq!(state.position(), 0);
     let again = model.forward_one(&tokens(30), &mut state, Want::All).unwrap();

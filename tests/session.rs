@@ -144,6 +144,31 @@ fn single_tokens_leave_the_marks_of_prompts_alone() {
     assert!(bits(session.logits().unwrap()) == bits(fresh(&engine, &other, KvType::F16).logits().unwrap()));
 }
 
+/// Whatever call a request comes behind, it has come too late, and the next call of any kind runs to its end.
+#[test]
+fn a_late_request_does_not_stop_the_next_call() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let all = tokens(90, 3);
+    let mut session = Session::new(engine.clone(), 200, KvType::F16).unwrap();
+    let cancel = session.cancel_token();
+    let mut greedy = Sampler::new(Settings::default()).unwrap();
+    cancel.cancel();
+    session.sync(&all, go).unwrap();
+    cancel.cancel();
+    session.extend(&[1], go).unwrap();
+    cancel.cancel();
+    session.logits().unwrap();
+    cancel.cancel();
+    session.sample(&mut greedy).unwrap();
+    cancel.cancel();
+    assert_eq!(answer(&mut session, &mut greedy, &endless(9)).0.len(), 9);
+    cancel.cancel();
+    session.embedding().unwrap();
+    cancel.cancel_all();
+    assert!(matches!(session.extend(&[2], go), Err(Error::Cancelled)));
+}
+
 #[test]
 fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
     let folder = common::folder();
@@ -157,10 +182,11 @@ fn a_pass_that_is_cancelled_between_layers_leaves_the_state_as_before() {
             cancel.cancel();
         }
     };
+    let running = cancel.begin();
     let result = model.forward_probed(&all[10..], &mut state, Want::Last, &mut probe);
     assert!(matches!(result, Err(Error::Cancelled)));
     assert_eq!(state.position(), 10);
-    cancel.clear();
+    drop(running);
     let logits = model.forward_one(&all[10..], &mut state, Want::Last).unwrap();
     assert!(bits(&logits) == bits(fresh(&engine, &all, KvType::F16).logits().unwrap()));
 }

@@ -84,7 +84,9 @@ pub unsafe extern "C" fn yuan_engine_describe(
 /// apart from them "guesses_right" and "guesses_wrong" of what was read ahead; "bytes_read", "bytes_read_per_token", "drive_seconds"
 /// (at least one read was under way), "drive_gb_per_second", "stall_ms" (a thread waited for reads, on average), "retries";
 /// "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
-/// misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token.
+/// misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token. "loop" is an
+/// object about the passes that all sessions share: their number ("passes"), their "tokens" and "sequences" added up, the "most_sequences" of one,
+/// the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), and "panics" (mistakes in the library).
 ///
 /// `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
 #[unsafe(no_mangle)]
@@ -98,6 +100,6 @@ pub unsafe extern "C" fn yuan_engine_statistics(
         // SAFETY: the contract of the header.
         let buffer = unsafe { Buffer::new(json, capacity, needed) }?;
         let engine = ENGINES.get(engine)?;
-        buffer.fill_text(&stats::all(engine.model()).to_string())
+        buffer.fill_text(&stats::all(&engine).to_string())
     })
 }

@@ -58,14 +58,15 @@ pub unsafe extern "C" fn yuan_session_new(
 pub extern "C" fn yuan_session_free(session: *mut yuan_session) -> yuan_status {
     call(|| {
         if let Some(session) = SESSIONS.remove(session)? {
-            session.cancel.cancel();
+            session.cancel.cancel_all();
         }
         Ok(())
     })
 }
 
-/// Stops the call that runs tokens on the session, or else the next such call: it returns YUAN_ERROR_CANCELLED (yuan_session_generate:
-/// YUAN_OK, with a finish that says so), and the session holds the tokens that were run. Any thread.
+/// Stops the call that is running tokens on the session: it returns YUAN_ERROR_CANCELLED (yuan_session_generate: YUAN_OK, with a finish that says
+/// so), and the session holds the tokens that were run. Where none is running nothing happens: a request that comes too late does not stop the
+/// next call. Any thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn yuan_session_cancel(session: *const yuan_session) -> yuan_status {
     call(|| {

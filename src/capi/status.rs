@@ -73,6 +73,7 @@ impl From<Error> for Failure {
             Error::ContextFull { .. } => YUAN_ERROR_CONTEXT_FULL,
             Error::Memory(_) => YUAN_ERROR_MEMORY,
             Error::Argument(_) => YUAN_ERROR_ARGUMENT,
+            Error::Internal(_) => YUAN_ERROR_INTERNAL,
             Error::Cancelled => YUAN_ERROR_CANCELLED,
             Error::Gpu { .. } => YUAN_ERROR_GPU,
         };

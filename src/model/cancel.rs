@@ -2,38 +2,91 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+    atomic::{AtomicU64, Ordering::SeqCst},
 };
 
-/// A request to stop. Clones are the same request: one is given to the thread that may want to stop the work.
+/// A way to stop the calls of one session or state. Clones stop the same calls: one is given to the thread that may want to stop the work.
 ///
-/// A request stops one call: the one that is running, or else the next.
+/// Every call has a number, and a request stops the call that runs when it is made. A request that comes too late, when that call has ended,
+/// does not stop the next one.
 #[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<Calls>);
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// Twice the number of the newest call, and one more while it runs.
+    newest: AtomicU64,
+    /// Calls up to this number are to stop.
+    stopped: AtomicU64,
+}
+
+/// A call that runs until this is dropped.
+#[derive(Debug)]
+pub struct Running(Option<Arc<Calls>>);
 
 impl Cancel {
-    /// Nobody wants to stop yet.
+    /// No call runs yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Asks the call that is running, or else the next, to stop.
+    /// Begins a call. Calls inside it belong to it, and stop with it.
+    pub fn begin(&self) -> Running {
+        let begun = |word: u64| word.is_multiple_of(2).then_some(word + 3);
+        let outermost = self.0.newest.fetch_update(SeqCst, SeqCst, begun).is_ok();
+        Running(outermost.then(|| self.0.clone()))
+    }
+
+    /// Asks the call that is running to stop. Where none is, nothing happens.
     pub fn cancel(&self) {
-        self.0.store(true, Relaxed);
+        let word = self.0.newest.load(SeqCst);
+        if !word.is_multiple_of(2) {
+            self.0.stopped.fetch_max(word / 2, SeqCst);
+        }
     }
 
-    /// Takes the request back, as before a call that an earlier request must not stop.
-    pub fn clear(&self) {
-        self.0.store(false, Relaxed);
+    /// Asks the call that is running and all later ones to stop.
+    pub fn cancel_all(&self) {
+        self.0.stopped.store(u64::MAX, SeqCst);
     }
 
-    /// Whether someone wants to stop.
+    /// Whether the call that is running is to stop.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Relaxed)
+        let word = self.0.newest.load(SeqCst);
+        !word.is_multiple_of(2) && self.0.stopped.load(SeqCst) >= word / 2
     }
+}
 
-    /// Whether someone wanted to stop; the request is then served.
-    pub fn take(&self) -> bool {
-        self.0.swap(false, Relaxed)
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(calls) = &self.0 {
+            calls.newest.fetch_sub(1, SeqCst);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_stops_the_call_that_runs_and_no_other() {
+        let cancel = Cancel::new();
+        cancel.cancel();
+        let first = cancel.begin();
+        assert!(!cancel.is_cancelled(), "nothing ran when it came");
+        cancel.clone().cancel();
+        assert!(cancel.is_cancelled());
+        // A call inside belongs to the call.
+        drop(cancel.begin());
+        assert!(cancel.is_cancelled());
+        drop(first);
+        assert!(!cancel.is_cancelled());
+        let second = cancel.begin();
+        assert!(!cancel.is_cancelled(), "it came for the first");
+        drop(second);
+        cancel.cancel_all();
+        let _third = cancel.begin();
+        assert!(cancel.is_cancelled());
     }
 }

@@ -85,6 +85,11 @@ impl Compute {
         self.pools.batch_count()
     }
 
+    /// Whether this thread is one of those that compute.
+    pub fn inside(&self) -> bool {
+        self.pools.inside()
+    }
+
     /// Runs a pass of this many tokens, whose rayon iterators and calls of [`Compute::run`] then stay in its pool.
     pub fn enter<R: Send>(&self, tokens: usize, pass: impl FnOnce() -> R + Send) -> R {
         self.pools.enter(tokens, pass)

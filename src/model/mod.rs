@@ -33,7 +33,7 @@ mod state;
 pub mod threads;
 mod work;
 
-pub use cancel::Cancel;
+pub use cancel::{Cancel, Running};
 pub use compute::Arithmetic;
 pub use forward::Stage;
 pub use gpu_placement::{GpuPlacement, GpuUse};
@@ -130,6 +130,11 @@ impl Model {
     /// Threads that share the work of several tokens.
     pub fn batch_threads(&self) -> usize {
         self.compute.batch_threads()
+    }
+
+    /// Whether this thread is one of those that compute for a pass.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.compute.inside()
     }
 
     /// Name of the kernels in use.

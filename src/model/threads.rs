@@ -55,7 +55,8 @@ impl Threads {
         if self.inside() { work() } else { self.single.install(work) }
     }
 
-    fn inside(&self) -> bool {
+    /// Whether this thread is one of them.
+    pub fn inside(&self) -> bool {
         let in_batch = self.batch.as_ref().and_then(ThreadPool::current_thread_index);
         in_batch.or(self.single.current_thread_index()).is_some()
     }

@@ -2,6 +2,7 @@
 
 use std::{ops::ControlFlow, path::Path, sync::Arc};
 
+use super::{passes::Passes, stats::Counts};
 use crate::{
     container::Container,
     error::Result,
@@ -12,8 +13,10 @@ use crate::{
 /// A model that is ready to run, with its tokenizer and the container that it came from. Threads share it.
 #[derive(Debug)]
 pub struct Engine {
+    /// Before the model: its thread ends first.
+    passes: Passes,
     container: Container,
-    model: Model,
+    model: Arc<Model>,
     tokenizer: Tokenizer,
 }
 
@@ -48,15 +51,16 @@ impl Engine {
     /// [`Engine::open_watched`] with the container and its tokenizer, for who needs them before: to know how many tokens there will be.
     ///
     /// # Errors
-    /// As [`Model::load_watched`].
+    /// As [`Model::load_watched`]; [`Error::Memory`](crate::Error::Memory) when the thread of the loop cannot be started.
     pub fn with_tokenizer(
         container: Container,
         tokenizer: Tokenizer,
         options: &Options,
         progress: Progress<'_>,
     ) -> Result<Arc<Self>> {
-        let model = Model::load_watched(&container, options, progress)?;
-        Ok(Arc::new(Self { container, model, tokenizer }))
+        let model = Arc::new(Model::load_watched(&container, options, progress)?);
+        let passes = Passes::of(&model)?;
+        Ok(Arc::new(Self { passes, container, model, tokenizer }))
     }
 
     /// Brings in the experts that a saved session used ([`super::Restored`]), where they are kept in memory. Without them it is slower
@@ -72,9 +76,19 @@ impl Engine {
         &self.container
     }
 
-    /// The weights, ready to run.
+    /// The weights, ready to run. Sessions run them in the engine's loop; a call of the model itself takes its threads beside that.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// The loop that runs what sessions want.
+    pub(super) fn passes(&self) -> &Passes {
+        &self.passes
+    }
+
+    /// What the loop has run so far for all sessions.
+    pub fn counts(&self) -> Counts {
+        self.passes.counts()
     }
 
     /// The container's tokenizer.

@@ -43,7 +43,7 @@ pub enum Finish {
     StopText,
     /// As many tokens as were asked for.
     Length,
-    /// The caller broke off, or used the session's [`Cancel`](super::Cancel).
+    /// The caller broke off, or used the session's [`Cancel`](super::Cancel) while the answer was running.
     Cancelled,
 }
 
@@ -63,6 +63,7 @@ impl Session {
         limits: &Limits,
         mut show: impl FnMut(Option<u32>, &str) -> ControlFlow<()>,
     ) -> Result<Finish> {
+        let _call = self.state.cancel.begin();
         let engine = self.engine.clone();
         let tokenizer = engine.tokenizer();
         let eod = tokenizer.eod().filter(|_| !limits.ignore_eod);
@@ -116,7 +117,7 @@ impl Session {
 
     /// Chooses the next token, behind the last, for which room is made where that is asked for.
     fn next(&mut self, sampler: &mut Sampler, shift: Option<usize>) -> Result<u32> {
-        if self.state.cancel.take() {
+        if self.state.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
         if let Some(keep) = shift

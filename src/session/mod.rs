@@ -1,32 +1,43 @@
 //! Tokens in, tokens out: an [`Engine`] is a model with its tokenizer, a [`Session`] one timeline on it.
 
+mod company;
 mod engine;
 mod generate;
+mod lent;
+mod passes;
 mod restore;
+mod runner;
 mod save;
+mod schedule;
 pub mod stats;
+mod work;
 
 use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     error::{Error, Result},
-    model::{KvType, Output, Sequence, State, Want, forward::no_tokens},
+    model::{KvType, Output, Want, forward::no_tokens},
     sampler::Sampler,
 };
 
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
 pub use generate::{Finish, Limits};
+use lent::Lent;
 pub use restore::{Restored, Size};
+pub use stats::Counts;
 
-/// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time.
+/// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time. What sessions on several threads want at the same
+/// time runs in the same passes of the model, and each gets the bits that it would get alone.
 ///
 /// The model runs a token when something is asked for that depends on it: the last token of an answer is not run before the
 /// session goes on.
 #[derive(Debug)]
 pub struct Session {
     engine: Arc<Engine>,
-    state: State,
+    /// Who this is to the engine's loop.
+    number: u64,
+    state: Lent,
     /// The timeline; the model has run the first `state.position()`.
     tokens: Vec<u32>,
     /// Of the last token, if they are computed.
@@ -53,7 +64,8 @@ impl Session {
     /// [`Error::Memory`] for a context that cannot be addressed; [`Error::Argument`] for one that is larger than any.
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = engine.model().state(context, kv)?;
-        Ok(Self { engine, state, tokens: Vec::new(), logits: None, note: String::new() })
+        let (number, state) = (engine.passes().join(), Lent::new(state));
+        Ok(Self { engine, number, state, tokens: Vec::new(), logits: None, note: String::new() })
     }
 
     /// The engine.
@@ -89,8 +101,9 @@ impl Session {
         self.state.kv_type()
     }
 
-    /// Stops this session's calls from another thread: between two tokens, batches or layers. The call then returns
-    /// [`Error::Cancelled`], or [`Finish::Cancelled`] from [`Session::generate`]. The session can go on from there.
+    /// Stops this session's calls from another thread: the one that runs when it is used, between two tokens, batches or layers. That call
+    /// returns [`Error::Cancelled`], or [`Finish::Cancelled`] from [`Session::generate`], and the session can go on from there. Where no call
+    /// is running, nothing happens.
     pub fn cancel_token(&self) -> Cancel {
         self.state.cancel.clone()
     }
@@ -107,6 +120,7 @@ impl Session {
     /// the timeline then is the tokens that were run.
     pub fn sync(&mut self, tokens: &[u32], progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<Synced> {
         self.check(tokens)?;
+        let _call = self.state.cancel.begin();
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         if common < self.tokens.len() || common < tokens.len() {
             self.logits = None;
@@ -159,7 +173,7 @@ impl Session {
         let logits = match self.logits.take() {
             Some(Output::Rows(logits)) => logits,
             // The tokens were run before somebody asked for all logits.
-            _ => self.engine.model().logits(self.state.hidden())?,
+            _ => self.engine.passes().logits(self.number, self.state.hidden())?,
         };
         match self.logits.insert(Output::Rows(logits)) {
             Output::Rows(logits) => Ok(logits),
@@ -210,18 +224,14 @@ impl Session {
 
     /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are needed.
     fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
-        let model = self.engine.model();
+        let _call = self.state.cancel.begin();
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
-            let batch = &rest[..rest.len().min(model.batch())];
+            let batch = &rest[..rest.len().min(self.engine.model().batch())];
             let want = if batch.len() == rest.len() { want } else { Want::Nothing };
             self.logits = None;
-            let mut sequences = [Sequence { tokens: batch, state: &mut self.state, want }];
-            let result = model.forward(&mut sequences).pop().expect("a result for each sequence");
-            if let Err(Error::Cancelled) = result {
-                self.state.cancel.clear();
-            }
-            self.logits = Some(result?);
+            let passes = self.engine.passes();
+            self.logits = Some(passes.run(self.number, &mut self.state, batch.to_vec(), want)?);
             self.state.share(&self.tokens);
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {

@@ -4,11 +4,31 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::Engine;
 use crate::{
     machine::system::ProcessUse,
     model::{Calls, GpuPlacement, Model},
     pager::{Hits, Usage},
 };
+
+/// What the loop has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Passes.
+    pub passes: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+    /// Sequences in them, added up.
+    pub sequences: u64,
+    /// The most sequences of one pass.
+    pub most_sequences: usize,
+    /// The most work that has waited at the beginning of a pass.
+    pub longest_line: usize,
+    /// How long work has waited for its pass, added up.
+    pub waited: Duration,
+    /// Passes that panicked: mistakes in the library.
+    pub panics: u64,
+}
 
 /// Takes the counters of a model at the ends of stretches of a run.
 pub struct Meter<'m> {
@@ -78,6 +98,16 @@ impl<'m> Meter<'m> {
         };
         *self = now;
         lap
+    }
+}
+
+impl Counts {
+    /// For a program.
+    pub fn json(&self) -> Value {
+        json!({
+            "passes": self.passes, "tokens": self.tokens, "sequences": self.sequences, "most_sequences": self.most_sequences,
+            "longest_line": self.longest_line, "waited_ms": self.waited.as_secs_f64() * 1e3, "panics": self.panics,
+        })
     }
 }
 
@@ -154,8 +184,10 @@ fn gpu_use(model: &Model) -> Option<Value> {
 }
 
 /// Everything that is counted from the opening of a model on, for a program: [`placement`], [`Lap::json`] of all calls, and of those with several
-/// tokens (`prefill`) and with one (`decode`) their tokens, time and experts; the times of the last 1024 of one token.
-pub fn all(model: &Model) -> Value {
+/// tokens (`prefill`) and with one (`decode`) their tokens, time and experts; the times of the last 1024 of one token; and what the loop has run
+/// for sessions (`loop`: [`Counts`]).
+pub fn all(engine: &Engine) -> Value {
+    let model = engine.model();
     let (work, usage) = (model.work(), model.pager().usage());
     let calls = |calls: Calls, experts: Hits| {
         json!({
@@ -166,7 +198,7 @@ pub fn all(model: &Model) -> Value {
     let mut all = placement(model);
     let more = json!({
         "prefill": calls(work.prefill, usage.prefill), "decode": calls(work.decode, usage.decode),
-        "token_ms": token_times(&Vec::from(work.times)),
+        "token_ms": token_times(&Vec::from(work.times)), "loop": engine.counts().json(),
     });
     for part in [Meter::since_opening(model).json(), more] {
         if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {

@@ -111,15 +111,18 @@ impl Alone {
         schedules: &Schedules,
     ) {
         let mut rest = states.iter_mut().enumerate();
-        let mut taking: Vec<_> = Vec::new();
+        let (mut taking, mut running) = (Vec::new(), Vec::new());
         for call in calls {
             let (_, (text_of, state)) = rest.find(|(i, _)| *i == call.0).unwrap();
             let at = state.position();
             let mut tokens = text(*text_of)[at..at + call.1].to_vec();
             match call.3 {
                 Some(Wrong::Token) => *tokens.last_mut().unwrap() = 512,
-                Some(Wrong::Cancelled) => state.cancel.cancel(),
                 _ => {}
+            }
+            running.push(state.cancel.begin());
+            if call.3 == Some(Wrong::Cancelled) {
+                state.cancel.cancel();
             }
             taking.push((call, *text_of, at, tokens, state));
         }
@@ -139,10 +142,9 @@ impl Alone {
             ended.store(true, Relaxed);
             results
         });
-        drop(sequences);
+        drop((sequences, running));
         assert_eq!(results.len(), taking.len());
         for (result, ((_, tokens, want, wrong), text, at, _, state)) in results.into_iter().zip(taking) {
-            state.cancel.clear();
             let end = at + tokens;
             match (result, wrong) {
                 (Ok(output), None | Some(Wrong::Later)) => {

@@ -390,7 +390,7 @@ class Session(_Handle):
             thread.join()
 
     def cancel(self) -> None:
-        """Stops the call that is using the session, or else the next. Any thread."""
+        """Stops the call that is running on the session; where none is, nothing happens. Any thread."""
         _call("session_cancel", self._handle)
 
     def save(self, path: str | os.PathLike[str], sampler: Sampler | None = None) -> None:

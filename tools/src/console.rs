@@ -13,7 +13,7 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
-use yuan::model::Cancel;
+use yuan::model::{Cancel, Running};
 
 use crate::{say::end_line, tell};
 
@@ -46,21 +46,23 @@ pub fn take_stop() -> bool {
     STOP.swap(false, Relaxed)
 }
 
-/// While the result lives, Ctrl-C also cancels a session, in the midst of a token.
+/// While the result lives, all that runs is one call of a session or state, which Ctrl-C stops, also in the midst of a token.
 pub fn cancel_on_stop(cancel: Cancel) -> impl Drop {
-    struct Guard;
+    struct Guard {
+        _running: Running,
+    }
     impl Drop for Guard {
         fn drop(&mut self) {
             *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
-    cancel.clear();
+    let guard = Guard { _running: cancel.begin() };
     *CANCEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(cancel.clone());
     // Pressed already, while there was nothing to cancel.
     if stopped() {
         cancel.cancel();
     }
-    Guard
+    guard
 }
 
 /// Runs a tool's `main`: logs to stderr (`RUST_LOG` chooses), catches Ctrl-C, prints an error with its causes.

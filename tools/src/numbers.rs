@@ -75,6 +75,11 @@ pub fn number(text: &str, least: usize, most: usize) -> Result<usize, String> {
     text.parse().ok().filter(|n| (least..=most).contains(n)).ok_or_else(fail)
 }
 
+/// Sequences that run together.
+pub fn sequences(text: &str) -> Result<usize, String> {
+    number(text, 1, 1024)
+}
+
 /// Threads that compute.
 pub fn threads(text: &str) -> Result<usize, String> {
     number(text, 0, most_threads())

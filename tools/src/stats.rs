@@ -6,7 +6,7 @@ use yuan::{
     machine::system::ProcessUse,
     model::{GpuPlacement, Model},
     pager::Mode,
-    session::stats::{Lap, percentile},
+    session::stats::{Counts, Lap, percentile},
 };
 
 use crate::console::size;
@@ -27,6 +27,17 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
             if room.embedding > 0 { format!(", embedding {}", size(room.embedding)) } else { String::new() },
         ),
     }
+}
+
+/// What the engine's loop has run.
+pub fn describe_loop(counts: &Counts) -> String {
+    format!(
+        "passes     {} of {} tokens and up to {} sequences, for which work has waited {:.0} ms",
+        counts.passes,
+        counts.tokens,
+        counts.most_sequences,
+        counts.waited.as_secs_f64() * 1e3
+    )
 }
 
 /// How experts came into memory, in each of the stretches, and how long tokens took.

@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{Folder, complaint, demo_model, json, program, run, text};
+use common::{Folder, complaint, demo_model, json, program, run, text, usage};
 use serde_json::Value;
 use yuan::model::LOGIT_ROWS;
 
@@ -219,6 +219,27 @@ fn a_synthetic_checkpoint_is_converted_and_runs() {
             "length"
         );
     }
+}
+
+#[test]
+fn sequences_decode_together() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let bench = ["bench", &model, "-p", "8", "-n", "4", "-r", "1", "--sequences", "1,3,2"];
+    let object = json("yuan", &[&bench[..], &["--json"]].concat());
+    let speeds = object["together"].as_array().unwrap();
+    let numbers: Vec<_> = speeds.iter().map(|s| s["sequences"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 3, 2]);
+    for speed in speeds {
+        let figure = |key: &str| speed[key].as_f64().unwrap();
+        let (all, each) = (figure("tokens_per_second"), figure("tokens_per_second_each"));
+        assert!(each > 0.0 && (each * figure("sequences") - all).abs() < 1e-6 * all, "{speed}");
+    }
+    let shown = text("yuan", &bench);
+    let lines = shown.lines().filter(|line| line.starts_with("together"));
+    assert_eq!(lines.count(), 3, "{shown}");
+    assert!(usage("yuan", &["bench", &model, "--sequences", "0"]).contains("from 1 to 1024"));
+    assert!(complaint("yuan", &["bench", &model, "--sequences", "2", "-n", "0"]).contains("raise -n"));
 }
 
 /// The smallest memory that a plan names, and so many bytes more.

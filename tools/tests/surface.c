@@ -34,6 +34,12 @@ static int32_t stop_at_once(uint64_t done, uint64_t total, void *user_data) {
     return 1;
 }
 
+static int32_t cancel_it(uint64_t done, uint64_t total, void *session) {
+    CHECK(done <= total);
+    OK(yuan_session_cancel(session));
+    return 0;
+}
+
 static void count_lines(int32_t level, const char *message, void *user_data) {
     CHECK(level >= 1 && level <= 5 && message != NULL);
     ++*(int *)user_data;
@@ -165,8 +171,10 @@ static void sessions(yuan_engine *engine, const uint32_t *tokens, size_t count, 
     CHECK(needed == count + 2 && memcmp(held, tokens, count * sizeof *held) == 0);
     OK(yuan_session_sync(session, tokens, count, NULL, NULL));
     OK(yuan_session_rewind(session, count - 1));
+    /* A request to stop is for the call that runs: too early or too late it stops nothing. */
     OK(yuan_session_cancel(session));
-    FAILS(yuan_session_eval(session, tokens, count, NULL, NULL), YUAN_ERROR_CANCELLED);
+    OK(yuan_session_eval(session, tokens, count, cancel_it, session));
+    OK(yuan_session_eval(session, tokens, 1, NULL, NULL));
 
     OK(yuan_session_restore(engine, file, NULL, sampler, &restored));
     OK(yuan_session_sample(restored, sampler, &same));

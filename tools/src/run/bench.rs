@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::together::Together;
 use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
@@ -34,6 +35,7 @@ Examples:
   yuan bench model.gguf --memory 50% --paging streamed --throttle 0.5
   yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
   yuan bench synthetic.gguf --memory 8G --routing poem.trace
+  yuan bench model.gguf -p 64 -n 32 --sequences 1,2,4,8,16
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
 pub struct Bench {
     #[command(flatten)]
@@ -47,6 +49,9 @@ pub struct Bench {
     /// Number of tokens in the context before decoding starts; by default those of the prompt
     #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
     depth: Option<usize>,
+    /// Measure how fast so many sequences decode together, each behind a prompt of its own, in place of prefill and decode
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = numbers::sequences, conflicts_with_all = ["depth", "routing", "trace"])]
+    sequences: Vec<usize>,
     /// Number of repetitions
     #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
@@ -73,7 +78,10 @@ impl Bench {
         }
         let depth = self.depth.unwrap_or(self.prompt);
         let context = self.prompt.max(depth) + self.tokens;
-        let mut options = self.run.options(context);
+        let most = self.sequences.iter().copied().max().unwrap_or(1);
+        ensure!(self.sequences.is_empty() || self.tokens > 0, "sequences decode together: raise -n");
+        // All keys and values have a place in the budget.
+        let mut options = self.run.options(context.saturating_mul(most));
         options.paging.throttle = self.throttle.map(|gb| gb * 1e9);
         let container = Container::open(&self.run.model)?;
         let placement = Placement::new(&container, &options)?;
@@ -99,6 +107,9 @@ impl Bench {
         // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
         let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
 
+        if !self.sequences.is_empty() {
+            return self.together(&model, bandwidth, token);
+        }
         let run = |state: &mut State, tokens: Range<usize>, batch: usize| -> anyhow::Result<Vec<Duration>> {
             let tokens: Vec<u32> = tokens.map(token).collect();
             let _stop = cancel_on_stop(state.cancel.clone());
@@ -151,15 +162,7 @@ impl Bench {
             });
             return say!("{object}");
         }
-        say!(
-            "kernels    {} on {} threads, {} for the prompt; one token asks for weights {} bytes ahead",
-            model.kernels(),
-            model.threads(),
-            model.batch_threads(),
-            model.prefetch()
-        )?;
-        say!("memory     {bandwidth:.1} GB/s read")?;
-        say!("token      {} of weights", size(bytes as u64))?;
+        describe_machine(&model, bandwidth)?;
         say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
         let share = 100.0 * weights / bandwidth;
         say!(
@@ -182,6 +185,51 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+impl Bench {
+    /// `--sequences`.
+    fn together(&self, model: &Model, bandwidth: f64, token: impl Fn(usize) -> u32) -> anyhow::Result<()> {
+        let (prompt, tokens, repeat) = (self.prompt, self.tokens, self.repeat);
+        let together = Together { model, kv: self.run.kv, prompt, tokens, repeat };
+        if !self.json {
+            describe_machine(model, bandwidth)?;
+        }
+        let mut speeds = Vec::new();
+        for &n in &self.sequences {
+            let speed = together.run(n, &token)?;
+            if !self.json {
+                let (total, each) = (speed.total, speed.each());
+                say!(
+                    "together   {total:.2} tok/s of {n} sequences, {each:.2} each ({tokens} tokens behind {prompt})"
+                )?;
+            }
+            speeds.push(speed.json());
+        }
+        if !self.json {
+            return Ok(());
+        }
+        let object = json!({
+            "model": self.run.model, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
+            "prompt": prompt, "tokens": tokens, "kv": self.run.kv.name(), "repeat": repeat,
+            "bytes_per_token": model.bytes_per_token(), "memory_gb_per_second": bandwidth,
+            "paging": stats::placement(model), "together": speeds,
+        });
+        say!("{object}")
+    }
+}
+
+/// What computes, and from what.
+fn describe_machine(model: &Model, bandwidth: f64) -> anyhow::Result<()> {
+    say!(
+        "kernels    {} on {} threads, {} for the prompt; one token asks for weights {} bytes ahead",
+        model.kernels(),
+        model.threads(),
+        model.batch_threads(),
+        model.prefetch()
+    )?;
+    say!("memory     {bandwidth:.1} GB/s read")?;
+    say!("token      {} of weights", size(model.bytes_per_token() as u64))
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

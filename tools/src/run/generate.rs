@@ -136,6 +136,7 @@ impl Generate {
         if self.stats && !json {
             let laps = [("prefill", &answer.laps[0]), ("decode", &answer.laps[1])];
             tell!("{}", stats::describe(engine.model(), &laps, &answer.times));
+            tell!("{}", stats::describe_loop(&engine.counts()));
         }
         Ok(saved?)
     }

@@ -15,6 +15,7 @@ mod perplexity;
 mod plan;
 mod replay;
 mod sampling;
+mod together;
 mod tokenize;
 mod trace;
 
