@@ -102,7 +102,7 @@ impl Bytes {
         Self { owner: Arc::new(Owner::Owned(words)), range: 0..bytes.len() }
     }
 
-    /// Memory of its own, in huge pages where they are to be had, that is filled in pieces: `fill` hands them to its argument one after another.
+    /// Memory of its own, in huge pages if the system has them, filled piece by piece: `fill` passes the pieces to its argument in order.
     ///
     /// # Errors
     /// Those of `fill`; [`Error::Argument`] when it gives more or less than `length` bytes.
@@ -131,10 +131,10 @@ impl Bytes {
         matches!(*self.owner, Owner::Mapped(..)).then_some(self.range.start as u64)
     }
 
-    /// Brings a range of these bytes into memory. What cannot be read is an error here, or of [`Bytes::check_file`] where it is first touched.
+    /// Brings a range of these bytes into memory. A page that cannot be read is an error here, or of [`Bytes::check_file`] after it was touched.
     ///
     /// # Errors
-    /// The system's; where it has no such call, none, and the pages are brought in when they are used.
+    /// The system's. A system without such a call gives none, and the pages are brought in when they are used.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
         let Owner::Mapped(Mapping { map, .. }) = &*self.owner else { return Ok(()) };
         #[cfg(target_os = "linux")]
@@ -160,7 +160,7 @@ impl Bytes {
         }
     }
 
-    /// Tells the system that these bytes are read a little here and there, so that reading ahead is in vain.
+    /// Tells the system that these bytes are read here and there, a few at a time, so that it does not read ahead.
     pub fn scatter(&self) {
         #[cfg(unix)]
         if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
@@ -168,7 +168,7 @@ impl Bytes {
         }
     }
 
-    /// Tells the system that these bytes will be needed least soon of all.
+    /// Tells the system that these bytes will not be needed soon.
     pub fn cool(&self) {
         #[cfg(target_os = "linux")]
         if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
@@ -186,8 +186,8 @@ impl Bytes {
         }
     }
 
-    /// Checks that the file still holds what was mapped, and that all that was read so far could be had: to be asked before anything is made
-    /// of the bytes that lasts.
+    /// Checks that the file still holds what was mapped, and that everything read so far was really there. Callers ask before they keep anything
+    /// that was computed from the bytes.
     ///
     /// # Errors
     /// [`Error::BadFile`] when it has become shorter, or a part could not be read; [`Error::Io`].

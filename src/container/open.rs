@@ -45,8 +45,8 @@ impl Container {
     /// Maps a file and checks its header, its config and its list of tensors against each other. No tensor is read:
     /// `yuan-quant verify` does that.
     ///
-    /// The file must not be changed while it is open; our own tools write beside a file and rename. One that is cut off, or cannot be read any
-    /// more, is an error of the calls that read it, and on Unix never a signal: a handler of SIGBUS is installed, which hands on what is not ours.
+    /// The file must not be changed while it is open; our own tools write another file and rename it. If the file is cut off or can no longer be
+    /// read, the calls that read it fail. On Unix they get no signal: a handler of SIGBUS is installed, which passes on signals about other memory.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::BadFile`] with what is wrong and where; [`Error::Unsupported`] for other architectures, types
@@ -196,7 +196,7 @@ impl Container {
         verified
     }
 
-    /// Checks that the file is as long as it was, and that all that was read of it so far could be had.
+    /// Checks that the file is as long as it was, and that everything read so far was really there.
     ///
     /// # Errors
     /// [`Error::BadFile`] that says what has happened.
@@ -209,13 +209,13 @@ impl Container {
         &self.bytes
     }
 
-    /// A digest of all that tells this file from another without reading its tensors: of its header and its length.
+    /// A digest of the header and the length of the file, which tell it from another file without reading its tensors.
     pub(crate) fn identity(&self) -> &[u8] {
         self.identity.as_bytes()
     }
 
-    /// What tells this model from another in a saved session: the header, which holds the digests of all tensors, and the length
-    /// of the file. Of a file without digests, also the beginnings of sixteen tensors.
+    /// The digest by which a saved session knows its model: of the header, which holds the digests of all tensors, and of the length
+    /// of the file. For a file without digests, the beginnings of sixteen tensors are added.
     ///
     /// # Errors
     /// As [`Container::check_file`], of a file without digests.

@@ -1,4 +1,4 @@
-//! Where the bytes of experts are read from: a file, past the page cache where that works, and slower drives for experiments.
+//! What is read in pieces by several threads: a file, past the page cache if that works, and slower drives for experiments.
 
 use std::{
     fs::File,
@@ -34,10 +34,10 @@ pub trait Source: Send + Sync {
 /// Whether reads go past the page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DirectIo {
-    /// Where that works.
+    /// If that works.
     #[default]
     Auto,
-    /// Or not at all.
+    /// Always: a file system without such reads is an error.
     On,
     /// Never.
     Off,

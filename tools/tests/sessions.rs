@@ -39,7 +39,7 @@ fn a_saved_generation_goes_on_as_if_it_had_not_stopped() {
         }
     }
     let conversation = chat(&model, &[], &[&format!("/load {file}")]);
-    assert!(err(&conversation).contains("holds no conversation"));
+    assert!(err(&conversation).contains("holds a session without a conversation"));
 }
 
 #[test]
