@@ -61,7 +61,7 @@ pub struct Settings {
 
 #[cfg(feature = "gpu")]
 impl Settings {
-    /// The machine's driver, or why there is none, for people. A build for tests has an emulated GPU for who asks for one by its number.
+    /// The machine's driver, or why there is none, for people. A build for tests has an emulated GPU, which is used when it is asked for by its number.
     pub(crate) fn driver(&self) -> Result<std::sync::Arc<dyn super::driver::Driver>, String> {
         if let Some(driver) = &self.driver {
             return Ok(driver.clone());

@@ -48,7 +48,7 @@ impl Engine {
         Self::with_tokenizer(container, tokenizer, options, progress)
     }
 
-    /// [`Engine::open_watched`] with the container and its tokenizer, for who needs them before: to know how many tokens there will be.
+    /// [`Engine::open_watched`] with a container that is open and its tokenizer, for callers that must tokenize before loading, to size the context.
     ///
     /// # Errors
     /// As [`Model::load_watched`]; [`Error::Memory`](crate::Error::Memory) when the thread of the loop cannot be started.
