@@ -346,11 +346,15 @@ fn quantized_scores<B>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::{super::pool::Pool, *};
+
+    static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Pool::new(u64::MAX, 1));
 
     /// Makes room for so many positions in all, whatever it takes.
     fn reserve(cache: &mut KvCache, end: usize) {
-        let mut lease = Pool::new(u64::MAX, 1).take(cache.missing(end)).unwrap();
+        let mut lease = POOL.take(cache.missing(end)).unwrap();
         cache.reserve(end, &mut lease).unwrap();
         assert_eq!(lease.bytes(), 0, "exactly what was missing is taken");
     }
