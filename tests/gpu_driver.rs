@@ -5,11 +5,15 @@ mod common;
 #[path = "common/gpu.rs"]
 mod gpu;
 
-use std::thread;
+use std::{
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use gpu::{BOTH, COPY, base, bits, demo, fake, logits, on_gpu, tokens};
 use yuan::{
     Error,
+    container::Container,
     gpu::{
         Choice,
         driver::Stream,
@@ -18,6 +22,18 @@ use yuan::{
     model::{KvType, Model, State, Want},
     quantize::DType,
 };
+
+/// The numbers of the last calls of the driver in the call of one token, behind which nothing may fail any more.
+fn last_calls(container: &Container) -> std::ops::Range<usize> {
+    let fake = fake(Schedule::Late);
+    let model = Model::load(container, &on_gpu(container, &fake, 64, BOTH, KvType::F16)).unwrap();
+    let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
+    model.forward_one(&tokens(12), &mut state, Want::All).unwrap();
+    fake.take_calls();
+    model.forward_one(&[7], &mut state, Want::All).unwrap();
+    let calls = fake.take_calls().len();
+    calls - 5..calls
+}
 
 #[test]
 fn a_call_that_fails_leaves_the_state_as_before() {
@@ -29,7 +45,8 @@ fn a_call_that_fails_leaves_the_state_as_before() {
     let mut failed = 0;
     // Layer by layer, and as one graph.
     let some = [0, 1, 7, 30, 60, 90, 110, 140, 170].map(|step| (6, step));
-    let all = [0, 1, 2, 3, 4, 6, 8, 10].map(|step| (64, step));
+    // To the last call of the driver, behind which nothing may fail any more.
+    let all = [0, 1, 2, 3, 4, 6, 8, 10].into_iter().chain(last_calls(&container)).map(|step| (64, step));
     for (experts, step) in some.into_iter().chain(all) {
         for no_memory in [true, false] {
             let fake = fake(Schedule::Late);
@@ -198,4 +215,23 @@ fn threads_share_a_gpu() {
             });
         }
     });
+}
+
+/// Figures are asked for by other threads, beside a prompt that takes its time.
+#[test]
+fn figures_do_not_wait_for_a_call() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let model = Arc::new(Model::load(&container, &on_gpu(&container, &fake, 6, COPY, KvType::F16)).unwrap());
+    let (asked, told) = mpsc::channel();
+    let beside = model.clone();
+    fake.within_next_call(move || {
+        // In the middle of a call: who waited here for its end would wait for ever.
+        let _ = asked.send(beside.gpu_use());
+    });
+    let mut state = State::new(model.config(), 64, KvType::F16).unwrap();
+    model.forward_one(&tokens(12), &mut state, Want::Last).unwrap();
+    assert!(told.recv().unwrap().is_some());
+    assert_eq!(state.position(), 12);
 }

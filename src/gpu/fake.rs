@@ -78,6 +78,16 @@ pub struct Fake {
     info: Info,
     schedule: Schedule,
     state: Arc<Mutex<State>>,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+/// What a test does in the middle of a call of the driver.
+struct Hook(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -127,7 +137,7 @@ impl Fake {
     pub fn new(memory: u64, schedule: Schedule) -> Self {
         let name = "emulated".into();
         let info = Info { number: 0, name, compute: (8, 0), total: memory, free: memory, bandwidth: 0 };
-        Self { info, schedule, state: Arc::default() }
+        Self { info, schedule, state: Arc::default(), hook: Arc::default() }
     }
 
     /// The calls so far, which are forgotten.
@@ -138,6 +148,11 @@ impl Fake {
     /// The call after `calls` others fails: with no memory, or for good.
     pub fn fail_in(&self, calls: usize, no_memory: bool) {
         self.lock().fails_in = Some((calls, no_memory));
+    }
+
+    /// Within the next call `hook` is run once.
+    pub fn within_next_call(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Hook(Box::new(hook)));
     }
 
     /// No call fails any more.
@@ -157,6 +172,10 @@ impl Fake {
 
     /// Begins a call.
     fn call(&self, name: &'static str) -> Result<MutexGuard<'_, State>, Fault> {
+        let hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Hook(hook)) = hook {
+            hook();
+        }
         let mut state = self.lock();
         match &mut state.fails_in {
             Some((0, no_memory)) => {
@@ -269,7 +288,9 @@ fn lines(bytes: usize, fill: u8) -> Box<[Line]> {
     vec![Line([fill; 256]); bytes.div_ceil(256)].into_boxed_slice()
 }
 
-impl Context for Fake {
+// SAFETY: each piece of memory is a box of its own until it is given back; work is done by `State::run` only, in the order of the streams, which
+// `finish` and `finish_event` call before they return.
+unsafe impl Context for Fake {
     fn free_memory(&self) -> Result<u64, Fault> {
         let state = self.call("free_memory")?;
         Ok(self.info.total.saturating_sub(state.used))

@@ -1,5 +1,6 @@
 //! The operations of the forward pass on a device: each checks that its memory has the sizes that its shape says, and launches
-//! a kernel. `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
+//! a kernel. They trust the numbers that lie in device memory (ids, addresses of experts, counts), which are the model's own: so they are this crate's only.
+//! `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
 
 use std::cell::RefCell;
 

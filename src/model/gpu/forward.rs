@@ -69,9 +69,13 @@ impl Runner {
 
     /// Ends the pass on the host, when all that was read was the file.
     fn end(&mut self, model: &Model, state: &mut State, ends: &[usize]) -> Result<()> {
+        let tokens = *ends.last().unwrap_or(&0);
         model.check_file()?;
+        // All that may fail comes before the state goes on.
+        let choices = self.slots.choices(tokens)?;
         self.take_state(model, state, ends)?;
-        self.slots.count(model, *ends.last().unwrap_or(&0))
+        self.slots.count(model, &choices, tokens);
+        Ok(())
     }
 
     /// Sends the position, the tokens, the angles, the filter's last inputs and, where the GPU has no table of it, the embedding.

@@ -46,6 +46,8 @@ pub struct Gpu {
     device: Arc<Device>,
     turn: Turn,
     runner: Mutex<Runner>,
+    /// The runner's, which no call holds for long.
+    usage: Arc<Mutex<GpuUse>>,
     /// Whether it was said that the device has failed.
     told: AtomicBool,
 }
@@ -100,7 +102,7 @@ pub fn trunk_bytes(container: &Container, options: &Options) -> Result<u64, Stri
 impl Gpu {
     /// How it was used so far.
     pub fn usage(&self) -> GpuUse {
-        lock(&self.runner).slots.usage
+        *lock(&self.usage)
     }
 }
 
@@ -162,6 +164,7 @@ impl Model {
             Ok(Gpu {
                 device,
                 turn: Turn::default(),
+                usage: runner.slots.usage.clone(),
                 runner: Mutex::new(runner),
                 told: AtomicBool::new(false),
             })
