@@ -75,7 +75,7 @@ pub unsafe extern "C" fn yuan_engine_describe(
 /// Where the weights are: "mode" ("plain", "mapped" or "streamed") and "why"; "budget" (bytes) and "budget_is" (what set it); "trunk_bytes",
 /// "kv_bytes", "scratch_bytes", "arena_bytes", "experts", "experts_resident", "expert_bytes", "batch"; "peak_memory" (of the process).
 /// "gpu" is an object with the "device" (or null, and "why"), the bytes that it holds as above and "embedding_bytes" (0 where the embedding
-/// stays with the host), "experts_there" (that it has room for) and "bandwidth"; "gpu_use" null or an object that counts experts that were
+/// stays with the host), "experts_there" (that it has room for), "kv_pages" (of 512 positions each) and "bandwidth"; "gpu_use" null or an object that counts experts that were
 /// "there", "copied" to it, or computed "on_cpu", and the "bytes_copied".
 ///
 /// Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and

@@ -52,7 +52,12 @@ impl Model {
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off or a part of it could not be read; the state is then as before.
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
-        sequences.iter_mut().map(|sequence| self.alone(sequence)).collect()
+        #[cfg(feature = "gpu")]
+        let there = self.forward_gpu(sequences);
+        #[cfg(not(feature = "gpu"))]
+        let there = sequences.iter().map(|_| None).collect::<Vec<_>>();
+        let each = sequences.iter_mut().zip(there);
+        each.map(|(sequence, there)| there.unwrap_or_else(|| self.alone(sequence))).collect()
     }
 
     /// [`Model::forward`] of one sequence, with the rows that it brings: logits, [rows, V], or hidden states.
@@ -60,15 +65,12 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_one(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
-        self.alone(&mut Sequence { tokens, state, want }).map(Output::into_rows)
+        self.forward(&mut [Sequence { tokens, state, want }]).remove(0).map(Output::into_rows)
     }
 
+    /// One sequence on the CPU.
     fn alone(&self, sequence: &mut Sequence<'_>) -> Result<Output> {
         let Sequence { tokens, state, want } = sequence;
-        #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu_for(state) {
-            return self.forward_gpu(gpu, tokens, state, |runner| runner.output(self, tokens.len(), *want));
-        }
         let rows = self.forward_probed(tokens, state, *want, &mut |_, _, _| {})?;
         Ok(if *want == Want::Nothing { Output::Nothing } else { Output::Rows(rows) })
     }
@@ -123,8 +125,8 @@ impl Model {
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
         }
         #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu() {
-            return self.logits_gpu(gpu, hidden);
+        if let Some(logits) = self.logits_gpu(hidden) {
+            return logits;
         }
         self.check_file()?;
         let mut rows = Buffer::with_capacity(hidden.len());
