@@ -1,12 +1,12 @@
-// Causal attention over a layer's cache, in spans of 512 positions as on the CPU: each span has a softmax of its own,
-// not yet divided by its sum, and spans are put together from the first to the last. So a query's result depends
-// neither on the queries beside it nor on who took which span.
+// Causal attention over a layer's cache, in spans of 512 positions as on the CPU, each of which is one page: each span
+// has a softmax of its own, not yet divided by its sum, and spans are put together from the first to the last. So a
+// query's result depends neither on the queries beside it, of its sequence or of others, nor on who took which span.
 //
 // Within a span: scores (a warp has eight dot products at a time), the softmax (a warp has a query), the mix of the
 // values (a thread has a column, and goes through the positions in order).
-#include "blocks.cuh"
+#include "rows.cuh"
 
-const int SPAN = 512;
+const int SPAN = PAGE;
 const int MOST_DIM = 256;
 
 // Q queries of one head.
@@ -180,23 +180,36 @@ __device__ inline void attend_span(const Cache *keys, const Cache *values, int d
     }
 }
 
+// Entries of the cache's type in which a page counts.
+template <class Cache>
+__device__ inline u64 behind(int heads, int dim) {
+    return values_behind(heads, dim) / (sizeof(Cache) == sizeof(BlockQ8_0) ? 32 : 1);
+}
+
+// The keys of a head in a page.
+template <class Cache>
+__device__ inline const Cache *head_of(const PageTable *pages, int stride, int sequence, int page, int layer, int head,
+                                       int heads, int dim) {
+    u64 at = keys_at(layer, head, heads, dim) / (sizeof(Cache) == sizeof(BlockQ8_0) ? 32 : 1);
+    return page_of<Cache>(pages, stride, sequence, page) + at;
+}
+
 // A span of a head and a query: the mix, its largest score, and the sum of its weights.
 template <class Cache>
-__device__ void attend_spans(const float *from, const Cache *keys, const Cache *values, float *partials,
-                             const int *start, int heads, int dim, int capacity, int spans, Queries<1> &queries) {
-    int head = blockIdx.x, span = blockIdx.y, t = blockIdx.z, first = span * SPAN, d = threadIdx.x;
-    u64 row = (u64)head * capacity * dim + (u64)first * dim;
+__device__ void attend_spans(const float *from, const PageTable *pages, const Row *rows, float *partials, int layer,
+                             int heads, int dim, int stride, int spans, Queries<1> &queries) {
+    int head = blockIdx.x, span = blockIdx.y, t = blockIdx.z, d = threadIdx.x;
     float *partial = partials + (((u64)t * heads + head) * spans + span) * (dim + 2);
-    int visible = start[0] + t + 1 - first;
+    int visible = rows[t].position + 1 - span * SPAN;
     if (visible <= 0) {
         if (d == 0) partial[dim] = NOTHING, partial[dim + 1] = 0.0f;
         return;
     }
-    u64 at = row / (sizeof(Cache) == sizeof(BlockQ8_0) ? 32 : 1);
+    const Cache *keys = head_of<Cache>(pages, stride, rows[t].sequence, span, layer, head, heads, dim);
     float y[1];
     load_queries(from + (u64)t * heads * dim + head * dim, heads * dim, dim, 1, queries);
     quantize_queries(keys, queries);
-    attend_span<1>(keys + at, values + at, dim, visible, 1, queries, y);
+    attend_span<1>(keys, keys + behind<Cache>(heads, dim), dim, visible, 1, queries, y);
     if (d < dim) partial[d] = y[0];
     if (d == 0) partial[dim] = queries.max[0], partial[dim + 1] = queries.sum[0];
 }
@@ -212,11 +225,11 @@ __device__ inline void join(Part &mine, const Part &other) {
 }
 
 KERNEL __launch_bounds__(BLOCK, 2)
-    attend_join(const float *partials, float *out, const int *start, int heads, int dim, int spans) {
+    attend_join(const float *partials, float *out, const Row *rows, int heads, int dim, int spans) {
     int head = blockIdx.x, t = blockIdx.y, d = threadIdx.x;
     if (d >= dim) return;
     const float *partial = partials + ((u64)t * heads + head) * spans * (dim + 2);
-    int seen = min(spans, (start[0] + t + SPAN) / SPAN);
+    int seen = min(spans, rows[t].position / SPAN + 1);
     Part all = {partial[d], partial[dim], partial[dim + 1]};
     for (int s = 1; s < seen; s++) {
         const float *other = partial + (u64)s * (dim + 2);
@@ -225,20 +238,22 @@ KERNEL __launch_bounds__(BLOCK, 2)
     out[((u64)t * heads + head) * dim + d] = all.y / all.sum;
 }
 
-// Eight queries of a head over all the spans that they see.
+// Up to eight queries of a head, of one sequence and one behind the other, over all the spans that they see: `groups`
+// says where the first of them lies and how many they are.
 template <class Cache>
-__device__ void attend_many(const float *from, const Cache *keys, const Cache *values, float *out, const int *start,
-                            int heads, int dim, int capacity, int tokens, Queries<8> &queries) {
-    int head = blockIdx.x, first = blockIdx.y * 8, count = min(8, tokens - first), d = threadIdx.x, width = heads * dim;
-    int per_block = sizeof(Cache) == sizeof(BlockQ8_0) ? 32 : 1;
+__device__ void attend_many(const float *from, const PageTable *pages, const Row *rows, const int *groups, float *out,
+                            int layer, int heads, int dim, int stride, Queries<8> &queries) {
+    int head = blockIdx.x, first = groups[2 * blockIdx.y], d = threadIdx.x, width = heads * dim;
+    // The least is what it is anyway: a compiler that knows it unrolls, and keeps all parts in registers.
+    int count = min(8, groups[2 * blockIdx.y + 1]), sequence = rows[first].sequence;
     load_queries(from + (u64)first * width + head * dim, width, dim, count, queries);
-    quantize_queries(keys, queries);
+    quantize_queries((const Cache *)0, queries);
     Part all[8];
-    int visible = start[0] + first + 1;
+    int visible = rows[first].position + 1;
     for (int span = 0; span * SPAN < visible + count - 1; span++) {
-        u64 at = ((u64)head * capacity + span * SPAN) * dim / per_block;
+        const Cache *keys = head_of<Cache>(pages, stride, sequence, span, layer, head, heads, dim);
         float y[8];
-        attend_span<8>(keys + at, values + at, dim, visible - span * SPAN, count, queries, y);
+        attend_span<8>(keys, keys + behind<Cache>(heads, dim), dim, visible - span * SPAN, count, queries, y);
         for (int t = 0; t < 8; t++) {
             Part part = {y[t], queries.max[t], queries.sum[t]};
             if (span == 0) all[t] = part;
@@ -251,16 +266,16 @@ __device__ void attend_many(const float *from, const Cache *keys, const Cache *v
 
 #define ATTEND(name, Cache)                                                                                            \
     KERNEL __launch_bounds__(BLOCK, 2)                                                                                 \
-        attend_spans_##name(const float *queries, const Cache *keys, const Cache *values, float *partials,             \
-                            const int *start, int heads, int dim, int capacity, int spans) {                           \
+        attend_spans_##name(const float *queries, const PageTable *pages, const Row *rows, float *partials, int layer, \
+                            int heads, int dim, int stride, int spans) {                                               \
         __shared__ Queries<1> shared;                                                                                  \
-        attend_spans(queries, keys, values, partials, start, heads, dim, capacity, spans, shared);                     \
+        attend_spans<Cache>(queries, pages, rows, partials, layer, heads, dim, stride, spans, shared);                 \
     }                                                                                                                  \
     KERNEL __launch_bounds__(BLOCK, 2)                                                                                 \
-        attend_many_##name(const float *queries, const Cache *keys, const Cache *values, float *out, const int *start, \
-                           int heads, int dim, int capacity, int tokens) {                                             \
+        attend_many_##name(const float *queries, const PageTable *pages, const Row *rows, const int *groups,           \
+                           float *out, int layer, int heads, int dim, int stride) {                                    \
         __shared__ Queries<8> shared;                                                                                  \
-        attend_many(queries, keys, values, out, start, heads, dim, capacity, tokens, shared);                          \
+        attend_many<Cache>(queries, pages, rows, groups, out, layer, heads, dim, stride, shared);                      \
     }
 ATTEND(f16, u16)
 ATTEND(q8_0, BlockQ8_0)

@@ -1,12 +1,14 @@
 // The rows that a convolution of two taps multiplies: the previous input beside the current one, in f32 and in 8 bits.
-// A warp makes 256 columns.
-#include "blocks.cuh"
+// The previous input of a sequence's first row is the sequence's own, `pitch` numbers from that of the one before. A
+// warp makes 256 columns.
+#include "rows.cuh"
 
-KERNEL __launch_bounds__(BLOCK)
-    filter_pairs(const float *x, const float *last, float *pairs, BlockQ8 *q8, int cols, int interleaved, int tokens) {
+KERNEL __launch_bounds__(BLOCK) filter_pairs(const float *x, const float *last, const Row *rows, float *pairs,
+                                             BlockQ8 *q8, int cols, int pitch, int interleaved, int tokens) {
     int blocks = (2 * cols + 255) / 256, block = blockIdx.x * WARPS + warp_of(), t = block / blocks;
     if (t >= tokens) return;
-    const float *current = x + (u64)t * cols, *previous = t == 0 ? last : current - cols;
+    const float *current = x + (u64)t * cols;
+    const float *previous = rows[t].first ? last + (u64)rows[t].sequence * pitch : current - cols;
     int first = block % blocks * 256;
     auto value = [&](int i) {
         int c = first + i;

@@ -77,7 +77,7 @@ pub unsafe extern "C" fn yuan_engine_describe(
 /// "sessions", an object: the "bytes" that they take of the pool, their "pages" of 512 tokens, those of them that several sessions share ("shared_pages"), and
 /// those of earlier sessions that are kept ("kept_pages").
 /// "gpu" is an object with the "device" (or null, and "why"), the bytes that it holds as above and "embedding_bytes" (0 where the embedding
-/// stays with the host), "experts_there" (that it has room for) and "bandwidth"; "gpu_use" null or an object that counts experts that were
+/// stays with the host), "experts_there" (that it has room for), "kv_pages" (of 512 positions each) and "bandwidth"; "gpu_use" null or an object that counts experts that were
 /// "there", "copied" to it, or computed "on_cpu", and the "bytes_copied".
 ///
 /// Since the engine was opened: "tokens" and "seconds"; "expert_hits", "expert_misses" and "hit_rate" of what layers asked for, and

@@ -188,7 +188,9 @@ impl CudaDevice {
     }
 }
 
-impl Context for CudaDevice {
+// SAFETY: memory, order and waiting are those of CUDA's driver: pinned memory is page-locked memory of this process, zeroed before it is handed out, and
+// aligned to a page; streams run in order; events and streams are waited for by the driver's own functions.
+unsafe impl Context for CudaDevice {
     fn free_memory(&self) -> Result<u64, Fault> {
         self.enter()?;
         Ok(fault("cuMemGetInfo", result::mem_get_info())?.0 as u64)

@@ -98,7 +98,7 @@ impl Rows {
     }
 }
 
-/// The devices of a machine.
+/// The devices of a machine. An implementation is trusted with nothing: what memory there is follows from its [`Context`]s.
 pub trait Driver: Debug + Send + Sync {
     /// All of them.
     ///
@@ -115,10 +115,19 @@ pub trait Driver: Debug + Send + Sync {
 
 /// An open device. Calls of several threads are allowed.
 ///
+/// # Safety
+/// Safe code makes slices of what an implementation hands out, and reads them when it says that the device is done with them. So:
+///
+/// - [`Context::alloc_pinned`] gives so many initialized bytes of this process, aligned to 16 at least, that nobody else has, until [`Context::free_pinned`];
+///   [`Context::alloc`] gives so many bytes of the device that nobody else has, until [`Context::free`].
+/// - Nothing but the copies that are queued through this trait reads or writes them, each within its rows, in the order of its stream.
+/// - When [`Context::finish_event`] or [`Context::finish`] has returned without an error, everything is done that was in the stream when the event was
+///   recorded, or when the call was made. A recorded event counts from its last [`Context::record`].
+///
 /// # Errors
 /// All calls: the driver's.
 #[allow(clippy::missing_errors_doc, reason = "said above")]
-pub trait Context: Debug + Send + Sync {
+pub unsafe trait Context: Debug + Send + Sync {
     /// Bytes that nobody uses.
     fn free_memory(&self) -> Result<u64, Fault>;
 

@@ -78,11 +78,23 @@ pub struct Fake {
     info: Info,
     schedule: Schedule,
     state: Arc<Mutex<State>>,
+    hook: Arc<Mutex<Option<Hook>>>,
+}
+
+/// What a test does in the middle of a call of the driver.
+struct Hook(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
     calls: Vec<Call>,
+    /// Memory is refused once in so many times, as the numbers come that follow from the first.
+    refuses: Option<(u64, u64)>,
     /// Counts down; at 0 a call fails.
     fails_in: Option<(usize, bool)>,
     device: BTreeMap<u64, (usize, Box<[Line]>)>,
@@ -127,7 +139,7 @@ impl Fake {
     pub fn new(memory: u64, schedule: Schedule) -> Self {
         let name = "emulated".into();
         let info = Info { number: 0, name, compute: (8, 0), total: memory, free: memory, bandwidth: 0 };
-        Self { info, schedule, state: Arc::default() }
+        Self { info, schedule, state: Arc::default(), hook: Arc::default() }
     }
 
     /// The calls so far, which are forgotten.
@@ -140,9 +152,20 @@ impl Fake {
         self.lock().fails_in = Some((calls, no_memory));
     }
 
-    /// No call fails any more.
+    /// From now on memory is refused once in `odds` times, by chance.
+    pub fn refuse_memory(&self, seed: u64, odds: u64) {
+        self.lock().refuses = Some((seed, odds.max(1)));
+    }
+
+    /// Within the next call `hook` is run once.
+    pub fn within_next_call(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Hook(Box::new(hook)));
+    }
+
+    /// No call fails any more, and memory is not refused.
     pub fn heal(&self) {
-        self.lock().fails_in = None;
+        let mut state = self.lock();
+        (state.fails_in, state.refuses) = (None, None);
     }
 
     /// Bytes of device memory, pieces of pinned memory, and pieces of prepared work, that are not given back.
@@ -157,6 +180,10 @@ impl Fake {
 
     /// Begins a call.
     fn call(&self, name: &'static str) -> Result<MutexGuard<'_, State>, Fault> {
+        let hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Hook(hook)) = hook {
+            hook();
+        }
         let mut state = self.lock();
         match &mut state.fails_in {
             Some((0, no_memory)) => {
@@ -207,6 +234,17 @@ impl Drop for State {
 }
 
 impl State {
+    /// Whether memory is refused this time.
+    fn refuse(&mut self, call: &'static str) -> Result<(), Fault> {
+        let Some((number, odds)) = &mut self.refuses else { return Ok(()) };
+        *number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        if (*number >> 33) % *odds > 0 {
+            return Ok(());
+        }
+        self.calls.push(Call::Failed(call));
+        Err(Fault { call, reason: "refused by chance".into(), no_memory: true })
+    }
+
     /// Does what is in a stream up to the operation of this number.
     fn run(&mut self, stream: usize, end: u64) -> Result<(), Fault> {
         while self.streams[stream].done < end {
@@ -269,7 +307,9 @@ fn lines(bytes: usize, fill: u8) -> Box<[Line]> {
     vec![Line([fill; 256]); bytes.div_ceil(256)].into_boxed_slice()
 }
 
-impl Context for Fake {
+// SAFETY: each piece of memory is a box of its own until it is given back; work is done by `State::run` only, in the order of the streams, which
+// `finish` and `finish_event` call before they return.
+unsafe impl Context for Fake {
     fn free_memory(&self) -> Result<u64, Fault> {
         let state = self.call("free_memory")?;
         Ok(self.info.total.saturating_sub(state.used))
@@ -277,6 +317,7 @@ impl Context for Fake {
 
     fn alloc(&self, bytes: usize) -> Result<u64, Fault> {
         let mut state = self.call("alloc")?;
+        state.refuse("alloc")?;
         if state.used + bytes as u64 > self.info.total {
             let reason = format!("{bytes} bytes beside {} of {}", state.used, self.info.total);
             return Err(Fault { call: "alloc", reason, no_memory: true });
@@ -303,6 +344,7 @@ impl Context for Fake {
 
     fn alloc_pinned(&self, bytes: usize) -> Result<*mut u8, Fault> {
         let mut state = self.call("alloc_pinned")?;
+        state.refuse("alloc_pinned")?;
         let mut memory = lines(bytes, 0);
         let at = memory.as_mut_ptr();
         state.pinned.insert(at as u64, memory);

@@ -110,6 +110,8 @@ pub struct Pinned {
     stream: Stream,
     /// Behind the last copy.
     done: Event,
+    /// Whether that is what the event was recorded for.
+    recorded: bool,
     pending: bool,
 }
 
@@ -127,7 +129,7 @@ impl Pinned {
         let bytes = bytes.max(1);
         let done = device.event()?;
         let at = device.call(|c| c.alloc_pinned(bytes))?;
-        Ok(Self { device: device.clone(), at, bytes, stream, done, pending: false })
+        Ok(Self { device: device.clone(), at, bytes, stream, done, recorded: true, pending: false })
     }
 
     /// Bytes.
@@ -141,7 +143,10 @@ impl Pinned {
     /// As [`Device::call`].
     pub fn host(&mut self) -> Result<&mut [u8]> {
         if self.pending {
-            self.device.call(|c| c.finish_event(self.done))?;
+            match self.recorded {
+                true => self.device.call(|c| c.finish_event(self.done))?,
+                false => self.device.call(|c| c.finish(self.stream))?,
+            }
             self.pending = false;
         }
         // SAFETY: the memory has so many initialized bytes, is ours until `drop`, and no copy is under way.
@@ -213,8 +218,10 @@ impl Pinned {
 
     fn queued(&mut self) -> Result<()> {
         // From the copy on, whether the event can be recorded or not.
-        self.pending = true;
-        self.device.call(|c| c.record(self.done, self.stream))
+        (self.pending, self.recorded) = (true, false);
+        self.device.call(|c| c.record(self.done, self.stream))?;
+        self.recorded = true;
+        Ok(())
     }
 }
 

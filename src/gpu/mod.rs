@@ -16,18 +16,18 @@ pub mod fake;
 #[cfg(feature = "gpu")]
 mod graph;
 #[cfg(feature = "gpu")]
-pub mod memory;
+pub(crate) mod memory;
 #[cfg(feature = "gpu")]
-pub mod ops;
+pub(crate) mod ops;
 mod room;
 mod settings;
 mod tier;
 
 pub use cost::Costs;
 #[cfg(feature = "gpu")]
-pub use device::Device;
+pub(crate) use device::Device;
 #[cfg(feature = "gpu")]
-pub use graph::{Graph, List};
+pub(crate) use graph::Graph;
 pub use room::{Needs, Room};
 pub use settings::{Choice, Settings};
 pub use tier::{Tier, Way};

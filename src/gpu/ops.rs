@@ -1,7 +1,8 @@
 //! The operations of the forward pass on a device: each checks that its memory has the sizes that its shape says, and launches
-//! a kernel. `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
+//! a kernel. They trust the numbers that lie in device memory (ids, addresses of experts, counts), which are the model's own: so they are this crate's only.
+//! `kernels/cuda/README.md` says what every parameter is; rows are f32 unless they are blocks of 8 bits.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use yuan_cuda::{Launch, launch};
 use yuan_kernels::{BlockQ8, DType, blocks::QK};
@@ -45,7 +46,8 @@ impl Weights<'_> {
     }
 }
 
-/// The shape of the keys and values of one layer: [heads][capacity][dim].
+/// Keys and values of one layer for the rows of a pass. They lie in pages of [`launch::SPAN`] positions, each
+/// [layers][keys, values][heads][`SPAN`][dim].
 #[derive(Clone, Copy, Debug)]
 pub struct Cache<'b> {
     /// `F16` or `Q8_0`.
@@ -54,26 +56,39 @@ pub struct Cache<'b> {
     pub heads: usize,
     /// Width of one.
     pub dim: usize,
-    /// Positions that there is room for.
-    pub capacity: usize,
-    /// Keys.
-    pub keys: View<'b>,
-    /// Values.
-    pub values: View<'b>,
-    /// The number of positions before this call.
-    pub start: View<'b>,
+    /// Which.
+    pub layer: usize,
+    /// Of the pass.
+    pub sequences: usize,
+    /// Addresses of the pages, u64 [sequences][stride]: of each that holds a position up to that of a row.
+    pub pages: View<'b>,
+    /// Pages of a sequence.
+    pub stride: usize,
+    /// Where each row stands, i32 [T, [`launch::ROW`]].
+    pub rows: View<'b>,
 }
 
 impl<'b> Cache<'b> {
-    /// Bytes of the keys, or of the values.
-    pub const fn bytes(dtype: DType, heads: usize, dim: usize, capacity: usize) -> usize {
-        heads * capacity * dim / dtype.block_len() * dtype.block_bytes()
+    /// Bytes of a page.
+    pub const fn page_bytes(dtype: DType, layers: usize, heads: usize, dim: usize) -> usize {
+        2 * layers * heads * launch::SPAN * dim / dtype.block_len() * dtype.block_bytes()
     }
 
-    fn views(&self) -> [(View<'b>, usize); 3] {
-        let bytes = Self::bytes(self.dtype, self.heads, self.dim, self.capacity);
-        [(self.keys, bytes), (self.values, bytes), (self.start, 4)]
+    /// The views, for so many rows.
+    fn views(&self, rows: usize) -> [(View<'b>, usize); 2] {
+        [(self.pages, 8 * self.sequences * self.stride), (self.rows, row_bytes(rows))]
     }
+
+    /// The part of it that is about some of the rows.
+    fn of(self, rows: &Range<usize>) -> Result<Self> {
+        let part = row_bytes(rows.start)..row_bytes(rows.end);
+        Ok(Self { rows: self.rows.part(part)?, ..self })
+    }
+}
+
+/// Bytes that say where so many rows stand.
+pub const fn row_bytes(rows: usize) -> usize {
+    4 * launch::ROW * rows
 }
 
 /// The experts of one layer for a call.
@@ -224,31 +239,42 @@ impl<'d> Ops<'d> {
         self.launch("embedding", launch::embed(dtype, tokens), &views, &args)
     }
 
-    /// Rows `x[t-1], x[t]` for a convolution, in f32 and in the 8-bit form, either of which may be none; `x[-1]` is `last`.
+    /// Rows `x[t-1], x[t]` for a convolution, in f32 and in the 8-bit form, either of which may be none. What stands before a sequence's first
+    /// row is its part of `last`, which begins `pitch` numbers behind that of the sequence before.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
     pub fn filter_pairs(
         &self,
         x: View<'_>,
-        last: View<'_>,
-        pairs: View<'_>,
-        q8: View<'_>,
+        (last, pitch): (View<'_>, usize),
+        cache: Cache<'_>,
+        (pairs, q8): (View<'_>, View<'_>),
         (tokens, cols): (usize, usize),
         interleaved: bool,
     ) -> Result<()> {
         let views = [
             (x, f32s(tokens * cols)),
-            (last, f32s(cols)),
+            (last, f32s((cache.sequences - 1) * pitch + cols)),
+            (cache.rows, row_bytes(tokens)),
             (pairs, f32s(2 * tokens * cols)),
             (q8, q8s(tokens, 2 * cols)),
         ];
-        let args =
-            [at(x), at(last), at(pairs), at(q8), int(cols)?, Arg::I32(interleaved.into()), int(tokens)?];
+        let args = [
+            at(x),
+            at(last),
+            at(cache.rows),
+            at(pairs),
+            at(q8),
+            int(cols)?,
+            int(pitch)?,
+            Arg::I32(interleaved.into()),
+            int(tokens)?,
+        ];
         self.launch("filter", launch::filter_pairs(cols, tokens), &views, &args)
     }
 
-    /// Queries, keys and values of all heads from the projections `q`, `k` and `v`; keys and values go into the cache.
+    /// Queries, keys and values of all heads from the projections `q`, `k` and `v`; keys and values go into the pages.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
@@ -261,66 +287,98 @@ impl<'d> Ops<'d> {
         (tokens, rot): (usize, usize),
     ) -> Result<()> {
         let rows = f32s(tokens * cache.heads * cache.dim);
-        let [keys, values, start] = cache.views();
+        let [pages, places] = cache.views(tokens);
         let angle = (angles, f32s(tokens * rot));
-        let views = [(q, rows), (k, rows), (v, rows), (queries, rows), angle, keys, values, start];
+        let views = [(q, rows), (k, rows), (v, rows), (queries, rows), angle, pages, places];
         let args = [
             at(q),
             at(k),
             at(v),
             at(angles),
             at(queries),
-            at(cache.keys),
-            at(cache.values),
-            at(cache.start),
+            at(cache.pages),
+            at(cache.rows),
+            int(cache.layer)?,
             int(cache.heads)?,
             int(cache.dim)?,
             int(rot)?,
-            int(cache.capacity)?,
+            int(cache.stride)?,
         ];
         self.launch("heads", launch::heads(cache.dtype, cache.heads, cache.dim, tokens), &views, &args)
     }
 
-    /// Causal attention of the last `tokens` of `positions`.
+    /// Causal attention of some of the rows, each span of which has a block: for those of sequences that have few. No row sees more than `spans` spans. As many rows
+    /// as `partials` has room for go together.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
-    pub fn attend(
+    pub fn attend_few(
         &self,
         queries: View<'_>,
         cache: Cache<'_>,
         partials: View<'_>,
         out: View<'_>,
-        (tokens, positions): (usize, usize),
+        rows: Range<usize>,
+        spans: usize,
     ) -> Result<()> {
-        let in_cache = cache.views();
-        let Cache { dtype, heads, dim, capacity, keys, values, start } = cache;
-        if positions > capacity {
-            return Err(Error::Argument(format!("{positions} positions are more than {capacity}")));
+        let Cache { dtype, heads, dim, .. } = cache;
+        let width = f32s(heads * dim);
+        let most = (partials.size() / f32s(launch::partials(heads, dim, spans, 1)).max(1)).max(1);
+        for first in rows.clone().step_by(most) {
+            let some = first..rows.end.min(first + most);
+            let (n, part) = (some.len(), width * some.start..width * some.end);
+            let (queries, out, cache) = (queries.part(part.clone())?, out.part(part)?, cache.of(&some)?);
+            let partial = (partials, f32s(launch::partials(heads, dim, spans, n)));
+            let [pages, places] = cache.views(n);
+            let args = [
+                at(queries),
+                at(cache.pages),
+                at(cache.rows),
+                at(partials),
+                int(cache.layer)?,
+                int(heads)?,
+                int(dim)?,
+                int(cache.stride)?,
+                int(spans)?,
+            ];
+            let spread = launch::attend_spans(dtype, heads, dim, spans, n);
+            self.launch("attention", spread, &[pages, places, (queries, n * width), partial], &args)?;
+            let args = [at(partials), at(out), at(cache.rows), int(heads)?, int(dim)?, int(spans)?];
+            let join = launch::attend_join(heads, n);
+            self.launch("attention", join, &[partial, (out, n * width), places], &args)?;
         }
+        Ok(())
+    }
+
+    /// Causal attention of `count` groups of the `tokens` rows: `groups`, i32 [count, 2], has the first row and the number of rows of each, which are of
+    /// one sequence, one behind the other, and at most [`launch::QUERIES`].
+    ///
+    /// # Errors
+    /// As [`Ops::rms_norm`].
+    pub fn attend_many(
+        &self,
+        queries: View<'_>,
+        cache: Cache<'_>,
+        (groups, count): (View<'_>, usize),
+        out: View<'_>,
+        tokens: usize,
+    ) -> Result<()> {
+        let Cache { dtype, heads, dim, .. } = cache;
         let rows = f32s(tokens * heads * dim);
-        let tail = [int(heads)?, int(dim)?, int(capacity)?];
-        if tokens > launch::FEW {
-            let args = [&[at(queries), at(keys), at(values), at(out), at(start)], &tail[..], &[int(tokens)?]]
-                .concat();
-            let launch = launch::attend_many(dtype, heads, dim, tokens);
-            let views = [&in_cache[..], &[(queries, rows), (out, rows)]].concat();
-            return self.launch("attention", launch, &views, &args);
-        }
-        let spans = launch::spans(positions);
-        let partial = f32s(launch::partials(heads, dim, spans, tokens));
-        let args = [&[at(queries), at(keys), at(values), at(partials), at(start)], &tail[..], &[int(spans)?]]
-            .concat();
-        let spread = launch::attend_spans(dtype, heads, dim, spans, tokens);
-        let views = [&in_cache[..], &[(queries, rows), (partials, partial)]].concat();
-        self.launch("attention", spread, &views, &args)?;
-        let args = [at(partials), at(out), at(start), int(heads)?, int(dim)?, int(spans)?];
-        self.launch(
-            "attention",
-            launch::attend_join(heads, tokens),
-            &[(partials, partial), (out, rows), in_cache[2]],
-            &args,
-        )
+        let [pages, places] = cache.views(tokens);
+        let args = [
+            at(queries),
+            at(cache.pages),
+            at(cache.rows),
+            at(groups),
+            at(out),
+            int(cache.layer)?,
+            int(heads)?,
+            int(dim)?,
+            int(cache.stride)?,
+        ];
+        let views = [pages, places, (groups, 8 * count), (queries, rows), (out, rows)];
+        self.launch("attention", launch::attend_many(dtype, heads, dim, count), &views, &args)
     }
 
     /// The `k` best of each [`launch::TOP_CHUNK`] of `n` numbers, best first, and their ids, i32: those of `from`, or, where it has none, the

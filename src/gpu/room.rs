@@ -1,12 +1,14 @@
-//! How a GPU's memory is divided: trunk, keys and values first, then as many experts as there is room for, and the embedding where that is all.
+//! How a GPU's memory is divided: trunk, keys and values first, then as many experts as there is room for, and where that is all the embedding, and then more keys and values.
 
 /// Bytes that a model wants of a GPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// Everything but embedding and experts.
     pub trunk: u64,
-    /// Keys and values.
+    /// Keys and values of one session: whole pages.
     pub kv: u64,
+    /// A page of them.
+    pub page: u64,
     /// Intermediate results of a batch.
     pub scratch: u64,
     /// One expert.
@@ -28,6 +30,8 @@ pub struct Room {
     pub slots: usize,
     /// Places for experts that pass through, where not all are kept.
     pub transient: usize,
+    /// Bytes of keys and values, of all sessions together: what one needs, and what nothing else wants.
+    pub kv: u64,
     /// Bytes of the embedding, which is kept where all experts are and there is still room; otherwise 0.
     pub embedding: u64,
 }
@@ -53,7 +57,10 @@ impl Room {
         let slots = (places - transient).min(needs.experts);
         let beside = left.saturating_sub((slots as u64).saturating_mul(needs.expert));
         let keeps = slots == needs.experts && beside >= needs.embedding;
-        Ok(Self { budget, needs, slots, transient, embedding: if keeps { needs.embedding } else { 0 } })
+        let embedding = if keeps { needs.embedding } else { 0 };
+        // Where something is left out, what remains is less than that.
+        let more = if keeps && needs.page > 0 { (beside - embedding) / needs.page * needs.page } else { 0 };
+        Ok(Self { budget, needs, slots, transient, kv: needs.kv + more, embedding })
     }
 
     /// Bytes of all places of experts.
@@ -61,9 +68,14 @@ impl Room {
         (self.slots + self.transient) as u64 * self.needs.expert
     }
 
+    /// Pages of keys and values.
+    pub fn pages(&self) -> u64 {
+        self.kv / self.needs.page.max(1)
+    }
+
     /// Bytes that are taken in all.
     pub fn taken(&self) -> u64 {
-        self.needs.trunk + self.needs.kv + self.needs.scratch + self.arena() + self.embedding
+        self.needs.trunk + self.kv + self.needs.scratch + self.arena() + self.embedding
     }
 }
 
@@ -74,6 +86,7 @@ mod tests {
     const M32: Needs = Needs {
         trunk: 1_100 << 20,
         kv: 805 << 20,
+        page: 115 << 20,
         scratch: 150 << 20,
         expert: 28_311_552,
         experts: 768,
@@ -101,6 +114,16 @@ mod tests {
         assert_eq!(kept(experts + M32.embedding), Ok((768, M32.embedding, experts + M32.embedding)));
         assert_eq!(kept(experts + M32.embedding - 1), Ok((768, 0, experts)));
         assert_eq!(kept(experts - 1).map(|r| r.1), Ok(0));
+    }
+
+    #[test]
+    fn what_nothing_else_wants_holds_keys_and_values() {
+        let all = M32.trunk + M32.kv + M32.scratch + 768 * M32.expert + M32.embedding;
+        let kv = |more: u64| Room::divide(all + more, M32).map(|r| (r.kv - M32.kv, r.taken() - all));
+        assert_eq!(kv(M32.page - 1), Ok((0, 0)));
+        assert_eq!(kv(3 * M32.page + 1), Ok((3 * M32.page, 3 * M32.page)));
+        let without = Room::divide(all - 1, M32).unwrap();
+        assert_eq!((without.kv, without.embedding), (M32.kv, 0));
     }
 
     #[test]

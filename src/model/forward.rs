@@ -56,19 +56,20 @@ impl Model {
     pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
         #[cfg(feature = "gpu")]
         if self.gpu().is_some() {
-            return sequences.iter_mut().map(|sequence| self.alone(sequence)).collect();
+            return self.beside_gpu(sequences);
         }
-        self.together(sequences, &mut |_, _, _| {})
+        self.together(sequences.iter_mut().collect(), &mut |_, _, _| {})
     }
 
-    /// A sequence on the GPU, where that can run it.
+    /// A pass on the GPU of those sequences that it can run, and one on the CPU of all others.
     #[cfg(feature = "gpu")]
-    fn alone(&self, sequence: &mut Sequence<'_>) -> Result<Output> {
-        let Some(gpu) = self.gpu_for(sequence.state) else {
-            return self.together(std::slice::from_mut(sequence), &mut |_, _, _| {}).remove(0);
-        };
-        let Sequence { tokens, state, want } = sequence;
-        self.forward_gpu(gpu, tokens, state, |runner| runner.output(self, tokens.len(), *want))
+    fn beside_gpu(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+        let there = self.forward_gpu(sequences);
+        let others = sequences.iter_mut().zip(&there).filter(|(_, there)| there.is_none());
+        let others = others.map(|(sequence, _)| sequence).collect();
+        let mut here = self.together(others, &mut |_, _, _| {}).into_iter();
+        let result = |there: Option<_>| there.or_else(|| here.next()).expect("a result of every sequence");
+        there.into_iter().map(result).collect()
     }
 
     /// [`Model::forward`] of one sequence, with the rows that it brings: logits, [rows, V], or hidden states.
@@ -90,13 +91,13 @@ impl Model {
         want: Want,
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
-        self.together(&mut [Sequence { tokens, state, want }], probe).remove(0).map(Output::into_rows)
+        self.together(vec![&mut Sequence { tokens, state, want }], probe).remove(0).map(Output::into_rows)
     }
 
     /// A pass on the CPU.
-    fn together(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Vec<Result<Output>> {
+    fn together(&self, sequences: Vec<&mut Sequence<'_>>, probe: Probe<'_>) -> Vec<Result<Output>> {
         let mut batch = Batch::new(sequences.len());
-        for (place, sequence) in sequences.iter_mut().enumerate() {
+        for (place, sequence) in sequences.into_iter().enumerate() {
             // What a pass that failed or panicked has left is dropped.
             sequence.state.undo();
             let n = sequence.tokens.len();
@@ -114,43 +115,29 @@ impl Model {
             }
         }
         let mut results = batch.into_results();
-        // What has happened to the file says more than what came of it.
+        self.blame_file(&mut results);
+        results
+    }
+
+    /// What has happened to the file says more than what came of it.
+    pub(super) fn blame_file(&self, results: &mut [Result<Output>]) {
         if results.iter().any(Result::is_err)
             && let Err(lost) = self.check_file()
         {
             results.iter_mut().filter(|r| r.is_err()).for_each(|r| *r = Err(lost.again()));
         }
-        results
     }
 
     /// Does `run` in the threads for so many rows, while no other pass has the experts.
-    fn in_pass<T: Send>(&self, rows: usize, run: impl FnOnce(&Pass<'_>) -> Result<T> + Send) -> Result<T> {
+    pub(super) fn in_pass<T: Send>(
+        &self,
+        rows: usize,
+        run: impl FnOnce(&Pass<'_>) -> Result<T> + Send,
+    ) -> Result<T> {
         self.check_file()?;
         let pass = self.pager.begin()?;
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
         self.compute.enter(rows, || run(&pass))
-    }
-
-    /// A call on another device with `run`: it began at `start`, and leaves the state as before when it fails.
-    #[cfg(feature = "gpu")]
-    pub(super) fn call<T: Send>(
-        &self,
-        tokens: &[u32],
-        state: &mut State,
-        start: Instant,
-        run: impl FnOnce(&Pass<'_>, &mut State) -> Result<T> + Send,
-    ) -> Result<T> {
-        // What a pass that failed or panicked has left is dropped.
-        state.undo();
-        state.reserve(tokens.len())?;
-        let result = self.in_pass(tokens.len(), |pass| run(pass, state));
-        if result.is_err() {
-            state.undo();
-            self.check_file()?;
-        } else {
-            self.log.add(tokens.len(), tokens.len() == 1, start);
-        }
-        result
     }
 
     /// The logits [rows, V] of hidden states behind the final norm, [rows, H] ([`State::hidden`], [`Want::Hidden`]). The budget has room for
@@ -164,8 +151,8 @@ impl Model {
             return Err(Error::Argument(format!("a hidden state has {wanted} numbers, and not {found}")));
         }
         #[cfg(feature = "gpu")]
-        if let Some(gpu) = self.gpu() {
-            let logits = self.logits_gpu(gpu, hidden)?;
+        if let Some(logits) = self.logits_gpu(hidden) {
+            let logits = logits?;
             return self.check_finite(&logits).map(|()| logits);
         }
         self.check_file()?;

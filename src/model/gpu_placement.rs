@@ -98,9 +98,11 @@ fn decide(
     // What sessions do not say is taken to be a short one.
     let context = if options.context == 0 { config.context.min(4096) } else { options.context };
     let layout = container.tile_layout().ok_or("its experts are not in tiles; convert it with yuan-quant")?;
+    let page = (super::State::kv_bytes(config, options.kv) as u64).saturating_mul(super::gpu::PAGE as u64);
     let needs = Needs {
         trunk,
-        kv: (super::State::kv_bytes(config, options.kv) as u64).saturating_mul(context as u64),
+        kv: page.saturating_mul(context.div_ceil(super::gpu::PAGE) as u64),
+        page,
         scratch: super::gpu::scratch_bytes(config, &layout, tokens, context),
         expert: layout.expert_bytes() as u64,
         experts: config.layers * config.experts,

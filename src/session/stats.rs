@@ -169,7 +169,7 @@ pub fn gpu(placement: &GpuPlacement) -> Value {
     match placement {
         GpuPlacement::Off(why) => json!({ "device": null, "why": why }),
         GpuPlacement::On { device, bandwidth, room, .. } => json!({
-            "device": device, "budget": room.budget, "trunk_bytes": room.needs.trunk, "kv_bytes": room.needs.kv,
+            "device": device, "budget": room.budget, "trunk_bytes": room.needs.trunk, "kv_bytes": room.kv, "kv_pages": room.pages(),
             "scratch_bytes": room.needs.scratch, "experts_there": room.slots, "arena_bytes": room.arena(), "embedding_bytes": room.embedding, "bandwidth": bandwidth,
         }),
     }

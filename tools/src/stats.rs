@@ -16,10 +16,11 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
     match placement {
         GpuPlacement::Off(why) => format!("gpu        off: {why}"),
         GpuPlacement::On { device, room, .. } => format!(
-            "gpu        {device}, {} to use: trunk {}, keys and values {}, scratch {}, {} of {} experts {}{}",
+            "gpu        {device}, {} to use: trunk {}, keys and values {} ({} pages), scratch {}, {} of {} experts {}{}",
             size(room.budget),
             size(room.needs.trunk),
-            size(room.needs.kv),
+            size(room.kv),
+            room.pages(),
             size(room.needs.scratch),
             room.slots,
             room.needs.experts,

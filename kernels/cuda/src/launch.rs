@@ -6,7 +6,7 @@ use crate::Kernel;
 
 /// Most tokens that the kernels for few tokens take: above it the `many` forms are launched.
 pub const FEW: usize = 8;
-/// Positions that have a softmax of their own, as on the CPU.
+/// Positions that have a softmax of their own, as on the CPU, and a page of keys and values.
 pub const SPAN: usize = 512;
 /// Most experts of a layer.
 pub const MOST_EXPERTS: usize = 256;
@@ -17,8 +17,10 @@ pub const MOST_DIM: usize = 256;
 /// Numbers that one block of [`top_k`] chooses from.
 pub const TOP_CHUNK: usize = 4096;
 
-/// Queries that a block of `attend_many` takes together.
-const QUERIES: usize = 8;
+/// Most queries that a block of `attend_many` takes together: a group.
+pub const QUERIES: usize = 8;
+/// Numbers that say where a row of a pass stands, i32: its position, its sequence, whether it is the first of that, and one that is unused.
+pub const ROW: usize = 4;
 /// Tokens, or slots, and rows that a block of the `many` products takes.
 const TILE: (usize, usize) = (32, 64);
 /// Bytes of shared memory that every device grants without being asked.
@@ -102,7 +104,7 @@ pub const fn partials(heads: usize, dim: usize, spans: usize, tokens: usize) -> 
     tokens * heads * spans * (dim + 2)
 }
 
-/// `attend_spans_*` for few tokens: every span of every head has a block. [`attend_join`] must follow.
+/// `attend_spans_*` for rows of sequences that have few: every span of every head has a block. [`attend_join`] must follow.
 pub fn attend_spans(kv: DType, heads: usize, dim: usize, spans: usize, tokens: usize) -> Option<Launch> {
     let fits = dim <= MOST_DIM && dim.is_multiple_of(32);
     launch(&format!("attend_spans_{}", kv.name()), [heads, spans, tokens]).filter(|_| fits)
@@ -113,10 +115,10 @@ pub fn attend_join(heads: usize, tokens: usize) -> Option<Launch> {
     launch("attend_join", [heads, tokens, 1])
 }
 
-/// `attend_many_*` for a batch: a block takes some queries of one head over all positions.
-pub fn attend_many(kv: DType, heads: usize, dim: usize, tokens: usize) -> Option<Launch> {
+/// `attend_many_*` for a batch: a block takes a group of queries of one head over all positions.
+pub fn attend_many(kv: DType, heads: usize, dim: usize, groups: usize) -> Option<Launch> {
     let fits = dim <= MOST_DIM && dim.is_multiple_of(32);
-    launch(&format!("attend_many_{}", kv.name()), [heads, tokens.div_ceil(QUERIES), 1]).filter(|_| fits)
+    launch(&format!("attend_many_{}", kv.name()), [heads, groups, 1]).filter(|_| fits)
 }
 
 /// `route`: the experts of `tokens` tokens from their projections.

@@ -58,9 +58,9 @@ kernels! {
     "product_q4_k_1", "product_q4_k_2", "product_q4_k_4", "product_q4_k_8", "product_q4_k_many",
     "product_q6_k_1", "product_q6_k_2", "product_q6_k_4", "product_q6_k_8", "product_q6_k_many",
     "product_f32", "product_f16", "product_bf16" => [P, P, P, P, I, I, I];
-    "filter_pairs" => [P, P, P, P, I, I, I];
-    "heads_f16", "heads_q8_0" => [P, P, P, P, P, P, P, P, I, I, I, I];
-    "attend_spans_f16", "attend_spans_q8_0" => [P, P, P, P, P, I, I, I, I];
+    "filter_pairs" => [P, P, P, P, P, I, I, I, I];
+    "heads_f16", "heads_q8_0" => [P, P, P, P, P, P, P, I, I, I, I, I];
+    "attend_spans_f16", "attend_spans_q8_0" => [P, P, P, P, I, I, I, I, I];
     "attend_join" => [P, P, P, I, I, I];
     "attend_many_f16", "attend_many_q8_0" => [P, P, P, P, P, I, I, I, I];
     "route" => [P, P, P, P, I, I, I];

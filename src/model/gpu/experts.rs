@@ -19,7 +19,10 @@ use crate::{
         ops::{self, Ops, f32s},
     },
     model::{GpuUse, Model, activations::Activations, feed_forward::Experts, router::Routing},
-    pager::{Pass, Request},
+    pager::{
+        Pass, Request,
+        sync::{Mutex, lock},
+    },
 };
 
 /// The GPU's places of experts, and what is needed to fill them.
@@ -48,7 +51,8 @@ pub struct Slots {
     inputs: Pinned,
     outputs: Pinned,
     tokens: usize,
-    pub usage: GpuUse,
+    /// Counted for readers that do not wait for a call.
+    pub usage: Arc<Mutex<GpuUse>>,
 }
 
 /// One layer of a call.
@@ -93,7 +97,7 @@ impl Slots {
             inputs: pinned(1)?,
             outputs: pinned(1)?,
             tokens: 0,
-            usage: GpuUse::default(),
+            usage: Arc::default(),
         })
     }
 
@@ -134,8 +138,8 @@ impl Slots {
         tables.iter_mut().enumerate().for_each(|(slot, at)| *at = first + (slot * bytes) as u64);
         host.upload(0..all.size(), all.view())?;
         self.device.finish()?;
-        self.usage.copied += (layers * experts) as u64;
-        self.usage.bytes += (layers * experts * bytes) as u64;
+        lock(&self.usage).copied += (layers * experts) as u64;
+        lock(&self.usage).bytes += (layers * experts * bytes) as u64;
         self.all = Some(all);
         Ok(())
     }
@@ -154,20 +158,24 @@ impl Slots {
         Ok(())
     }
 
-    /// Counts the experts of a call that has ended, if [`Self::bring_choices`] has brought them.
-    pub fn count(&mut self, model: &Model, tokens: usize) -> Result<()> {
-        if self.has_all() {
-            let slots = tokens * self.shape.used;
-            let chosen: &[i32] = cast_slice(&self.routing.host()?[..4 * self.shape.layers * slots]);
-            for (layer, chosen) in chosen.chunks_exact(slots).enumerate() {
-                let mut experts: Vec<usize> = chosen.iter().filter_map(|&e| e.try_into().ok()).collect();
-                model.pager.used_elsewhere(layer, experts.iter().copied());
-                experts.sort_unstable();
-                experts.dedup();
-                self.usage.there += experts.len() as u64;
-            }
+    /// What [`Self::bring_choices`] has brought, for [`Self::count`]: experts by layer, token and slot; none where it has not.
+    pub fn choices(&mut self, tokens: usize) -> Result<Vec<i32>> {
+        if !self.has_all() {
+            return Ok(Vec::new());
         }
-        Ok(())
+        let bytes = 4 * self.shape.layers * tokens * self.shape.used;
+        Ok(cast_slice(&self.routing.host()?[..bytes]).to_vec())
+    }
+
+    /// Counts the experts of a call that has ended.
+    pub fn count(&self, model: &Model, choices: &[i32], tokens: usize) {
+        for (layer, chosen) in choices.chunks_exact(tokens * self.shape.used).enumerate() {
+            let mut experts: Vec<usize> = chosen.iter().filter_map(|&e| e.try_into().ok()).collect();
+            model.pager.used_elsewhere(layer, experts.iter().copied());
+            experts.sort_unstable();
+            experts.dedup();
+            lock(&self.usage).there += experts.len() as u64;
+        }
     }
 
     /// `x += sum of weight * expert(m)` for the experts and weights of the scratch memory, whose `a` is m.
@@ -216,7 +224,7 @@ impl Slots {
         let here = choices(|w| matches!(w, Way::Here(_)));
         let others = choices(|w| !matches!(w, Way::Here(_)));
         model.pager.used_elsewhere(layer, here.iter().copied());
-        self.usage.there += ways.iter().filter(|w| matches!(w.1, Way::Here(_))).count() as u64;
+        lock(&self.usage).there += ways.iter().filter(|w| matches!(w.1, Way::Here(_))).count() as u64;
 
         // What is not on the GPU is asked for before anything is computed.
         let used = if tokens == 1 { others.len() } else { 1 };
@@ -296,8 +304,8 @@ impl Slots {
             used[lane] = true;
             self.device.call(|c| c.record(self.computed[lane], Stream::Compute))?;
         }
-        self.usage.copied += 1;
-        self.usage.bytes += bytes as u64;
+        lock(&self.usage).copied += 1;
+        lock(&self.usage).bytes += bytes as u64;
         Ok(())
     }
 
@@ -360,7 +368,7 @@ impl Slots {
         chosen: &[usize],
     ) -> Result<()> {
         let Step { model, experts, tokens, .. } = step;
-        self.usage.on_cpu += ranks.len() as u64;
+        lock(&self.usage).on_cpu += ranks.len() as u64;
         let Shape { hidden, used, .. } = self.shape;
         let m: &[f32] = cast_slice(&self.inputs.host()?[..f32s(tokens * hidden)]);
         let m = Activations::new(model.compute.scratch.copy(m), hidden);

@@ -1,60 +1,55 @@
 //! The layers of the forward pass on a GPU, in the steps of `model/forward.rs`. Every line queues a kernel; the host waits once a layer, for
 //! the router, unless all experts are there.
 
-use yuan_kernels::DType;
-
 use super::{
     experts::{Slots, Step},
-    mirror::Kept,
-    scratch::{Scratch, Shape},
+    pages::PageShape,
+    part::Part,
+    scratch::{Scratch, Shape, Size},
     trunk::{GpuLayer, Trunk},
 };
 use crate::{
     error::{Error, Result},
     gpu::{
         memory::View,
-        ops::{Ops, f32s},
+        ops::{Cache, Ops, f32s, row_bytes},
     },
-    model::{Model, cancel::Cancel, feed_forward::FeedForward},
+    model::{Model, feed_forward::FeedForward},
     pager::Pass,
 };
 
-/// What a call says of its tokens.
+/// What a pass says of its rows.
 #[derive(Clone, Copy)]
 pub struct Call<'c> {
     pub model: &'c Model,
     pub pass: &'c Pass<'c>,
     pub shape: Shape,
-    pub kv: DType,
-    pub tokens: usize,
-    /// Positions before them.
-    pub start: usize,
-    /// Numbers of tokens after which a state is wanted.
+    pub page: PageShape,
+    pub size: Size,
+    /// The first rows, of sequences that have few: so many.
+    pub few: usize,
+    /// Groups of the others.
+    pub groups: usize,
+    /// Rows behind which a state is wanted.
     pub ends: &'c [usize],
-    pub cancel: &'c Cancel,
+    pub parts: &'c [Part],
 }
 
 impl Call<'_> {
     /// All layers, on what lies in `s.inputs`. They leave the residuals there, and what the ends ask for in `s.ends`.
-    pub fn layers(
-        self,
-        ops: Ops<'_>,
-        trunk: &Trunk,
-        s: &Scratch,
-        slots: &mut Slots,
-        memory: &Kept,
-    ) -> Result<()> {
-        let Self { model, pass, shape, tokens, .. } = self;
-        let at = shape.inputs(tokens);
+    pub fn layers(self, ops: Ops<'_>, trunk: &Trunk, s: &Scratch, slots: &mut Slots) -> Result<()> {
+        let Self { model, pass, shape, size, .. } = self;
+        let (at, tokens) = (shape.inputs(size), size.rows);
         let x = s.inputs.part(at.x..at.x + f32s(tokens * shape.hidden))?;
         if let Some(table) = &trunk.embedding {
             table.embed(ops, s.inputs.part(at.ids..at.ids + 4 * tokens)?, x, tokens)?;
         }
         for (l, layer) in trunk.layers.iter().enumerate() {
-            if self.cancel.is_cancelled() {
+            // The rows of one that is cancelled go on beside the others'.
+            if self.parts.iter().all(|part| part.cancel.is_cancelled()) {
                 return Err(Error::Cancelled);
             }
-            self.attention(ops, l, layer, s, memory, x)?;
+            self.attention(ops, l, layer, s, x)?;
 
             // Attention is added to the residual. Feed forward: the experts that the router picks.
             let FeedForward::Moe { experts, .. } = &model.layers[l].feed_forward else {
@@ -69,61 +64,70 @@ impl Call<'_> {
         }
         // Behind the filters, the residual at every place where a state is wanted.
         let filters = self.ends.len() * shape.layers * shape.filter_bytes();
-        for (i, end) in self.ends.iter().enumerate() {
-            let to = filters + f32s(i * shape.hidden);
-            ops.copy(s.ends.part(to..to + f32s(shape.hidden))?, row(x, end - 1, shape.hidden)?)?;
-        }
-        Ok(())
+        gather(ops, x, self.ends, shape.hidden, s.ends.part(filters..s.ends.size())?)
     }
 
     /// Attention, which it leaves in `s.o`: v sees the normed input, q and k see its filtered form.
-    fn attention(
-        self,
-        ops: Ops<'_>,
-        l: usize,
-        layer: &GpuLayer,
-        s: &Scratch,
-        memory: &Kept,
-        x: View<'_>,
-    ) -> Result<()> {
-        let (shape, n, eps) = (self.shape, self.tokens, self.model.config.rms_eps);
-        let (at, rows) = (shape.inputs(n), (n, shape.hidden));
+    fn attention(self, ops: Ops<'_>, l: usize, layer: &GpuLayer, s: &Scratch, x: View<'_>) -> Result<()> {
+        let (shape, size, n, eps) = (self.shape, self.size, self.size.rows, self.model.config.rms_eps);
+        let (at, rows) = (shape.inputs(size), (n, shape.hidden));
+        let cache = Cache {
+            dtype: self.page.dtype,
+            heads: shape.heads,
+            dim: shape.dim,
+            layer: l,
+            sequences: size.sequences,
+            pages: s.inputs.part(at.pages..at.groups)?,
+            stride: size.stride,
+            rows: s.inputs.part(0..row_bytes(n))?,
+        };
         ops.rms_norm(x, View::NONE, layer.input_norm.view(), s.a.views(), rows, eps)?;
         layer.v.product(ops, s.a.views(), s.v.view(), n)?;
 
-        let filters = at.filters + l * at.filter;
-        let last = s.inputs.part(filters..filters + shape.filter_bytes())?;
-        let (last_a, last_o1) =
-            (last.part(0..f32s(shape.hidden))?, last.part(f32s(shape.hidden)..last.size())?);
-        let (pairs, pairs_q8) = s.pairs.views();
-        ops.filter_pairs(s.a.data.view(), last_a, pairs, pairs_q8, rows, layer.conv1.interleaved)?;
-        layer.conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
+        // The first sequence's last inputs of this layer; the others' follow at a distance.
+        let last = s.inputs.part(at.filters + l * at.filter..at.x)?;
+        let last_o1 = last.part(f32s(shape.hidden)..last.size())?;
+        let pitch = shape.layers * at.filter / f32s(1);
+        let (pairs, (conv1, conv2)) = (s.pairs.views(), (&layer.conv1, &layer.conv2));
+        ops.filter_pairs(s.a.data.view(), (last, pitch), cache, pairs, rows, conv1.interleaved)?;
+        conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
         let half = (n, shape.hidden / 2);
-        ops.filter_pairs(s.o1.view(), last_o1, pairs, pairs_q8, half, layer.conv2.interleaved)?;
-        layer.conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
+        ops.filter_pairs(s.o1.view(), (last_o1, pitch), cache, pairs, half, conv2.interleaved)?;
+        conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
         ops.rms_norm(s.o2.view(), s.a.data.view(), layer.filter_norm.view(), s.g.views(), rows, 1e-6)?;
         // The filter's last inputs, at every place where a state is wanted.
-        for (i, end) in self.ends.iter().enumerate() {
-            let to = (i * shape.layers + l) * shape.filter_bytes();
-            let to = s.ends.part(to..to + shape.filter_bytes())?;
-            ops.copy(to, row(s.a.data.view(), end - 1, shape.hidden)?)?;
-            ops.copy(to.part(f32s(shape.hidden)..to.size())?, row(s.o1.view(), end - 1, shape.hidden / 2)?)?;
-        }
+        let ends = self.ends.len() * shape.filter_bytes();
+        let ends = s.ends.part(l * ends..(l + 1) * ends)?;
+        let second = ends.part(self.ends.len() * f32s(shape.hidden)..ends.size())?;
+        gather(ops, s.a.data.view(), self.ends, shape.hidden, ends)?;
+        gather(ops, s.o1.view(), self.ends, shape.hidden / 2, second)?;
 
         layer.q.product(ops, s.g.views(), s.q.view(), n)?;
         layer.k.product(ops, s.g.views(), s.k.view(), n)?;
         let angles = s.inputs.part(at.angles..at.angles + f32s(n * shape.rot))?;
-        let cache = memory.layer(&shape, self.kv, l, s.inputs.part(0..4)?)?;
         let qkv = [s.q.view(), s.k.view(), s.v.view()];
         ops.heads(qkv, angles, s.queries.view(), cache, (n, shape.rot))?;
         let (attended, attended_q8) = s.attended.views();
-        ops.attend(s.queries.view(), cache, memory.partials.view(), attended, (n, self.start + n))?;
+        if self.few > 0 {
+            let (queries, partials) = (s.queries.view(), s.partials.view());
+            ops.attend_few(queries, cache, partials, attended, 0..self.few, size.stride)?;
+        }
+        if self.groups > 0 {
+            let groups = (s.inputs.part(at.groups..at.ids)?, self.groups);
+            ops.attend_many(s.queries.view(), cache, groups, attended, n)?;
+        }
         ops.quantize(attended, attended_q8, (n, shape.projection))?;
         layer.o.product(ops, s.attended.views(), s.o.view(), n)
     }
 }
 
-/// One of the rows of `cols` numbers.
-fn row(rows: View<'_>, t: usize, cols: usize) -> Result<View<'_>> {
-    rows.part(f32s(t * cols)..f32s((t + 1) * cols))
+/// Copies some of the rows of `cols` numbers to `to`, one behind the other; those that lie side by side go together.
+pub fn gather(ops: Ops<'_>, rows: View<'_>, which: &[usize], cols: usize, to: View<'_>) -> Result<()> {
+    let mut at = 0;
+    for run in which.chunk_by(|a, b| a + 1 == *b) {
+        let from = rows.part(f32s(run[0] * cols)..f32s((run[0] + run.len()) * cols))?;
+        ops.copy(to.part(at..to.size())?, from)?;
+        at += from.size();
+    }
+    Ok(())
 }

@@ -1,65 +1,73 @@
-//! A session's keys and values on the GPU. Those of the host are the truth, and these a copy of them: so a session is saved,
-//! restored, cut and enlarged as without a GPU, and outlives one that fails.
+//! What is copied of a session's keys and values between the host, which has the truth, and the pages on the GPU. So a session is saved, restored,
+//! cut and enlarged as without a GPU, and outlives one that fails.
 
-use std::sync::Arc;
-
-use yuan_kernels::DType;
-
-use super::scratch::{Shape, partials};
-use crate::{
-    error::Result,
-    gpu::{
-        Device, Graph,
-        driver::Rows,
-        memory::{Buffer, Pinned},
-        ops::{Cache, f32s},
-    },
-    model::{
-        KvType, State,
-        kv::{KvCache, SPAN},
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
-/// The copy, if there is one.
+use yuan_kernels::DType;
+
+use super::pages::{PAGE, PageShape, Pages};
+use crate::{
+    error::Result,
+    gpu::{
+        driver::Rows,
+        memory::{Buffer, Pinned},
+    },
+    model::{KvType, State, kv::KvCache},
+};
+
+/// By what a session is known to the pages that hold a copy of its keys and values. They are free when it is gone.
 #[derive(Debug, Default)]
-pub struct Mirror(Option<Kept>);
+pub struct Mirror {
+    /// The number of the pages' pool, and the session there.
+    owner: Option<(u64, Arc<()>)>,
+    /// From this position on the host has had others since the last call.
+    cut: usize,
+}
 
 /// A copy of a session's state is a session of its own.
 impl Clone for Mirror {
     fn clone(&self) -> Self {
-        Self(None)
+        Self::default()
     }
 }
 
 impl Mirror {
     /// Positions from here on are other ones than the host's.
     pub fn truncate(&mut self, position: usize) {
-        if let Some(copy) = &mut self.0 {
-            copy.filled = copy.filled.min(position);
+        self.cut = self.cut.min(position);
+    }
+
+    /// A pass has succeeded: what the pages have is the host's.
+    pub(super) fn equals(&mut self) {
+        self.cut = usize::MAX;
+    }
+
+    /// The session in the pool of this number, and from which position on its pages no longer are the host's.
+    pub(super) fn owner(&mut self, pool: u64) -> (Arc<()>, usize) {
+        match &self.owner {
+            Some((number, owner)) if *number == pool => {
+                let owner = owner.clone();
+                (owner, std::mem::replace(&mut self.cut, usize::MAX))
+            }
+            _ => {
+                let owner = Arc::new(());
+                (self.owner, self.cut) = (Some((pool, owner.clone())), usize::MAX);
+                (owner, 0)
+            }
         }
     }
 }
 
-/// [layers][keys, values][heads][capacity][dim].
-#[derive(Debug)]
-pub struct Kept {
-    device: Arc<Device>,
-    memory: Buffer,
-    /// Between the two kernels of attention.
-    pub partials: Buffer,
-    capacity: usize,
-    /// Positions that equal the host's.
-    filled: usize,
-    /// The layers of a single token.
-    pub graph: Option<TokenGraph>,
-}
-
-/// What all layers do for one token, where nothing is decided between them.
-#[derive(Debug)]
-pub struct TokenGraph {
-    pub graph: Graph,
-    /// The spans of attention that it was made for.
-    pub spans: usize,
+/// A number that no other pool has.
+pub(super) fn pool_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Relaxed)
 }
 
 /// The type, if the kernels have it.
@@ -71,100 +79,107 @@ pub const fn dtype(kv: KvType) -> Option<DType> {
     }
 }
 
-impl Kept {
-    /// The copy of `state`'s keys and values, made or completed where it must be.
-    pub fn of<'s>(
-        state: &'s mut State,
-        shape: &Shape,
-        device: &Arc<Device>,
-        pinned: &mut Pinned,
-    ) -> Result<&'s mut Self> {
-        let (capacity, position, kv) = (state.capacity(), state.position(), state.kv_type());
-        let fits = |copy: &Self| copy.capacity == capacity && Arc::ptr_eq(&copy.device, device);
-        let mut copy = match state.mirror.0.take().filter(fits) {
-            Some(copy) => copy,
-            None => Self {
-                device: device.clone(),
-                memory: Buffer::new(device, 2 * shape.layers * capacity * kv.bytes(shape.projection))?,
-                partials: Buffer::new(device, f32s(partials(shape, capacity)))?,
-                capacity,
-                filled: 0,
-                graph: None,
-            },
-        };
-        let row = kv.bytes(shape.dim);
-        while copy.filled < position {
-            let (start, n) = (copy.filled, of_one_page(copy.filled, position - copy.filled));
-            let pieces: Vec<&[u8]> = state.layers.iter().flat_map(|l| l.kv.part(start..start + n)).collect();
-            let width = n * row;
-            for (i, group) in pieces.chunks((pinned.size() / width).max(1)).enumerate() {
-                let host = pinned.host()?;
-                for (to, from) in host.chunks_exact_mut(width).zip(group) {
-                    to.copy_from_slice(from);
-                }
-                let first = i * (pinned.size() / width).max(1);
-                let rows = Rows { count: group.len(), width, pitch: capacity * row };
-                pinned.upload_rows(
-                    0,
-                    copy.memory.part(copy.place(first, start, row)..copy.memory.size())?,
-                    rows,
-                )?;
-            }
-            copy.filled += n;
-        }
-        Ok(state.mirror.0.insert(copy))
-    }
-
-    /// Where a position of the piece `piece` (layer, keys or values, head) lies.
-    fn place(&self, piece: usize, position: usize, row: usize) -> usize {
-        (piece * self.capacity + position) * row
-    }
-
-    /// Keys and values of one layer; `start` holds the number of positions.
-    pub fn layer<'b>(
-        &'b self,
-        shape: &Shape,
-        dtype: DType,
-        l: usize,
-        start: crate::gpu::memory::View<'b>,
-    ) -> Result<Cache<'b>> {
-        let bytes = Cache::bytes(dtype, shape.heads, shape.dim, self.capacity);
-        let part = |i: usize| self.memory.part((2 * l + i) * bytes..(2 * l + i + 1) * bytes);
-        let (keys, values) = (part(0)?, part(1)?);
-        Ok(Cache { dtype, heads: shape.heads, dim: shape.dim, capacity: self.capacity, keys, values, start })
-    }
+/// The bytes of some positions of one page on the host: of each layer the keys, head by head, and then the values.
+fn read(state: &State, positions: Range<usize>) -> impl Iterator<Item = &[u8]> {
+    state.layers.iter().flat_map(move |layer| layer.kv.part(positions.clone()))
 }
 
-/// Brings the `tokens` positions behind the host's, which a pass has computed, to the host.
-pub fn bring_back(state: &mut State, shape: &Shape, tokens: usize, pinned: &mut Pinned) -> Result<()> {
-    let (start, row) = (state.position(), state.kv_type().bytes(shape.dim));
-    let Some(copy) = &mut state.mirror.0 else { return Ok(()) };
-    let pieces = 2 * shape.layers * shape.heads;
-    let mut first = 0;
-    while first < tokens {
-        let n = of_one_page(start + first, tokens - first);
-        let width = n * row;
-        let most = (pinned.size() / width).max(1);
-        let mut to: Vec<&mut [u8]> = state.layers.iter_mut().flat_map(|l| extend(&mut l.kv, n)).collect();
-        for (i, group) in to.chunks_mut(most).enumerate() {
-            let rows = Rows { count: group.len(), width, pitch: copy.capacity * row };
-            let at = copy.place(i * most, start + first, row);
-            pinned.download_rows(0, copy.memory.part(at..copy.memory.size())?, rows)?;
-            let host = pinned.host()?;
-            group.iter_mut().zip(host.chunks_exact(width)).for_each(|(to, from)| to.copy_from_slice(from));
-        }
-        debug_assert_eq!(to.len(), pieces);
-        first += n;
+/// Adds positions, which are of one page, on the host, and gives their bytes in the order of [`read`], to be overwritten.
+fn append(state: &mut State, positions: usize) -> Vec<&mut [u8]> {
+    state.layers.iter_mut().flat_map(|layer| extended(&mut layer.kv, positions)).collect()
+}
+
+fn extended(kv: &mut KvCache, positions: usize) -> Vec<&mut [u8]> {
+    kv.extend(positions).collect()
+}
+
+/// The parts of some positions that lie in one page each.
+fn by_page(positions: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let first = positions.start / PAGE;
+    (first..positions.end.div_ceil(PAGE))
+        .map(move |page| positions.start.max(page * PAGE)..positions.end.min((page + 1) * PAGE))
+}
+
+/// Sends some positions of one page of the host to the GPU's.
+pub(super) fn send(
+    state: &State,
+    shape: &PageShape,
+    page: &Buffer,
+    positions: Range<usize>,
+    pinned: &mut Pinned,
+) -> Result<()> {
+    let (row, width) = (shape.row, positions.len() * shape.row);
+    let pieces: Vec<&[u8]> = read(state, positions.clone()).collect();
+    let most = (pinned.size() / width.max(1)).max(1);
+    for (i, group) in pieces.chunks(most).enumerate() {
+        let host = pinned.host()?;
+        host.chunks_exact_mut(width).zip(group).for_each(|(to, from)| to.copy_from_slice(from));
+        let rows = Rows { count: group.len(), width, pitch: PAGE * row };
+        let at = shape.at(i * most, positions.start);
+        pinned.upload_rows(0, page.part(at..page.size())?, rows)?;
     }
-    copy.filled = start + tokens;
     Ok(())
 }
 
-/// How many of the `most` positions from `start` on are of one page.
-fn of_one_page(start: usize, most: usize) -> usize {
-    most.min(SPAN - start % SPAN)
+/// Brings positions behind the host's, which a pass has computed, to the host.
+pub(super) fn bring_back(
+    state: &mut State,
+    shape: &PageShape,
+    pages: &Pages,
+    tokens: usize,
+    pinned: &mut Pinned,
+) -> Result<()> {
+    let (start, row) = (state.position(), shape.row);
+    let Some((_, owner)) = state.mirror.owner.clone() else { return Ok(()) };
+    for positions in by_page(start..start + tokens) {
+        let width = positions.len() * row;
+        let most = (pinned.size() / width).max(1);
+        let page = pages.page(&owner, positions.start / PAGE)?;
+        let mut to = append(state, positions.len());
+        for (i, group) in to.chunks_mut(most).enumerate() {
+            let rows = Rows { count: group.len(), width, pitch: PAGE * row };
+            let at = shape.at(i * most, positions.start);
+            pinned.download_rows(0, page.part(at..page.size())?, rows)?;
+            let host = pinned.host()?;
+            group.iter_mut().zip(host.chunks_exact(width)).for_each(|(to, from)| to.copy_from_slice(from));
+        }
+    }
+    Ok(())
 }
 
-fn extend(kv: &mut KvCache, rows: usize) -> Vec<&mut [u8]> {
-    kv.extend(rows).collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn positions_are_cut_at_the_borders_of_pages() {
+        for (positions, borders) in [
+            (0..3, &[0, 3][..]),
+            (500..1030, &[500, 512, 1024, 1030]),
+            (512..1024, &[512, 1024]),
+            (1024..1024, &[1024]),
+        ] {
+            let cut: Vec<_> = by_page(positions).collect();
+            let wanted: Vec<_> = borders.windows(2).map(|b| b[0]..b[1]).collect();
+            assert_eq!(cut, wanted);
+        }
+    }
+
+    #[test]
+    fn a_session_is_a_new_one_in_another_pool_and_loses_what_was_cut_once() {
+        let mut mirror = Mirror::default();
+        let (first, cut) = mirror.owner(1);
+        assert_eq!(cut, 0);
+        mirror.truncate(700);
+        mirror.truncate(900);
+        let (again, cut) = mirror.owner(1);
+        assert!(Arc::ptr_eq(&first, &again) && cut == 700);
+        assert_eq!(mirror.owner(1).1, usize::MAX);
+        mirror.truncate(3);
+        mirror.equals();
+        assert_eq!(mirror.owner(1).1, usize::MAX);
+        let (other, cut) = mirror.owner(2);
+        assert!(!Arc::ptr_eq(&first, &other) && cut == 0);
+        assert_eq!(mirror.clone().owner(2).1, 0);
+    }
 }

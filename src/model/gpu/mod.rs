@@ -6,21 +6,24 @@ mod layers;
 mod measure;
 mod mirror;
 mod output;
+mod pages;
+mod part;
+mod pass;
 mod ring;
 mod scratch;
 mod trunk;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 pub use mirror::Mirror;
+pub use pages::PAGE;
 
-use super::{Arithmetic, GpuPlacement, GpuUse, KvType, Model, Options, State, placement::BATCH};
+use yuan_cuda::launch::FEW;
+
+use super::{Arithmetic, GpuPlacement, GpuUse, Model, Options, placement::BATCH};
 use crate::{
     config::ModelConfig,
     container::{Container, TileLayout},
@@ -28,7 +31,7 @@ use crate::{
     gpu::{
         Device, Settings,
         driver::Stream,
-        memory::Pinned,
+        memory::{Buffer, Pinned},
         ops::{Ops, f32s},
     },
     pager::{
@@ -37,7 +40,9 @@ use crate::{
     },
 };
 use experts::Slots;
-use scratch::{LOGIT_ROWS, Scratch, Shape};
+use forward::TokenGraph;
+use pages::Pages;
+use scratch::{LOGIT_ROWS, SEQUENCES, Scratch, Shape, Size, partials_bytes};
 use trunk::Trunk;
 
 /// A GPU that takes part. One call at a time uses it.
@@ -46,8 +51,11 @@ pub struct Gpu {
     device: Arc<Device>,
     turn: Turn,
     runner: Mutex<Runner>,
-    /// Whether it was said that the device has failed.
+    /// The runner's, which no call holds for long.
+    usage: Arc<Mutex<GpuUse>>,
+    /// Whether it was said that the device has failed, and that it had no room for a call.
     told: AtomicBool,
+    told_full: AtomicBool,
 }
 
 /// What a call uses.
@@ -58,6 +66,9 @@ pub struct Runner {
     trunk: Trunk,
     slots: Slots,
     scratch: Scratch,
+    pages: Pages,
+    /// The layers of single tokens.
+    graphs: Vec<TokenGraph>,
     /// What a call sends, and what it brings back.
     inputs: Pinned,
     outputs: Pinned,
@@ -100,7 +111,7 @@ pub fn trunk_bytes(container: &Container, options: &Options) -> Result<u64, Stri
 impl Gpu {
     /// How it was used so far.
     pub fn usage(&self) -> GpuUse {
-        lock(&self.runner).slots.usage
+        *lock(&self.usage)
     }
 }
 
@@ -121,25 +132,47 @@ impl Runner {
             shape,
             trunk,
             slots: Slots::new(device, &shape, room, costs)?,
-            scratch: Scratch::new(device, &shape, 1)?,
-            inputs: pinned(shape.inputs(1).end)?,
+            scratch: Scratch::new(device, &shape, 1, [1; 3])?,
+            pages: Pages::new(device, room.kv),
+            graphs: Vec::new(),
+            inputs: pinned(1)?,
             outputs: pinned(1)?,
             pinned: pinned(PINNED)?,
         };
-        runner.reserve(model.placement.batch.min(BATCH))?;
+        let (batch, context) =
+            (model.placement.batch.min(BATCH), (room.needs.kv / room.needs.page.max(1)) as usize * PAGE);
+        runner.reserve(Size::most(batch, context), shape.ends(batch) + SEQUENCES)?;
         runner.slots.fill(model)?;
         Ok(runner)
     }
 
-    /// Makes room for calls of so many tokens.
-    fn reserve(&mut self, tokens: usize) -> Result<()> {
-        if tokens > self.scratch.tokens || self.outputs.size() == 1 {
-            let pinned = |bytes| Pinned::new(&self.device, bytes, Stream::Compute);
-            let ends = self.shape.ends(tokens)
-                * (self.shape.layers * self.shape.filter_bytes() + f32s(self.shape.hidden));
-            (self.inputs, self.outputs) = (pinned(self.shape.inputs(tokens).end)?, pinned(ends)?);
-            self.slots.reserve(tokens)?;
-            self.scratch = Scratch::new(&self.device, &self.shape, tokens)?;
+    /// Makes room for passes of this size with so many ends.
+    fn reserve(&mut self, size: Size, ends: usize) -> Result<()> {
+        let (device, shape, s) = (&self.device, &self.shape, &mut self.scratch);
+        let wanted = [
+            shape.inputs(size).end,
+            shape.ends_bytes(ends),
+            partials_bytes(shape, size.rows.min(FEW), size.stride),
+        ];
+        let there = [s.inputs.size(), s.ends.size(), s.partials.size()];
+        let most: [usize; 3] = std::array::from_fn(|i| wanted[i].max(there[i]));
+        let pinned = |bytes| Pinned::new(device, bytes, Stream::Compute);
+        if self.inputs.size() < most[0] {
+            self.inputs = pinned(most[0])?;
+        }
+        if self.outputs.size() < most[1] {
+            self.outputs = pinned(most[1])?;
+        }
+        if size.rows > s.tokens {
+            self.slots.reserve(size.rows)?;
+            self.scratch = Scratch::new(device, shape, size.rows, most)?;
+            return Ok(());
+        }
+        // Longer sessions than the model was opened for.
+        for (i, buffer) in [&mut s.inputs, &mut s.ends, &mut s.partials].into_iter().enumerate() {
+            if buffer.size() < most[i] {
+                *buffer = Buffer::new(device, most[i])?;
+            }
         }
         Ok(())
     }
@@ -162,8 +195,10 @@ impl Model {
             Ok(Gpu {
                 device,
                 turn: Turn::default(),
+                usage: runner.slots.usage.clone(),
                 runner: Mutex::new(runner),
                 told: AtomicBool::new(false),
+                told_full: AtomicBool::new(false),
             })
         };
         match load() {
@@ -190,30 +225,19 @@ impl Model {
         Some(gpu)
     }
 
-    /// The GPU, where it can run this state.
-    pub(super) fn gpu_for(&self, state: &State) -> Option<&Gpu> {
-        self.gpu().filter(|_| matches!(state.kv_type(), KvType::F16 | KvType::Q8_0))
+    /// [`Model::logits`] on the GPU, for whole rows, if one takes part that has memory for it.
+    pub(super) fn logits_gpu(&self, hidden: &[f32]) -> Option<Result<Vec<f32>>> {
+        let gpu = self.gpu()?;
+        match self.logits_there(gpu, hidden) {
+            Err(Error::Memory(why)) => {
+                gpu.tell_full(&why);
+                None
+            }
+            logits => Some(logits),
+        }
     }
 
-    /// [`Model::forward`] on the GPU, with what `output` brings.
-    pub(super) fn forward_gpu<T: Send>(
-        &self,
-        gpu: &Gpu,
-        tokens: &[u32],
-        state: &mut State,
-        output: impl FnOnce(&mut Runner) -> Result<T> + Send,
-    ) -> Result<T> {
-        self.check(tokens, state)?;
-        let start = Instant::now();
-        // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
-        let _turn = gpu.turn.take()?;
-        let mut runner = lock(&gpu.runner);
-        let runner = &mut *runner;
-        self.call(tokens, state, start, |pass, state| runner.forward(self, pass, tokens, state, output))
-    }
-
-    /// [`Model::logits`] on the GPU, for whole rows.
-    pub(super) fn logits_gpu(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
+    fn logits_there(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
         let _turn = gpu.turn.take()?;
         let mut runner = lock(&gpu.runner);
         let width = self.config.hidden;

@@ -1,4 +1,4 @@
-//! What a call on a GPU brings: hidden states, logits, or the best of them.
+//! What a pass on a GPU brings: hidden states, logits, or the best of them.
 
 use std::ops::Range;
 
@@ -7,6 +7,7 @@ use yuan_cuda::launch::TOP_CHUNK;
 
 use super::{
     Runner,
+    layers::gather,
     scratch::{LOGIT_ROWS, RANKED},
 };
 use crate::{
@@ -19,62 +20,70 @@ use crate::{
 };
 
 impl Runner {
-    /// What is wanted of the `n` tokens of a call.
-    pub fn output(&mut self, model: &Model, n: usize, want: Want) -> Result<Output> {
-        match want {
-            Want::Nothing => Ok(Output::Nothing),
-            Want::Best(k) if (1..=RANKED).contains(&k) => self.best(model, n, k),
-            _ => self.rows(model, n, want).map(Output::Rows),
+    /// What is wanted of each sequence, whose rows are given. The residuals of the pass begin at the byte `x` of its inputs.
+    pub fn outputs(&mut self, model: &Model, x: usize, of: &[(Range<usize>, Want)]) -> Result<Vec<Output>> {
+        let mut outputs = Vec::with_capacity(of.len());
+        // Rows whose logits are wanted, and for which sequence: the head reads its weights once for several of them.
+        let mut wanted = Vec::new();
+        for (number, (rows, want)) in of.iter().enumerate() {
+            outputs.push(match want {
+                Want::Nothing => Output::Nothing,
+                Want::Hidden => Output::Rows(self.hidden(model, x, rows)?),
+                Want::Last | Want::Best(_) | Want::All => {
+                    let first = if *want == Want::All { rows.start } else { rows.end - 1 };
+                    wanted.extend((first..rows.end).map(|row| (row, number)));
+                    Output::Rows(Vec::with_capacity((rows.end - first) * self.shape.vocab))
+                }
+            });
         }
-    }
-
-    /// The wanted logits [rows, V] or hidden states of the `n` tokens of a call.
-    fn rows(&mut self, model: &Model, n: usize, want: Want) -> Result<Vec<f32>> {
-        let mut out = Vec::new();
-        match want {
-            Want::Nothing => {}
-            Want::Hidden => {
-                self.final_norm(model, n, 0..n)?;
-                let hidden = self.scratch.a.data.part(0..f32s(n * self.shape.hidden))?;
-                self.pinned.collect(hidden, &mut out)?;
-            }
-            Want::Last | Want::Best(_) | Want::All => {
-                let first = if want == Want::All { 0 } else { n - 1 };
-                out.reserve((n - first) * self.shape.vocab);
-                for t in (first..n).step_by(LOGIT_ROWS) {
-                    let rows = t..n.min(t + LOGIT_ROWS);
-                    self.final_norm(model, n, rows.clone())?;
-                    self.head(rows.len())?;
-                    self.collect_logits(rows.len(), &mut out)?;
+        let most = self.scratch.tokens.min(LOGIT_ROWS);
+        for group in wanted.chunks(most) {
+            let rows: Vec<usize> = group.iter().map(|(row, _)| *row).collect();
+            self.head_of(model, x, &rows)?;
+            for (place, (_, number)) in group.iter().enumerate() {
+                let best = match of[*number].1 {
+                    Want::Best(k) if (1..=RANKED).contains(&k) => self.rank(place, k)?,
+                    _ => Vec::new(),
+                };
+                match &mut outputs[*number] {
+                    // Logits that are no numbers are brought, all of them.
+                    output if !best.is_empty() && best.iter().all(|(_, logit)| logit.is_finite()) => {
+                        *output = Output::Best(best);
+                    }
+                    Output::Rows(out) => {
+                        self.pinned.collect(self.scratch.logits_of(place, &self.shape)?, out)?
+                    }
+                    Output::Nothing | Output::Best(_) => {}
                 }
             }
         }
-        model.check_finite(&out)?;
+        Ok(outputs)
+    }
+
+    /// The hidden states of some rows behind the final norm.
+    fn hidden(&mut self, model: &Model, x: usize, rows: &Range<usize>) -> Result<Vec<f32>> {
+        let hidden = f32s(self.shape.hidden);
+        let residuals = self.scratch.inputs.part(x + rows.start * hidden..x + rows.end * hidden)?;
+        self.final_norm(model, residuals, rows.len())?;
+        let mut out = Vec::with_capacity(rows.len() * self.shape.hidden);
+        self.pinned.collect(self.scratch.a.data.part(0..rows.len() * hidden)?, &mut out)?;
         Ok(out)
     }
 
-    /// The `k` best logits of the last of the `n` tokens of a call, or all of them where there are fewer.
-    fn best(&mut self, model: &Model, n: usize, k: usize) -> Result<Output> {
-        self.final_norm(model, n, n - 1..n)?;
-        self.head(1)?;
-        let best = self.rank(k)?;
-        if best.iter().all(|(_, logit)| logit.is_finite()) {
-            return Ok(Output::Best(best));
-        }
-        // The ranking puts what is no number first, and infinity behind the last of a small vocabulary.
-        let mut all = Vec::with_capacity(self.shape.vocab);
-        self.collect_logits(1, &mut all)?;
-        model.check_finite(&all)?;
-        Ok(Output::Rows(all))
+    /// The logits of some of the rows, [rows, V].
+    fn head_of(&self, model: &Model, x: usize, rows: &[usize]) -> Result<()> {
+        let (s, ops) = (&self.scratch, Ops::new(&self.device));
+        let residuals = s.inputs.part(x..s.inputs.size())?;
+        gather(ops, residuals, rows, self.shape.hidden, s.o.view())?;
+        self.final_norm(model, s.o.view(), rows.len())?;
+        self.head(rows.len())
     }
 
-    /// The residuals of some of the `n` tokens of a call, behind the final norm, go into `a`.
-    fn final_norm(&self, model: &Model, n: usize, rows: Range<usize>) -> Result<()> {
-        let (s, hidden) = (&self.scratch, self.shape.hidden);
-        let x = |t: usize| self.shape.inputs(n).x + f32s(t * hidden);
-        let (weight, size) = (self.trunk.final_norm.view(), (rows.len(), hidden));
-        let x = s.inputs.part(x(rows.start)..x(rows.end))?;
-        Ops::new(&self.device).rms_norm(x, View::NONE, weight, s.a.views(), size, model.config.rms_eps)
+    /// `n` residuals behind the final norm go into `a`.
+    fn final_norm(&self, model: &Model, x: View<'_>, n: usize) -> Result<()> {
+        let (weight, size) = (self.trunk.final_norm.view(), (n, self.shape.hidden));
+        let out = self.scratch.a.views();
+        Ops::new(&self.device).rms_norm(x, View::NONE, weight, out, size, model.config.rms_eps)
     }
 
     /// The logits of `rows` rows behind the final norm, which lie in `a`.
@@ -90,9 +99,9 @@ impl Runner {
 
     /// The `k` best logits of one row: of each chunk of them, then of those, until one chunk is left. Of two places by turns one is read and
     /// the other written.
-    fn rank(&mut self, k: usize) -> Result<Vec<(u32, f32)>> {
+    fn rank(&mut self, row: usize, k: usize) -> Result<Vec<(u32, f32)>> {
         let (s, ops) = (&self.scratch, Ops::new(&self.device));
-        let (mut from, mut left) = ((s.logits.view(), View::NONE), self.shape.vocab);
+        let (mut from, mut left) = ((s.logits_of(row, &self.shape)?, View::NONE), self.shape.vocab);
         for (best, ids) in s.ranked.iter().cycle() {
             let best = (best.view(), ids.view());
             ops.top_k(from, best, (left, k))?;

@@ -12,7 +12,7 @@ use crate::{
     gpu::{
         Device,
         memory::{Buffer, View},
-        ops::{f32s, q8s},
+        ops::{f32s, q8s, row_bytes},
     },
 };
 
@@ -59,31 +59,63 @@ impl Shape {
         f32s(self.hidden + self.hidden / 2)
     }
 
-    /// Where things lie in the one piece that a call of `tokens` tokens sends to the GPU.
-    pub fn inputs(&self, tokens: usize) -> Inputs {
-        let ids = 256;
-        let angles = ids + (4 * tokens).next_multiple_of(256);
-        let filters = angles + f32s(tokens * self.rot).next_multiple_of(256);
+    /// Where things lie in the one piece that a pass sends to the GPU.
+    pub fn inputs(&self, size: Size) -> Inputs {
+        let Size { rows, sequences, stride } = size;
+        let pages = row_bytes(rows).next_multiple_of(256);
+        let groups = pages + (8 * sequences * stride).next_multiple_of(256);
+        let ids = groups + (8 * rows).next_multiple_of(256);
+        let angles = ids + (4 * rows).next_multiple_of(256);
+        let filters = angles + f32s(rows * self.rot).next_multiple_of(256);
         let filter = self.filter_bytes().next_multiple_of(256);
-        let x = filters + self.layers * filter;
-        Inputs { ids, angles, filters, filter, x, end: x + f32s(tokens * self.hidden) }
+        let x = filters + sequences * self.layers * filter;
+        Inputs { pages, groups, ids, angles, filters, filter, x, end: x + f32s(rows * self.hidden) }
     }
 
-    /// Places of states after some of the tokens.
+    /// Places of states after some of the tokens of a sequence.
     pub fn ends(&self, tokens: usize) -> usize {
         // Snapshots are at least 64 apart, but for one that is asked for; two more for the borders.
         tokens / 64 + 3
     }
+
+    /// Bytes of so many states: the filter's last inputs of all layers, and the residual.
+    pub fn ends_bytes(&self, ends: usize) -> usize {
+        ends * (self.layers * self.filter_bytes() + f32s(self.hidden))
+    }
 }
 
-/// Offsets in bytes.
+/// How much a pass is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Tokens of all sequences.
+    pub rows: usize,
+    pub sequences: usize,
+    /// Pages of the sequence that has most.
+    pub stride: usize,
+}
+
+/// Most sequences of a pass.
+pub const SEQUENCES: usize = 32;
+
+impl Size {
+    /// The largest pass that there is room for: of so many tokens, by sequences of up to `context` positions.
+    pub fn most(tokens: usize, context: usize) -> Self {
+        Self { rows: tokens, sequences: SEQUENCES, stride: launch::spans(context) }
+    }
+}
+
+/// Offsets in bytes. It begins with where each row stands, i32 [T, [`launch::ROW`]].
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
-    /// The tokens, i32 [T]. Before them, i32, the position.
+    /// Addresses, u64 [sequences][stride].
+    pub pages: usize,
+    /// Groups of rows for attention, i32 [T, 2] at most.
+    pub groups: usize,
+    /// The tokens, i32 [T].
     pub ids: usize,
     /// f32 [T, rot / 2, 2].
     pub angles: usize,
-    /// The filter's last inputs, by layer.
+    /// The filter's last inputs, by sequence and layer.
     pub filters: usize,
     /// Distance of two layers' filters.
     pub filter: usize,
@@ -113,7 +145,7 @@ impl Rows {
     }
 }
 
-/// For calls of up to `tokens` tokens.
+/// For passes of up to `tokens` tokens.
 #[derive(Debug)]
 pub struct Scratch {
     pub tokens: usize,
@@ -135,7 +167,7 @@ pub struct Scratch {
     pub queries: Buffer,
     /// [T, P]: what attention gives.
     pub attended: Rows,
-    /// [T, H]: what is added to the residual.
+    /// [T, H]: what is added to the residual; then the rows whose logits are wanted.
     pub o: Buffer,
     /// [T, 3E].
     pub qkv: Buffer,
@@ -150,8 +182,10 @@ pub struct Scratch {
     pub h: Rows,
     /// [S, H].
     pub out: Buffer,
-    /// The filter's last inputs after each end, by layer, and then the residuals there.
+    /// The filter's last inputs at all ends, by layer: [ends, H] and [ends, H/2]; and then the residuals there, [ends, H].
     pub ends: Buffer,
+    /// Between the two kernels of attention.
+    pub partials: Buffer,
     /// [`LOGIT_ROWS`, V].
     pub logits: Buffer,
     /// The best logits and their ids, f32 and i32 [chunks of V, `RANKED`], twice: the best of the best are elsewhere.
@@ -164,7 +198,13 @@ pub const LOGIT_ROWS: usize = 16;
 pub const RANKED: usize = 128;
 
 impl Scratch {
-    pub fn new(device: &Arc<Device>, shape: &Shape, tokens: usize) -> Result<Self> {
+    /// `inputs`, `ends` and `partials` are in bytes.
+    pub fn new(
+        device: &Arc<Device>,
+        shape: &Shape,
+        tokens: usize,
+        [inputs, ends, partials]: [usize; 3],
+    ) -> Result<Self> {
         let Shape { layers, hidden, projection, experts, used, vocab, .. } = *shape;
         let (t, slots) = (tokens, tokens * used);
         let f32 = |n: usize| Buffer::new(device, f32s(n));
@@ -172,7 +212,7 @@ impl Scratch {
         let ranked = || Ok((f32(ranked(vocab))?, f32(ranked(vocab))?));
         Ok(Self {
             tokens,
-            inputs: Buffer::new(device, shape.inputs(t).end)?,
+            inputs: Buffer::new(device, inputs)?,
             a: rows(t, hidden)?,
             pairs: rows(t, 2 * hidden)?,
             o1: f32(t * hidden / 2)?,
@@ -191,7 +231,8 @@ impl Scratch {
             order: f32(slots)?,
             h: rows(slots, shape.tiles * QK)?,
             out: f32(slots * hidden)?,
-            ends: Buffer::new(device, shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden)))?,
+            ends: Buffer::new(device, ends)?,
+            partials: Buffer::new(device, partials)?,
             logits: f32(t.min(LOGIT_ROWS) * vocab)?,
             ranked: [ranked()?, ranked()?],
         })
@@ -200,6 +241,11 @@ impl Scratch {
     /// The experts of each slot of a layer.
     pub fn chosen(&self, layer: usize, slots: usize) -> Result<View<'_>> {
         self.choices.part(4 * slots * layer..4 * slots * (layer + 1))
+    }
+
+    /// One row of logits.
+    pub fn logits_of(&self, row: usize, shape: &Shape) -> Result<View<'_>> {
+        self.logits.part(f32s(row * shape.vocab)..f32s((row + 1) * shape.vocab))
     }
 
     /// Bytes of it, with those of attention over `context` positions.
@@ -214,8 +260,10 @@ impl Scratch {
             + slots * (layers + 2 + hidden)
             + t.min(LOGIT_ROWS) * vocab
             + 4 * ranked(vocab);
-        let ends = shape.ends(t) * (layers * shape.filter_bytes() + f32s(hidden));
-        let all = rows + f32s(floats) + shape.inputs(t).end + ends + f32s(partials(shape, context));
+        let inputs = shape.inputs(Size::most(t, context)).end;
+        let ends = shape.ends_bytes(shape.ends(t) + SEQUENCES);
+        let all =
+            rows + f32s(floats) + inputs + ends + partials_bytes(shape, launch::FEW, launch::spans(context));
         // Borders of the pieces, and tables.
         all as u64 + (1 << 20)
     }
@@ -226,7 +274,7 @@ const fn ranked(vocab: usize) -> usize {
     vocab.div_ceil(launch::TOP_CHUNK) * RANKED
 }
 
-/// Numbers that attention of few tokens leaves between its two kernels.
-pub fn partials(shape: &Shape, context: usize) -> usize {
-    launch::partials(shape.heads, shape.dim, launch::spans(context), launch::FEW)
+/// Bytes that attention leaves between its two kernels, for so many rows over so many spans.
+pub fn partials_bytes(shape: &Shape, rows: usize, spans: usize) -> usize {
+    f32s(launch::partials(shape.heads, shape.dim, spans, rows))
 }

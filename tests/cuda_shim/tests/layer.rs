@@ -3,9 +3,9 @@
 mod common;
 
 use bytemuck::Zeroable;
-use common::{Buffer, Null, Random, assert_same, run, scalar};
+use common::{Buffer, Null, Random, assert_same, rows, run, scalar};
 use half::f16;
-use yuan_cuda::launch;
+use yuan_cuda::launch::{self, SPAN};
 use yuan_kernels::{BlockQ8, BlockQ8_0, DType, dequantize, encode::best_encoders, exp};
 
 fn quantized(x: &[f32], cols: usize) -> Vec<BlockQ8> {
@@ -124,11 +124,16 @@ fn rows_of_the_embedding_are_widened_as_on_the_cpu() {
 }
 
 #[test]
-fn pairs_stand_behind_the_state_of_the_last_call() {
+fn pairs_stand_behind_the_last_inputs_of_their_sequences() {
     let mut random = Random(25);
-    for (tokens, cols) in [(1, 2048), (4, 128), (3, 100)] {
-        let (x, last) = (random.floats(tokens * cols), random.floats(cols));
-        let before = |t: usize| if t == 0 { &last[..] } else { &x[(t - 1) * cols..][..cols] };
+    for (sequences, cols) in [(&[1][..], 2048), (&[4], 128), (&[3], 100), (&[1, 3, 1, 2], 100)] {
+        let rows = rows(&sequences.iter().map(|n| (5, *n)).collect::<Vec<_>>());
+        let (tokens, pitch) = (rows.len(), cols + 36);
+        let (x, last) = (random.floats(tokens * cols), random.floats(sequences.len() * pitch));
+        let before = |t: usize| match rows[t] {
+            [_, sequence, 1, _] => &last[sequence as usize * pitch..][..cols],
+            _ => &x[(t - 1) * cols..][..cols],
+        };
         for interleaved in [0, 1] {
             let wanted: Vec<f32> = (0..tokens)
                 .flat_map(|t| {
@@ -141,12 +146,14 @@ fn pairs_stand_behind_the_state_of_the_last_call() {
                 .collect();
             let pairs = Buffer::fresh(2 * tokens * cols);
             let q8 = Buffer::fresh(tokens * (2 * cols).div_ceil(256));
-            let (x, last) = (Buffer::of(&x), Buffer::of(&last));
-            run(launch::filter_pairs(cols, tokens), &[&x, &last, &pairs, &q8, &cols, &interleaved, &tokens]);
+            let (x, last, rows) =
+                (Buffer::of(&x), Buffer::of(&last), Buffer::of(bytemuck::cast_slice::<_, i32>(&rows)));
+            let launch = launch::filter_pairs(cols, tokens);
+            run(launch, &[&x, &last, &rows, &pairs, &q8, &cols, &pitch, &interleaved, &tokens]);
             assert_same(pairs.get(), &wanted, "pairs");
             assert_blocks(q8.get(), &quantized(&wanted, 2 * cols), "their 8-bit form");
             let only = Buffer::fresh(tokens * (2 * cols).div_ceil(256));
-            run(launch::filter_pairs(cols, tokens), &[&x, &last, &Null, &only, &cols, &interleaved, &tokens]);
+            run(launch, &[&x, &last, &rows, &Null, &only, &cols, &pitch, &interleaved, &tokens]);
             assert_blocks(only.get(), q8.get(), "the 8-bit form alone");
         }
     }
@@ -191,11 +198,19 @@ fn heads(
     all
 }
 
+/// In the last of two layers, and on both sides of a page's border.
 #[test]
 fn heads_are_split_rotated_and_stored() {
     let mut random = Random(26);
-    for (n, dim, rot, tokens, start) in [(4, 128, 64, 3, 2), (2, 256, 128, 1, 0), (3, 32, 32, 5, 1)] {
-        let (width, capacity) = (n * dim, start + tokens + 1);
+    let cases = [
+        (4, 128, 64, &[(2, 3)][..]),
+        (2, 256, 128, &[(0, 1)]),
+        (3, 32, 32, &[(510, 5)]),
+        (2, 32, 32, &[(1, 1), (511, 2), (0, 1)]),
+    ];
+    for (n, dim, rot, sequences) in cases {
+        let rows = rows(sequences);
+        let (width, tokens, layers, stride) = (n * dim, rows.len(), 2, 2);
         let [q, k, mut v] = [(); 3].map(|()| random.floats(tokens * width));
         // A block with the inverse scale 1, and ties.
         v[..6].copy_from_slice(&[127.0, 0.5, -0.5, 1.5, -2.5, 126.5]);
@@ -206,47 +221,64 @@ fn heads_are_split_rotated_and_stored() {
             })
             .collect();
         let wanted = heads(&q, &k, &v, &angles, n, dim, rot, tokens);
-        let position = |t: usize, h: usize| (h * capacity + start + t) * dim;
         let device = [&q, &k, &v, &angles].map(|x| Buffer::of(x));
-        let (queries, at) = (Buffer::fresh(tokens * width), Buffer::of(&[start as i32]));
+        let at = Buffer::of(bytemuck::cast_slice::<_, i32>(&rows));
+        let page = 2 * layers * n * SPAN * dim;
+        // Where the entries of a head of a row go: the page, and the place in it.
+        let place = |t: usize, head: usize, values: usize| {
+            let [position, sequence, ..] = rows[t].map(|n| n as usize);
+            let piece = ((layers - 1) * 2 + values) * n + head;
+            (sequence * stride + position / SPAN, (piece * SPAN + position % SPAN) * dim)
+        };
+        let pieces = |values: usize| {
+            let of = if values == 0 { &wanted.keys } else { &wanted.values };
+            of.chunks_exact(dim).enumerate().map(move |(i, head)| (i / n, i % n, values, head))
+        };
+        let layer = layers - 1;
+        let launch_with = |dtype: DType, table: &[u64]| {
+            let queries = Buffer::fresh(tokens * width);
+            run(
+                launch::heads(dtype, n, dim, tokens),
+                &[
+                    &device[0],
+                    &device[1],
+                    &device[2],
+                    &device[3],
+                    &queries,
+                    &Buffer::of(table),
+                    &at,
+                    &layer,
+                    &n,
+                    &dim,
+                    &rot,
+                    &stride,
+                ],
+            );
+            assert_same(queries.get(), &wanted.queries, "queries");
+        };
 
-        let (keys, values) =
-            (Buffer::<f16>::zeroed(n * capacity * dim), Buffer::<f16>::zeroed(n * capacity * dim));
-        let launch = launch::heads(DType::F16, n, dim, tokens);
-        run(
-            launch,
-            &[
-                &device[0], &device[1], &device[2], &device[3], &queries, &keys, &values, &at, &n, &dim,
-                &rot, &capacity,
-            ],
-        );
-        assert_same(queries.get(), &wanted.queries, "queries");
-        for (cache, wanted) in [(&keys, &wanted.keys), (&values, &wanted.values)] {
-            let mut all = vec![f16::ZERO; n * capacity * dim];
-            for (i, head) in wanted.chunks_exact(dim).enumerate() {
-                let to = &mut all[position(i / n, i % n)..][..dim];
-                to.iter_mut().zip(head).for_each(|(t, x)| *t = f16::from_f32(*x));
-            }
-            assert_eq!(cache.get(), all, "f16 cache");
+        let pages: Vec<Buffer<f16>> = (0..sequences.len() * stride).map(|_| Buffer::zeroed(page)).collect();
+        launch_with(DType::F16, &pages.iter().map(Buffer::address).collect::<Vec<_>>());
+        let mut all = vec![vec![f16::ZERO; page]; pages.len()];
+        for (t, head, values, from) in pieces(0).chain(pieces(1)) {
+            let (page, at) = place(t, head, values);
+            let to = &mut all[page][at..at + dim];
+            to.iter_mut().zip(from).for_each(|(t, x)| *t = f16::from_f32(*x));
+        }
+        for (page, all) in pages.iter().zip(&all) {
+            assert!(page.get() == all, "f16 pages");
         }
 
-        let blocks = n * capacity * dim / 32;
-        let (keys, values) = (Buffer::<BlockQ8_0>::zeroed(blocks), Buffer::<BlockQ8_0>::zeroed(blocks));
-        let launch = launch::heads(DType::Q8_0, n, dim, tokens);
-        run(
-            launch,
-            &[
-                &device[0], &device[1], &device[2], &device[3], &queries, &keys, &values, &at, &n, &dim,
-                &rot, &capacity,
-            ],
-        );
-        for (cache, wanted) in [(&keys, &wanted.keys), (&values, &wanted.values)] {
-            let mut all = vec![BlockQ8_0::zeroed(); blocks];
-            for (i, head) in wanted.chunks_exact(dim).enumerate() {
-                let to = &mut all[position(i / n, i % n) / 32..][..dim / 32];
-                (best_encoders().q8_0)(head, bytemuck::cast_slice_mut(to));
-            }
-            assert_eq!(cache.get(), all, "q8_0 cache");
+        let pages: Vec<Buffer<BlockQ8_0>> =
+            (0..sequences.len() * stride).map(|_| Buffer::zeroed(page / 32)).collect();
+        launch_with(DType::Q8_0, &pages.iter().map(Buffer::address).collect::<Vec<_>>());
+        let mut all = vec![vec![BlockQ8_0::zeroed(); page / 32]; pages.len()];
+        for (t, head, values, from) in pieces(0).chain(pieces(1)) {
+            let (page, at) = place(t, head, values);
+            (best_encoders().q8_0)(from, bytemuck::cast_slice_mut(&mut all[page][at / 32..(at + dim) / 32]));
+        }
+        for (page, all) in pages.iter().zip(&all) {
+            assert!(page.get() == all, "q8_0 pages");
         }
     }
 }

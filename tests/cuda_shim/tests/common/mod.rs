@@ -5,7 +5,7 @@ use std::{ffi::c_void, marker::PhantomData};
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use yuan_cuda::Launch;
+use yuan_cuda::{Launch, launch::ROW};
 use yuan_cuda_shim::{Architecture, launch_on, register, unregister};
 use yuan_kernels::{BlockQ8, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
@@ -163,6 +163,15 @@ impl Random {
         (scalar().quantize)(&floats, &mut blocks);
         blocks
     }
+}
+
+/// Where the rows of sequences stand of which each has some positions and then some tokens.
+pub fn rows(sequences: &[(usize, usize)]) -> Vec<[i32; ROW]> {
+    let of = |(number, (start, tokens)): (usize, &(usize, usize))| {
+        let start = *start;
+        (0..*tokens).map(move |t| [(start + t) as i32, number as i32, i32::from(t == 0), -1])
+    };
+    sequences.iter().enumerate().flat_map(of).collect()
 }
 
 /// Equal bit for bit.
