@@ -209,6 +209,7 @@ fn sequences_do_not_notice_their_neighbours() {
         let cancelled = 9;
         let mut states: Vec<State> = cases.iter().map(|case| case.0.clone()).collect();
         states[cancelled].cancel = yuan::model::Cancel::new();
+        let _running = states[cancelled].cancel.begin();
         states[cancelled].cancel.cancel();
         let mut sequences: Vec<Sequence<'_>> = states
             .iter_mut()
