@@ -31,8 +31,8 @@ use crate::{
     pager::Mode,
 };
 
-/// Sequences of one pass.
-const SEQUENCES: usize = 64;
+/// Sequences of one pass: all may want logits.
+const SEQUENCES: usize = LOGIT_ROWS;
 /// Tokens of a prompt that go into one pass, where answers are waited for.
 const PIECE: usize = 128;
 
