@@ -8,9 +8,10 @@ use std::{
     },
 };
 
+use bytemuck::Pod;
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ8, Kernels,
+    Kernels,
     blocks::QK,
     panel::{PANEL_ROWS, Panel},
     tile::{
@@ -22,7 +23,7 @@ use super::{
     activations::Activations,
     compute::{Arithmetic, Compute},
     feed_forward::{Group, Output, cut},
-    scratch::Buffer,
+    scratch::{Buffer, parts_of},
 };
 use crate::{
     error::{Error, Result},
@@ -63,112 +64,73 @@ pub fn tiled<P: Panel>(
     };
     let some = some.unwrap_or(0..request.order().len());
     let ranks: Vec<Range<usize>> = request.order()[some.clone()].iter().map(|&e| groups_of(e)).collect();
-    let work = Work { compute, request, first: some.start, ranks: &ranks, groups, lost };
     match compute.arithmetic {
         Arithmetic::Integer => {
             m.quantize(compute);
-            let gather = |g: &Group| compute.scratch.gather(m.q8(), m.blocks(), &g.tokens);
-            let inputs: Vec<_> = groups.iter().map(gather).collect();
-            work.run::<P, BlockQ8>(hidden, &inputs, &mut outputs, walk)?;
+            let steps =
+                Steps { len: 1, pass: tile_pass::<P>, gate_up: tile_gate_up::<P>, down: tile_down::<P> };
+            let inputs =
+                groups.iter().map(|g| compute.scratch.gather(m.q8(), m.blocks(), &g.tokens)).collect();
+            let work =
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
+            work.run(&mut outputs, walk)?;
         }
         Arithmetic::Float => {
-            let gather = |g: &Group| compute.scratch.gather(m.data(), m.cols(), &g.tokens);
-            let inputs: Vec<_> = groups.iter().map(gather).collect();
-            work.run::<P, f32>(hidden, &inputs, &mut outputs, walk)?;
+            let steps = Steps {
+                len: QK,
+                pass: tile_pass_float::<P>,
+                gate_up: tile_gate_up_float::<P>,
+                down: tile_down_float::<P>,
+            };
+            let inputs =
+                groups.iter().map(|g| compute.scratch.gather(m.data(), m.cols(), &g.tokens)).collect();
+            let work =
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
+            work.run(&mut outputs, walk)?;
         }
     }
     Ok(outputs)
 }
 
-/// Activations as an arithmetic has them, and what a tile does with them.
-trait Inputs: bytemuck::Pod + Send + Sync {
+/// Sixteen outputs of a row of activations, as a panel gives them.
+type Outputs = [f32; PANEL_ROWS];
+
+/// Some of a tile's down panels: [`tile_down`].
+type Down<P, I> = fn(&Kernels, &[P], usize, Range<usize>, &[I], &mut [Outputs]);
+
+/// What a tile of panels `P` does with activations as an arithmetic has them (`yuan_kernels::tile`).
+struct Steps<P, I> {
     /// Elements that 256 activations take.
-    const LEN: usize;
-
-    fn pass<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[Self], y: &mut [[f32; PANEL_ROWS]]);
-
-    fn gate_up<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[Self], h: &mut [Self]);
-
-    fn down<P: Panel>(
-        kernels: &Kernels,
-        tile: &[P],
-        hidden: usize,
-        range: Range<usize>,
-        h: &[Self],
-        y: &mut [[f32; PANEL_ROWS]],
-    );
+    len: usize,
+    pass: fn(&Kernels, &[P], usize, &[I], &mut [Outputs]),
+    gate_up: fn(&Kernels, &[P], usize, &[I], &mut [I]),
+    down: Down<P, I>,
 }
-
-macro_rules! inputs {
-    ($type:ty, $len:expr, $pass:ident, $gate_up:ident, $down:ident) => {
-        impl Inputs for $type {
-            const LEN: usize = $len;
-
-            fn pass<P: Panel>(
-                k: &Kernels,
-                tile: &[P],
-                hidden: usize,
-                x: &[Self],
-                y: &mut [[f32; PANEL_ROWS]],
-            ) {
-                $pass(k, tile, hidden, x, y);
-            }
-
-            fn gate_up<P: Panel>(k: &Kernels, tile: &[P], hidden: usize, x: &[Self], h: &mut [Self]) {
-                $gate_up(k, tile, hidden, x, h);
-            }
-
-            fn down<P: Panel>(
-                k: &Kernels,
-                tile: &[P],
-                hidden: usize,
-                range: Range<usize>,
-                h: &[Self],
-                y: &mut [[f32; PANEL_ROWS]],
-            ) {
-                $down(k, tile, hidden, range, h, y);
-            }
-        }
-    };
-}
-inputs!(BlockQ8, 1, tile_pass, tile_gate_up, tile_down);
-inputs!(f32, QK, tile_pass_float, tile_gate_up_float, tile_down_float);
 
 /// The work of a layer's experts.
-struct Work<'w> {
+struct Work<'w, P, I: Pod> {
     compute: &'w Compute,
     request: &'w Request<'w>,
     /// The rank in the request of the first of `ranks`.
     first: usize,
     /// By rank, the groups of its expert.
-    ranks: &'w [Range<usize>],
+    ranks: Vec<Range<usize>>,
     groups: &'w [Group],
     lost: Lost<'w>,
+    hidden: usize,
+    steps: Steps<P, I>,
+    /// By group.
+    inputs: Vec<Buffer<I>>,
 }
 
-impl Work<'_> {
+impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
     /// Adds the experts' outputs to zeros.
-    fn run<P: Panel, I: Inputs>(
-        &self,
-        hidden: usize,
-        inputs: &[Buffer<I>],
-        outputs: &mut [Output],
-        walk: bool,
-    ) -> Result<()> {
-        if walk {
-            self.walk::<P, I>(hidden, inputs, outputs)
-        } else {
-            self.spread::<P, I>(hidden, inputs, outputs)
-        }
+    fn run(&self, outputs: &mut [Output], walk: bool) -> Result<()> {
+        if walk { self.walk(outputs) } else { self.spread(outputs) }
     }
 
     /// One thread walks all tiles with a group.
-    fn walk<P: Panel, I: Inputs>(
-        &self,
-        hidden: usize,
-        inputs: &[Buffer<I>],
-        outputs: &mut [Output],
-    ) -> Result<()> {
+    fn walk(&self, outputs: &mut [Output]) -> Result<()> {
         let parts: Vec<usize> = self.ranks.iter().map(Range::len).collect();
         let places: Vec<Mutex<&mut [f32]>> =
             outputs.iter_mut().map(|o| Mutex::new(&mut o.data[..])).collect();
@@ -176,20 +138,16 @@ impl Work<'_> {
             let g = self.ranks[rank].start + part;
             let mut y = lock(&places[g]);
             (0..self.request.tiles()).try_for_each(|t| {
-                let tile: &[P] = bytemuck::cast_slice(expert.tile(t)?);
-                I::pass(&self.compute.kernels, tile, hidden, &inputs[g], y.as_chunks_mut().0);
+                let tile = bytemuck::cast_slice(expert.tile(t)?);
+                let y = y.as_chunks_mut().0;
+                (self.steps.pass)(&self.compute.kernels, tile, self.hidden, &self.inputs[g], y);
                 Ok(())
             })
         })
     }
 
     /// Threads share the tiles of as many experts as there are places for.
-    fn spread<P: Panel, I: Inputs>(
-        &self,
-        hidden: usize,
-        inputs: &[Buffer<I>],
-        outputs: &mut [Output],
-    ) -> Result<()> {
+    fn spread(&self, outputs: &mut [Output]) -> Result<()> {
         let tiles = self.request.tiles();
         let mut start = 0;
         while start < self.ranks.len() {
@@ -197,44 +155,29 @@ impl Work<'_> {
             let wave = start..self.ranks.len().min(start + placed.max(1));
             start = wave.end;
             // A group that was not cut is the only one of its expert.
-            let groups: Vec<usize> = wave.clone().map(|rank| self.ranks[rank].start).collect();
-            let tokens = |g: &usize| self.groups[*g].tokens.len();
-            let len: usize = groups.iter().map(tokens).sum();
-            let mut neurons = self.compute.scratch.buffer::<I>(len * tiles * I::LEN);
-            let mut rest = &mut neurons[..];
-            let mut places = Vec::with_capacity(wave.len() * tiles);
-            for g in &groups {
-                for _ in 0..tiles {
-                    let place;
-                    (place, rest) = rest.split_at_mut(tokens(g) * I::LEN);
-                    places.push(Mutex::new(place));
-                }
-            }
+            let len = |rank: usize| self.groups[self.ranks[rank].start].tokens.len() * self.steps.len;
+            let lens = || wave.clone().flat_map(|rank| std::iter::repeat_n(len(rank), tiles));
+            let mut neurons = self.compute.scratch.buffer::<I>(lens().sum());
+            let places: Vec<_> = parts_of(&mut neurons, lens()).into_iter().map(Mutex::new).collect();
             self.in_order(wave.clone(), &vec![tiles; wave.len()], false, |rank, t, expert| {
-                let tile: &[P] = bytemuck::cast_slice(expert.tile(t)?);
-                let x = &inputs[self.ranks[rank].start];
+                let tile = bytemuck::cast_slice(expert.tile(t)?);
+                let x = &self.inputs[self.ranks[rank].start];
                 let mut h = lock(&places[(rank - wave.start) * tiles + t]);
-                I::gate_up(&self.compute.kernels, tile, hidden, x, &mut h);
+                (self.steps.gate_up)(&self.compute.kernels, tile, self.hidden, x, &mut h);
                 Ok(())
             })?;
             drop(places);
-            self.down::<P, I>(hidden, wave, &neurons, outputs)?;
+            self.down(wave, &neurons, outputs);
         }
         Ok(())
     }
 
     /// The outputs of the experts of some ranks, whose neurons are [rank][tile][token].
-    fn down<P: Panel, I: Inputs>(
-        &self,
-        hidden: usize,
-        wave: Range<usize>,
-        neurons: &[I],
-        outputs: &mut [Output],
-    ) -> Result<()> {
-        let (tiles, panels) = (self.request.tiles(), hidden / PANEL_ROWS);
+    fn down(&self, wave: Range<usize>, neurons: &[I], outputs: &mut [Output]) {
+        let panels = self.hidden / PANEL_ROWS;
         let columns = panels.div_ceil(4 * self.compute.threads()).max(LEAST_PANELS.min(panels));
         let mut items = Vec::new();
-        let mut at = 0;
+        let mut rest = neurons;
         let mut outputs: Vec<Option<&mut Output>> = outputs.iter_mut().map(Some).collect();
         let experts: Vec<_> = wave.clone().map(|rank| self.request.expert(self.first + rank)).collect();
         for (rank, expert) in wave.clone().zip(&experts) {
@@ -242,34 +185,27 @@ impl Work<'_> {
             let (Some(output), n) = (outputs[group].take(), self.groups[group].tokens.len()) else {
                 continue;
             };
-            let h = &neurons[at..][..tiles * n * I::LEN];
-            at += h.len();
+            let h;
+            (h, rest) = rest.split_at(self.request.tiles() * n * self.steps.len);
             if let Ok(expert) = expert {
                 let parts = output.data.chunks_mut(columns * n * PANEL_ROWS).enumerate();
-                items.extend(parts.map(|(i, y)| (rank, expert, n, h, i * columns, y)));
+                items.extend(parts.map(|(i, y)| (expert, n, h, i * columns, y)));
             }
         }
-        let add = |(_, expert, n, h, first, y): &mut (usize, &Expert<'_>, usize, &[I], usize, &mut [f32])| {
+        let add = |(expert, n, h, first, y): &mut (&Expert<'_>, usize, &[I], usize, &mut [f32])| {
             let y = y.as_chunks_mut().0;
             let range = *first..*first + y.len() / *n;
-            for (t, h) in h.chunks_exact(*n * I::LEN).enumerate() {
+            for (t, h) in h.chunks_exact(*n * self.steps.len).enumerate() {
                 // A tile that could not be read has been told of.
                 let Ok(tile) = expert.tile(t) else { return };
-                I::down(
-                    &self.compute.kernels,
-                    bytemuck::cast_slice::<_, P>(tile),
-                    hidden,
-                    range.clone(),
-                    h,
-                    y,
-                );
+                let tile = bytemuck::cast_slice(tile);
+                (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
             }
         };
         self.compute.run(|| items.par_iter_mut().with_max_len(1).for_each(add));
         drop(items);
         drop(experts);
         wave.for_each(|rank| self.request.finish(self.first + rank));
-        Ok(())
     }
 
     /// Does `work(rank, part, expert)` for the parts of every rank of `wave`. Threads take the parts in order, so that none waits for an expert
