@@ -220,7 +220,7 @@ fn files_that_are_something_else_are_refused_with_a_remedy() {
         ("pytorch_model.bin", &legacy[..], "before 1.6"),
         ("pytorch_model.bin", pointer, "git lfs pull"),
         ("model.safetensors", pointer, "git lfs pull"),
-        ("pytorch_model.bin", b"", "no zip archive"),
+        ("pytorch_model.bin", b"", "not a zip archive"),
         ("model.safetensors", b"", "0 bytes"),
         ("pytorch_model.bin", &compressed[..compressed.len() - 30], "the archive"),
     ] {

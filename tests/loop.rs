@@ -9,7 +9,10 @@ use std::{
     thread,
 };
 
-use common::{mutate::Random, paging::keeping};
+use common::{
+    mutate::Random,
+    paging::{keeping, keeping_for},
+};
 use yuan::{
     Error,
     container::Container,
@@ -138,7 +141,8 @@ fn a_session_does_not_notice_the_others() {
         in_company(&engine(&container, threads), &alone);
     }
     // Every expert through one of few places in memory.
-    let streamed = Engine::open(container.path(), &keeping(&container, 3)).unwrap();
+    let options = keeping_for(&container, 3, 2 * 9 * CONTEXT);
+    let streamed = Engine::open(container.path(), &options).unwrap();
     in_company(&streamed, &alone);
     assert_eq!(streamed.counts().panics, 0);
 }

@@ -60,7 +60,7 @@ fn an_expert_that_cannot_be_read_fails_those_that_it_was_for() {
         let reads = Arc::new(AtomicU64::new(0));
         let plan = move |_, offset: u64| {
             let n = reads.fetch_add(1, Relaxed);
-            match hash(offset ^ n / 64) % 60 {
+            match hash(offset ^ (n / 64)) % 60 {
                 0 => Fault::Error(io::ErrorKind::Other),
                 _ => Fault::None,
             }

@@ -13,6 +13,7 @@ use super::{
     activations::Activations,
     compute::Compute,
     kv::{KvCache, SPAN},
+    scratch::parts_of,
 };
 
 /// Queries of one head that share the keys and values.
@@ -35,8 +36,8 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let (heads, dim) = (kv.heads(), kv.head_dim());
     let width = heads * dim;
 
-    // In the order of rows, heads and spans.
-    let mut pieces = Vec::new();
+    // In the order of rows, heads and spans. Of each block of rows and head, its pieces, and where what they give begins.
+    let (mut pieces, mut blocks, mut place) = (Vec::new(), Vec::new(), 0);
     for (sequence, (kv, rows)) in sequences.iter().enumerate() {
         for start in rows.clone().step_by(QUERIES) {
             let block = start..rows.end.min(start + QUERIES);
@@ -44,19 +45,15 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
             // Few queries: spans are shared out too.
             let together = if rows.len() <= QUERIES { 1 } else { spans };
             for head in 0..heads {
-                let spans = (0..spans).step_by(together).map(|s| s..s + together);
+                let (first, spans) = (pieces.len(), (0..spans).step_by(together).map(|s| s..s + together));
                 pieces.extend(spans.map(|spans| Piece { sequence, head, rows: block.clone(), spans }));
+                blocks.push((first..pieces.len(), place));
+                place += (pieces.len() - first) * block.len() * dim;
             }
         }
     }
-    let mut mixed = compute.scratch.buffer::<f32>(pieces.iter().map(|p| p.rows.len() * dim).sum());
-    let mut rest = &mut mixed[..];
-    let mut places = Vec::with_capacity(pieces.len());
-    for piece in &pieces {
-        let place;
-        (place, rest) = rest.split_at_mut(piece.rows.len() * dim);
-        places.push(place);
-    }
+    let mut mixed = compute.scratch.buffer::<f32>(place);
+    let places = parts_of(&mut mixed, pieces.iter().map(|p| p.rows.len() * dim));
     let attend = |work: &mut Work, (piece, mixed): (&Piece, &mut [f32])| {
         let (kv, rows) = &sequences[piece.sequence];
         work.q.clear();
@@ -79,15 +76,6 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let totals: Vec<Totals> = compute.run(parts);
 
     let mut out = compute.scratch.buffer(queries.len());
-    // Where the pieces of each block of rows begin, and their numbers.
-    let mut blocks = Vec::new();
-    let (mut place, mut i) = (0, 0);
-    while let Some(piece) = pieces.get(i) {
-        let spans = pieces[i..].iter().take_while(|p| p.rows == piece.rows && p.head == piece.head).count();
-        blocks.push((i..i + spans, place));
-        place += spans * piece.rows.len() * dim;
-        i += spans;
-    }
     let by_head = Columns::split(&mut out, width, dim);
     compute.run(|| {
         by_head.into_par_iter().enumerate().for_each(|(head, mut out)| {

@@ -235,7 +235,9 @@ impl Model {
             let output = match member.sequence.want {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(hidden.to_vec()),
-                Want::Last | Want::Best(_) | Want::All => Output::Rows(logits.next().unwrap_or_default()),
+                Want::Last | Want::Best(_) | Want::All => {
+                    Output::Rows(logits.next().expect("logits of every sequence that wants some"))
+                }
             };
             let finite = self.check_finite(if let Output::Rows(rows) = &output { rows } else { hidden });
             let (first, tokens) = (member.rows.start, member.rows.len());
@@ -260,9 +262,9 @@ impl Model {
         wanted: &[Range<usize>],
         last: &Activations,
     ) -> Vec<Vec<f32>> {
-        let wants = |want: Want| matches!(want, Want::Last | Want::Best(_) | Want::All);
         let members = batch.members().iter().zip(wanted);
-        let parts: Vec<_> = members.filter(|(m, _)| wants(m.sequence.want)).map(|(_, w)| w.clone()).collect();
+        let parts: Vec<_> =
+            members.filter(|(m, _)| m.sequence.want.logits()).map(|(_, w)| w.clone()).collect();
         let rows: Vec<usize> = parts.iter().cloned().flatten().collect();
         if rows.is_empty() {
             return Vec::new();

@@ -366,7 +366,7 @@ mod tests {
     /// Rows that nobody else has.
     fn rows(seed: usize, n: usize) -> Vec<f32> {
         (0..n * WIDTH)
-            .map(|i| ((seed * 7919 + i) * 2_654_435_761 >> 7 & 0xffff) as f32 / 32768.0 - 1.0)
+            .map(|i| (((seed * 7919 + i) * 2_654_435_761) >> 7 & 0xffff) as f32 / 32768.0 - 1.0)
             .collect()
     }
 

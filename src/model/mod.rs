@@ -31,6 +31,7 @@ mod sequence;
 mod shelf;
 mod state;
 pub mod threads;
+mod tiles;
 mod work;
 
 pub use cancel::{Cancel, Running};

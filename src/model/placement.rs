@@ -13,7 +13,7 @@ use crate::{
 pub const BATCH: usize = 512;
 /// Tokens of the smallest batch.
 const LEAST: usize = 32;
-/// Rows of logits that the memory's budget has room for, where more than the last token's are wanted.
+/// Rows of logits that a pass may bring: the memory's budget has room for them.
 pub const LOGIT_ROWS: usize = 32;
 /// The program itself: code, vocabulary, stacks of threads.
 const PROGRAM: u64 = 96 << 20;
@@ -36,7 +36,7 @@ pub struct Placement {
     /// Bytes that all sequences may take together: at least those of one of [`Options::context`] tokens; where the container is mapped, all that
     /// it and scratch leave of the budget.
     pub pool: u64,
-    /// Bytes of the intermediate results of a batch, and of [`LOGIT_ROWS`] rows of logits.
+    /// Bytes of the intermediate results of a batch, and of twice [`LOGIT_ROWS`] rows of logits.
     pub scratch: u64,
     /// Bytes of one expert; 0 where they are not in tiles.
     pub expert_bytes: u64,
@@ -69,7 +69,8 @@ impl Placement {
         let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
         let (transient, token) =
             (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
-        let logits = (4 * LOGIT_ROWS * config.vocab) as u64;
+        // Those of a pass, and those that its sequences have taken.
+        let logits = (2 * 4 * LOGIT_ROWS * config.vocab) as u64;
         // Streamed, rows of the embedding are left to the page cache.
         let embedding = match container.tensor("token_embd.weight") {
             Some(view) if !config.tied_embeddings => view.bytes.len() as u64,

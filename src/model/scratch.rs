@@ -99,6 +99,14 @@ impl Pieces {
     }
 }
 
+/// Parts of these lengths, one after another, each to be written by a thread of its own.
+///
+/// # Panics
+/// When they are longer than `all`.
+pub fn parts_of<T>(mut all: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
+    lengths.map(|n| all.split_off_mut(..n).expect("room for every part")).collect()
+}
+
 /// Elements in memory of a [`Scratch`], to which it goes back when they are dropped.
 #[derive(Debug)]
 pub struct Buffer<T: Pod = f32> {

@@ -32,6 +32,13 @@ pub enum Want {
     Hidden,
 }
 
+impl Want {
+    /// Whether logits are wanted.
+    pub(super) fn logits(self) -> bool {
+        matches!(self, Self::Last | Self::Best(_) | Self::All)
+    }
+}
+
 /// What a pass has brought.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Output {

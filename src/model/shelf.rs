@@ -1,16 +1,13 @@
 //! Full pages of all sequences of a model, found by the tokens that they stand for: what one sequence has computed, another need not.
 
-use std::{
-    cmp::Reverse,
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use super::{
     history::Snapshot,
     kv::{KvType, SPAN},
     page::Page,
 };
+use crate::pager::sync::{Mutex, lock};
 
 /// What the model knows of [`SPAN`] tokens behind others.
 #[derive(Clone, Debug)]
@@ -52,7 +49,7 @@ const FIRST: u64 = 1 << 8;
 impl Shelf {
     /// The blocks of the beginning of `tokens`, as many as there are.
     pub fn find(&self, kv: KvType, tokens: &[u32]) -> Vec<Block> {
-        let mut blocks = self.lock();
+        let mut blocks = lock(&self.0);
         let mut before = kv as u64;
         let mut found = Vec::new();
         blocks.clock += 1;
@@ -67,7 +64,7 @@ impl Shelf {
     /// Puts blocks here, those of the beginning of `tokens`, from the first on. Where there is one of the same tokens already, `blocks` gets that: what is
     /// the same is kept once.
     pub fn put(&self, kv: KvType, tokens: &[u32], blocks: &mut [Block]) {
-        let mut all = self.lock();
+        let mut all = lock(&self.0);
         let mut before = kv as u64;
         all.clock += 1;
         for (depth, (tokens, block)) in tokens.chunks_exact(SPAN).zip(blocks).enumerate() {
@@ -87,7 +84,7 @@ impl Shelf {
     /// Drops the block that was used longest ago, of those that no sequence holds; a later one before those that it stands behind. Returns whether there
     /// was one.
     pub fn drop_oldest(&self) -> bool {
-        let mut blocks = self.lock();
+        let mut blocks = lock(&self.0);
         let free = blocks.by_tokens.iter().filter(|(_, e)| e.block.holders() == 0);
         let oldest = free.min_by_key(|(_, e)| (e.used, Reverse(e.depth))).map(|(key, _)| key.clone());
         oldest.and_then(|key| blocks.by_tokens.remove(&key)).is_some()
@@ -95,7 +92,7 @@ impl Shelf {
 
     /// Drops the block of this page of the first layer, and returns whether it was here.
     pub fn forget(&self, page: &Arc<Page>) -> bool {
-        let mut blocks = self.lock();
+        let mut blocks = lock(&self.0);
         let before = blocks.by_tokens.len();
         blocks.by_tokens.retain(|_, e| !e.block.pages.first().is_some_and(|p| Arc::ptr_eq(p, page)));
         blocks.by_tokens.len() < before
@@ -103,14 +100,9 @@ impl Shelf {
 
     /// Blocks that several sequences hold, and those that none does.
     pub fn count(&self) -> (usize, usize) {
-        let blocks = self.lock();
+        let blocks = lock(&self.0);
         let holders = blocks.by_tokens.values().map(|e| e.block.holders());
         holders.fold((0, 0), |(shared, kept), n| (shared + usize::from(n > 1), kept + usize::from(n == 0)))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Blocks> {
-        // Nothing here is left half done by a panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -290,8 +290,7 @@ impl State {
     pub fn mark(&mut self) {
         if self.position > 0 {
             self.wanted = Some(self.position);
-            let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.add(self.position, filters, self.hidden.clone());
+            self.add_here();
         }
     }
 
@@ -327,10 +326,15 @@ impl State {
         self.position = start + tokens;
         self.hidden = hidden(*tokens);
         if self.wanted == Some(self.position) || History::is_regular(self.position) {
-            let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
-            self.add(self.position, filters, self.hidden.clone());
+            self.add_here();
         }
         self.spare = Spare::default();
+    }
+
+    /// [`State::add`] of the position that it is at.
+    fn add_here(&mut self) {
+        let filters = self.layers.iter().map(|l| l.filter.clone()).collect();
+        self.add(self.position, filters, self.hidden.clone());
     }
 
     /// Keeps a snapshot of a regular position, or of one that is wanted.

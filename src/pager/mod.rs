@@ -5,6 +5,7 @@
 //! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
 mod calibrate;
+mod expert;
 #[cfg(all(test, loom))]
 mod models;
 mod pass;
@@ -30,11 +31,12 @@ use crate::{
     machine::source::Source,
 };
 pub use calibrate::calibrate;
+pub use expert::Expert;
+use expert::unread;
 pub use pass::Pass;
 pub use policy::{Decision, Eviction, Policy};
 use pool::Pool;
-use request::unread;
-pub use request::{Expert, Request};
+pub use request::Request;
 pub use settings::{Paging, Settings};
 use slot::{Arena, Arrivals, Slot};
 use sync::{

@@ -1,9 +1,8 @@
 //! The experts that one layer wants for the tokens of one call.
 
-use std::{io, path::Path};
-
 use super::{
     Backing, Decision, Pager, Pass, Residency, Streamed,
+    expert::Expert,
     slot::Slot,
     sync::{
         Arc, Mutex,
@@ -43,12 +42,6 @@ struct Loading {
 /// A layer that chose so many times as many experts as there are will be followed by one that wants all of them: of 32 experts with
 /// equal chances one is left out once in 300,000 times.
 const CERTAIN: usize = 16;
-
-/// One expert whose tiles are there or on their way.
-pub struct Expert<'r> {
-    slot: Arc<Slot>,
-    path: &'r Path,
-}
 
 impl<'p> Request<'p> {
     pub(super) fn new(
@@ -297,31 +290,9 @@ impl Drop for Request<'_> {
     }
 }
 
-impl Expert<'_> {
-    /// Tile `t`, as soon as it has arrived.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when it could not be read; [`Error::Argument`] when there is no such tile.
-    pub fn tile(&self, t: usize) -> Result<&[u8]> {
-        if t >= self.slot.tiles() {
-            return Err(Error::Argument(format!("there is no tile {t} of {}", self.slot.tiles())));
-        }
-        self.slot.tile(t).map_err(|e| unread(self.path, &e))
-    }
-}
-
-/// A tile could not be read; others may be told the same.
-pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
-    let copy = match problem.raw_os_error() {
-        Some(code) => io::Error::from_raw_os_error(code),
-        None => io::Error::new(problem.kind(), problem.to_string()),
-    };
-    Error::io("read", path)(copy)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, io, path::Path};
 
     use super::*;
     use crate::{
@@ -459,14 +430,6 @@ mod tests {
         drive.read();
         assert_eq!(run(&pager, 0, &[0, 1]).unwrap(), [0, 1]);
         assert_eq!(drive.read(), [1]);
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn a_failing_drive_is_named_with_the_file_and_a_remedy() {
-        let said = unread(Path::new("drive"), &io::Error::from_raw_os_error(libc::EIO)).to_string();
-        assert!(said.starts_with("cannot read drive: Input/output error"), "{said}");
-        assert!(said.contains("the drive may be failing"), "{said}");
     }
 
     /// It may lack tiles.

@@ -128,21 +128,24 @@ impl Session {
         let own = self.state.rewind(common);
         self.tokens.truncate(own);
         self.tokens.extend_from_slice(&tokens[own..]);
-        let shared = self.state.adopt(tokens);
-        let reused = own + shared;
+        let mut shared = self.state.adopt(tokens);
         // Not at every step of a program that runs token by token: the last marks would then be its last tokens.
-        let is_prompt = tokens.len() - reused > 1;
+        let is_prompt = tokens.len() - own - shared > 1;
         if is_prompt {
             // A chat closes the prompt with a token that the next prompt does not have in this place.
             self.state.mark_at(tokens.len() - 1);
         }
-        if let Err(error) = self.run(Want::Nothing, progress) {
-            self.tokens.truncate(self.state.position());
-            return Err(error);
+        match self.run(Want::Nothing, progress) {
+            Ok(found) => shared += found,
+            Err(error) => {
+                self.tokens.truncate(self.state.position());
+                return Err(error);
+            }
         }
         if is_prompt {
             self.state.mark();
         }
+        let reused = own + shared;
         Ok(Synced { reused, shared, computed: tokens.len() - reused })
     }
 
@@ -219,12 +222,14 @@ impl Session {
         if self.tokens.len() > self.capacity() {
             return Err(Error::ContextFull { capacity: self.capacity(), wanted: self.tokens.len() });
         }
-        self.run(want, |_| ControlFlow::Continue(()))
+        self.run(want, |_| ControlFlow::Continue(())).map(|_| ())
     }
 
-    /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are needed.
-    fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<()> {
+    /// Runs what has not been run of the timeline, and keeps the logits of its last token where they are needed. Returns how many tokens were
+    /// not run because another session had come to them first.
+    fn run(&mut self, want: Want, mut progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<usize> {
         let _call = self.state.cancel.begin();
+        let mut found = 0;
         while self.state.position() < self.tokens.len() {
             let rest = &self.tokens[self.state.position()..];
             let batch = &rest[..rest.len().min(self.engine.model().batch())];
@@ -237,7 +242,9 @@ impl Session {
             if progress(done).is_break() && done < self.tokens.len() {
                 return Err(Error::Cancelled);
             }
+            // Another session may have run the same prompt meanwhile.
+            found += self.state.adopt(&self.tokens);
         }
-        Ok(())
+        Ok(found)
     }
 }

@@ -9,7 +9,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel},
     },
@@ -28,11 +28,14 @@ use super::{
 use crate::{
     error::{Error, Result},
     model::{LOGIT_ROWS, Model, Output, Want},
-    pager::Mode,
+    pager::{
+        Mode,
+        sync::{Mutex, lock},
+    },
 };
 
-/// Sequences of one pass.
-const SEQUENCES: usize = 64;
+/// Sequences of one pass: all may want logits.
+const SEQUENCES: usize = LOGIT_ROWS;
 /// Tokens of a prompt that go into one pass, where answers are waited for.
 const PIECE: usize = 128;
 
@@ -80,7 +83,7 @@ impl Passes {
 
     /// What was done so far.
     pub fn counts(&self) -> Counts {
-        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.counts)
     }
 
     /// Runs `tokens` or the first of them, in one pass. `want` is of the last of them: where that was not run, the output is [`Output::Nothing`].
@@ -245,7 +248,7 @@ impl Loop {
     }
 
     fn count(&self, works: &[Work], tokens: usize, line: usize) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = lock(&self.counts);
         counts.passes += 1;
         counts.tokens += tokens as u64;
         counts.sequences += works.len() as u64;
@@ -256,7 +259,7 @@ impl Loop {
 
     /// The pass of these works has panicked.
     fn panicked(&self, works: Vec<Work>, panic: &(dyn Any + Send)) {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).panics += 1;
+        lock(&self.counts).panics += 1;
         let text =
             panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         let problem = format!("a pass of the model panicked: {}", text.unwrap_or("no message"));

@@ -46,6 +46,11 @@ pub fn keeping(container: &Container, keep: u64) -> Options {
     with_room(container, keep, options(Paging::Streamed))
 }
 
+/// [`keeping`], and room for `context` tokens of all sessions.
+pub fn keeping_for(container: &Container, keep: u64, context: usize) -> Options {
+    with_room(container, keep, Options { context, ..options(Paging::Streamed) })
+}
+
 /// [`keeping`] with the pager looking ahead.
 pub fn looking_ahead(container: &Container, keep: u64) -> Options {
     let mut options = options(Paging::Streamed);

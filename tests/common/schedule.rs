@@ -116,9 +116,8 @@ impl Alone {
             let (_, (text_of, state)) = rest.find(|(i, _)| *i == call.0).unwrap();
             let at = state.position();
             let mut tokens = text(*text_of)[at..at + call.1].to_vec();
-            match call.3 {
-                Some(Wrong::Token) => *tokens.last_mut().unwrap() = 512,
-                _ => {}
+            if call.3 == Some(Wrong::Token) {
+                *tokens.last_mut().unwrap() = 512;
             }
             running.push(state.cancel.begin());
             if call.3 == Some(Wrong::Cancelled) {

@@ -108,14 +108,14 @@ impl RunArgs {
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
         let (context, trained) = (context(&tokenizer, container.config())?, container.config().context);
+        let options = self.options(context);
+        self.check_context(&container, options.context)?;
         if context > trained {
             tell!(
                 "note: the model was made for a context of {trained} tokens, and may write worse behind them: \
                  there is room for {context}"
             );
         }
-        let options = self.options(context);
-        self.check_context(&container, options.context)?;
         // There is nothing to show before the total is known.
         let mut bar = None;
         let engine = Engine::with_tokenizer(container, tokenizer, &options, &mut |done, total| {

@@ -66,7 +66,7 @@ static void engines(const char *model, yuan_engine **engine) {
     OK(yuan_engine_options_set_paging(options, "streamed"));
     OK(yuan_engine_options_set_direct_io(options, "off"));
     OK(yuan_engine_options_set_look_ahead(options, 1));
-    OK(yuan_engine_options_set_sessions(options, ROOM, "q8_0"));
+    OK(yuan_engine_options_set_sessions(options, 16 * ROOM, "q8_0"));
     FAILS(yuan_engine_open("no.gguf", options, engine), YUAN_ERROR_FILE);
     OK(yuan_engine_options_set_progress(options, stop_at_once, &heard));
     FAILS(yuan_engine_open(model, options, engine), YUAN_ERROR_CANCELLED);

@@ -1,0 +1,280 @@
+//! Experts in tiles, shared out among threads.
+
+use std::{
+    ops::Range,
+    sync::atomic::{
+        AtomicBool, AtomicUsize,
+        Ordering::{AcqRel, Relaxed},
+    },
+};
+
+use bytemuck::Pod;
+use rayon::prelude::*;
+use yuan_kernels::{
+    Kernels,
+    blocks::QK,
+    panel::{PANEL_ROWS, Panel},
+    tile::{
+        TOKEN_BLOCK, tile_down, tile_down_float, tile_gate_up, tile_gate_up_float, tile_pass, tile_pass_float,
+    },
+};
+
+use super::{
+    activations::Activations,
+    compute::{Arithmetic, Compute},
+    feed_forward::{Group, Output, cut},
+    scratch::{Buffer, parts_of},
+};
+use crate::{
+    error::{Error, Result},
+    pager::{
+        Expert, Request,
+        sync::{Mutex, lock},
+    },
+};
+
+/// Hears of an expert that could not be read, with the tokens that it was for, and says whether none is left to go on for.
+pub type Lost<'l> = &'l (dyn Fn(&[usize], &Error) -> bool + Sync);
+
+/// The outputs of each group's expert, for which large groups are cut up. A tile's share is added to an output in the order of
+/// the tiles. Experts are computed in the order of the request, those that are there first: all of them, or those of `some` ranks.
+///
+/// Many blocks of tokens are shared out as they are: one thread walks all tiles with one of them, and a tile that is in its cache serves all its
+/// tokens. Of few blocks the tiles are shared out: first the neurons of each tile, then, for some columns at a time, the outputs of all.
+pub fn tiled<P: Panel>(
+    compute: &Compute,
+    request: &Request<'_>,
+    some: Option<Range<usize>>,
+    m: &Activations,
+    groups: &mut Vec<Group>,
+    lost: Lost<'_>,
+) -> Result<Vec<Output>> {
+    let hidden = m.cols();
+    let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
+    let walk = blocks >= 4 * compute.threads();
+    if walk {
+        // As many tokens together as leave every thread some: a group that is not cut reads each tile once.
+        cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
+    }
+    let output = |g: &Group| Output::zeros(compute, g.tokens.len(), hidden);
+    let mut outputs: Vec<Output> = groups.iter().map(output).collect();
+    // Groups go by the experts' numbers, ranks by the order of the request.
+    let groups_of = |expert: usize| {
+        groups.partition_point(|g| g.expert < expert)..groups.partition_point(|g| g.expert <= expert)
+    };
+    let some = some.unwrap_or(0..request.order().len());
+    let ranks: Vec<Range<usize>> = request.order()[some.clone()].iter().map(|&e| groups_of(e)).collect();
+    match compute.arithmetic {
+        Arithmetic::Integer => {
+            m.quantize(compute);
+            let steps =
+                Steps { len: 1, pass: tile_pass::<P>, gate_up: tile_gate_up::<P>, down: tile_down::<P> };
+            let inputs =
+                groups.iter().map(|g| compute.scratch.gather(m.q8(), m.blocks(), &g.tokens)).collect();
+            let work =
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
+            work.run(&mut outputs, walk)?;
+        }
+        Arithmetic::Float => {
+            let steps = Steps {
+                len: QK,
+                pass: tile_pass_float::<P>,
+                gate_up: tile_gate_up_float::<P>,
+                down: tile_down_float::<P>,
+            };
+            let inputs =
+                groups.iter().map(|g| compute.scratch.gather(m.data(), m.cols(), &g.tokens)).collect();
+            let work =
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
+            work.run(&mut outputs, walk)?;
+        }
+    }
+    Ok(outputs)
+}
+
+/// Sixteen outputs of a row of activations, as a panel gives them.
+type Outputs = [f32; PANEL_ROWS];
+
+/// Some of a tile's down panels: [`tile_down`].
+type Down<P, I> = fn(&Kernels, &[P], usize, Range<usize>, &[I], &mut [Outputs]);
+
+/// What a tile of panels `P` does with activations as an arithmetic has them (`yuan_kernels::tile`).
+struct Steps<P, I> {
+    /// Elements that 256 activations take.
+    len: usize,
+    pass: fn(&Kernels, &[P], usize, &[I], &mut [Outputs]),
+    gate_up: fn(&Kernels, &[P], usize, &[I], &mut [I]),
+    down: Down<P, I>,
+}
+
+/// The work of a layer's experts.
+struct Work<'w, P, I: Pod> {
+    compute: &'w Compute,
+    request: &'w Request<'w>,
+    /// The rank in the request of the first of `ranks`.
+    first: usize,
+    /// By rank, the groups of its expert.
+    ranks: Vec<Range<usize>>,
+    groups: &'w [Group],
+    lost: Lost<'w>,
+    hidden: usize,
+    steps: Steps<P, I>,
+    /// By group.
+    inputs: Vec<Buffer<I>>,
+}
+
+impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
+    /// Adds the experts' outputs to zeros.
+    fn run(&self, outputs: &mut [Output], walk: bool) -> Result<()> {
+        if walk { self.walk(outputs) } else { self.spread(outputs) }
+    }
+
+    /// One thread walks all tiles with a group.
+    fn walk(&self, outputs: &mut [Output]) -> Result<()> {
+        let parts: Vec<usize> = self.ranks.iter().map(Range::len).collect();
+        let places: Vec<Mutex<&mut [f32]>> =
+            outputs.iter_mut().map(|o| Mutex::new(&mut o.data[..])).collect();
+        self.in_order(0..parts.len(), &parts, true, |rank, part, expert| {
+            let g = self.ranks[rank].start + part;
+            let mut y = lock(&places[g]);
+            (0..self.request.tiles()).try_for_each(|t| {
+                let tile = bytemuck::cast_slice(expert.tile(t)?);
+                let y = y.as_chunks_mut().0;
+                (self.steps.pass)(&self.compute.kernels, tile, self.hidden, &self.inputs[g], y);
+                Ok(())
+            })
+        })
+    }
+
+    /// Threads share the tiles of as many experts as there are places for.
+    fn spread(&self, outputs: &mut [Output]) -> Result<()> {
+        let tiles = self.request.tiles();
+        let mut start = 0;
+        while start < self.ranks.len() {
+            let placed = self.request.placed(self.first + start);
+            let wave = start..self.ranks.len().min(start + placed.max(1));
+            start = wave.end;
+            // A group that was not cut is the only one of its expert.
+            let len = |rank: usize| self.groups[self.ranks[rank].start].tokens.len() * self.steps.len;
+            let lens = || wave.clone().flat_map(|rank| std::iter::repeat_n(len(rank), tiles));
+            let mut neurons = self.compute.scratch.buffer::<I>(lens().sum());
+            let places: Vec<_> = parts_of(&mut neurons, lens()).into_iter().map(Mutex::new).collect();
+            self.in_order(wave.clone(), &vec![tiles; wave.len()], false, |rank, t, expert| {
+                let tile = bytemuck::cast_slice(expert.tile(t)?);
+                let x = &self.inputs[self.ranks[rank].start];
+                let mut h = lock(&places[(rank - wave.start) * tiles + t]);
+                (self.steps.gate_up)(&self.compute.kernels, tile, self.hidden, x, &mut h);
+                Ok(())
+            })?;
+            drop(places);
+            self.down(wave, &neurons, outputs);
+        }
+        Ok(())
+    }
+
+    /// The outputs of the experts of some ranks, whose neurons are [rank][tile][token].
+    fn down(&self, wave: Range<usize>, neurons: &[I], outputs: &mut [Output]) {
+        let panels = self.hidden / PANEL_ROWS;
+        let columns = panels.div_ceil(4 * self.compute.threads()).max(LEAST_PANELS.min(panels));
+        let mut items = Vec::new();
+        let mut rest = neurons;
+        let mut outputs: Vec<Option<&mut Output>> = outputs.iter_mut().map(Some).collect();
+        let experts: Vec<_> = wave.clone().map(|rank| self.request.expert(self.first + rank)).collect();
+        for (rank, expert) in wave.clone().zip(&experts) {
+            let group = self.ranks[rank].start;
+            let (Some(output), n) = (outputs[group].take(), self.groups[group].tokens.len()) else {
+                continue;
+            };
+            let h;
+            (h, rest) = rest.split_at(self.request.tiles() * n * self.steps.len);
+            if let Ok(expert) = expert {
+                let parts = output.data.chunks_mut(columns * n * PANEL_ROWS).enumerate();
+                items.extend(parts.map(|(i, y)| (expert, n, h, i * columns, y)));
+            }
+        }
+        let add = |(expert, n, h, first, y): &mut (&Expert<'_>, usize, &[I], usize, &mut [f32])| {
+            let y = y.as_chunks_mut().0;
+            let range = *first..*first + y.len() / *n;
+            for (t, h) in h.chunks_exact(*n * self.steps.len).enumerate() {
+                // A tile that could not be read has been told of.
+                let Ok(tile) = expert.tile(t) else { return };
+                let tile = bytemuck::cast_slice(tile);
+                (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
+            }
+        };
+        self.compute.run(|| items.par_iter_mut().with_max_len(1).for_each(add));
+        drop(items);
+        drop(experts);
+        wave.for_each(|rank| self.request.finish(self.first + rank));
+    }
+
+    /// Does `work(rank, part, expert)` for the parts of every rank of `wave`. Threads take the parts in order, so that none waits for an expert
+    /// while another part could be done; an expert is finished, where `finish` says so, when its last part is. Of an expert that could not be
+    /// read the other parts are left out.
+    ///
+    /// # Errors
+    /// When nothing is left to go on for.
+    fn in_order(
+        &self,
+        wave: Range<usize>,
+        parts: &[usize],
+        finish: bool,
+        work: impl Fn(usize, usize, &Expert<'_>) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let items: Vec<(usize, usize)> =
+            wave.clone().zip(parts).flat_map(|(rank, &n)| (0..n).map(move |part| (rank, part))).collect();
+        let left: Vec<AtomicUsize> = parts.iter().map(|&n| AtomicUsize::new(n)).collect();
+        let failed: Vec<AtomicBool> = parts.iter().map(|_| AtomicBool::new(false)).collect();
+        let next = AtomicUsize::new(0);
+        let take = |_| -> Result<()> {
+            let _unwinding = AbortOnPanic(self.request);
+            while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
+                let i = rank - wave.start;
+                if !failed[i].load(Relaxed) {
+                    let expert = self.request.expert(self.first + rank);
+                    let done = expert.and_then(|expert| work(rank, part, &expert));
+                    if let Err(problem) = done {
+                        let aborted = matches!(problem, Error::Cancelled);
+                        let first = !failed[i].swap(true, Relaxed);
+                        if aborted || first && self.lose(rank, &problem) {
+                            next.store(items.len(), Relaxed);
+                            self.request.abort();
+                            return Err(problem);
+                        }
+                    }
+                }
+                if left[i].fetch_sub(1, AcqRel) == 1 && finish {
+                    self.request.finish(self.first + rank);
+                }
+            }
+            Ok(())
+        };
+        let threads = self.compute.threads();
+        let ends: Vec<Result<()>> =
+            self.compute.run(|| (0..threads).into_par_iter().with_max_len(1).map(take).collect());
+        // Of several problems the one that made the others.
+        let problems = ends.into_iter().filter_map(Result::err);
+        problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)
+    }
+
+    /// The tokens of a rank's expert are lost; whether no others are left.
+    fn lose(&self, rank: usize, problem: &Error) -> bool {
+        let groups = &self.groups[self.ranks[rank].clone()];
+        let tokens: Vec<usize> = groups.iter().flat_map(|g| g.tokens.iter().copied()).collect();
+        (self.lost)(&tokens, problem)
+    }
+}
+
+/// Down panels of a tile that a thread takes together, at least: 18 KiB, which memory delivers as one stream.
+const LEAST_PANELS: usize = 8;
+
+/// Wakes those who wait for an expert that a panic has kept from being finished.
+struct AbortOnPanic<'r, 'p>(&'r Request<'p>);
+
+impl Drop for AbortOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.abort();
+        }
+    }
+}
