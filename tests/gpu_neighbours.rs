@@ -25,8 +25,8 @@ fn a_sequence_does_not_notice_its_neighbours_on_a_gpu() {
         let fake = fake(Schedule::Late);
         let model = Model::load(&container, &on_gpu(&container, &fake, experts, costs, KvType::F16)).unwrap();
         let schedules = Schedules::new(&[1, 2, 7], false);
-        (0..8).for_each(|seed| alone.check(&model, 3 * seed + i as u64, &schedules));
-        assert!(schedules.done.load(Relaxed) > 20, "{experts} experts");
+        (0..3).for_each(|seed| alone.check(&model, 3 * seed + i as u64, &schedules));
+        assert!(schedules.done.load(Relaxed) > 6, "{experts} experts");
         assert!(model.gpu_use().is_some_and(|used| used.there + used.copied + used.on_cpu > 0));
     }
 }
