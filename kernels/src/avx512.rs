@@ -44,10 +44,10 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     TABLE.as_ref()
 }
 
-product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2], true);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2], true);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2], true);
-product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2], true);
+product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2]);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2]);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2]);
+product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2]);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]

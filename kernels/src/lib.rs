@@ -68,8 +68,8 @@ pub use scalar::exp;
 pub struct Kernels {
     /// `scalar`, `avx2`, …
     pub name: &'static str,
-    /// How far ahead of a single row of activations panels are asked for (`ahead` of the functions), in bytes; 0: not at all.
-    /// Which distance is fastest differs from one CPU to the next, and no bit of a result depends on it.
+    /// How far ahead panels are asked for (`ahead` of the functions), in bytes; 0: not at all. On 512-bit vectors it counts for a single row of
+    /// activations only. Which distance is fastest differs from one CPU to the next, and no bit of a result depends on it.
     pub ahead: usize,
     /// Activations to blocks of 256; the last one is filled up with zeros. `out.len() == x.len().div_ceil(256)`.
     /// A block with a NaN or an infinity in it becomes zeros with the scale NaN, so that its products are NaN.

@@ -8,17 +8,17 @@ use bytemuck::{Pod, cast};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4K, SixBits};
 
-/// The function of one kind of panel. A single row of activations asks for weights as far ahead as it is told to; blocks of `$rows` rows,
-/// which have time, ask where `$ask` says so.
+/// The function of one kind of panel, by blocks of `$rows` rows of activations, which ask for weights ahead. A single row does so where it is told to; what is
+/// left of several rows finds the weights in the cache.
 macro_rules! product {
-    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*], $ask:literal) => {
+    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*]) => {
         #[target_feature(enable = $features)]
         $visibility fn $name(panels: &[$panel], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
             let walk = Walk { panels, ahead };
             if acc.len() == 1 && ahead > 0 {
                 in_blocks!(walk, x, acc, 1 => $block::<1, true>);
             } else {
-                in_blocks!(walk, x, acc, $($rows => $block::<$rows, $ask>,)* 1 => $block::<1, false>);
+                in_blocks!(walk, x, acc, $($rows => $block::<$rows, true>,)* 1 => $block::<1, false>);
             }
         }
     };
@@ -29,10 +29,10 @@ pub(crate) use product;
 /// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
 macro_rules! panels {
     ($features:literal) => {
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2], false);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2], false);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2], false);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2], false);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2]);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2]);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2]);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2]);
 
         #[target_feature(enable = $features)]
         #[inline]
@@ -196,7 +196,7 @@ macro_rules! panels {
 }
 pub(super) use panels;
 
-/// A row of panels, and how far ahead of them weights are asked for: where one row of activations passes, bytes, or 0 for not at all.
+/// A row of panels, and how many bytes ahead of them weights are asked for.
 #[derive(Clone, Copy)]
 pub(crate) struct Walk<'p, P> {
     pub panels: &'p [P],
