@@ -9,6 +9,7 @@ mod restore;
 mod runner;
 mod save;
 mod schedule;
+mod score;
 pub mod stats;
 mod work;
 
@@ -22,9 +23,10 @@ use crate::{
 
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
-pub use generate::{Finish, Limits};
+pub use generate::{Finish, Limits, Token};
 use lent::Lent;
 pub use restore::{Restored, Size};
+pub use score::Score;
 pub use stats::Counts;
 
 /// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time. What sessions on several threads want at the same
@@ -176,7 +178,7 @@ impl Session {
         let logits = match self.logits.take() {
             Some(Output::Rows(logits)) => logits,
             // The tokens were run before somebody asked for all logits.
-            _ => self.engine.passes().logits(self.number, self.state.hidden())?,
+            _ => self.engine.passes().logits(self.number, self.state.hidden(), 1)?,
         };
         match self.logits.insert(Output::Rows(logits)) {
             Output::Rows(logits) => Ok(logits),
