@@ -151,6 +151,24 @@ impl Session {
         Ok(Synced { reused, shared, computed: tokens.len() - reused })
     }
 
+    /// Makes the timeline as many of the first of these `tokens` as need not be run: what it has in common with them, as far as there is a snapshot, or
+    /// what other sessions have left, where that reaches farther. Returns their number. [`Session::sync`] with the same tokens runs the rest.
+    ///
+    /// # Errors
+    /// As [`Session::sync`] for lists that are impossible; nothing has changed then.
+    pub fn adopt(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check(tokens)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.state.rewind(common);
+        self.state.adopt(tokens);
+        if self.state.position() != self.tokens.len() || common < self.tokens.len() {
+            self.logits = None;
+        }
+        self.tokens.clear();
+        self.tokens.extend_from_slice(&tokens[..self.state.position()]);
+        Ok(self.position())
+    }
+
     /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.
     ///
     /// # Errors
