@@ -91,6 +91,12 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("stopping"), "the server is stopping")
     }
 
+    /// A client that did not read its answer.
+    pub fn slow() -> Self {
+        let message = "the answer was cut off, because it was not read in time; read faster, or raise the server's --timeout";
+        Self::new(StatusCode::REQUEST_TIMEOUT, Some("cut_off"), message)
+    }
+
     /// A mistake in the server.
     pub fn internal() -> Self {
         let message = "the server has made a mistake with this request; its log says more";

@@ -81,6 +81,8 @@ pub struct Stop(Mutex<Calls>);
 #[derive(Debug, Default)]
 struct Calls {
     stopped: bool,
+    /// Because the client does not read.
+    cut: bool,
     sessions: Vec<Cancel>,
 }
 
@@ -90,6 +92,16 @@ impl Stop {
         let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         calls.stopped = true;
         calls.sessions.iter().for_each(Cancel::cancel_all);
+    }
+
+    /// Stops all, because the client does not read.
+    fn cut(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).cut = true;
+        self.stop();
+    }
+
+    fn is_cut(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).cut
     }
 
     /// One more session, which stops with the others.
@@ -123,8 +135,9 @@ impl Answers {
         if self.left == 0 {
             return None;
         }
-        // A sequence whose thread ends without a word has made a mistake.
-        let event = self.events.recv().await.unwrap_or((0, Event::Failed(Problem::internal())));
+        // A sequence whose thread ends without a word was cut off, or has made a mistake.
+        let silent = || if self.stop.is_cut() { Problem::slow() } else { Problem::internal() };
+        let event = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(silent())));
         match event.1 {
             Event::End(..) => self.left -= 1,
             Event::Failed(_) => self.left = 0,
@@ -152,7 +165,15 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
                 let _ = sender.send((place, Event::Failed(Problem::stopping()))).await;
                 return;
             };
-            let line = Line { place, sender: sender.clone(), patience: server.options.patience() };
+            if stop.is_cut() {
+                return;
+            }
+            let line = Line {
+                place,
+                stop: stop.clone(),
+                sender: sender.clone(),
+                patience: server.options.patience(),
+            };
             let (server, model, stop, ticket) = (server.clone(), model.clone(), stop.clone(), ticket.clone());
             tokio::task::spawn_blocking(move || {
                 let _inside = (ticket, permit);
@@ -163,8 +184,10 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
                     }
                     Err(error) => Event::Failed(error.into()),
                 };
-                // As above.
-                let _ = line.send(last);
+                if !stop.is_cut() {
+                    // As above.
+                    let _ = line.send(last);
+                }
             });
         }
     });
@@ -174,6 +197,7 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
 /// The way of a sequence to its client.
 struct Line {
     place: usize,
+    stop: Arc<Stop>,
     sender: Sender<(usize, Event)>,
     patience: Duration,
 }
@@ -185,8 +209,13 @@ impl Line {
             Ok(()) => true,
             Err(TrySendError::Closed(_)) => false,
             Err(TrySendError::Full(event)) => Handle::current().block_on(async {
-                let sent = tokio::time::timeout(self.patience, self.sender.send(event)).await;
-                matches!(sent, Ok(Ok(())))
+                match tokio::time::timeout(self.patience, self.sender.send(event)).await {
+                    Ok(sent) => sent.is_ok(),
+                    Err(_) => {
+                        self.stop.cut();
+                        false
+                    }
+                }
             }),
         };
         if sent { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -86,15 +86,19 @@ fn whoever_does_not_read_is_cut_off() {
         "prompt": vec!["Ruth 1:1<sep>"; 40], "n": 4, "max_tokens": 500, "ignore_eos": true, "stream": true, "logprobs": 100,
     });
     let body = body.to_string();
-    write!(socket, "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-        .unwrap();
+    write!(
+        socket,
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
     server.wait_for("yuan_requests", 1.0);
     server.wait_for("yuan_requests", 0.0);
     // What it reads late is the beginning, and an end without [DONE].
     let mut text = Vec::new();
-    let _ = socket.read_to_end(&mut text);
+    socket.read_to_end(&mut text).unwrap();
     let text = String::from_utf8_lossy(&text);
-    assert!(text.contains("data: {") && !text.contains("[DONE]"));
+    assert!(text.contains("data: {") && text.contains("cut_off") && !text.contains("[DONE]"));
     server.ask(CHAT, &json!({ "messages": user("a"), "max_tokens": 1 }));
 }
 
@@ -130,6 +134,8 @@ fn those_who_wait_are_served() {
 #[test]
 fn nonsense_is_the_clients_fault() {
     let server = Running::with(Options { body: 1, ..Options::default() });
+    const FAULTS: &str = "yuan_replies_total{class=\"5xx\"}";
+    let before = server.counter(FAULTS);
     let deep = "[".repeat(100_000);
     for path in [CHAT, COMPLETIONS, "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"] {
         for body in [
@@ -165,7 +171,7 @@ fn nonsense_is_the_clients_fault() {
     refused(&server.get("/v1/nothing"), 404);
     refused(&server.get("/v1/models/other"), 404);
     refused(&server.get(CHAT), 405);
-    assert_eq!(server.counter("yuan_replies_total{class=\"5xx\"}"), 0.0);
+    assert_eq!(server.counter(FAULTS), before);
 }
 
 #[test]

@@ -122,8 +122,13 @@ impl Demo {
     }
 }
 
+/// The demo model as a container, with the usual options.
+pub fn container() -> anyhow::Result<PathBuf> {
+    convert(None, None, DType::Q4_K).map(|(_, output)| output)
+}
+
 /// Converts the demo model, by default the one in the source tree to the user's cache folder. Returns its folder and the container.
-pub fn convert(
+fn convert(
     assets: Option<PathBuf>,
     cache: Option<PathBuf>,
     experts: DType,

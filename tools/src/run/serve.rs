@@ -3,9 +3,7 @@
 use std::path::Path;
 
 use clap::{Args, Command};
-use yuan::{
-    config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State, quantize::DType,
-};
+use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State};
 use yuan_serve::{Bound, Options, Served};
 use yuan_tools::{
     console::{self, take_stop},
@@ -52,7 +50,7 @@ impl Serve {
         // First of all, so that whoever watches sees the server while its model is loaded.
         let bound = Bound::new(self.server.clone())?;
         if self.demo {
-            (_, self.run.model) = demo::convert(None, None, DType::Q4_K)?;
+            self.run.model = demo::container()?;
         }
         let stopper = bound.stopper();
         console::on_stop(move || stopper.stop());
