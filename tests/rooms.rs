@@ -242,16 +242,21 @@ fn only_the_code_of_tests_is_passed_over() {
 }
 
 /// What sources of the tools do without: `yuan` runs models and converts none, but for its demo; the C surface is for others.
-const TOOLS: [(&str, &[&str]); 4] = [
+const TOOLS: [(&str, &[&str]); 5] = [
     ("tools/src/", &["capi"]),
     ("tools/src/run/", &["capi", "convert", "quantize"]),
     ("tools/src/run/demo.rs", &["capi"]),
+    ("tools/serve/src/", &["capi", "convert", "gpu", "quantize"]),
     ("tools/src/quant/", &["capi", "gpu", "pager", "sampler", "session"]),
 ];
 
+fn tools() -> impl Iterator<Item = (String, String)> {
+    ["tools/src", "tools/serve/src"].into_iter().flat_map(sources)
+}
+
 #[test]
 fn tools_import_only_what_they_are_for() {
-    for (path, text) in sources("tools/src") {
+    for (path, text) in tools() {
         let rules = TOOLS.iter().filter(|(begins, _)| path.starts_with(begins));
         let (_, without) = rules.max_by_key(|(begins, _)| begins.len()).expect("a rule for every tool");
         for import in paths(&code(&text), &["yuan"]) {
@@ -284,7 +289,7 @@ fn kernels_know_no_files_threads_or_environment() {
 
 #[test]
 fn unsafe_stays_in_its_rooms() {
-    for folder in ["src", "kernels/src", "tools/src"] {
+    for folder in ["src", "kernels/src", "tools/src", "tools/serve/src"] {
         for (path, text) in sources(folder) {
             let said =
                 code(&text).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
@@ -295,7 +300,7 @@ fn unsafe_stays_in_its_rooms() {
 
 #[test]
 fn tools_reach_weights_and_kernels_only_through_the_library() {
-    for (path, text) in sources("tools/src") {
+    for (path, text) in tools() {
         assert!(!text.contains("yuan_kernels"), "{path} reaches past the library");
     }
 }
@@ -314,7 +319,7 @@ fn the_library_prints_nothing() {
 /// These two panic when nobody can hear.
 #[test]
 fn tools_speak_by_their_own_macros() {
-    for (path, text) in sources("tools/src") {
+    for (path, text) in tools() {
         let code = code(&text);
         assert!(!code.contains("println!") && !code.contains("print!("), "{path}: use say! and tell!");
     }
@@ -322,7 +327,7 @@ fn tools_speak_by_their_own_macros() {
 
 #[test]
 fn files_have_one_idea() {
-    for folder in ["src", "kernels", "tools/src", "tests"] {
+    for folder in ["src", "kernels", "tools/src", "tools/serve", "tests"] {
         for (path, text) in sources(folder) {
             assert!(
                 text.lines().count() <= LONGEST,

@@ -2,7 +2,7 @@
 //!
 //! The chain, in the order that users of llama.cpp know: bias, penalties, top-k, top-p, min-p, temperature, and a draw.
 
-mod exp;
+pub(crate) mod exp;
 mod penalties;
 mod ranking;
 mod saved;
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use exp::exp;
 use ranking::{Ranking, by_rank};
 
+pub use ranking::best;
 pub use settings::Settings;
 pub use stop::StopText;
 

@@ -10,6 +10,12 @@ pub fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
+/// The best `n` tokens with a finite logit, and their logits: best first, and of equals the lower id first.
+pub fn best(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    let mut ranking = Ranking::new(logits);
+    (0..n.min(ranking.len())).map(|i| ranking.get(i)).collect()
+}
+
 /// All tokens with a finite logit, in order as far as they were asked for.
 pub struct Ranking {
     tokens: Vec<(u32, f32)>,

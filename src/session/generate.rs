@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::Session;
+use super::{Score, Session};
 use crate::{
     error::{Error, Result},
     sampler::{Sampler, StopText},
@@ -47,6 +47,17 @@ pub enum Finish {
     Cancelled,
 }
 
+/// A token of an answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// It ends the answer, and is no part of it.
+    pub ends: bool,
+    /// How likely it was, where that was asked for.
+    pub score: Option<Score>,
+}
+
 impl Session {
     /// Continues the timeline. `show` hears every token with the text that can be shown now: none while a character is incomplete
     /// or might begin a stop text. At the end it may hear `None` with the text that was held back. It can break off.
@@ -62,6 +73,24 @@ impl Session {
         sampler: &mut Sampler,
         limits: &Limits,
         mut show: impl FnMut(Option<u32>, &str) -> ControlFlow<()>,
+    ) -> Result<Finish> {
+        self.generate_scored(sampler, limits, None, |token, text| match token {
+            Some(token) if token.ends => ControlFlow::Continue(()),
+            token => show(token.map(|token| token.id), text),
+        })
+    }
+
+    /// As [`Session::generate`]; `show` also hears of a stop token, and, with `Some(top)`, how likely every token was and which `top` tokens were the
+    /// likeliest in its place.
+    ///
+    /// # Errors
+    /// As [`Session::generate`].
+    pub fn generate_scored(
+        &mut self,
+        sampler: &mut Sampler,
+        limits: &Limits,
+        top: Option<usize>,
+        mut show: impl FnMut(Option<Token>, &str) -> ControlFlow<()>,
     ) -> Result<Finish> {
         let _call = self.state.cancel.begin();
         let engine = self.engine.clone();
@@ -80,19 +109,21 @@ impl Session {
             if chosen == limits.most {
                 break Ok(Finish::Length);
             }
-            let token = match self.next(sampler, limits.shift) {
-                Ok(token) => token,
+            let (token, score) = match self.next(sampler, limits.shift, top) {
+                Ok(next) => next,
                 Err(Error::Cancelled) => break Ok(Finish::Cancelled),
                 Err(error) => break Err(error),
             };
             if eod == Some(token) || limits.stop_tokens.contains(&token) {
+                // It is the end already.
+                let _ = show(Some(Token { id: token, ends: true, score }), "");
                 break Ok(Finish::Stop);
             }
             self.tokens.push(token);
             self.logits = None;
             chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
-            let flow = show(Some(token), &text);
+            let flow = show(Some(Token { id: token, ends: false, score }), &text);
             if stopped {
                 return Ok(Finish::StopText);
             }
@@ -116,7 +147,12 @@ impl Session {
     }
 
     /// Chooses the next token, behind the last, for which room is made where that is asked for.
-    fn next(&mut self, sampler: &mut Sampler, shift: Option<usize>) -> Result<u32> {
+    fn next(
+        &mut self,
+        sampler: &mut Sampler,
+        shift: Option<usize>,
+        top: Option<usize>,
+    ) -> Result<(u32, Option<Score>)> {
         if self.state.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -125,7 +161,10 @@ impl Session {
         {
             self.shift(keep)?;
         }
-        self.sample(sampler)
+        let Some(top) = top else { return Ok((self.sample(sampler)?, None)) };
+        let logits = self.logits()?;
+        let token = sampler.sample(logits);
+        Ok((token, Some(Score::of(logits, token, top))))
     }
 
     /// Keeps the first `keep` tokens, drops the older half of the others, and runs the rest again.

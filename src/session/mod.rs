@@ -9,6 +9,7 @@ mod restore;
 mod runner;
 mod save;
 mod schedule;
+mod score;
 pub mod stats;
 mod work;
 
@@ -22,9 +23,10 @@ use crate::{
 
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
-pub use generate::{Finish, Limits};
+pub use generate::{Finish, Limits, Token};
 use lent::Lent;
 pub use restore::{Restored, Size};
+pub use score::Score;
 pub use stats::Counts;
 
 /// One timeline of tokens. Any number of sessions share an engine, each used by one thread at a time. What sessions on several threads want at the same
@@ -149,6 +151,24 @@ impl Session {
         Ok(Synced { reused, shared, computed: tokens.len() - reused })
     }
 
+    /// Makes the timeline as many of the first of these `tokens` as need not be run: what it has in common with them, as far as there is a snapshot, or
+    /// what other sessions have left, where that reaches farther. Returns their number. [`Session::sync`] with the same tokens runs the rest.
+    ///
+    /// # Errors
+    /// As [`Session::sync`] for lists that are impossible; nothing has changed then.
+    pub fn adopt(&mut self, tokens: &[u32]) -> Result<usize> {
+        self.check(tokens)?;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.state.rewind(common);
+        self.state.adopt(tokens);
+        if self.state.position() != self.tokens.len() || common < self.tokens.len() {
+            self.logits = None;
+        }
+        self.tokens.clear();
+        self.tokens.extend_from_slice(&tokens[..self.state.position()]);
+        Ok(self.position())
+    }
+
     /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.
     ///
     /// # Errors
@@ -176,7 +196,7 @@ impl Session {
         let logits = match self.logits.take() {
             Some(Output::Rows(logits)) => logits,
             // The tokens were run before somebody asked for all logits.
-            _ => self.engine.passes().logits(self.number, self.state.hidden())?,
+            _ => self.engine.passes().logits(self.number, self.state.hidden(), 1)?,
         };
         match self.logits.insert(Output::Rows(logits)) {
             Output::Rows(logits) => Ok(logits),

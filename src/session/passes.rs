@@ -86,7 +86,8 @@ impl Passes {
         *lock(&self.counts)
     }
 
-    /// Runs `tokens` or the first of them, in one pass. `want` is of the last of them: where that was not run, the output is [`Output::Nothing`].
+    /// Runs `tokens` or the first of them, in one pass. `want` is of the last of them: where that was not run, the output is [`Output::Nothing`];
+    /// [`Want::Hidden`] is of those that were run.
     ///
     /// # Errors
     /// Those of [`Model::forward`]; [`Error::Internal`] when the pass panicked. The state is then as before.
@@ -96,12 +97,13 @@ impl Passes {
         answer.result
     }
 
-    /// The logits of a hidden state.
+    /// The logits of so many hidden states, [`LOGIT_ROWS`] at most.
     ///
     /// # Errors
     /// As [`Model::logits`]; [`Error::Internal`] as [`Passes::run`].
-    pub(super) fn logits(&self, session: u64, hidden: &[f32]) -> Result<Vec<f32>> {
-        wait(&self.hand_in(session, Task::Head(hidden.to_vec()))).result.map(Output::into_rows)
+    pub(super) fn logits(&self, session: u64, hidden: &[f32], rows: usize) -> Result<Vec<f32>> {
+        let task = Task::Head { hidden: hidden.to_vec(), rows };
+        wait(&self.hand_in(session, task)).result.map(Output::into_rows)
     }
 
     /// The answer comes by what is returned.
@@ -218,8 +220,8 @@ impl Loop {
     fn heads(&mut self) {
         let (waiting, mut room) = (self.line.len(), LOGIT_ROWS);
         let works = self.take(|_, work| {
-            let taken = work.tokens() == 0 && room > 0;
-            room -= usize::from(taken);
+            let taken = work.tokens() == 0 && work.rows() <= room;
+            room -= if taken { work.rows() } else { 0 };
             taken
         });
         self.count(&works, 0, waiting);
@@ -229,11 +231,13 @@ impl Loop {
         self.company.ran(works.iter().map(|work| (work.session, 0)), start.elapsed(), Instant::now());
         match logits {
             Ok(Ok(logits)) => {
-                let rows = logits.chunks_exact((logits.len() / works.len()).max(1));
-                works
-                    .into_iter()
-                    .zip(rows)
-                    .for_each(|(work, row)| work.answer(Ok(Output::Rows(row.to_vec()))));
+                let vocab = logits.len() / works.iter().map(Work::rows).sum::<usize>().max(1);
+                let mut rest = &logits[..];
+                for work in works {
+                    let (rows, behind) = rest.split_at(work.rows() * vocab);
+                    rest = behind;
+                    work.answer(Ok(Output::Rows(rows.to_vec())));
+                }
             }
             // The file has failed all of them; each hears it from a product of its own.
             Ok(Err(_)) => works.into_iter().for_each(|work| {
@@ -445,7 +449,9 @@ mod tests {
         let one = stage.hand_in(1, 1);
         stage.running();
         let heads: Vec<_> = (0..40u8)
-            .map(|i| stage.passes.hand_in(10 + u64::from(i), Task::Head(vec![i.into(); 4])))
+            .map(|i| {
+                stage.passes.hand_in(10 + u64::from(i), Task::Head { hidden: vec![i.into(); 4], rows: 1 })
+            })
             .collect();
         stage.go();
         assert!(wait(&one).result.is_ok());
@@ -455,7 +461,8 @@ mod tests {
         assert_eq!(stage.passes.counts().passes, 3, "as many at once as there is room for");
         let two = stage.hand_in(1, 1);
         stage.running();
-        let [bad, good] = [13.0, 5.0].map(|x| stage.passes.hand_in(x as u64, Task::Head(vec![x; 4])));
+        let [bad, good] =
+            [13.0, 5.0].map(|x| stage.passes.hand_in(x as u64, Task::Head { hidden: vec![x; 4], rows: 1 }));
         stage.go();
         assert!(wait(&two).result.is_ok() && wait(&bad).result.is_err());
         assert_eq!(wait(&good).result.unwrap(), Output::Rows(vec![5.0; 4]));

@@ -23,8 +23,8 @@ pub(super) struct Work {
 pub(super) enum Task {
     /// Some tokens behind a state.
     Run { state: Lent, tokens: Vec<u32>, want: Want },
-    /// The logits of a hidden state.
-    Head(Vec<f32>),
+    /// The logits of so many hidden states.
+    Head { hidden: Vec<f32>, rows: usize },
 }
 
 pub(super) struct Answer {
@@ -34,19 +34,27 @@ pub(super) struct Answer {
 }
 
 impl Work {
-    /// Tokens to run; 0 for a hidden state.
+    /// Tokens to run; 0 for hidden states.
     pub fn tokens(&self) -> usize {
         match &self.task {
             Task::Run { tokens, .. } => tokens.len(),
-            Task::Head(_) => 0,
+            Task::Head { .. } => 0,
         }
     }
 
-    /// The hidden state whose logits are wanted.
+    /// Hidden states whose logits are wanted.
+    pub fn rows(&self) -> usize {
+        match &self.task {
+            Task::Run { .. } => 0,
+            Task::Head { rows, .. } => *rows,
+        }
+    }
+
+    /// The hidden states whose logits are wanted.
     pub fn hidden(&self) -> &[f32] {
         match &self.task {
             Task::Run { .. } => &[],
-            Task::Head(hidden) => hidden,
+            Task::Head { hidden, .. } => hidden,
         }
     }
 
@@ -54,10 +62,11 @@ impl Work {
     pub fn sequence<'w>((work, share): (&'w mut Self, &Share)) -> Option<Sequence<'w>> {
         match &mut work.task {
             Task::Run { state, tokens, want } => {
-                let want = if share.tokens == tokens.len() { *want } else { Want::Nothing };
+                let whole = share.tokens == tokens.len() || *want == Want::Hidden;
+                let want = if whole { *want } else { Want::Nothing };
                 Some(Sequence { tokens: &tokens[..share.tokens], state: &mut *state, want })
             }
-            Task::Head(_) => None,
+            Task::Head { .. } => None,
         }
     }
 
@@ -73,7 +82,7 @@ impl Work {
         if let Some(back) = self.back.take() {
             let state = match &mut self.task {
                 Task::Run { state, .. } => state.take(),
-                Task::Head(_) => Lent::default(),
+                Task::Head { .. } => Lent::default(),
             };
             // Whoever lent it waits for it.
             let _ = back.send(Answer { state, result });

@@ -30,6 +30,18 @@ pub fn stopped() -> bool {
 /// What Ctrl-C cancels beside.
 static CANCEL: Mutex<Option<Cancel>> = Mutex::new(None);
 
+/// What Ctrl-C tells beside.
+static TOLD: Mutex<Option<Box<dyn Fn() + Send>>> = Mutex::new(None);
+
+/// Has Ctrl-C, or SIGTERM, call `tell` from a thread of its own; at once, where it was pressed already.
+pub fn on_stop(tell: impl Fn() + Send + 'static) {
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if stopped() {
+        tell();
+    }
+    *told = Some(Box::new(tell));
+}
+
 /// Whether Ctrl-C has nothing to stop but the program.
 static IDLE: AtomicBool = AtomicBool::new(false);
 
@@ -84,6 +96,9 @@ pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
             }
             if let Some(cancel) = &*CANCEL.lock().unwrap_or_else(PoisonError::into_inner) {
                 cancel.cancel();
+            }
+            if let Some(tell) = &*TOLD.lock().unwrap_or_else(PoisonError::into_inner) {
+                tell();
             }
         };
         if let Err(e) = ctrlc::set_handler(handler) {

@@ -103,13 +103,21 @@ impl RunArgs {
         &self,
         context: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<usize>,
     ) -> anyhow::Result<Arc<Engine>> {
+        self.open_shared(|tokenizer, config| context(tokenizer, config).map(|context| (context, context)))
+    }
+
+    /// [`RunArgs::open_for`] several sessions at a time: `sizes` says how many tokens each may have, and how many all together are planned for.
+    pub fn open_shared(
+        &self,
+        sizes: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<(usize, usize)>,
+    ) -> anyhow::Result<Arc<Engine>> {
         let container = Container::open(&self.model)?;
         let vocab =
             container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
-        let (context, trained) = (context(&tokenizer, container.config())?, container.config().context);
-        let options = self.options(context);
-        self.check_context(&container, options.context)?;
+        let ((context, all), trained) = (sizes(&tokenizer, container.config())?, container.config().context);
+        let options = self.options(all);
+        self.check_context(&container, context)?;
         if context > trained {
             tell!(
                 "note: the model was made for a context of {trained} tokens, and may write worse behind them: \

@@ -100,19 +100,8 @@ impl Demo {
 
     /// Converts the demo model, says what became of it, and returns the container.
     fn convert(&self) -> anyhow::Result<PathBuf> {
-        let assets = match &self.assets {
-            Some(folder) => folder.clone(),
-            None => find_assets().context(
-                "the demo model is not here: run in a checkout of the source, or give its folder with --assets",
-            )?,
-        };
-        let cache = self.cache.clone().map_or_else(cache_folder, Ok)?;
-        fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
-        let output = cache.join(format!("demo-model.{}.gguf", self.experts.name()));
-        let input = Input::open(&assets)?;
-        let options = Options { experts: self.experts, ..Options::default() };
-        Job::new(&input, &options, true)?.run(&output)?;
-        let (before, after) = (input.data_bytes(), fs::metadata(&output)?.len());
+        let (assets, output) = convert(self.assets.clone(), self.cache.clone(), self.experts)?;
+        let (before, after) = (Input::open(&assets)?.data_bytes(), fs::metadata(&output)?.len());
         say!("Converted {} ({}) to {} ({}).", assets.display(), size(before), output.display(), size(after))?;
         Ok(output)
     }
@@ -131,6 +120,29 @@ impl Demo {
         say!()?;
         report(engine, ids.len(), &answer, &before)
     }
+}
+
+/// The demo model as a container, with the usual options.
+pub fn container() -> anyhow::Result<PathBuf> {
+    convert(None, None, DType::Q4_K).map(|(_, output)| output)
+}
+
+/// Converts the demo model, by default the one in the source tree to the user's cache folder. Returns its folder and the container.
+fn convert(
+    assets: Option<PathBuf>,
+    cache: Option<PathBuf>,
+    experts: DType,
+) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let assets = assets.or_else(find_assets).context(
+        "the demo model is not here: run in a checkout of the source, or give its folder with --assets",
+    )?;
+    let cache = cache.map_or_else(cache_folder, Ok)?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
+    let output = cache.join(format!("demo-model.{}.gguf", experts.name()));
+    let input = Input::open(&assets)?;
+    let options = Options { experts, ..Options::default() };
+    Job::new(&input, &options, true)?.run(&output)?;
+    Ok((assets, output))
 }
 
 fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) -> anyhow::Result<()> {

@@ -15,6 +15,7 @@ mod perplexity;
 mod plan;
 mod replay;
 mod sampling;
+mod serve;
 mod together;
 mod tokenize;
 mod trace;
@@ -30,6 +31,7 @@ Examples:
   yuan demo
   yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
   yuan chat model.gguf --temp 0.7
+  yuan serve model.gguf
   yuan bench model.gguf -p 512 -n 128
 Containers are made by yuan-quant."
 )]
@@ -46,6 +48,8 @@ enum Command {
     Generate(generate::Generate),
     /// Hold a conversation with a model
     Chat(chat::Chat),
+    /// Serve a model over HTTP, for clients of OpenAI's interface
+    Serve(Box<serve::Serve>),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
     /// Write the logits of given tokens to a NumPy file
@@ -67,11 +71,13 @@ enum Command {
 fn main() -> ExitCode {
     // A negative number is a value, and no option that nobody knows.
     let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+    let command = command.mut_subcommand("serve", serve::demo_needs_no_model);
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
     yuan_tools::console::run(|| match cli.command {
         Command::Demo(c) => c.run(),
         Command::Generate(c) => c.run(),
         Command::Chat(c) => c.run(),
+        Command::Serve(c) => c.run(),
         Command::Tokenize(c) => c.run(),
         Command::Logits(c) => c.run(),
         Command::Perplexity(c) => c.run(),

@@ -1,0 +1,148 @@
+//! A model over HTTP. [`Bound`] is a server that listens; [`Bound::run`] loads its model and serves it until it is told to stop.
+//!
+//! Requests are read and answers written by a few asynchronous tasks; each sequence of a request runs on a thread of its own, with a
+//! [`Session`](yuan::session::Session), and says what it has over a bounded channel ([`work`]).
+
+mod gate;
+mod metrics;
+mod openai;
+mod options;
+mod piece;
+mod problem;
+mod router;
+mod sampling;
+mod server;
+mod stream;
+mod text;
+mod tokens;
+mod work;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use tokio::sync::watch;
+
+pub use options::Options;
+pub use server::Served;
+use server::{Server, Shared};
+
+/// Threads that read requests and write answers.
+const THREADS: usize = 2;
+/// Time that connections have to end, once all requests have.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// A server that listens and has no model yet.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+    server: Shared,
+    stop: watch::Sender<bool>,
+}
+
+/// Tells a server to stop: from any thread.
+#[derive(Clone, Debug)]
+pub struct Stopper(watch::Sender<bool>);
+
+impl Stopper {
+    /// The server takes no more requests, ends those that run, and returns.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Bound {
+    /// Listens.
+    ///
+    /// # Errors
+    /// The address is taken or none of this machine's, or the keys cannot be read.
+    pub fn new(options: Options) -> anyhow::Result<Self> {
+        let place = (options.host.as_str(), options.port);
+        let listener = TcpListener::bind(place).with_context(|| {
+            format!("cannot listen on {}:{}; choose others with --host and --port", place.0, place.1)
+        })?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address, server: Server::new(options)?, stop: watch::Sender::new(false) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// By which it is told to stop.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Loads the model, tells `ready` of it, and serves it until it is told to stop. Requests that come before the model is there get status 503.
+    ///
+    /// # Errors
+    /// That of `load`, or of the system.
+    pub fn run(
+        self,
+        load: impl FnOnce() -> anyhow::Result<Served> + Send + 'static,
+        ready: impl FnOnce(&Served) + Send + 'static,
+    ) -> anyhow::Result<()> {
+        let router = router::router(self.server.clone())?;
+        let sequences = usize::try_from(self.server.options.sequences).unwrap_or(usize::MAX);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            // A thread for each sequence, one that loads, and a few for names of hosts.
+            .max_blocking_threads(sequences.saturating_add(4))
+            .thread_name("yuan-serve")
+            .enable_all()
+            .build()
+            .context("cannot start the server's threads")?;
+        let (server, stop) = (self.server, self.stop.subscribe());
+        let served = runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(self.listener)?;
+            let mut stopped = stop.clone();
+            let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
+            let serving = axum::serve(listener, router).with_graceful_shutdown(until).into_future();
+            let serving = tokio::spawn(serving);
+            let loading = tokio::task::spawn_blocking({
+                let server = server.clone();
+                move || {
+                    let served = load()?;
+                    server.loaded(served.clone())?;
+                    ready(&served);
+                    anyhow::Ok(())
+                }
+            });
+            loading.await.map_err(|e| anyhow!("loading the model has failed: {e}"))??;
+            end(&server, stop, serving).await
+        });
+        // Threads of sequences end with their next token.
+        runtime.shutdown_timeout(GOODBYE);
+        served
+    }
+}
+
+/// Waits until the server is told to stop, and then until its requests have ended, or are cut off.
+async fn end(
+    server: &Shared,
+    mut stop: watch::Receiver<bool>,
+    serving: tokio::task::JoinHandle<std::io::Result<()>>,
+) -> anyhow::Result<()> {
+    // The sender is there as long as the server.
+    let _ = stop.wait_for(|stop| *stop).await;
+    let drain = Duration::from_secs(server.options.drain);
+    let mut serving = std::pin::pin!(serving);
+    let ended = match tokio::time::timeout(drain, &mut serving).await {
+        Ok(ended) => Ok(ended),
+        Err(_) => {
+            server.stop_all();
+            tokio::time::timeout(GOODBYE, &mut serving).await
+        }
+    };
+    match ended {
+        Ok(ended) => Ok(ended.context("the server has failed")??),
+        // A client that keeps its connection does not keep the program.
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,177 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use yuan::tokenizer::Message;
+
+use super::{
+    logprobs,
+    types::{Chunks, Common, Head, Usage, finish_reason, reading},
+};
+use crate::{
+    problem::{Problem, parse},
+    server::{Loaded, Shared},
+    stream::{Writer, collect, stream},
+    work::{Event, start},
+};
+
+/// Tokens that are told in the place of each.
+const MOST_TOP: u32 = 20;
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    messages: Vec<Said>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    #[serde(flatten)]
+    common: Common,
+}
+
+/// A message as clients send it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Said {
+    role: String,
+    content: Option<Content>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+/// Messages as the tokenizer takes them.
+///
+/// # Errors
+/// A part that is no text.
+pub fn messages(said: &[Said]) -> Result<Vec<Message>, Problem> {
+    let part = |part: &Part| match (&*part.kind, &part.text) {
+        ("text" | "input_text" | "output_text", Some(text)) => Ok(text.clone()),
+        (kind, _) => Err(Problem::field(
+            "messages",
+            format!("a part of a message is of the type {kind:?}; this model reads text"),
+        )),
+    };
+    let message = |said: &Said| {
+        let content = match &said.content {
+            None => String::new(),
+            Some(Content::Text(text)) => text.clone(),
+            Some(Content::Parts(parts)) => parts.iter().map(part).collect::<Result<_, _>>()?,
+        };
+        // As newer clients call it.
+        let role = if said.role == "developer" { "system" } else { &said.role };
+        Ok(Message::new(role, content))
+    };
+    said.iter().map(message).collect()
+}
+
+/// Answers.
+///
+/// # Errors
+/// What cannot be answered.
+pub async fn chat(
+    State(server): State<Shared>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let model = server.model()?;
+    let request: Request = parse(body)?;
+    let top = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
+        (false, Some(1..)) => {
+            return Err(Problem::field("top_logprobs", "top_logprobs needs \"logprobs\": true"));
+        }
+        (_, Some(top)) if top > MOST_TOP => {
+            return Err(Problem::field(
+                "top_logprobs",
+                format!("top_logprobs is {top}; give 0 to {MOST_TOP}"),
+            ));
+        }
+        (logprobs, top) => logprobs.then_some(top.unwrap_or(0) as usize),
+    };
+    if request.messages.is_empty() {
+        return Err(Problem::field("messages", "there are no messages; give at least one"));
+    }
+    let prompt = model.served.engine.tokenizer().chat(&messages(&request.messages)?, true)?;
+    let common = &request.common;
+    let jobs = common.jobs(model, vec![prompt], top, false)?;
+    let (choices, scored) = (jobs.len(), top.is_some());
+    let ticket = server.gate.enter()?;
+    let object = if common.streams() { "chat.completion.chunk" } else { "chat.completion" };
+    let head = Head::new(server.request("chatcmpl"), object, model, common.model.as_deref());
+    let answers = start(&server, model, ticket, jobs);
+    if common.streams() {
+        let chunks = Chunks::new(head, common, choices, choices);
+        let begun = vec![false; choices];
+        return Ok(stream(answers, Chat { chunks, begun, scored, model: model.clone() }));
+    }
+    let (mut usage, mut listed) = (Usage::new(choices, choices), Vec::new());
+    for (index, one) in collect(answers, choices).await?.into_iter().enumerate() {
+        usage.set(index, one.figures);
+        let logprobs = scored.then(|| logprobs::chat(model.served.engine.tokenizer(), &one.tokens));
+        listed.push(json!({
+            "index": index, "message": { "role": "assistant", "content": one.text, "refusal": null },
+            "logprobs": logprobs, "finish_reason": one.finish.map(finish_reason),
+        }));
+    }
+    let mut reply = head.with(listed.into());
+    (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
+    Ok(Json(reply).into_response())
+}
+
+struct Chat {
+    chunks: Chunks,
+    /// Answers whose first chunk was written.
+    begun: Vec<bool>,
+    scored: bool,
+    model: Arc<Loaded>,
+}
+
+impl Chat {
+    fn delta(&self, index: usize, delta: Value, logprobs: Option<Value>) -> Value {
+        self.chunks
+            .chunk(json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+    }
+}
+
+impl Writer for Chat {
+    fn chunks(&mut self, place: usize, event: Event) -> Vec<Value> {
+        let mut chunks = reading(&self.chunks, &event);
+        if matches!(event, Event::Piece(_) | Event::End(..))
+            && !std::mem::replace(&mut self.begun[place], true)
+        {
+            chunks.push(self.delta(place, json!({ "role": "assistant", "content": "" }), None));
+        }
+        match event {
+            Event::Piece(piece) => {
+                let tokenizer = self.model.served.engine.tokenizer();
+                let logprobs = self.scored.then(|| logprobs::chat(tokenizer, &piece.tokens));
+                chunks.push(self.delta(place, json!({ "content": piece.text }), logprobs));
+            }
+            Event::End(finish, figures) => {
+                let choice = json!({ "index": place, "delta": {}, "logprobs": null, "finish_reason": finish_reason(finish) });
+                chunks.push(self.chunks.last(place, figures, choice));
+            }
+            Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => {}
+        }
+        chunks
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        self.chunks.end()
+    }
+}

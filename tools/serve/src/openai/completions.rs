@@ -1,0 +1,211 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{State, rejection::BytesRejection},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use yuan::{
+    session::Score,
+    tokenizer::{Special, Tokenizer},
+};
+
+use super::{
+    logprobs::Lists,
+    types::{Chunks, Common, Head, Usage, finish_reason, reading},
+};
+use crate::{
+    piece::Scored,
+    problem::{Problem, parse},
+    server::{Loaded, Shared},
+    stream::{Writer, collect, stream},
+    work::{Event, start},
+};
+
+/// Tokens that are told in the place of each.
+const MOST_TOP: u32 = 100;
+
+#[derive(Debug, Deserialize)]
+struct Request {
+    prompt: Prompts,
+    logprobs: Option<u32>,
+    echo: Option<bool>,
+    best_of: Option<u32>,
+    suffix: Option<String>,
+    #[serde(flatten)]
+    common: Common,
+}
+
+/// One prompt or several, as texts or as ids.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Ids(Vec<u32>),
+    Lists(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    /// The ids of each. Special strings in a text are special tokens, as in `yuan generate`.
+    pub fn ids(self, tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
+        let ids = |text: &String| tokenizer.encode(text, Special::Parse);
+        match self {
+            Self::Text(text) => vec![ids(&text)],
+            Self::Texts(texts) => texts.iter().map(ids).collect(),
+            Self::Ids(ids) => vec![ids],
+            Self::Lists(lists) => lists,
+        }
+    }
+}
+
+/// Answers.
+///
+/// # Errors
+/// What cannot be answered.
+pub async fn completions(
+    State(server): State<Shared>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let model = server.model()?;
+    let request: Request = parse(body)?;
+    let common = &request.common;
+    let choices = common.choices()?;
+    if request.best_of.is_some_and(|best| best as usize != choices) {
+        return Err(Problem::field(
+            "best_of",
+            "best_of is not supported; ask for n answers with logprobs, and choose",
+        ));
+    }
+    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+        return Err(Problem::field("suffix", "suffix is not supported; give the text before the gap alone"));
+    }
+    if let Some(top) = request.logprobs.filter(|top| *top > MOST_TOP) {
+        return Err(Problem::field("logprobs", format!("logprobs is {top}; give 0 to {MOST_TOP}")));
+    }
+    let (top, echo) = (request.logprobs.map(|top| top as usize), request.echo.unwrap_or(false));
+    let prompts = request.prompt.ids(model.served.engine.tokenizer());
+    if prompts.is_empty() {
+        return Err(Problem::field("prompt", "there is no prompt; give at least one"));
+    }
+    let jobs = common.jobs(model, prompts, top, echo)?;
+    let shape = Shape {
+        prompts: jobs.iter().map(|job| job.prompt.clone()).collect(),
+        echo,
+        scored: top.is_some(),
+        model: model.clone(),
+    };
+    let ticket = server.gate.enter()?;
+    let head = Head::new(server.request("cmpl"), "text_completion", model, common.model.as_deref());
+    let count = jobs.len();
+    let answers = start(&server, model, ticket, jobs);
+    if common.streams() {
+        let chunks = Chunks::new(head, common, choices, count);
+        return Ok(stream(answers, Completions { chunks, begun: vec![false; count], shape }));
+    }
+    let (mut usage, mut listed) = (Usage::new(choices, count), Vec::new());
+    for (index, one) in collect(answers, count).await?.into_iter().enumerate() {
+        usage.set(index, one.figures);
+        let logprobs = shape.logprobs(index, Some(&one.prompt), &one.tokens);
+        listed.push(json!({
+            "index": index, "text": shape.before(index) + &one.text, "logprobs": logprobs,
+            "finish_reason": one.finish.map(finish_reason),
+        }));
+    }
+    let mut reply = head.with(listed.into());
+    (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
+    Ok(Json(reply).into_response())
+}
+
+/// How choices are written.
+struct Shape {
+    /// By choice.
+    prompts: Vec<Vec<u32>>,
+    echo: bool,
+    scored: bool,
+    model: Arc<Loaded>,
+}
+
+impl Shape {
+    fn tokenizer(&self) -> &Tokenizer {
+        self.model.served.engine.tokenizer()
+    }
+
+    /// What stands before the answer.
+    fn before(&self, index: usize) -> String {
+        if self.echo { self.tokenizer().decode(&self.prompts[index]) } else { String::new() }
+    }
+
+    /// The scores of the prompt, if they are to stand here and are wanted, and of these tokens.
+    fn logprobs(&self, index: usize, prompt: Option<&[Score]>, tokens: &[Scored]) -> Option<Value> {
+        if !self.scored {
+            return None;
+        }
+        let (tokenizer, mut lists, mut before) = (self.tokenizer(), Lists::default(), 0);
+        if self.echo {
+            let prompt_ids = &self.prompts[index];
+            let mut stream = tokenizer.stream();
+            let mut offsets = Vec::with_capacity(prompt_ids.len());
+            for &id in prompt_ids {
+                offsets.push(before);
+                before += stream.push(id).chars().count();
+            }
+            if let Some(prompt) = prompt {
+                lists.first(tokenizer, prompt_ids[0]);
+                let scores = prompt.iter().zip(&offsets[1..]);
+                scores.for_each(|(score, offset)| lists.push(tokenizer, score, *offset));
+            }
+        }
+        tokens.iter().for_each(|token| lists.push(tokenizer, &token.score, before + token.offset));
+        Some(lists.json())
+    }
+}
+
+struct Completions {
+    chunks: Chunks,
+    /// Answers before which the prompt was written, if it is to be.
+    begun: Vec<bool>,
+    shape: Shape,
+}
+
+impl Completions {
+    fn choice(&self, index: usize, text: &str, logprobs: Option<Value>) -> Value {
+        self.chunks
+            .chunk(json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": null }))
+    }
+}
+
+impl Writer for Completions {
+    fn chunks(&mut self, place: usize, event: Event) -> Vec<Value> {
+        let mut chunks = reading(&self.chunks, &event);
+        if !matches!(event, Event::Reading { .. })
+            && !std::mem::replace(&mut self.begun[place], true)
+            && self.shape.echo
+        {
+            let scores = if let Event::Prompt(scores) = &event { Some(&scores[..]) } else { None };
+            let logprobs = self.shape.logprobs(place, scores, &[]);
+            chunks.push(self.choice(place, &self.shape.before(place), logprobs));
+        }
+        match event {
+            Event::Piece(piece) => {
+                let logprobs = self.shape.logprobs(place, None, &piece.tokens);
+                chunks.push(self.choice(place, &piece.text, logprobs));
+            }
+            Event::End(finish, figures) => {
+                let choice = json!({ "index": place, "text": "", "logprobs": null, "finish_reason": finish_reason(finish) });
+                chunks.push(self.chunks.last(place, figures, choice));
+            }
+            Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => {}
+        }
+        chunks
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        self.chunks.end()
+    }
+}

@@ -1,0 +1,272 @@
+//! What chat and completions have in common.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use yuan::{
+    sampler::{Sampler, Settings},
+    session::{Finish, Limits},
+};
+
+use crate::{
+    problem::Problem,
+    sampling::Sampling,
+    server::{Loaded, now},
+    work::{Event, Figures, Job},
+};
+
+/// Answers to one prompt.
+const MOST_CHOICES: u32 = 128;
+/// Answers of one request.
+const MOST_JOBS: usize = 4096;
+
+/// Fields of both.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Common {
+    pub model: Option<String>,
+    #[serde(default)]
+    pub stream: Option<bool>,
+    pub stream_options: Option<StreamOptions>,
+    #[serde(alias = "max_completion_tokens", alias = "n_predict")]
+    max_tokens: Option<i64>,
+    n: Option<u32>,
+    return_progress: Option<bool>,
+    #[serde(flatten)]
+    sampling: Sampling,
+}
+
+/// How chunks are written.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+impl Common {
+    /// Whether the answer comes in chunks.
+    pub fn streams(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// Answers to each prompt.
+    ///
+    /// # Errors
+    /// None, or too many.
+    pub fn choices(&self) -> Result<usize, Problem> {
+        match self.n.unwrap_or(1) {
+            n @ 1..=MOST_CHOICES => Ok(n as usize),
+            n => Err(Problem::field("n", format!("n is {n}; give 1 to {MOST_CHOICES}"))),
+        }
+    }
+
+    /// The jobs of these prompts: `n` for each, of which the first has the request's seed, the next the seed behind it, and so on.
+    ///
+    /// # Errors
+    /// What makes no sense, before anything is begun.
+    pub fn jobs(
+        &self,
+        model: &Loaded,
+        prompts: Vec<Vec<u32>>,
+        top: Option<usize>,
+        echo: bool,
+    ) -> Result<Vec<Job>, Problem> {
+        let (engine, context) = (&model.served.engine, model.served.context);
+        let choices = self.choices()?;
+        if prompts.len().saturating_mul(choices) > MOST_JOBS {
+            let message = format!(
+                "{} prompts are too many at once; send fewer requests of more prompts each, {MOST_JOBS} at most",
+                prompts.len()
+            );
+            return Err(Problem::field("prompt", message));
+        }
+        let vocab = engine.model().config().vocab;
+        // With a seed in any case: where none was given, each answer has a random one of its own.
+        let settings = self.sampling.settings(vocab)?;
+        let most = match self.max_tokens {
+            None | Some(-1) => usize::MAX,
+            Some(most) => usize::try_from(most)
+                .map_err(|_| Problem::field("max_tokens", format!("max_tokens is {most}; give 0 or more")))?,
+        };
+        let mut jobs = Vec::with_capacity(prompts.len() * choices);
+        for prompt in prompts {
+            check(&prompt, vocab, context)?;
+            // The last token of an answer is not run, so it needs no room.
+            let limits = Limits {
+                stop_texts: self.sampling.stop(),
+                ignore_eod: self.sampling.ignores_eod(),
+                ..Limits::tokens(most.min(context + 1 - prompt.len()))
+            };
+            for choice in 0..choices {
+                let seed = match settings.seed {
+                    Some(seed) => Some(seed.wrapping_add(choice as u64)),
+                    None => Sampler::new(Settings::default())?.settings().seed,
+                };
+                let settings = Settings { seed, ..settings.clone() };
+                let progress = self.streams() && self.return_progress.unwrap_or(false);
+                jobs.push(Job {
+                    prompt: prompt.clone(),
+                    settings,
+                    limits: limits.clone(),
+                    top,
+                    echo,
+                    progress,
+                });
+            }
+        }
+        Ok(jobs)
+    }
+}
+
+/// Whether a prompt can be run.
+///
+/// # Errors
+/// It is empty, too long, or has an id outside the vocabulary.
+pub fn check(prompt: &[u32], vocab: usize, context: usize) -> Result<(), Problem> {
+    if prompt.is_empty() {
+        return Err(Problem::field("prompt", "the prompt has no tokens; give some text"));
+    }
+    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
+        return Err(Problem::field("prompt", format!("there is no token {id}: the vocabulary has {vocab}")));
+    }
+    if prompt.len() > context {
+        return Err(Problem::too_long(prompt.len(), context));
+    }
+    Ok(())
+}
+
+/// A reply or a chunk without its choices.
+pub struct Head {
+    pub id: String,
+    pub object: &'static str,
+    created: u64,
+    model: String,
+    fingerprint: String,
+}
+
+impl Head {
+    /// With the name of the model as the client knows it.
+    pub fn new(id: String, object: &'static str, model: &Loaded, asked: Option<&str>) -> Self {
+        let name = asked.filter(|name| !name.is_empty()).unwrap_or(&model.served.name);
+        let (created, fingerprint) = (now().as_secs(), model.fingerprint.clone());
+        Self { id, object, created, model: name.to_owned(), fingerprint }
+    }
+
+    /// With these choices.
+    pub fn with(&self, choices: Value) -> Value {
+        json!({
+            "id": self.id, "object": self.object, "created": self.created, "model": self.model,
+            "system_fingerprint": self.fingerprint, "choices": choices,
+        })
+    }
+}
+
+/// As OpenAI names it.
+pub fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop | Finish::StopText | Finish::Cancelled => "stop",
+        Finish::Length => "length",
+    }
+}
+
+/// The figures of all answers.
+#[derive(Clone, Debug)]
+pub struct Usage {
+    /// Answers to each prompt.
+    choices: usize,
+    all: Vec<Figures>,
+}
+
+impl Usage {
+    /// Of so many answers to each of so many prompts.
+    pub fn new(choices: usize, jobs: usize) -> Self {
+        Self { choices, all: vec![Figures::default(); jobs] }
+    }
+
+    /// The answer in this place has ended.
+    pub fn set(&mut self, place: usize, figures: Figures) {
+        self.all[place] = figures;
+    }
+
+    /// A prompt counts once, however many answers it has.
+    pub fn json(&self) -> Value {
+        let prompts = || self.all.iter().step_by(self.choices);
+        let (prompt, answer) =
+            (prompts().map(|f| f.prompt).sum::<usize>(), self.all.iter().map(|f| f.answer).sum::<usize>());
+        json!({
+            "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
+            "prompt_tokens_details": { "cached_tokens": prompts().map(|f| f.cached).sum::<usize>() },
+        })
+    }
+
+    /// As llama-server has it, of all answers together.
+    pub fn timings(&self) -> Value {
+        let sum = |of: fn(&Figures) -> usize| self.all.iter().map(of).sum::<usize>();
+        let time = |of: fn(&Figures) -> Duration| self.all.iter().map(of).sum::<Duration>().as_secs_f64();
+        let (prompt, answer) = (sum(|f| f.prompt - f.cached), sum(|f| f.answer));
+        let (prompt_time, answer_time) = (time(|f| f.prompt_time), time(|f| f.answer_time));
+        json!({
+            "cache_n": sum(|f| f.cached), "prompt_n": prompt, "prompt_ms": prompt_time * 1e3,
+            "prompt_per_second": rate(prompt, prompt_time), "predicted_n": answer, "predicted_ms": answer_time * 1e3,
+            "predicted_per_second": rate(answer, answer_time),
+        })
+    }
+}
+
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    tokens as f64 / seconds.max(1e-6)
+}
+
+/// What all chunks have in common.
+pub struct Chunks {
+    pub head: Head,
+    pub usage: Usage,
+    include_usage: bool,
+}
+
+impl Chunks {
+    /// Of a request with so many jobs.
+    pub fn new(head: Head, common: &Common, choices: usize, jobs: usize) -> Self {
+        let include_usage = common.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
+        Self { head, usage: Usage::new(choices, jobs), include_usage }
+    }
+
+    /// A chunk with one choice.
+    pub fn chunk(&self, choice: Value) -> Value {
+        let mut chunk = self.head.with(json!([choice]));
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    /// A chunk that says how much of the prompt was read. Its choices are empty: clients that do not know it pass over it.
+    pub fn progress(&self, done: usize, total: usize, cached: usize, time: Duration) -> Value {
+        let mut chunk = self.head.with(json!([]));
+        chunk["prompt_progress"] = json!({ "total": total, "cache": cached, "processed": done, "time_ms": time.as_secs_f64() * 1e3 });
+        chunk
+    }
+
+    /// The last chunk of an answer, with the timings of all so far.
+    pub fn last(&mut self, place: usize, figures: Figures, choice: Value) -> Value {
+        self.usage.set(place, figures);
+        let mut chunk = self.chunk(choice);
+        chunk["timings"] = self.usage.timings();
+        chunk
+    }
+
+    /// The chunk behind all answers.
+    pub fn end(&self) -> Vec<Value> {
+        let mut chunk = self.head.with(json!([]));
+        chunk["usage"] = self.usage.json();
+        chunk["timings"] = self.usage.timings();
+        if self.include_usage { vec![chunk] } else { Vec::new() }
+    }
+}
+
+/// For endpoints that do not know an event.
+pub fn reading(chunks: &Chunks, event: &Event) -> Vec<Value> {
+    match event {
+        Event::Reading { done, total, cached, time } => vec![chunks.progress(*done, *total, *cached, *time)],
+        _ => Vec::new(),
+    }
+}

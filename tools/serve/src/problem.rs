@@ -1,0 +1,173 @@
+//! What a client is told when something cannot be done: `{"error": {"message", "type", "param", "code"}}` with the right status.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::rejection::BytesRejection,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use yuan::Error;
+
+/// Seconds after which a client may try again.
+const AGAIN: u16 = 1;
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The status of the reply.
+    pub status: StatusCode,
+    /// What is wrong, and what can be done.
+    pub message: String,
+    /// The field of the request.
+    pub param: Option<&'static str>,
+    /// For programs.
+    pub code: Option<&'static str>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code }
+    }
+
+    /// A request that makes no sense, because of this field.
+    pub fn field(param: &'static str, message: impl Into<String>) -> Self {
+        Self { param: Some(param), ..Self::request(message) }
+    }
+
+    /// A request that makes no sense.
+    pub fn request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, None, message)
+    }
+
+    /// A prompt of so many tokens, where `context` is the most.
+    pub fn too_long(prompt: usize, context: usize) -> Self {
+        let message = format!(
+            "the prompt has {prompt} tokens and the context holds {context}; shorten the prompt, or start the server with a larger --context"
+        );
+        Self::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message)
+    }
+
+    /// No key, or a wrong one.
+    pub fn key() -> Self {
+        let message = "the key is missing or wrong; send it as Authorization: Bearer KEY";
+        Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    /// No such address.
+    pub fn not_found() -> Self {
+        let message = "there is nothing at this address; /v1/models, /v1/chat/completions and /v1/completions are some that there are";
+        Self::new(StatusCode::NOT_FOUND, Some("not_found"), message)
+    }
+
+    /// An address that takes another method.
+    pub fn method() -> Self {
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            Some("method_not_allowed"),
+            "this address takes another method",
+        )
+    }
+
+    /// The queue is full.
+    pub fn busy(queue: usize) -> Self {
+        let message = format!("{queue} requests are waiting already, and no more may; try again soon");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
+    }
+
+    /// The model is not there yet.
+    pub fn loading() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some("loading"),
+            "the model is being loaded; try again soon",
+        )
+    }
+
+    /// The server ends.
+    pub fn stopping() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("stopping"), "the server is stopping")
+    }
+
+    /// A client that did not read its answer.
+    pub fn slow() -> Self {
+        let message = "the answer was cut off, because it was not read in time; read faster, or raise the server's --timeout";
+        Self::new(StatusCode::REQUEST_TIMEOUT, Some("cut_off"), message)
+    }
+
+    /// A mistake in the server.
+    pub fn internal() -> Self {
+        let message = "the server has made a mistake with this request; its log says more";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)
+    }
+
+    /// As OpenAI names its kind.
+    fn kind(&self) -> &'static str {
+        match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// The body.
+    pub fn json(&self) -> Value {
+        json!({ "error": {
+            "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
+        } })
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.json())).into_response();
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, AGAIN.into());
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match &error {
+            Error::ContextFull { capacity, wanted } => Self::too_long(*wanted, *capacity),
+            Error::Argument(_) => Self::request(error.to_string()),
+            Error::Memory(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("out_of_memory"), error.to_string())
+            }
+            // Nobody else stops a call whose client still listens.
+            Error::Cancelled => Self::stopping(),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, error.to_string()),
+        }
+    }
+}
+
+/// The body of a request as `T`.
+///
+/// # Errors
+/// Status 413 where it is too large, 400 where it is no JSON or has a field of the wrong type.
+pub fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    let body = body.map_err(|rejection| match rejection.status() {
+        status @ StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            status,
+            Some("body_too_large"),
+            "the body of the request is too large; the server's --body raises the limit",
+        ),
+        _ => Problem::request("the body of the request did not arrive"),
+    })?;
+    serde_json::from_slice(&body)
+        .map_err(|e| Problem::request(format!("the body of the request is not as expected: {e}")))
+}

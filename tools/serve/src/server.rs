@@ -1,0 +1,137 @@
+//! What all requests share.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use yuan::{
+    model::KvType,
+    session::{Engine, Session},
+};
+
+use crate::{gate::Gate, metrics::Metrics, options::Options, problem::Problem, work::Stop};
+
+/// A model that is ready, and what is said of it.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// The model.
+    pub engine: Arc<Engine>,
+    /// What clients call it. They may call it otherwise: there is one.
+    pub name: String,
+    /// Tokens of one sequence, prompt and answer together.
+    pub context: usize,
+    /// The type of keys and values.
+    pub kv: KvType,
+}
+
+impl Served {
+    /// An empty timeline.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn session(&self) -> yuan::Result<Session> {
+        Session::new(self.engine.clone(), self.context, self.kv)
+    }
+}
+
+/// A model that was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The model.
+    pub served: Served,
+    /// By which clients notice that answers may have become others: of the model and of the program.
+    pub fingerprint: String,
+    /// Seconds since 1970 when it was loaded.
+    pub created: u64,
+}
+
+/// The server.
+#[derive(Debug)]
+pub struct Server {
+    /// What it was told.
+    pub options: Options,
+    /// Who is let in.
+    pub gate: Gate,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Digests of the keys that open it; none where it is open.
+    pub keys: Vec<blake3::Hash>,
+    model: OnceLock<Arc<Loaded>>,
+    requests: AtomicU64,
+    running: Mutex<Vec<Weak<Stop>>>,
+}
+
+/// As requests hold it.
+pub type Shared = Arc<Server>;
+
+impl Server {
+    /// A server that has no model yet.
+    ///
+    /// # Errors
+    /// As [`Options::keys`].
+    pub fn new(options: Options) -> anyhow::Result<Shared> {
+        let keys = options.keys()?.iter().map(|key| blake3::hash(key.as_bytes())).collect();
+        let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Ok(Arc::new(Self {
+            gate: Gate::new(number(options.sequences), number(options.queue)),
+            options,
+            metrics: Metrics::default(),
+            keys,
+            model: OnceLock::new(),
+            requests: AtomicU64::new(now().as_micros() as u64),
+            running: Mutex::default(),
+        }))
+    }
+
+    /// From now on there is a model.
+    ///
+    /// # Errors
+    /// As [`Container::fingerprint`](yuan::container::Container::fingerprint).
+    pub fn loaded(&self, served: Served) -> yuan::Result<()> {
+        let mut digest = blake3::Hasher::new();
+        digest.update(&served.engine.container().fingerprint()?);
+        digest.update(yuan::VERSION.as_bytes());
+        digest.update(format!("{:?} {:?}", served.engine.model().arithmetic(), served.kv).as_bytes());
+        let fingerprint = format!("yuan-{:.16}", digest.finalize().to_hex());
+        let _ = self.model.set(Arc::new(Loaded { served, fingerprint, created: now().as_secs() }));
+        Ok(())
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// Status 503 while it is being loaded.
+    pub fn model(&self) -> Result<&Arc<Loaded>, Problem> {
+        self.model.get().ok_or_else(Problem::loading)
+    }
+
+    /// A name for one more request.
+    pub fn request(&self, kind: &str) -> String {
+        format!("{kind}-{:016x}", self.requests.fetch_add(1, Relaxed))
+    }
+
+    /// Something to stop a request by, which the server knows too.
+    pub fn stop(&self) -> Arc<Stop> {
+        let stop = Arc::default();
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.retain(|stop| stop.strong_count() > 0);
+        running.push(Arc::downgrade(&stop));
+        stop
+    }
+
+    /// Stops all requests.
+    pub fn stop_all(&self) {
+        self.gate.close();
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.iter().filter_map(Weak::upgrade).for_each(|stop| stop.stop());
+    }
+}
+
+/// Since 1970.
+pub fn now() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

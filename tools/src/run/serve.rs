@@ -1,0 +1,93 @@
+//! `yuan serve`: a model over HTTP.
+
+use std::path::Path;
+
+use clap::{Args, Command};
+use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State};
+use yuan_serve::{Bound, Options, Served};
+use yuan_tools::{
+    console::{self, take_stop},
+    numbers,
+    open::RunArgs,
+    tell,
+};
+
+use crate::demo;
+
+/// Serve a model over HTTP, for clients of OpenAI's interface
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  yuan serve --demo
+  yuan serve model.gguf --sequences 16 --context 4096
+  yuan serve model.gguf --host 0.0.0.0 --port 80 --api-key-file keys.txt --memory 8G
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"写一首关于秋天的诗\"}]}'
+Clients of OpenAI's interface take http://127.0.0.1:8080/v1 as their base URL, and any key unless there are keys. An answer does not depend \
+            on who else is asking: the same seed gives the same text.
+The first Ctrl-C or SIGTERM lets running requests end (--drain), the second stops at once.")]
+pub struct Serve {
+    #[command(flatten)]
+    run: RunArgs,
+    /// Serve the demo model that comes with the source
+    #[arg(long)]
+    demo: bool,
+    /// Tokens of one sequence, prompt and answer together (0: what the model was made for)
+    #[arg(long, value_name = "N", env = "YUAN_CONTEXT", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
+    context: usize,
+    #[command(flatten)]
+    server: Options,
+}
+
+/// With `--demo` a model need not be named.
+pub fn demo_needs_no_model(command: Command) -> Command {
+    command.mut_arg("model", |model| {
+        model.required(false).required_unless_present("demo").default_value_if("demo", "true", "demo-model")
+    })
+}
+
+impl Serve {
+    pub fn run(mut self) -> anyhow::Result<()> {
+        // First of all, so that whoever watches sees the server while its model is loaded.
+        let bound = Bound::new(self.server.clone())?;
+        if self.demo {
+            self.run.model = demo::container()?;
+        }
+        let stopper = bound.stopper();
+        console::on_stop(move || stopper.stop());
+        let (address, sequences) = (bound.address(), self.server.sequences);
+        bound.run(
+            move || self.load(),
+            move |served| {
+                tell!(
+                    "{} is served at http://{address}: {sequences} sequences at a time, {} tokens each; OpenAI's clients take http://{address}/v1",
+                    served.name,
+                    served.context
+                );
+            },
+        )?;
+        // It was asked to stop, and has.
+        take_stop();
+        Ok(())
+    }
+
+    fn load(&self) -> anyhow::Result<Served> {
+        let mut context = self.context;
+        let engine = self.run.open_shared(|_, config| {
+            if context == 0 {
+                context = config.context;
+            }
+            Ok((context, self.all(context, config)))
+        })?;
+        let name = self.run.model.file_stem().unwrap_or_else(|| Path::new("yuan").as_os_str());
+        Ok(Served { engine, name: name.to_string_lossy().into_owned(), context, kv: self.run.kv })
+    }
+
+    /// Tokens of all sequences that memory is planned for: of all that may run, where that is no more than a quarter of the budget, and of one in
+    /// any case. Sequences take memory as they fill, so more of them may run when they are short.
+    fn all(&self, context: usize, config: &ModelConfig) -> usize {
+        let quarter = Budget::of(self.run.paging.memory).bytes / 4;
+        let room = quarter / (State::kv_bytes(config, self.run.kv) as u64).max(1);
+        let wanted = context.saturating_mul(usize::try_from(self.server.sequences).unwrap_or(usize::MAX));
+        wanted.min(usize::try_from(room).unwrap_or(usize::MAX)).max(context).min(MOST_CONTEXT)
+    }
+}

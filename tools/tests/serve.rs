@@ -1,0 +1,117 @@
+//! `yuan serve`: from the command to a served model and back.
+#![cfg(unix)]
+
+mod common;
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    process::{Child, Command, Stdio},
+};
+
+use common::{Folder, complaint, program, usage};
+
+fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// A server of the demo model, and where it is.
+fn served(folder: &Folder, options: &[&str]) -> (Child, String) {
+    let mut child = program("yuan")
+        .args(["serve", "--demo", "--port", "0"])
+        .args(options)
+        .env("XDG_CACHE_HOME", folder.0.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.contains("is served at")).expect("it is ready");
+    std::thread::spawn(move || lines.for_each(drop));
+    let address = line.split("http://").nth(1).unwrap().split(':').collect::<Vec<_>>()[..2].join(":");
+    (child, address)
+}
+
+fn request(address: &str, head: &str, body: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    stream
+}
+
+fn reply(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+const ENDLESS: &str = r#"{"prompt": "Ruth 1:1<sep>", "ignore_eos": true, "stream": true}"#;
+
+#[test]
+fn the_demo_model_is_served_until_it_is_told_to_stop() {
+    let folder = Folder::new();
+    let (mut child, address) = served(&folder, &["--sequences", "2"]);
+    let found = reply(request(&address, "GET /v1/models", ""));
+    assert!(found.starts_with("HTTP/1.1 200") && found.contains("\"demo-model.q4_k\""), "{found}");
+    // An answer that runs is ended when the server is told to stop, and its client has all of it.
+    let mut stream = BufReader::new(request(&address, "POST /v1/completions", ENDLESS));
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        assert!(stream.read_line(&mut line).unwrap() > 0);
+    }
+    signal(&child, "-TERM");
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("\"finish_reason\":\"length\"") && rest.contains("data: [DONE]"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(TcpStream::connect(&address).is_err());
+}
+
+#[test]
+fn a_drain_of_nothing_cuts_what_runs_and_a_second_signal_does_not_wait() {
+    let folder = Folder::new();
+    for second in [false, true] {
+        let (mut child, address) = served(&folder, &["--drain", if second { "1000" } else { "0" }]);
+        // As many as keep it busy for minutes.
+        let body = ENDLESS.replace("\"Ruth 1:1<sep>\"", &format!("{:?}", vec!["Ruth 1:1<sep>"; 4000]));
+        let mut stream = BufReader::new(request(&address, "POST /v1/completions", &body));
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert!(line.starts_with("HTTP/1.1 200"), "{line}");
+        signal(&child, "-TERM");
+        if second {
+            // The first has arrived when there is no new connection.
+            while TcpStream::connect(&address).is_ok() {}
+            signal(&child, "-TERM");
+            assert_eq!(child.wait().unwrap().code(), Some(130));
+        } else {
+            let mut rest = String::new();
+            stream.read_to_string(&mut rest).unwrap();
+            assert!(rest.contains("the server is stopping") && !rest.contains("[DONE]"));
+            assert_eq!(child.wait().unwrap().code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_said() {
+    let folder = Folder::new();
+    assert!(usage("yuan", &["serve"]).contains("MODEL"));
+    assert!(usage("yuan", &["serve", "m.gguf", "--sequences", "0"]).contains("--sequences"));
+    let none = folder.path("none.gguf");
+    assert!(complaint("yuan", &["serve", &none, "--port", "0"]).contains("none.gguf"));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    assert!(complaint("yuan", &["serve", "--demo", "--port", &port]).contains("--port"));
+    let keys = folder.path("keys");
+    std::fs::write(&keys, "\n").unwrap();
+    assert!(
+        complaint("yuan", &["serve", "--demo", "--port", "0", "--api-key-file", &keys]).contains("no key")
+    );
+    assert!(complaint("yuan", &["serve", &none, "--port", "0", "--cors", "example.org"]).contains("origin"));
+}
