@@ -232,3 +232,22 @@ fn a_session_does_not_notice_what_it_shares() {
     assert_eq!(model.pool_use().sequences, 0);
     assert!(Arc::strong_count(&engine) == 1 && model.pool_use().kept > 0);
 }
+
+#[test]
+fn what_need_not_be_run_can_be_taken_before_the_rest() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let all = tokens(1200, 77);
+    let wanted = bits(fresh(&engine, &all, KvType::F16).logits().unwrap());
+    let mut session = Session::new(engine, 1200, KvType::F16).unwrap();
+    session.sync(&all[..30], go).unwrap();
+    session.logits().unwrap();
+    assert_eq!(session.adopt(&all).unwrap(), 1024, "the full pages of the other");
+    assert_eq!(session.tokens(), &all[..1024]);
+    assert!(matches!(session.adopt(&tokens(1201, 1)), Err(Error::ContextFull { .. })));
+    assert_eq!(session.adopt(&all[..1024]).unwrap(), 1024, "nothing changes");
+    let synced = session.sync(&all, go).unwrap();
+    assert_eq!((synced.reused, synced.computed), (1024, 176));
+    assert!(bits(session.logits().unwrap()) == wanted);
+    assert_eq!(session.adopt(&[3]).unwrap(), 0, "it has nothing of these");
+}

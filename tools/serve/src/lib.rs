@@ -1,7 +1,7 @@
 //! A model over HTTP. [`Bound`] is a server that listens; [`Bound::run`] loads its model and serves it until it is told to stop.
 //!
 //! Requests are read and answers written by a few asynchronous tasks; each sequence of a request runs on a thread of its own, with a
-//! [`Session`](yuan::session::Session), and says what it has over a bounded channel ([`work`]).
+//! [`Session`](yuan::session::Session), and says what it has over a bounded channel.
 
 mod gate;
 mod metrics;
