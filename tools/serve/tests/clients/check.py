@@ -1,38 +1,153 @@
-"""The real `openai` package against a server of the demo model: python3 check.py http://127.0.0.1:8080/v1"""
+"""Checks `yuan serve` with the client that people use: the package `openai`, and requests as lm-evaluation-harness writes them.
 
+    python3 -m pip install --target target/clients openai
+    PYTHONPATH=target/clients python3 tools/serve/tests/clients/check.py target/release/yuan
+"""
+
+import math
+import re
+import signal
+import subprocess
 import sys
+import threading
 
-from openai import BadRequestError, OpenAI
+import openai
 
-client = OpenAI(base_url=sys.argv[1], api_key="none")
-model = client.models.list().data[0].id
+QUESTIONS = ["Psalms 3:1", "春日山中 李白"]
 
-for question in ["春日山中 李白", "Psalms 151:1-4"]:
-    chat = dict(model=model, messages=[{"role": "user", "content": question}], max_tokens=30, seed=3)
-    reply = client.chat.completions.create(**chat, logprobs=True, top_logprobs=2)
-    assert reply.usage.completion_tokens >= len(reply.choices[0].logprobs.content) > 0
-    text, usage = "", None
-    for chunk in client.chat.completions.create(**chat, stream=True, stream_options={"include_usage": True}):
-        text += "".join(choice.delta.content or "" for choice in chunk.choices)
-        usage = chunk.usage or usage
-    assert text == reply.choices[0].message.content and text
-    assert usage == reply.usage, (usage, reply.usage)
 
-# As lm-evaluation-harness asks for likelihoods.
-prompts = [[3, 4, 5], [7], [3, 4, 5, 6]]
-reply = client.completions.create(model=model, prompt=prompts, temperature=0, max_tokens=1, logprobs=1, seed=1, echo=True)
-for choice, prompt in zip(reply.choices, prompts):
-    of_tokens, tops = choice.logprobs.token_logprobs, choice.logprobs.top_logprobs
-    assert len(of_tokens) == len(tops) == len(prompt) + 1 and of_tokens[0] is None and tops[0] is None
-    assert all(p <= max(top.values()) for p, top in zip(of_tokens[1:], tops[1:]))
-    assert of_tokens[-1] == max(tops[-1].values()), "the greedy token"
+def serve(program):
+    """The demo model on a free port: the process and its address."""
+    server = subprocess.Popen(
+        [program, "serve", "--demo", "--port", "0"], stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    said = []
+    for line in server.stderr:
+        said.append(line)
+        if found := re.search(r"served at (http://[\d.]+:\d+)", line):
+            # What it says later must not fill the pipe.
+            threading.Thread(target=server.stderr.read, daemon=True).start()
+            return server, found[1]
+    raise SystemExit("the server has ended:\n" + "".join(said))
 
-embeddings = client.embeddings.create(model=model, input=["a", "b"])
-assert len(embeddings.data) == 2 and abs(sum(x * x for x in embeddings.data[0].embedding) - 1) < 1e-4
 
-try:
-    client.completions.create(model=model, prompt=[3] * 5000)
-    sys.exit("a prompt beyond the context was not refused")
-except BadRequestError as error:
-    assert error.code == "context_length_exceeded"
-print("openai: passed")
+def chat(client):
+    for question in QUESTIONS:
+        asked = dict(model="demo", messages=[{"role": "user", "content": question}], max_tokens=40, seed=7)
+        reply = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+        choice = reply.choices[0]
+        assert choice.message.role == "assistant" and choice.message.content, reply
+        assert choice.finish_reason in ("stop", "length"), reply
+        assert all(len(entry.top_logprobs) == 2 for entry in choice.logprobs.content), reply
+        assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+        text, usage = "", None
+        for chunk in client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+            text += "".join(choice.delta.content or "" for choice in chunk.choices)
+            usage = chunk.usage or usage
+        assert text == choice.message.content, "a streamed answer is another one"
+        # The second time the prompt may have been there.
+        assert (usage.prompt_tokens, usage.completion_tokens) == (reply.usage.prompt_tokens, reply.usage.completion_tokens)
+
+
+def at_once(client):
+    """Answers do not depend on who else is asking."""
+
+    def ask(seed):
+        asked = [{"role": "user", "content": QUESTIONS[seed % 2]}]
+        return client.chat.completions.create(model="m", messages=asked, max_tokens=24, seed=seed).choices[0].message.content
+
+    alone = [ask(seed) for seed in range(16)]
+    together = [None] * 16
+
+    def put(seed):
+        together[seed] = ask(seed)
+
+    threads = [threading.Thread(target=put, args=(seed,)) for seed in range(16)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert together == alone, (alone, together)
+
+
+def likelihoods(client):
+    """Requests and reading of `local-completions` of lm-evaluation-harness."""
+    tokenize = lambda text: client.post("/tokenize", body={"prompt": text, "add_special_tokens": False}, cast_to=object)["tokens"]
+    info = client.get("/tokenizer_info", cast_to=object)
+    assert len(tokenize(info["eos_token"])) == 1, info
+    contexts = ["In the beginning God created", "白日依山盡"]
+    endings = [" the heaven and the earth.", "，黃河入海流"]
+    rows, lengths = [], []
+    for context, ending in zip(contexts, endings):
+        lengths.append(len(tokenize(context)))
+        rows.append(tokenize(context + ending))
+    reply = client.completions.create(
+        model="demo", prompt=rows, temperature=0, max_tokens=1, logprobs=1, seed=1234, echo=True
+    )
+    sums = []
+    for choice, row, length in zip(sorted(reply.choices, key=lambda c: c.index), rows, lengths):
+        tokens, top = choice.logprobs.token_logprobs, choice.logprobs.top_logprobs
+        assert len(tokens) == len(top) == len(row) + 1, (len(tokens), len(row))
+        assert tokens[0] is None and all(math.isfinite(x) and x <= 0 for x in tokens[1:])
+        assert all(value <= max(best.values()) for value, best in zip(tokens[1:], top[1:]))
+        assert tokens[-1] == max(top[-1].values()), "the token behind the prompt is the best"
+        sums.append(sum(tokens[length:-1]))
+    # The same, one at a time, as texts.
+    for context, ending, length, wanted in zip(contexts, endings, lengths, sums):
+        reply = client.completions.create(model="demo", prompt=context + ending, temperature=0, max_tokens=1, logprobs=1, echo=True)
+        assert sum(reply.choices[0].logprobs.token_logprobs[length:-1]) == wanted
+    generated = client.completions.create(model="demo", prompt="The LORD", max_tokens=20, temperature=0, stop=["a", "b", "c", "d", "\n"])
+    assert not set("abcd\n") & set(generated.choices[0].text), generated
+
+
+def others(client):
+    assert [model.id for model in client.models.list()] != []
+    texts = ["The LORD is my shepherd", "床前明月光"]
+    # By default the client asks for base64.
+    coded = client.embeddings.create(model="demo", input=texts)
+    plain = client.embeddings.create(model="demo", input=texts, encoding_format="float")
+    for a, b in zip(coded.data, plain.data):
+        assert max(abs(x - y) for x, y in zip(a.embedding, b.embedding, strict=True)) < 1e-6
+        assert abs(sum(x * x for x in b.embedding) - 1) < 1e-5
+
+
+def refused(client):
+    try:
+        client.completions.create(model="demo", prompt=[3] * 100_000)
+        raise AssertionError("a prompt beyond the context was accepted")
+    except openai.BadRequestError as error:
+        assert error.code == "context_length_exceeded", error
+    wrong = [
+        dict(messages=[]),
+        dict(messages=[{"role": "user", "content": "a"}], temperature=-1),
+        dict(messages=[{"role": "user", "content": "a"}], n=0),
+    ]
+    for request in wrong:
+        try:
+            client.chat.completions.create(model="demo", **request)
+        except openai.BadRequestError as error:
+            assert error.body["message"], error
+        else:
+            raise AssertionError(f"accepted: {str(request)[:200]}")
+    try:
+        client.get("/nothing/here", cast_to=object)
+    except openai.NotFoundError:
+        return
+    raise AssertionError("an address that is none was accepted")
+
+
+def main():
+    server, address = serve(sys.argv[1])
+    try:
+        # The client's own repetitions would hide a refusal.
+        client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
+        root = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
+        for check, of in [(chat, client), (at_once, client), (others, client), (likelihoods, root), (refused, client)]:
+            check(of)
+            print(f"{check.__name__}: passed")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        ended = server.wait(60)
+    assert ended == 0, f"the server has ended with {ended}"
+
+
+if __name__ == "__main__":
+    main()
