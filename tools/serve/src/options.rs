@@ -27,7 +27,7 @@ pub struct Options {
     /// File with the keys that clients may send as `Authorization: Bearer KEY`, one a line; YUAN_API_KEY may hold one instead
     #[arg(long, value_name = "FILE", env = "YUAN_API_KEY_FILE")]
     pub api_key_file: Option<PathBuf>,
-    /// Web pages of this origin may use the server, such as https://example.org; * for all; can be repeated
+    /// Web pages of this origin may use the server, such as `https://example.org`; * for all; can be repeated
     #[arg(long, value_name = "ORIGIN", env = "YUAN_CORS", value_delimiter = ',')]
     pub cors: Vec<String>,
     /// Sequences that run together
