@@ -123,14 +123,11 @@ impl Session {
     pub fn sync(&mut self, tokens: &[u32], progress: impl FnMut(usize) -> ControlFlow<()>) -> Result<Synced> {
         self.check(tokens)?;
         let _call = self.state.cancel.begin();
-        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        if common < self.tokens.len() || common < tokens.len() {
+        let (own, mut shared) = self.reuse(tokens);
+        if own + shared < tokens.len() {
             self.logits = None;
         }
-        let own = self.state.rewind(common);
-        self.tokens.truncate(own);
-        self.tokens.extend_from_slice(&tokens[own..]);
-        let mut shared = self.state.adopt(tokens);
+        self.tokens.extend_from_slice(&tokens[own + shared..]);
         // Not at every step of a program that runs token by token: the last marks would then be its last tokens.
         let is_prompt = tokens.len() - own - shared > 1;
         if is_prompt {
@@ -158,15 +155,22 @@ impl Session {
     /// As [`Session::sync`] for lists that are impossible; nothing has changed then.
     pub fn adopt(&mut self, tokens: &[u32]) -> Result<usize> {
         self.check(tokens)?;
+        self.reuse(tokens);
+        Ok(self.position())
+    }
+
+    /// [`Session::adopt`]: how many of the tokens are the session's own, and how many behind them came with pages of others.
+    fn reuse(&mut self, tokens: &[u32]) -> (usize, usize) {
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-        self.state.rewind(common);
-        self.state.adopt(tokens);
-        if self.state.position() != self.tokens.len() || common < self.tokens.len() {
+        let own = self.state.rewind(common);
+        let shared = self.state.adopt(tokens);
+        // Logits are of the timeline's last token.
+        if own + shared != self.tokens.len() || common < self.tokens.len() {
             self.logits = None;
         }
         self.tokens.clear();
-        self.tokens.extend_from_slice(&tokens[..self.state.position()]);
-        Ok(self.position())
+        self.tokens.extend_from_slice(&tokens[..own + shared]);
+        (own, shared)
     }
 
     /// Adds `tokens` to the timeline and runs them; `progress` as in [`Session::sync`], counting these tokens only.

@@ -143,6 +143,20 @@ impl Tokenizer {
         self.get(id).map_or("", |p| p.text.as_str())
     }
 
+    /// The bytes of one token by itself: with a space at its beginning where it begins a word, the string of a special token, and none of a
+    /// control piece or an id outside the vocabulary.
+    pub fn bytes(&self, id: u32) -> Vec<u8> {
+        if let Some(special) = self.specials.text(id) {
+            return special.as_bytes().to_vec();
+        }
+        let Some(piece) = self.get(id) else { return Vec::new() };
+        match piece.kind {
+            PieceKind::Control => Vec::new(),
+            PieceKind::Byte => byte(&piece.text).into_iter().collect(),
+            _ => piece.text.replace(SPACE, " ").into_bytes(),
+        }
+    }
+
     fn get(&self, id: u32) -> Option<&Piece> {
         self.vocab.pieces.get(usize::try_from(id).ok()?)
     }

@@ -94,8 +94,8 @@ pub struct Size {
     pub stride: usize,
 }
 
-/// Most sequences of a pass.
-pub const SEQUENCES: usize = 32;
+/// Most sequences of a pass: as many as the loop has in one.
+pub const SEQUENCES: usize = crate::model::LOGIT_ROWS;
 
 impl Size {
     /// The largest pass that there is room for: of so many tokens, by sequences of up to `context` positions.

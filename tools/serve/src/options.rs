@@ -14,15 +14,24 @@ const MOST_QUEUE: u64 = 1 << 20;
 /// Seconds of any time.
 const MOST_SECONDS: u64 = 1 << 20;
 
+// What stands where nothing is said, for the command line and for programs.
+const HOST: &str = "127.0.0.1";
+const PORT: u16 = 8080;
+const SEQUENCES: u64 = 8;
+const QUEUE: u64 = 64;
+const TIMEOUT: u64 = 60;
+const DRAIN: u64 = 30;
+const BODY: u64 = 32;
+
 /// Options of the server. Each can stand in the environment.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Server")]
 pub struct Options {
     /// Address to listen on; 0.0.0.0 for all of the machine's
-    #[arg(long, value_name = "ADDRESS", env = "YUAN_HOST", default_value = "127.0.0.1")]
+    #[arg(long, value_name = "ADDRESS", env = "YUAN_HOST", default_value = HOST)]
     pub host: String,
     /// Port to listen on; 0 takes a free one
-    #[arg(long, value_name = "N", env = "YUAN_PORT", default_value_t = 8080)]
+    #[arg(long, value_name = "N", env = "YUAN_PORT", default_value_t = PORT)]
     pub port: u16,
     /// File with the keys that clients may send as `Authorization: Bearer KEY`, one a line; YUAN_API_KEY may hold one instead
     #[arg(long, value_name = "FILE", env = "YUAN_API_KEY_FILE")]
@@ -31,23 +40,23 @@ pub struct Options {
     #[arg(long, value_name = "ORIGIN", env = "YUAN_CORS", value_delimiter = ',')]
     pub cors: Vec<String>,
     /// Sequences that run together
-    #[arg(long, value_name = "N", env = "YUAN_SEQUENCES", default_value_t = 8,
+    #[arg(long, value_name = "N", env = "YUAN_SEQUENCES", default_value_t = SEQUENCES,
           value_parser = clap::value_parser!(u64).range(1..=MOST_SEQUENCES))]
     pub sequences: u64,
     /// Requests that may wait for a sequence; further ones are refused with status 429
-    #[arg(long, value_name = "N", env = "YUAN_QUEUE", default_value_t = 64,
+    #[arg(long, value_name = "N", env = "YUAN_QUEUE", default_value_t = QUEUE,
           value_parser = clap::value_parser!(u64).range(0..=MOST_QUEUE))]
     pub queue: u64,
     /// Seconds after which a client that does not read its answer is cut off
-    #[arg(long, value_name = "SECONDS", env = "YUAN_TIMEOUT", default_value_t = 60,
+    #[arg(long, value_name = "SECONDS", env = "YUAN_TIMEOUT", default_value_t = TIMEOUT,
           value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
     pub timeout: u64,
     /// Seconds that running requests may take after SIGTERM or Ctrl-C
-    #[arg(long, value_name = "SECONDS", env = "YUAN_DRAIN", default_value_t = 30,
+    #[arg(long, value_name = "SECONDS", env = "YUAN_DRAIN", default_value_t = DRAIN,
           value_parser = clap::value_parser!(u64).range(0..=MOST_SECONDS))]
     pub drain: u64,
     /// MB that the body of a request may have
-    #[arg(long, value_name = "MB", env = "YUAN_BODY", default_value_t = 32,
+    #[arg(long, value_name = "MB", env = "YUAN_BODY", default_value_t = BODY,
           value_parser = clap::value_parser!(u64).range(1..=4096))]
     pub body: u64,
 }
@@ -55,15 +64,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            host: "127.0.0.1".into(),
-            port: 8080,
+            host: HOST.into(),
+            port: PORT,
             api_key_file: None,
             cors: Vec::new(),
-            sequences: 8,
-            queue: 64,
-            timeout: 60,
-            drain: 30,
-            body: 32,
+            sequences: SEQUENCES,
+            queue: QUEUE,
+            timeout: TIMEOUT,
+            drain: DRAIN,
+            body: BODY,
         }
     }
 }

@@ -2,12 +2,9 @@
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::rejection::BytesRejection,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use yuan::Error;
 
@@ -48,6 +45,12 @@ impl Problem {
             "the prompt has {prompt} tokens and the context holds {context}; shorten the prompt, or start the server with a larger --context"
         );
         Self::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message)
+    }
+
+    /// A body of more bytes than are read.
+    pub fn too_large() -> Self {
+        let message = "the body of the request is too large; the server's --body raises the limit";
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("body_too_large"), message)
     }
 
     /// No key, or a wrong one.
@@ -153,21 +156,4 @@ impl From<Error> for Problem {
             _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, error.to_string()),
         }
     }
-}
-
-/// The body of a request as `T`.
-///
-/// # Errors
-/// Status 413 where it is too large, 400 where it is no JSON or has a field of the wrong type.
-pub fn parse<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    let body = body.map_err(|rejection| match rejection.status() {
-        status @ StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
-            status,
-            Some("body_too_large"),
-            "the body of the request is too large; the server's --body raises the limit",
-        ),
-        _ => Problem::request("the body of the request did not arrive"),
-    })?;
-    serde_json::from_slice(&body)
-        .map_err(|e| Problem::request(format!("the body of the request is not as expected: {e}")))
 }

@@ -1,23 +1,21 @@
 //! Texts and tokens: `/tokenize`, `/detokenize`, `/tokenizer_info`, `/apply-template`, in the forms of vLLM and of llama-server at once.
 
-use axum::{
-    Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
-};
+use axum::{Json, extract::State};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::tokenizer::Special;
 
 use crate::{
+    asked::Asked,
     openai::chat::{Said, messages},
-    problem::{Problem, parse},
+    problem::Problem,
     server::Shared,
     tokens,
 };
 
+/// The body of a request to `/tokenize`.
 #[derive(Debug, Deserialize)]
-struct Tokenize {
+pub struct Tokenize {
     prompt: Option<String>,
     content: Option<String>,
     messages: Option<Vec<Said>>,
@@ -31,12 +29,7 @@ struct Tokenize {
 ///
 /// # Errors
 /// There is no text.
-pub async fn tokenize(
-    State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
-    let model = server.model()?;
-    let request: Tokenize = parse(body)?;
+pub async fn tokenize(Asked(model, request): Asked<Tokenize>) -> Result<Json<Value>, Problem> {
     let tokenizer = model.served.engine.tokenizer();
     let special = if request.parse_special.unwrap_or(true) { Special::Parse } else { Special::AsText };
     let ids = match (request.prompt.or(request.content), &request.messages) {
@@ -58,8 +51,9 @@ pub async fn tokenize(
     Ok(Json(json!({ "tokens": listed, "count": count, "max_model_len": most, "token_strs": strings })))
 }
 
+/// The body of a request to `/detokenize`.
 #[derive(Debug, Deserialize)]
-struct Detokenize {
+pub struct Detokenize {
     tokens: Vec<u32>,
 }
 
@@ -67,12 +61,7 @@ struct Detokenize {
 ///
 /// # Errors
 /// An id outside the vocabulary.
-pub async fn detokenize(
-    State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
-    let model = server.model()?;
-    let request: Detokenize = parse(body)?;
+pub async fn detokenize(Asked(model, request): Asked<Detokenize>) -> Result<Json<Value>, Problem> {
     let vocab = model.served.engine.model().config().vocab;
     if let Some(id) = request.tokens.iter().find(|id| **id as usize >= vocab) {
         return Err(Problem::field("tokens", format!("there is no token {id}: the vocabulary has {vocab}")));
@@ -95,8 +84,9 @@ pub async fn tokenizer_info(State(server): State<Shared>) -> Result<Json<Value>,
     })))
 }
 
+/// The body of a request to `/apply-template`.
 #[derive(Debug, Deserialize)]
-struct Template {
+pub struct Template {
     messages: Vec<Said>,
     add_generation_prompt: Option<bool>,
 }
@@ -106,12 +96,7 @@ struct Template {
 ///
 /// # Errors
 /// The template refuses the messages.
-pub async fn apply_template(
-    State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<Json<Value>, Problem> {
-    let model = server.model()?;
-    let request: Template = parse(body)?;
+pub async fn apply_template(Asked(model, request): Asked<Template>) -> Result<Json<Value>, Problem> {
     let tokenizer = model.served.engine.tokenizer();
     let ids = tokenizer.chat(&messages(&request.messages)?, request.add_generation_prompt.unwrap_or(true))?;
     Ok(Json(json!({ "prompt": tokenizer.decode(&ids), "tokens": ids })))

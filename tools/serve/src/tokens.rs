@@ -1,32 +1,17 @@
-//! Tokens by themselves, as clients are shown them.
+//! A token by itself, as clients are shown it.
 
-use yuan::{tokenizer::Tokenizer, vocab::PieceKind};
-
-/// The bytes of a token: with a space at its beginning where it begins a word, and none of a marker without a text.
-pub fn bytes(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
-    let vocab = tokenizer.vocab();
-    if let Some((text, _)) = vocab.special.iter().find(|(_, special)| *special == id) {
-        return text.as_bytes().to_vec();
-    }
-    let Some(piece) = vocab.pieces.get(id as usize) else { return Vec::new() };
-    let byte = || u8::from_str_radix(piece.text.strip_prefix("<0x")?.strip_suffix('>')?, 16).ok();
-    match piece.kind {
-        PieceKind::Control => Vec::new(),
-        PieceKind::Byte => byte().into_iter().collect(),
-        _ => piece.text.replace('\u{2581}', " ").into_bytes(),
-    }
-}
+use yuan::tokenizer::Tokenizer;
 
 /// A token as a text. What is no text by itself is `bytes:\xe6`, as OpenAI writes it.
 pub fn name(tokenizer: &Tokenizer, id: u32) -> String {
-    String::from_utf8(bytes(tokenizer, id)).unwrap_or_else(|e| {
+    String::from_utf8(tokenizer.bytes(id)).unwrap_or_else(|e| {
         e.as_bytes().iter().fold("bytes:".to_owned(), |name, byte| format!("{name}\\x{byte:02x}"))
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use yuan::vocab::{Piece, Vocab};
+    use yuan::vocab::{Piece, PieceKind, Vocab};
 
     use super::*;
 
@@ -44,6 +29,6 @@ mod tests {
         let tokenizer = Tokenizer::new(Vocab::from_pieces(pieces)).unwrap();
         let names: Vec<_> = (0..7).map(|id| name(&tokenizer, id)).collect();
         assert_eq!(names, ["<unk>", "bytes:\\xe6", "A", " 诗 ", "<s>", "", ""]);
-        assert_eq!(bytes(&tokenizer, 1), [0xe6]);
+        assert_eq!(tokenizer.bytes(1), [0xe6]);
     }
 }

@@ -114,19 +114,23 @@ impl Stop {
     }
 }
 
+/// Stops the sequences of a request when nobody waits for them any more.
+#[derive(Debug)]
+struct Guard(Arc<Stop>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// What the sequences of a request say, each by its place in the list of jobs. Without this they stop.
 #[derive(Debug)]
 pub struct Answers {
     events: Receiver<(usize, Event)>,
-    stop: Arc<Stop>,
+    guard: Guard,
     /// Sequences that have not ended.
     left: usize,
-}
-
-impl Drop for Answers {
-    fn drop(&mut self) {
-        self.stop.stop();
-    }
 }
 
 impl Answers {
@@ -136,7 +140,7 @@ impl Answers {
             return None;
         }
         // A sequence whose thread ends without a word was cut off, or has made a mistake.
-        let silent = || if self.stop.is_cut() { Problem::slow() } else { Problem::internal() };
+        let silent = || if self.guard.0.is_cut() { Problem::slow() } else { Problem::internal() };
         let event = self.events.recv().await.unwrap_or_else(|| (0, Event::Failed(silent())));
         match event.1 {
             Event::End(..) => self.left -= 1,
@@ -151,7 +155,7 @@ impl Answers {
 pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job>) -> Answers {
     let (sender, events) = channel(EVENTS);
     let stop = server.stop();
-    let answers = Answers { events, stop: stop.clone(), left: jobs.len() };
+    let answers = Answers { events, guard: Guard(stop.clone()), left: jobs.len() };
     let (server, model) = (server.clone(), model.clone());
     tokio::spawn(async move {
         let ticket = Arc::new(ticket);
@@ -295,13 +299,6 @@ pub async fn embed(
     ticket: Ticket,
     lists: Vec<Vec<u32>>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    /// Stops when nobody waits any more.
-    struct Guard(Arc<Stop>);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            self.0.stop();
-        }
-    }
     let permit = server.gate.sequence().await.ok_or_else(Problem::stopping)?;
     let guard = Guard(server.stop());
     let (model, stop) = (model.clone(), guard.0.clone());

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -17,7 +16,8 @@ use super::{
     types::{Chunks, Common, Head, Usage, finish_reason, reading},
 };
 use crate::{
-    problem::{Problem, parse},
+    asked::Asked,
+    problem::Problem,
     server::{Loaded, Shared},
     stream::{Writer, collect, stream},
     work::{Event, start},
@@ -26,8 +26,9 @@ use crate::{
 /// Tokens that are told in the place of each.
 const MOST_TOP: u32 = 20;
 
+/// The body of a request.
 #[derive(Debug, Deserialize)]
-struct Request {
+pub struct Request {
     messages: Vec<Said>,
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
@@ -87,10 +88,8 @@ pub fn messages(said: &[Said]) -> Result<Vec<Message>, Problem> {
 /// What cannot be answered.
 pub async fn chat(
     State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
+    Asked(model, request): Asked<Request>,
 ) -> Result<Response, Problem> {
-    let model = server.model()?;
-    let request: Request = parse(body)?;
     let top = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
         (false, Some(1..)) => {
             return Err(Problem::field("top_logprobs", "top_logprobs needs \"logprobs\": true"));
@@ -108,16 +107,15 @@ pub async fn chat(
     }
     let prompt = model.served.engine.tokenizer().chat(&messages(&request.messages)?, true)?;
     let common = &request.common;
-    let jobs = common.jobs(model, vec![prompt], top, false)?;
+    let jobs = common.jobs(&model, vec![prompt], top, false)?;
     let (choices, scored) = (jobs.len(), top.is_some());
     let ticket = server.gate.enter()?;
     let object = if common.streams() { "chat.completion.chunk" } else { "chat.completion" };
-    let head = Head::new(server.request("chatcmpl"), object, model, common.model.as_deref());
-    let answers = start(&server, model, ticket, jobs);
+    let head = Head::new(server.request("chatcmpl"), object, &model, common.model.as_deref());
+    let answers = start(&server, &model, ticket, jobs);
     if common.streams() {
         let chunks = Chunks::new(head, common, choices, choices);
-        let begun = vec![false; choices];
-        return Ok(stream(answers, Chat { chunks, begun, scored, model: model.clone() }));
+        return Ok(stream(answers, Chat { chunks, scored, model }));
     }
     let (mut usage, mut listed) = (Usage::new(choices, choices), Vec::new());
     for (index, one) in collect(answers, choices).await?.into_iter().enumerate() {
@@ -128,15 +126,11 @@ pub async fn chat(
             "logprobs": logprobs, "finish_reason": one.finish.map(finish_reason),
         }));
     }
-    let mut reply = head.with(listed.into());
-    (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
-    Ok(Json(reply).into_response())
+    Ok(Json(head.reply(listed, &usage)).into_response())
 }
 
 struct Chat {
     chunks: Chunks,
-    /// Answers whose first chunk was written.
-    begun: Vec<bool>,
     scored: bool,
     model: Arc<Loaded>,
 }
@@ -151,9 +145,7 @@ impl Chat {
 impl Writer for Chat {
     fn chunks(&mut self, place: usize, event: Event) -> Vec<Value> {
         let mut chunks = reading(&self.chunks, &event);
-        if matches!(event, Event::Piece(_) | Event::End(..))
-            && !std::mem::replace(&mut self.begun[place], true)
-        {
+        if matches!(event, Event::Piece(_) | Event::End(..)) && self.chunks.begins(place) {
             chunks.push(self.delta(place, json!({ "role": "assistant", "content": "" }), None));
         }
         match event {

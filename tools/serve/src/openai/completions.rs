@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::State,
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
@@ -20,8 +19,9 @@ use super::{
     types::{Chunks, Common, Head, Usage, finish_reason, reading},
 };
 use crate::{
+    asked::Asked,
     piece::Scored,
-    problem::{Problem, parse},
+    problem::Problem,
     server::{Loaded, Shared},
     stream::{Writer, collect, stream},
     work::{Event, start},
@@ -30,8 +30,9 @@ use crate::{
 /// Tokens that are told in the place of each.
 const MOST_TOP: u32 = 100;
 
+/// The body of a request.
 #[derive(Debug, Deserialize)]
-struct Request {
+pub struct Request {
     prompt: Prompts,
     logprobs: Option<u32>,
     echo: Option<bool>,
@@ -70,10 +71,8 @@ impl Prompts {
 /// What cannot be answered.
 pub async fn completions(
     State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
+    Asked(model, request): Asked<Request>,
 ) -> Result<Response, Problem> {
-    let model = server.model()?;
-    let request: Request = parse(body)?;
     let common = &request.common;
     let choices = common.choices()?;
     if request.best_of.is_some_and(|best| best as usize != choices) {
@@ -93,52 +92,62 @@ pub async fn completions(
     if prompts.is_empty() {
         return Err(Problem::field("prompt", "there is no prompt; give at least one"));
     }
-    let jobs = common.jobs(model, prompts, top, echo)?;
-    let shape = Shape {
-        prompts: jobs.iter().map(|job| job.prompt.clone()).collect(),
-        echo,
-        scored: top.is_some(),
-        model: model.clone(),
-    };
+    let jobs = common.jobs(&model, prompts, top, echo)?;
     let ticket = server.gate.enter()?;
-    let head = Head::new(server.request("cmpl"), "text_completion", model, common.model.as_deref());
+    let tokenizer = model.served.engine.tokenizer();
+    let echoes = jobs.iter().map(|job| echo.then(|| Echo::of(tokenizer, &job.prompt))).collect();
+    let shape = Shape { echoes, scored: top.is_some(), model: model.clone() };
+    let head = Head::new(server.request("cmpl"), "text_completion", &model, common.model.as_deref());
     let count = jobs.len();
-    let answers = start(&server, model, ticket, jobs);
+    let answers = start(&server, &model, ticket, jobs);
     if common.streams() {
         let chunks = Chunks::new(head, common, choices, count);
-        return Ok(stream(answers, Completions { chunks, begun: vec![false; count], shape }));
+        return Ok(stream(answers, Completions { chunks, shape }));
     }
     let (mut usage, mut listed) = (Usage::new(choices, count), Vec::new());
     for (index, one) in collect(answers, count).await?.into_iter().enumerate() {
         usage.set(index, one.figures);
         let logprobs = shape.logprobs(index, Some(&one.prompt), &one.tokens);
         listed.push(json!({
-            "index": index, "text": shape.before(index) + &one.text, "logprobs": logprobs,
+            "index": index, "text": shape.before(index).to_owned() + &one.text, "logprobs": logprobs,
             "finish_reason": one.finish.map(finish_reason),
         }));
     }
-    let mut reply = head.with(listed.into());
-    (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
-    Ok(Json(reply).into_response())
+    Ok(Json(head.reply(listed, &usage)).into_response())
+}
+
+/// A prompt that stands before its answer.
+struct Echo {
+    text: String,
+    /// Its first token, which has nothing before it and so no score.
+    first: u32,
+    /// Characters before each token, and before the answer.
+    offsets: Vec<usize>,
+}
+
+impl Echo {
+    /// Of a prompt of at least one token.
+    fn of(tokenizer: &Tokenizer, prompt: &[u32]) -> Self {
+        let (mut stream, mut offsets) = (tokenizer.stream(), vec![0]);
+        for &id in prompt {
+            offsets.push(offsets[offsets.len() - 1] + stream.push(id).chars().count());
+        }
+        Self { text: tokenizer.decode(prompt), first: prompt[0], offsets }
+    }
 }
 
 /// How choices are written.
 struct Shape {
-    /// By choice.
-    prompts: Vec<Vec<u32>>,
-    echo: bool,
+    /// By choice; none where prompts do not stand before their answers.
+    echoes: Vec<Option<Echo>>,
     scored: bool,
     model: Arc<Loaded>,
 }
 
 impl Shape {
-    fn tokenizer(&self) -> &Tokenizer {
-        self.model.served.engine.tokenizer()
-    }
-
     /// What stands before the answer.
-    fn before(&self, index: usize) -> String {
-        if self.echo { self.tokenizer().decode(&self.prompts[index]) } else { String::new() }
+    fn before(&self, index: usize) -> &str {
+        self.echoes[index].as_ref().map_or("", |echo| &echo.text)
     }
 
     /// The scores of the prompt, if they are to stand here and are wanted, and of these tokens.
@@ -146,17 +155,11 @@ impl Shape {
         if !self.scored {
             return None;
         }
-        let (tokenizer, mut lists, mut before) = (self.tokenizer(), Lists::default(), 0);
-        if self.echo {
-            let prompt_ids = &self.prompts[index];
-            let mut stream = tokenizer.stream();
-            let mut offsets = Vec::with_capacity(prompt_ids.len());
-            for &id in prompt_ids {
-                offsets.push(before);
-                before += stream.push(id).chars().count();
-            }
+        let (tokenizer, mut lists, mut before) = (self.model.served.engine.tokenizer(), Lists::default(), 0);
+        if let Some(Echo { first, offsets, .. }) = &self.echoes[index] {
+            before = offsets[offsets.len() - 1];
             if let Some(prompt) = prompt {
-                lists.first(tokenizer, prompt_ids[0]);
+                lists.first(tokenizer, *first);
                 let scores = prompt.iter().zip(&offsets[1..]);
                 scores.for_each(|(score, offset)| lists.push(tokenizer, score, *offset));
             }
@@ -168,8 +171,6 @@ impl Shape {
 
 struct Completions {
     chunks: Chunks,
-    /// Answers before which the prompt was written, if it is to be.
-    begun: Vec<bool>,
     shape: Shape,
 }
 
@@ -184,12 +185,12 @@ impl Writer for Completions {
     fn chunks(&mut self, place: usize, event: Event) -> Vec<Value> {
         let mut chunks = reading(&self.chunks, &event);
         if !matches!(event, Event::Reading { .. })
-            && !std::mem::replace(&mut self.begun[place], true)
-            && self.shape.echo
+            && self.chunks.begins(place)
+            && self.shape.echoes[place].is_some()
         {
             let scores = if let Event::Prompt(scores) = &event { Some(&scores[..]) } else { None };
             let logprobs = self.shape.logprobs(place, scores, &[]);
-            chunks.push(self.choice(place, &self.shape.before(place), logprobs));
+            chunks.push(self.choice(place, self.shape.before(place), logprobs));
         }
         match event {
             Event::Piece(piece) => {

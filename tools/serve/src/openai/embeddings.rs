@@ -1,26 +1,19 @@
 //! `POST /v1/embeddings`: the last token's hidden state, of length one.
 
-use axum::{
-    Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
-};
+use axum::{Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{completions::Prompts, types::check};
-use crate::{
-    problem::{Problem, parse},
-    server::Shared,
-    work::embed,
-};
+use crate::{asked::Asked, problem::Problem, server::Shared, work::embed};
 
 /// Texts of one request.
 const MOST_INPUTS: usize = 2048;
 
+/// The body of a request.
 #[derive(Debug, Deserialize)]
-struct Request {
+pub struct Request {
     input: Prompts,
     model: Option<String>,
     #[serde(default)]
@@ -30,7 +23,7 @@ struct Request {
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Encoding {
+pub enum Encoding {
     #[default]
     Float,
     Base64,
@@ -42,10 +35,8 @@ enum Encoding {
 /// What cannot be embedded.
 pub async fn embeddings(
     State(server): State<Shared>,
-    body: Result<Bytes, BytesRejection>,
+    Asked(model, request): Asked<Request>,
 ) -> Result<Json<Value>, Problem> {
-    let model = server.model()?;
-    let request: Request = parse(body)?;
     let (engine, context) = (&model.served.engine, model.served.context);
     let config = engine.model().config();
     if request.dimensions.is_some_and(|d| d != config.hidden) {
@@ -67,7 +58,7 @@ pub async fn embeddings(
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     let ticket = server.gate.enter()?;
     let mut data = Vec::with_capacity(inputs.len());
-    for (index, vector) in embed(&server, model, ticket, inputs).await?.into_iter().enumerate() {
+    for (index, vector) in embed(&server, &model, ticket, inputs).await?.into_iter().enumerate() {
         let embedding = match request.encoding_format {
             Encoding::Float => json!(vector),
             Encoding::Base64 => {

@@ -8,7 +8,7 @@ use crate::{piece::Scored, tokens};
 /// As chat has them: `{"content": […]}`. A token that ends the answer is no part of it.
 pub fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
     let token = |id: u32, logprob: f32| {
-        let (name, bytes) = (tokens::name(tokenizer, id), tokens::bytes(tokenizer, id));
+        let (name, bytes) = (tokens::name(tokenizer, id), tokenizer.bytes(id));
         json!({ "token": name, "logprob": logprob, "bytes": bytes })
     };
     let entry = |Scored { score, .. }: &Scored| {

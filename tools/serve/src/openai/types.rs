@@ -74,7 +74,7 @@ impl Common {
         let choices = self.choices()?;
         if prompts.len().saturating_mul(choices) > MOST_JOBS {
             let message = format!(
-                "{} prompts are too many at once; send fewer requests of more prompts each, {MOST_JOBS} at most",
+                "{} prompts of {choices} answers are too many at once; send several requests, of {MOST_JOBS} answers at most",
                 prompts.len()
             );
             return Err(Problem::field("prompt", message));
@@ -151,6 +151,13 @@ impl Head {
         Self { id, object, created, model: name.to_owned(), fingerprint }
     }
 
+    /// The whole reply.
+    pub fn reply(&self, choices: Vec<Value>, usage: &Usage) -> Value {
+        let mut reply = self.with(choices.into());
+        (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
+        reply
+    }
+
     /// With these choices.
     pub fn with(&self, choices: Value) -> Value {
         json!({
@@ -221,13 +228,20 @@ pub struct Chunks {
     pub head: Head,
     pub usage: Usage,
     include_usage: bool,
+    /// Answers of which something was written.
+    begun: Vec<bool>,
 }
 
 impl Chunks {
     /// Of a request with so many jobs.
     pub fn new(head: Head, common: &Common, choices: usize, jobs: usize) -> Self {
         let include_usage = common.stream_options.as_ref().and_then(|o| o.include_usage).unwrap_or(false);
-        Self { head, usage: Usage::new(choices, jobs), include_usage }
+        Self { head, usage: Usage::new(choices, jobs), include_usage, begun: vec![false; jobs] }
+    }
+
+    /// Whether the answer in this place begins now.
+    pub fn begins(&mut self, place: usize) -> bool {
+        !std::mem::replace(&mut self.begun[place], true)
     }
 
     /// A chunk with one choice.
@@ -256,10 +270,7 @@ impl Chunks {
 
     /// The chunk behind all answers.
     pub fn end(&self) -> Vec<Value> {
-        let mut chunk = self.head.with(json!([]));
-        chunk["usage"] = self.usage.json();
-        chunk["timings"] = self.usage.timings();
-        if self.include_usage { vec![chunk] } else { Vec::new() }
+        if self.include_usage { vec![self.head.reply(Vec::new(), &self.usage)] } else { Vec::new() }
     }
 }
 
