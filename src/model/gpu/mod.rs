@@ -31,10 +31,7 @@ use crate::{
         memory::Pinned,
         ops::{Ops, f32s},
     },
-    pager::{
-        Turn,
-        sync::{Mutex, lock},
-    },
+    pager::sync::{Mutex, lock},
 };
 use experts::Slots;
 use scratch::{LOGIT_ROWS, Scratch, Shape};
@@ -44,7 +41,6 @@ use trunk::Trunk;
 #[derive(Debug)]
 pub struct Gpu {
     device: Arc<Device>,
-    turn: Turn,
     runner: Mutex<Runner>,
     /// Whether it was said that the device has failed.
     told: AtomicBool,
@@ -159,12 +155,7 @@ impl Model {
                 .ok_or_else(|| failed("it is not there".into()))?;
             let device = Device::open(&*driver, info)?;
             let runner = Runner::new(self, container, &device, settings)?;
-            Ok(Gpu {
-                device,
-                turn: Turn::default(),
-                runner: Mutex::new(runner),
-                told: AtomicBool::new(false),
-            })
+            Ok(Gpu { device, runner: Mutex::new(runner), told: AtomicBool::new(false) })
         };
         match load() {
             Ok(gpu) => self.gpu = Some(gpu),
@@ -205,8 +196,6 @@ impl Model {
     ) -> Result<T> {
         self.check(tokens, state)?;
         let start = Instant::now();
-        // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
-        let _turn = gpu.turn.take()?;
         let mut runner = lock(&gpu.runner);
         let runner = &mut *runner;
         self.call(tokens, state, start, |pass, state| runner.forward(self, pass, tokens, state, output))
@@ -214,7 +203,6 @@ impl Model {
 
     /// [`Model::logits`] on the GPU, for whole rows.
     pub(super) fn logits_gpu(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
-        let _turn = gpu.turn.take()?;
         let mut runner = lock(&gpu.runner);
         let width = self.config.hidden;
         let mut logits = Vec::with_capacity(hidden.len() / width * self.config.vocab);
