@@ -4,12 +4,15 @@ mod company;
 mod engine;
 mod generate;
 mod lent;
+#[cfg(all(test, loom))]
+mod models;
 mod passes;
 mod restore;
 mod runner;
 mod save;
 mod schedule;
 pub mod stats;
+mod sync;
 mod work;
 
 use std::{ops::ControlFlow, sync::Arc};
