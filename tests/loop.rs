@@ -178,7 +178,7 @@ fn thirty_three_sessions_at_once() {
     assert!(together.passes < alone.passes && together.most_sequences > 1, "{together:?}");
 }
 
-/// A session that is used while a pass shows its results would wait for that pass.
+/// A session or the model itself, used while a pass shows its results, would wait for that pass.
 #[test]
 fn a_call_from_within_a_pass_is_an_error() {
     let folder = common::folder();
@@ -186,11 +186,14 @@ fn a_call_from_within_a_pass_is_an_error() {
     for options in [RunOptions { threads: 1, ..RunOptions::default() }, keeping(&container, 3)] {
         let engine = Engine::open(container.path(), &options).unwrap();
         let mut session = session(&engine, KvType::F16);
-        let mut state = State::new(engine.model().config(), 8, KvType::F16).unwrap();
+        let state = || State::new(engine.model().config(), 8, KvType::F16).unwrap();
+        let (mut state, mut inner) = (state(), state());
         let mut refused = 0;
         let mut probe = |stage, _, _: &[f32]| {
             if stage == Stage::FinalNorm {
                 let error = session.sync(&[1, 2], go).unwrap_err().to_string();
+                assert!(error.contains("from within a pass"), "{error}");
+                let error = engine.model().forward_one(&[1], &mut inner, Want::Last).unwrap_err().to_string();
                 assert!(error.contains("from within a pass"), "{error}");
                 refused += 1;
             }

@@ -49,7 +49,7 @@ impl Model {
     /// the pass. Where an expert cannot be read, the sequences that it was for fail, and no others.
     ///
     /// # Errors
-    /// Of each sequence by itself: [`Error::Argument`] for no tokens or ids outside the vocabulary, [`Error::ContextFull`] when the state
+    /// Of each sequence by itself: [`Error::Argument`] for no tokens, ids outside the vocabulary or a call from a [`Probe`], [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off, a part of it could not be read, or the weights are damaged so that what
     /// is wanted, or the last hidden state, is not finite; the state is then as before.
@@ -128,14 +128,14 @@ impl Model {
         }
     }
 
-    /// Does `run` in the threads for so many rows, while no other pass has the experts.
+    /// Does `run` in the threads for so many rows, once every other pass has ended.
     pub(super) fn in_pass<T: Send>(
         &self,
         rows: usize,
         run: impl FnOnce(&Pass<'_>) -> Result<T> + Send,
     ) -> Result<T> {
         self.check_file()?;
-        let pass = self.pager.begin()?;
+        let pass = self.pager.begin();
         // One entry into the pool for the whole pass: work is then shared without waking a sleeping caller.
         self.compute.enter(rows, || run(&pass))
     }
@@ -300,6 +300,11 @@ impl Model {
     }
 
     pub(super) fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
+        if self.is_inside() {
+            let problem =
+                "a model was called from within a pass of its own; call it on a thread that shows no results";
+            return Err(Error::Argument(problem.into()));
+        }
         if tokens.is_empty() {
             return Err(no_tokens());
         }

@@ -16,7 +16,6 @@ mod settings;
 mod slot;
 pub(crate) mod sync;
 pub mod trace;
-mod turn;
 mod usage;
 mod views;
 
@@ -44,7 +43,6 @@ use sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
     lock,
 };
-pub(crate) use turn::Turn;
 pub use usage::{Hits, Mode, Usage};
 use views::{BringingIn, Views};
 
@@ -57,6 +55,8 @@ pub const fn transient_slots(used: usize, look_ahead: bool) -> usize {
 /// The experts of a model, wherever they are, and the counters of their use.
 pub struct Pager {
     backing: Backing,
+    /// Held by the pass that there is.
+    passing: Mutex<()>,
     path: PathBuf,
     experts: usize,
     tile_bytes: usize,
@@ -94,7 +94,6 @@ struct Streamed {
     arena: Arc<Arena>,
     residency: Mutex<Residency>,
     offsets: Vec<u64>,
-    turn: Turn,
     guesses: Mutex<Guesses>,
 }
 
@@ -173,12 +172,12 @@ impl Pager {
             decode: Requests::default(),
             uses: offsets.iter().map(|_| AtomicU64::new(0)).collect(),
             record: Record::default(),
+            passing: Mutex::default(),
             backing: Backing::Streamed(Box::new(Streamed {
                 pool: Pool::new(readers, Some(source))?,
                 arena,
                 residency: Mutex::new(Residency { policy, slots }),
                 offsets,
-                turn: Turn::default(),
                 guesses: Mutex::default(),
             })),
         })
@@ -208,6 +207,7 @@ impl Pager {
             decode: Requests::default(),
             uses: blobs.iter().map(|_| AtomicU64::new(0)).collect(),
             record: Record::default(),
+            passing: Mutex::default(),
             backing: Backing::Views(Views::new(blobs, tile_bytes, &arrivals, bringing_in)),
             arrivals,
         })
@@ -232,17 +232,15 @@ impl Pager {
         self.tiles * self.tile_bytes
     }
 
-    /// One call of the model begins. Where experts are streamed, calls of several threads wait for each other here: not inside a
-    /// thread pool, whose threads may take up another call's work while they wait.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] when this thread is within a call already.
-    pub fn begin(&self) -> Result<Pass<'_>> {
-        let (generation, turn) = match &self.backing {
-            Backing::Streamed(streamed) => (0, Some(streamed.turn.take()?)),
-            Backing::Views(views) => (views.generation(), None),
+    /// One pass of the model begins, once no other is there: passes wait for each other here, before they enter a thread pool, whose threads
+    /// may take up another pass's work while they wait. A thread that has a pass must not begin another: it would wait for itself.
+    pub fn begin(&self) -> Pass<'_> {
+        let alone = lock(&self.passing);
+        let generation = match &self.backing {
+            Backing::Streamed(_) => 0,
+            Backing::Views(views) => views.generation(),
         };
-        Ok(Pass { pager: self, generation, _turn: turn })
+        Pass { pager: self, generation, _alone: alone }
     }
 
     /// The counters so far.
@@ -301,10 +299,10 @@ impl Pager {
     /// Reads experts into free slots, as many of the first ones of `wanted` as there is room for, and returns how many.
     ///
     /// # Errors
-    /// As [`Pager::begin`]; [`Error::Io`] when one cannot be read; [`Error::Argument`] for an expert that there is not.
+    /// [`Error::Io`] when one cannot be read; [`Error::Argument`] for an expert that there is not.
     pub fn warm(&self, wanted: &[(usize, usize)]) -> Result<usize> {
         let Backing::Streamed(streamed) = &self.backing else { return Ok(0) };
-        let _pass = self.begin()?;
+        let _pass = self.begin();
         let mut read = Vec::new();
         for &(layer, expert) in wanted {
             let index = self.index(layer, expert)?;

@@ -7,13 +7,14 @@ use std::{
     path::Path,
 };
 
-use loom::{cell::UnsafeCell, model::Builder, thread};
+use loom::{cell::UnsafeCell, thread};
 
 use super::{
-    Arena, Eviction, Pager, Policy, Request, Settings, Shape, Slot, Turn,
+    Arena, Eviction, Pager, Policy, Request, Settings, Shape, Slot,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
+        explore,
     },
 };
 use crate::{
@@ -21,14 +22,6 @@ use crate::{
     error::{Error, Result},
     machine::source::{PAGE, Source},
 };
-
-/// Tries the orders in which threads are interrupted at most so many times at a place where they could have gone on.
-fn explore(interruptions: usize, model: impl Fn() + Send + Sync + 'static) {
-    let mut builder = Builder::new();
-    builder.preemption_bound = Some(interruptions);
-    builder.max_branches = 10_000;
-    builder.check(model);
-}
 
 /// Does one thing in a thread beside another.
 fn beside<R>(there: impl FnOnce() + Send, here: impl FnOnce() -> R) -> R {
@@ -147,24 +140,6 @@ fn a_place_that_is_given_back_is_found() {
     });
 }
 
-/// One at a time, and everybody.
-#[test]
-fn everybody_has_a_turn() {
-    explore(3, || {
-        let (turn, inside) = (Arc::new(Turn::default()), Arc::new(UnsafeCell::new(0)));
-        let call = {
-            let (turn, inside) = (turn.clone(), inside.clone());
-            move || {
-                let _turn = turn.take().expect("no call within a call");
-                inside.with_mut(|_| ());
-            }
-        };
-        let threads = [thread::spawn(call.clone()), thread::spawn(call.clone())];
-        call();
-        threads.into_iter().for_each(|t| t.join().expect("all end"));
-    });
-}
-
 /// A source that reads as it is told.
 struct Drive(Fate);
 
@@ -207,7 +182,7 @@ fn a_request_ends_whatever_becomes_of_its_reads() {
     for fate in [Fate::Comes, Fate::Fails, Fate::Panics] {
         explore(2, move || {
             let pager = streamed(fate, 0);
-            let pass = pager.begin().expect("the first call");
+            let pass = pager.begin();
             let request = pass.request(0, &[0, 1], 2).expect("experts that there are");
             let next = AtomicUsize::new(0);
             let call = || compute(&request, &next, fate).is_ok();
@@ -222,21 +197,21 @@ fn a_request_ends_whatever_becomes_of_its_reads() {
 fn a_request_that_is_given_up_lets_everybody_go() {
     explore(3, || {
         let pager = streamed(Fate::Comes, 0);
-        let pass = pager.begin().expect("the first call");
+        let pass = pager.begin();
         let request = pass.request(0, &[0, 1], 2).expect("experts that there are");
         let waiting = || assert!(matches!(request.expert(1), Err(Error::Cancelled)));
         beside(waiting, || request.abort());
     });
 }
 
-/// Two calls, each of which drives out what the other has left.
+/// Two passes that begin at once, each of which drives out what the other has left.
 #[test]
-fn calls_go_on_with_what_others_leave() {
+fn passes_go_on_with_what_others_leave() {
     for fate in [Fate::Comes, Fate::Fails] {
         explore(2, move || {
             let pager = streamed(fate, 1);
             let call = |expert: usize| {
-                let pass = pager.begin().expect("no call within a call");
+                let pass = pager.begin();
                 let request = pass.request(0, &[expert], 1).expect("an expert that there is");
                 let ended = compute(&request, &AtomicUsize::new(0), fate);
                 assert_eq!(ended.is_ok(), fate == Fate::Comes);
@@ -246,7 +221,7 @@ fn calls_go_on_with_what_others_leave() {
     }
 }
 
-/// A mapped pager of two experts, to which every call finds that pages may have been dropped, and a thread that brings them in.
+/// A mapped pager of two experts, of which every pass finds that pages may have been dropped, and a thread that brings them in.
 fn mapped(bytes: &Bytes) -> Pager {
     fn moving() -> u64 {
         static FAULTS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
@@ -257,7 +232,7 @@ fn mapped(bytes: &Bytes) -> Pager {
     Pager::mapped(blobs.into(), 2, PAGE, Path::new("file"), &settings, false).expect("a thread")
 }
 
-/// A call begins while another waits for an expert, which it wants too or not.
+/// A pass does not wait for the expert that it has asked for; another waits for it or for the other one, before, after or while it comes.
 #[test]
 fn a_mapped_expert_comes_for_everybody_when_pages_are_dropped() {
     let bytes = Bytes::copy(&[7; 2 * PAGE]);
@@ -265,12 +240,13 @@ fn a_mapped_expert_comes_for_everybody_when_pages_are_dropped() {
         let bytes = bytes.clone();
         explore(2, move || {
             let pager = mapped(&bytes);
-            let call = |expert: usize| {
-                let pass = pager.begin().expect("calls do not wait for each other");
-                let request = pass.request(0, &[expert], 1).expect("an expert that there is");
+            let ask = || drop(pager.begin().request(0, &[0], 1).expect("an expert that there is"));
+            let call = || {
+                let pass = pager.begin();
+                let request = pass.request(0, &[other], 1).expect("an expert that there is");
                 compute(&request, &AtomicUsize::new(0), Fate::Comes).expect("it is there");
             };
-            beside(|| call(0), || call(other));
+            beside(ask, call);
         });
     }
 }
@@ -287,7 +263,7 @@ fn a_mapped_expert_fails_for_everybody_with_its_reason() {
     explore(2, move || {
         let pager = mapped(&bytes);
         let call = || {
-            let pass = pager.begin().expect("calls do not wait for each other");
+            let pass = pager.begin();
             let request = pass.request(0, &[0], 1).expect("an expert that there is");
             let expert = request.expert(0).expect("a place");
             let why = expert.tile(0).expect_err("it is gone").to_string();

@@ -1,15 +1,18 @@
-//! One call of the model, as the pager sees it.
+//! One pass of the model, as the pager sees it.
 
-use super::{Backing, Pager, Request, sync::lock, turn::TurnGuard};
+use super::{
+    Backing, Pager, Request,
+    sync::{MutexGuard, lock},
+};
 use crate::error::Result;
 
-/// One call of the model, from its first layer to its last. It lives longer than its requests: what would use an expert when another
-/// call has its turn does not compile.
+/// One pass of the model, from its first layer to its last, and the only one of its pager. It lives longer than its requests: what would use
+/// an expert in another pass does not compile.
 ///
 /// ```
 /// # let experts = vec![yuan::container::Bytes::copy(&[0; 64])];
 /// let pager = yuan::pager::Pager::plain(experts, 1, 64)?;
-/// let pass = pager.begin()?;
+/// let pass = pager.begin();
 /// let request = pass.request(0, &[0], 1)?;
 /// assert_eq!(request.order(), [0]);
 /// # Ok::<(), yuan::Error>(())
@@ -18,7 +21,7 @@ use crate::error::Result;
 /// ```compile_fail,E0505
 /// # let experts = vec![yuan::container::Bytes::copy(&[0; 64])];
 /// let pager = yuan::pager::Pager::plain(experts, 1, 64)?;
-/// let pass = pager.begin()?;
+/// let pass = pager.begin();
 /// let request = pass.request(0, &[0], 1)?;
 /// drop(pass);
 /// assert_eq!(request.order(), [0]);
@@ -26,9 +29,9 @@ use crate::error::Result;
 /// ```
 pub struct Pass<'p> {
     pub(super) pager: &'p Pager,
-    /// Mapped: what the system had counted when the call began (`views.rs`).
+    /// Mapped: what the system had counted when the pass began (`views.rs`).
     pub(super) generation: u64,
-    pub(super) _turn: Option<TurnGuard<'p>>,
+    pub(super) _alone: MutexGuard<'p, ()>,
 }
 
 impl Pass<'_> {

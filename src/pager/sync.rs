@@ -13,6 +13,15 @@ pub use std::{
     thread,
 };
 
+/// Tries the orders in which the threads of `model` are interrupted at most so many times at a place where they could have gone on.
+#[cfg(all(test, loom))]
+pub fn explore(interruptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(interruptions);
+    builder.max_branches = 10_000;
+    builder.check(model);
+}
+
 /// A lock that a panic elsewhere does not spoil: what it guards is whole at every step.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

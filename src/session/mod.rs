@@ -4,6 +4,8 @@ mod company;
 mod engine;
 mod generate;
 mod lent;
+#[cfg(all(test, loom))]
+mod models;
 mod passes;
 mod restore;
 mod runner;
@@ -11,6 +13,7 @@ mod save;
 mod schedule;
 mod score;
 pub mod stats;
+mod sync;
 mod work;
 
 use std::{ops::ControlFlow, sync::Arc};

@@ -11,10 +11,8 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel},
     },
-    thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -23,15 +21,18 @@ use super::{
     runner::Runner,
     schedule::{Room, next_pass},
     stats::Counts,
+    sync::{
+        Mutex, lock,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel},
+        now,
+        thread::{self, JoinHandle},
+    },
     work::{Answer, Task, Work, wait},
 };
 use crate::{
     error::{Error, Result},
     model::{LOGIT_ROWS, Model, Output, Want},
-    pager::{
-        Mode,
-        sync::{Mutex, lock},
-    },
+    pager::Mode,
 };
 
 /// Sequences of one pass: all may want logits.
@@ -61,7 +62,7 @@ impl Passes {
         Self::start(model.clone() as _, Room { sequences: SEQUENCES, tokens, piece })
     }
 
-    fn start(runner: Arc<dyn Runner>, room: Room) -> Result<Self> {
+    pub(super) fn start(runner: Arc<dyn Runner>, room: Room) -> Result<Self> {
         let (inbox, work) = channel();
         let counts = Arc::<Mutex<Counts>>::default();
         let turns = Loop {
@@ -107,9 +108,9 @@ impl Passes {
     }
 
     /// The answer comes by what is returned.
-    fn hand_in(&self, session: u64, task: Task) -> Receiver<Answer> {
+    pub(super) fn hand_in(&self, session: u64, task: Task) -> Receiver<Answer> {
         let (back, answer) = sync_channel(1);
-        let work = Work { session, task, since: Instant::now(), back: Some(back) };
+        let work = Work { session, task, since: now(), back: Some(back) };
         if self.runner.is_inside()
             || self.thread.as_ref().is_some_and(|t| t.thread().id() == thread::current().id())
         {
@@ -175,7 +176,7 @@ impl Loop {
                 }
                 continue;
             }
-            let left = self.company.awaited().and_then(|until| until.checked_duration_since(Instant::now()));
+            let left = self.company.awaited().and_then(|until| until.checked_duration_since(now()));
             match left.map(|left| inbox.recv_timeout(left)) {
                 Some(Ok(work)) => self.admit(work),
                 None | Some(Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected)) => return true,
@@ -205,11 +206,12 @@ impl Loop {
         let mut works = self.take(|place, _| shares.iter().any(|share| share.place == place));
         self.count(&works, shares.iter().map(|share| share.tokens).sum(), line.len());
 
-        let start = Instant::now();
+        let start = now();
         let mut sequences: Vec<_> = works.iter_mut().zip(&shares).filter_map(Work::sequence).collect();
         let results = catch_unwind(AssertUnwindSafe(|| self.runner.forward(&mut sequences)));
         let parts = works.iter().zip(&shares).map(|(work, share)| (work.session, share.tokens));
-        self.company.ran(parts, start.elapsed(), Instant::now());
+        let end = now();
+        self.company.ran(parts, end - start, end);
         match results {
             Ok(results) => works.into_iter().zip(results).for_each(|(work, result)| work.answer(result)),
             Err(panic) => self.panicked(works, panic.as_ref()),
@@ -225,10 +227,11 @@ impl Loop {
             taken
         });
         self.count(&works, 0, waiting);
-        let start = Instant::now();
+        let start = now();
         let hidden: Vec<f32> = works.iter().flat_map(Work::hidden).copied().collect();
         let logits = catch_unwind(AssertUnwindSafe(|| self.runner.logits(&hidden)));
-        self.company.ran(works.iter().map(|work| (work.session, 0)), start.elapsed(), Instant::now());
+        let end = now();
+        self.company.ran(works.iter().map(|work| (work.session, 0)), end - start, end);
         match logits {
             Ok(Ok(logits)) => {
                 let vocab = logits.len() / works.iter().map(Work::rows).sum::<usize>().max(1);
@@ -484,7 +487,7 @@ mod tests {
         drop(Work {
             session: 1,
             task: Task::Run { state, tokens: vec![1], want: Want::Last },
-            since: Instant::now(),
+            since: now(),
             back: Some(back),
         });
         let answer = wait(&answer);

@@ -1,11 +1,12 @@
 //! What sessions hand in to the loop, and what comes back: always, whatever happens to it.
 
-use std::{
-    sync::mpsc::{Receiver, SyncSender},
-    time::Instant,
-};
+use std::time::Instant;
 
-use super::{lent::Lent, schedule::Share};
+use super::{
+    lent::Lent,
+    schedule::Share,
+    sync::mpsc::{Receiver, SyncSender},
+};
 use crate::{
     error::{Error, Result},
     model::{Output, Sequence, Want},

@@ -120,7 +120,7 @@ impl Slots {
             return Ok(());
         }
         let (bytes, wanted) = (tiles * tile_bytes, (0..experts).collect::<Vec<_>>());
-        let pass = model.pager.begin()?;
+        let pass = model.pager.begin();
         for layer in 0..layers {
             let request = pass.request_beside(layer, &wanted, 1, |_| true)?;
             for (rank, &expert) in request.order().iter().enumerate() {

@@ -34,10 +34,7 @@ use crate::{
         memory::{Buffer, Pinned},
         ops::{Ops, f32s},
     },
-    pager::{
-        Turn,
-        sync::{Mutex, lock},
-    },
+    pager::sync::{Mutex, lock},
 };
 use experts::Slots;
 use forward::TokenGraph;
@@ -49,7 +46,6 @@ use trunk::Trunk;
 #[derive(Debug)]
 pub struct Gpu {
     device: Arc<Device>,
-    turn: Turn,
     runner: Mutex<Runner>,
     /// The runner's, which no call holds for long.
     usage: Arc<Mutex<GpuUse>>,
@@ -194,7 +190,6 @@ impl Model {
             let runner = Runner::new(self, container, &device, settings)?;
             Ok(Gpu {
                 device,
-                turn: Turn::default(),
                 usage: runner.slots.usage.clone(),
                 runner: Mutex::new(runner),
                 told: AtomicBool::new(false),
@@ -238,7 +233,6 @@ impl Model {
     }
 
     fn logits_there(&self, gpu: &Gpu, hidden: &[f32]) -> Result<Vec<f32>> {
-        let _turn = gpu.turn.take()?;
         let mut runner = lock(&gpu.runner);
         let width = self.config.hidden;
         let mut logits = Vec::with_capacity(hidden.len() / width * self.config.vocab);

@@ -40,16 +40,6 @@ impl Model {
         if waiting.is_empty() {
             return results;
         }
-        // Turns are taken before the thread pool is entered, whose threads may take up another call's work while they wait.
-        let _turn = match gpu.turn.take() {
-            Ok(turn) => turn,
-            Err(error) => {
-                for (number, _) in waiting {
-                    results[number] = Some(Err(error.again()));
-                }
-                return results;
-            }
-        };
         let mut runner = lock(&gpu.runner);
         while !waiting.is_empty() {
             self.some(gpu, &mut runner, &mut waiting, &mut results);
