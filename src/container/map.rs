@@ -160,14 +160,6 @@ impl Bytes {
         }
     }
 
-    /// Tells the system that these bytes are read here and there, a few at a time, so that it does not read ahead.
-    pub fn scatter(&self) {
-        #[cfg(unix)]
-        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
-            let _ = map.advise_range(Advice::Random, self.range.start, self.range.len());
-        }
-    }
-
     /// Tells the system that these bytes will not be needed soon.
     pub fn cool(&self) {
         #[cfg(target_os = "linux")]

@@ -97,6 +97,24 @@ impl FileSource {
         self.direct
     }
 
+    /// Fills `buffer` from `offset`, where reads go through the page cache.
+    ///
+    /// # Errors
+    /// [`Error::Io`], also where the file ends before.
+    pub fn fill(&self, mut buffer: &mut [u8], mut offset: u64) -> Result<()> {
+        debug_assert!(!self.direct);
+        while !buffer.is_empty() {
+            let n = match self.read_at(buffer, offset) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                done => done,
+            };
+            let n = n.map_err(Error::io("read", &self.path))?;
+            buffer = &mut buffer[n..];
+            offset += n as u64;
+        }
+        Ok(())
+    }
+
     /// A copy of `length` bytes at `offset`, read in pieces through a buffer of its own, each of which `into` hears.
     ///
     /// # Errors

@@ -167,7 +167,7 @@ impl Model {
         let (config, compute) = (&self.config, &self.compute);
         let norm = |x: &[f32], weight: &[f32]| rms_norm(compute, x, weight, config.rms_eps);
 
-        let mut x = self.embed(&batch.tokens());
+        let mut x = self.embed(&batch.tokens())?;
         probe(Stage::Embedding, 0, &x);
         for (l, layer) in self.layers.iter().enumerate() {
             x = batch.leave(compute, x);
@@ -327,11 +327,11 @@ impl Model {
         }
     }
 
-    pub(super) fn embed(&self, tokens: &[u32]) -> Buffer {
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Buffer> {
         let mut x = self.compute.scratch.buffer::<f32>(tokens.len() * self.config.hidden);
         let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
-        rows.for_each(|(&id, x)| self.embedding.dequantize_row(id as usize, x));
-        x
+        rows.try_for_each(|(&id, x)| self.embedding.row(id, x))?;
+        Ok(x)
     }
 }
 

@@ -8,6 +8,7 @@ use yuan_kernels::DType;
 use super::{
     GpuPlacement, KvType, Layer, Model, Placement, Pool,
     compute::{Arithmetic, Compute},
+    embedding::Embedding,
     feed_forward::{ExpertRows, Experts, FeedForward, Mlp},
     filter::{Conv, Filter, Taps},
     matrix::Matrix,
@@ -231,15 +232,13 @@ impl<'c> Weights<'c> {
         Matrix::new(self.view(name)?)
     }
 
-    /// A token needs one row: where memory is short the others are left to the page cache; a head that is the same matrix has a copy in panels.
-    fn embedding(&self) -> Result<Matrix> {
-        let name = "token_embd.weight";
-        if self.mode != Mode::Streamed {
-            return self.rows(name);
+    /// A head that is the same matrix has a copy in panels.
+    fn embedding(&self) -> Result<Embedding> {
+        let view = self.find("token_embd.weight")?;
+        match self.mode {
+            Mode::Streamed => Embedding::streamed(view, self.container.path()),
+            Mode::Mapped | Mode::Plain => Embedding::new(self.bring_in(view)?),
         }
-        let view = self.find(name)?;
-        view.bytes.scatter();
-        Matrix::new(view)
     }
 
     /// A projection of the router, in f32 whatever it is stored in: the choice of experts is not left to rounded activations.

@@ -7,6 +7,7 @@ mod batch;
 pub mod bench;
 mod cancel;
 mod compute;
+mod embedding;
 mod feed_forward;
 mod filter;
 mod finite;
@@ -60,6 +61,7 @@ use crate::{
     },
 };
 use compute::Compute;
+use embedding::Embedding;
 use feed_forward::FeedForward;
 use filter::Filter;
 use matrix::Matrix;
@@ -81,7 +83,7 @@ pub struct Model {
     script: Option<Script>,
     rope: Rope,
     /// [V, H].
-    embedding: Matrix,
+    embedding: Embedding,
     layers: Vec<Layer>,
     /// [H].
     final_norm: Vec<f32>,

@@ -71,7 +71,7 @@ impl Placement {
             (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
         // Those of a pass, and those that its sequences have taken.
         let logits = (2 * 4 * LOGIT_ROWS * config.vocab) as u64;
-        // Streamed, rows of the embedding are left to the page cache.
+        // Streamed, rows of the embedding are read when they are needed, and not kept.
         let embedding = match container.tensor("token_embd.weight") {
             Some(view) if !config.tied_embeddings => view.bytes.len() as u64,
             _ => 0,

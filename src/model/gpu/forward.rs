@@ -179,7 +179,7 @@ impl Runner {
         let end = match self.trunk.embedding {
             Some(_) => at.x,
             None => {
-                put(host, at.x, &model.embed(&tokens));
+                put(host, at.x, &model.embed(&tokens)?);
                 at.end
             }
         };

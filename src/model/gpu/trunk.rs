@@ -158,7 +158,7 @@ impl Trunk {
         });
         let layers = layers.collect::<Result<Vec<_>>>()?;
         let (final_norm, head) = (sender.vector(&model.final_norm)?, sender.matrix(&model.head)?);
-        let embedding = embedding.then(|| sender.matrix(&model.embedding)).transpose()?;
+        let embedding = embedding.then(|| sender.matrix(model.embedding.table())).transpose()?;
         device.finish()?;
         Ok(Self { layers, final_norm, head, embedding })
     }
