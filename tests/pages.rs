@@ -111,10 +111,11 @@ fn a_system_prompt_is_stored_and_computed_once() {
     timeline.push(3);
     session.extend(&[3], go).unwrap();
     assert!(bits(session.logits().unwrap()) == alone(model, timeline, KvType::F16));
-    // They stay when all sessions have gone; another type of keys and values has pages of its own.
+    // They stay when all sessions have gone, and what the sessions ended with: once where it is the same, as of all but the one that went elsewhere.
+    // Another type of keys and values has pages of its own.
     drop(sessions);
-    assert_eq!(usage(), (3, 0, 3, 0));
-    for (kv, shared) in [(KvType::F16, 1536), (KvType::Q8_0, 0)] {
+    assert_eq!(usage(), (3 + 2, 0, 3 + 2, 0));
+    for (kv, shared) in [(KvType::F16, 1536 + 448), (KvType::Q8_0, 0)] {
         let mut session = Session::new(engine.clone(), 2100, kv).unwrap();
         assert_eq!(session.sync(&prompt, go).unwrap().shared, shared);
         assert!(bits(session.logits().unwrap()) == alone(model, &prompt, kv));
@@ -124,6 +125,38 @@ fn a_system_prompt_is_stored_and_computed_once() {
     let synced = session.sync(&prompt[..1024], go).unwrap();
     assert_eq!(synced, Synced { reused: 1024, shared: 1024, computed: 0 });
     assert!(bits(session.logits().unwrap()) == alone(model, &prompt[..1024], KvType::F16));
+}
+
+/// A server has a session for each turn of a conversation: what one turn has read, and its answer, is the beginning of the next.
+#[test]
+fn a_conversation_goes_on_in_other_sessions() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let (model, first, other) = (engine.model(), tokens(300, 1), tokens(900, 2));
+    let kept = || (model.pool_use().pages, model.pool_use().kept);
+    let turn = |timeline: &[u32], reused: usize| {
+        let mut session = Session::new(engine.clone(), 1200, KvType::F16).unwrap();
+        let synced = session.sync(timeline, go).unwrap();
+        assert_eq!(synced, Synced { reused, shared: reused, computed: timeline.len() - reused });
+        assert!(bits(session.logits().unwrap()) == alone(model, timeline, KvType::F16));
+        session
+    };
+    drop(turn(&first, 0));
+    assert_eq!(kept(), (1, 1));
+    // The next turn has it, and then stands for both: 300 tokens of which 256 are found, and 40 more.
+    let second = turn(&[&first[..], &other[..40]].concat(), 256);
+    assert_eq!(kept(), (2, 1), "who writes has a page of its own");
+    drop(second);
+    assert_eq!(kept(), (1, 1));
+    drop(turn(&[&first[..], &other[..40]].concat(), 320));
+    // Another way on from the middle of a page is kept beside it.
+    let aside = [&first[..200], &other[..500]].concat();
+    drop(turn(&aside, 192));
+    assert_eq!(kept(), (3, 3));
+    // A full page is as good as a part of one.
+    drop(turn(&[&aside[..450], &other[..30]].concat(), 448));
+    drop(turn(&[&aside[..], &other[500..]].concat(), 640));
+    drop(turn(&tokens(700, 3), 0));
 }
 
 #[test]
@@ -242,12 +275,12 @@ fn what_need_not_be_run_can_be_taken_before_the_rest() {
     let mut session = Session::new(engine, 1200, KvType::F16).unwrap();
     session.sync(&all[..30], go).unwrap();
     session.logits().unwrap();
-    assert_eq!(session.adopt(&all).unwrap(), 1024, "the full pages of the other");
-    assert_eq!(session.tokens(), &all[..1024]);
+    assert_eq!(session.adopt(&all).unwrap(), 1152, "the pages of the other, to the last snapshot");
+    assert_eq!(session.tokens(), &all[..1152]);
     assert!(matches!(session.adopt(&tokens(1201, 1)), Err(Error::ContextFull { .. })));
-    assert_eq!(session.adopt(&all[..1024]).unwrap(), 1024, "nothing changes");
+    assert_eq!(session.adopt(&all[..1152]).unwrap(), 1152, "nothing changes");
     let synced = session.sync(&all, go).unwrap();
-    assert_eq!((synced.reused, synced.computed), (1024, 176));
+    assert_eq!((synced.reused, synced.computed), (1152, 48));
     assert!(bits(session.logits().unwrap()) == wanted);
     assert_eq!(session.adopt(&[3]).unwrap(), 0, "it has nothing of these");
 }

@@ -163,15 +163,15 @@ impl KvCache {
         self.pages.get(self.len / SPAN)
     }
 
-    /// A full page.
+    /// The page of positions [`SPAN`] `i` and on.
     pub fn page(&self, i: usize) -> &Arc<Page> {
         &self.pages[i]
     }
 
-    /// Holds the positions of these full pages in place of its own.
-    pub fn set_pages(&mut self, pages: impl Iterator<Item = Arc<Page>>) {
+    /// Holds the first `len` positions of these pages in place of its own.
+    pub fn set_pages(&mut self, pages: impl Iterator<Item = Arc<Page>>, len: usize) {
         self.pages = pages.collect();
-        self.len = self.pages.len() * SPAN;
+        self.len = len;
     }
 
     /// Has another page in place of a full one that is the same.

@@ -27,9 +27,9 @@ pub struct PoolUse {
     pub bytes: u64,
     /// Pages of 512 positions, those that are not full among them.
     pub pages: usize,
-    /// Full pages that several sequences have in common.
+    /// Pages that several sequences have in common.
     pub shared: usize,
-    /// Full pages of earlier sequences that nobody holds now.
+    /// Pages of earlier sequences that nobody holds now.
     pub kept: usize,
     /// Sequences that there are.
     pub sequences: usize,

@@ -189,11 +189,11 @@ impl State {
     /// these tokens. Returns how many tokens they bring.
     pub(crate) fn adopt(&mut self, tokens: &[u32]) -> usize {
         let before = self.position;
-        if tokens.len() / SPAN * SPAN <= before {
+        if tokens.len() / STEP * STEP <= before {
             return 0;
         }
         let blocks = self.pool.shelf.find(self.kv, tokens);
-        let end = blocks.len() * SPAN;
+        let end = STEP * blocks.iter().map(|block| block.snapshots.len()).sum::<usize>();
         let Some(last) = blocks.last().and_then(|block| block.snapshots.last()).filter(|_| end > before)
         else {
             return 0;
@@ -204,12 +204,12 @@ impl State {
             self.mirror.truncate(0);
         }
         for (l, layer) in self.layers.iter_mut().enumerate() {
-            layer.kv.set_pages(blocks.iter().map(|block| block.pages[l].clone()));
+            layer.kv.set_pages(blocks.iter().map(|block| block.pages[l].clone()), end);
         }
         let snapshots = blocks.iter().flat_map(|block| &block.snapshots).enumerate();
         snapshots.for_each(|(i, s)| self.history.add((i + 1) * STEP, s.clone()));
         self.go_to(end, last);
-        (self.shared, self.foreign) = (blocks.len(), false);
+        (self.shared, self.foreign) = (end / SPAN, false);
         end - before
     }
 
@@ -219,14 +219,7 @@ impl State {
         if self.foreign || full <= self.shared {
             return;
         }
-        let block = |i: usize| {
-            let at = |n| self.history.at(i * SPAN + n * STEP).cloned();
-            Some(Block {
-                pages: self.layers.iter().map(|l| l.kv.page(i).clone()).collect(),
-                snapshots: (1..=SPAN / STEP).map(at).collect::<Option<_>>()?,
-            })
-        };
-        let Some(mut blocks) = (0..full).map(block).collect::<Option<Vec<_>>>() else { return };
+        let Some(mut blocks) = self.blocks(full * SPAN) else { return };
         self.pool.shelf.put(self.kv, tokens, &mut blocks);
         for (i, block) in blocks.iter().enumerate() {
             self.layers.iter_mut().zip(&block.pages).for_each(|(layer, page)| layer.kv.replace(i, page));
@@ -234,6 +227,30 @@ impl State {
             snapshots.for_each(|(n, s)| self.history.add(i * SPAN + (n + 1) * STEP, s.clone()));
         }
         self.shared = full;
+    }
+
+    /// Leaves all that it has computed to other sequences, to the last regular position. Its first tokens are `tokens`.
+    pub(crate) fn leave(&self, tokens: &[u32]) {
+        let end = self.position.min(tokens.len()) / STEP * STEP;
+        if self.foreign || end <= self.shared * SPAN {
+            return;
+        }
+        if let Some(mut blocks) = self.blocks(end) {
+            self.pool.shelf.put(self.kv, tokens, &mut blocks);
+        }
+    }
+
+    /// What it has of the positions up to `end`, a regular one, where there was memory for all snapshots.
+    fn blocks(&self, end: usize) -> Option<Vec<Block>> {
+        let block = |start: usize| {
+            let last = end.min(start + SPAN);
+            let snapshots = (start + STEP..=last).step_by(STEP).map(|at| self.history.at(at).cloned());
+            Some(Block {
+                pages: self.layers.iter().map(|l| l.kv.page(start / SPAN).clone()).collect(),
+                snapshots: snapshots.collect::<Option<_>>()?,
+            })
+        };
+        (0..end).step_by(SPAN).map(block).collect()
     }
 
     /// Bytes of the pool that it has.

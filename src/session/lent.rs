@@ -15,6 +15,11 @@ impl Lent {
         Self(Some(Box::new(state)))
     }
 
+    /// The state, where it is at home.
+    pub fn at_home(&self) -> Option<&State> {
+        self.0.as_deref()
+    }
+
     /// Moves it to whom it is lent.
     pub fn take(&mut self) -> Self {
         Self(self.0.take())

@@ -275,3 +275,12 @@ impl Session {
         Ok(found)
     }
 }
+
+impl Drop for Session {
+    /// What it has computed may be the beginning of what another session is asked for.
+    fn drop(&mut self) {
+        if let Some(state) = self.state.at_home() {
+            state.leave(&self.tokens);
+        }
+    }
+}

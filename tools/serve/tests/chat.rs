@@ -115,18 +115,18 @@ fn what_was_read_is_not_read_again() {
     let second = server.ask(CHAT, &body);
     assert_eq!(content(&first), content(&second));
     assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
-    assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], 512, "a page");
-    assert_eq!(second["timings"]["cache_n"], 512);
-    assert_eq!(server.counter("yuan_prompt_tokens_cached_total"), 512.0);
+    assert_eq!(second["usage"]["prompt_tokens_details"]["cached_tokens"], 576, "to the last snapshot");
+    assert_eq!(second["timings"]["cache_n"], 576);
+    assert_eq!(server.counter("yuan_prompt_tokens_cached_total"), 576.0);
 
     let mut body = json!({ "messages": user(&(long + "!")), "max_tokens": 4, "return_progress": true });
     let chunks = server.chunks(CHAT, &body);
     let progress: Vec<_> = chunks.iter().filter_map(|chunk| chunk.get("prompt_progress")).collect();
     let total = progress[0]["total"].as_u64().unwrap();
-    assert!(progress.iter().all(|p| p["cache"] == 512 && p["total"] == total));
+    assert!(progress.iter().all(|p| p["cache"] == 576 && p["total"] == total));
     assert_eq!(
         (&progress[0]["processed"], &progress.last().unwrap()["processed"]),
-        (&json!(512), &json!(total))
+        (&json!(576), &json!(total))
     );
     body["return_progress"] = json!(false);
     assert!(server.chunks(CHAT, &body).iter().all(|chunk| chunk.get("prompt_progress").is_none()));
