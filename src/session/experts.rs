@@ -22,7 +22,8 @@ pub struct Experts {
     pub per_layer: usize,
     /// Experts that a token chooses in each layer.
     pub per_token: usize,
-    /// Tokens that have chosen each expert since the model was opened. A count never falls.
+    /// Tokens that have chosen each expert since the model was opened. A count never falls. What a pass had chosen before it was cancelled
+    /// or failed counts, too.
     pub chosen: Vec<u64>,
     /// Where each is. Of mapped experts those count as in memory that were brought in once: the system may have dropped them since, and does not say.
     pub places: Vec<Place>,
