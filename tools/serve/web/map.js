@@ -55,11 +55,15 @@ function hear(figures) {
     heat = new Float32Array(cells);
     size();
   } else {
-    now.chosen.forEach((row, layer) => row.forEach((n, expert) => {
-      const more = n - before.chosen[layer][expert];
-      // Many tokens of a prompt do not outshine the one of an answer for long.
-      if (more > 0) heat[layer * now.experts + expert] = Math.min(1.5, heat[layer * now.experts + expert] + 0.5 + 0.2 * Math.log2(more));
-    }));
+    now.chosen.forEach((row, layer) => {
+      const more = row.map((n, expert) => n - before.chosen[layer][expert]);
+      // The one that most tokens chose is the brightest of its layer, so that the map tells of many tokens as well as of one.
+      const most = Math.max(...more);
+      more.forEach((n, expert) => {
+        const i = layer * now.experts + expert;
+        if (n > 0) heat[i] = Math.max(heat[i], 0.15 + (0.85 * n) / most);
+      });
+    });
   }
   past.push({ time: performance.now(), tokens: now.tokens, hits: now.expert_hits, misses: now.expert_misses, read: now.bytes_read });
   past = past.filter((one, i) => i >= past.length - 2 || one.time > performance.now() - LATELY);
