@@ -225,6 +225,8 @@ def stopping(browser, address):
         page.hover(".chats li")
         page.locator(".delete").first.click()
         expect(page.locator("#send")).to_be_visible()
+        # When the browser has done it.
+        expect(page.locator("#toast")).to_contain_text("Deleted.")
         page.reload()
         expect(page.locator(".chats li")).to_have_count(2)
         expect(page.locator(".chats")).not_to_contain_text(POEM)
