@@ -101,16 +101,25 @@ async function answer(parent) {
   toEnd();
   $('progress').textContent = t('queued');
   $('speed').textContent = '';
-  let [pieces, begun, total, waiting] = [0, 0, 0, 0];
+  let [pieces, begun, total, waiting, took, kept] = [0, 0, 0, 0, 0, performance.now()];
+  // Should the page go away meanwhile, it is an answer that was stopped.
+  const keepSoFar = () => {
+    const copy = structuredClone(mine);
+    copy.nodes[node.id].note = 'stopped';
+    kept = performance.now();
+    keep(copy);
+  };
   const grow = () => {
     waiting = 0;
+    if (performance.now() - kept > 1000 && chats.includes(mine)) keepSoFar();
     if (chat !== mine) return;
-    const follow = atEnd();
+    const [follow, start] = [atEnd(), performance.now()];
     thread.grow(node);
     gauge(total + pieces);
     const rate = ((pieces - 1) * 1000) / (performance.now() - begun);
     if (pieces > 2) $('speed').textContent = t('speed', { n: number(rate, rate < 100 ? 1 : 0) });
     if (follow) toEnd();
+    took = performance.now() - start;
   };
   const hear = (event) => {
     const read = event.prompt_progress;
@@ -123,7 +132,8 @@ async function answer(parent) {
       $('progress').textContent = '';
       if (!pieces++) begun = performance.now();
       node.text += choice.delta.content;
-      waiting ||= requestAnimationFrame(grow);
+      // A long answer is shown less often, so that there is time for other things.
+      waiting ||= setTimeout(grow, Math.min(Math.max(4 * took, 16), 500));
     }
     if (choice?.finish_reason === 'length') node.note = 'cut';
     if (event.timings) Object.assign(node.stats, { answer: event.timings.predicted_n, rate: event.timings.predicted_per_second });
@@ -143,7 +153,7 @@ async function answer(parent) {
     }
     if (node.text) Object.assign(node.stats, { answer: pieces, total: total + pieces });
   }
-  cancelAnimationFrame(waiting);
+  clearTimeout(waiting);
   running = null;
   if (!node.text && (failure || node.note === 'stopped')) tree.remove(mine, node);
   if (chat !== mine) failure = null;
@@ -386,6 +396,7 @@ async function begin() {
   connect();
   try {
     chats = (await store.all()).map(tree.read).filter(Boolean);
+    chats.forEach(tree.tidy);
   } catch (error) {
     say(t('notKept', { why: error?.message ?? '' }));
   }

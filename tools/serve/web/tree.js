@@ -34,6 +34,11 @@ export function remove(chat, node) {
   delete chat.nodes[node.id];
 }
 
+/** Takes away answers of which nothing had come when the page went away. */
+export function tidy(chat) {
+  for (const node of Object.values(chat.nodes)) if (node.role === 'assistant' && !node.text && !node.children.length) remove(chat, node);
+}
+
 /** Which version of a message this is, and of how many. */
 export function version(chat, node) {
   const { children } = chat.nodes[node.parent];

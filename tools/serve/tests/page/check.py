@@ -217,6 +217,18 @@ def stopping(browser, address):
         expect(other.locator("#thread [role=alert]")).to_contain_text("The server is busy")
         page.click("#stop")
         expect(page.locator(".assistant .stats")).to_contain_text("Stopped.")
+        # What has come stays when the page goes away.
+        page.click("#new")
+        page.fill("#prompt", "Psalms 5:1")
+        page.press("#prompt", "Enter")
+        expect(page.locator("#stop")).to_be_visible()
+        written = "all => all.some(chat => chat.title === 'Psalms 5:1' && Object.values(chat.nodes).some(node => node.note === 'stopped' && node.text))"
+        while not page.evaluate(f"import('/page/store.js').then(store => store.all()).then({written})"):
+            page.wait_for_timeout(50)
+        page.reload()
+        expect(page.locator(".user .text")).to_have_text("Psalms 5:1")
+        expect(page.locator(".assistant .stats")).to_contain_text("Stopped.")
+        assert shown(visit)[1]
         # What is deleted while it is answered stays away; the other page's conversation is there.
         page.click("#new")
         page.fill("#prompt", POEM)
@@ -228,7 +240,7 @@ def stopping(browser, address):
         # When the browser has done it.
         expect(page.locator("#toast")).to_contain_text("Deleted.")
         page.reload()
-        expect(page.locator(".chats li")).to_have_count(2)
+        expect(page.locator(".chats li")).to_have_count(3)
         expect(page.locator(".chats")).not_to_contain_text(POEM)
         # Its sequence is free within a pass.
         for _ in range(50):
