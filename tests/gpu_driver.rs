@@ -241,3 +241,22 @@ fn figures_do_not_wait_for_a_call() {
     assert!(told.recv().unwrap().is_some());
     assert_eq!(state.position(), 12);
 }
+
+/// Readers that do not wait for a call hear which experts are there, and of none any more when the GPU has failed.
+#[test]
+fn what_is_told_to_be_on_the_gpu_is_there() {
+    let folder = common::folder();
+    let container = demo(&folder, DType::Q4_K);
+    let fake = fake(Schedule::Late);
+    let count = |model: &Model| model.experts_on_gpu().iter().filter(|there| **there).count();
+    let model = Model::load(&container, &on_gpu(&container, &fake, 6, COPY, KvType::F16)).unwrap();
+    assert_eq!(count(&model), 0);
+    let (tokens, mut state) = (tokens(12), State::new(model.config(), 64, KvType::F16).unwrap());
+    model.forward_one(&tokens, &mut state, Want::All).unwrap();
+    // Those of a request that leave give their slots back.
+    assert!((1..=6).contains(&count(&model)), "{}", count(&model));
+    let all = Model::load(&container, &on_gpu(&container, &fake, 64, COPY, KvType::F16)).unwrap();
+    assert_eq!(count(&all), 64);
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    assert!(cpu.experts_on_gpu().is_empty());
+}

@@ -1,6 +1,11 @@
 //! Which experts are in the GPU's memory, and what happens to those that are not. Data only, as the pager's policy, which it uses: VRAM
 //! is a second tier over memory as memory is over the drive.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 use super::Costs;
 use crate::pager::{Eviction, Policy};
 
@@ -27,6 +32,8 @@ pub struct Tier {
     /// By `layer * experts + expert`.
     slots: Vec<Option<usize>>,
     free: Vec<usize>,
+    /// Which have a slot, for readers that do not wait for a call.
+    there: Arc<[AtomicBool]>,
 }
 
 impl Tier {
@@ -38,7 +45,13 @@ impl Tier {
             passes,
             slots: vec![None; layers * experts],
             free: (0..slots).rev().collect(),
+            there: (0..layers * experts).map(|_| AtomicBool::new(false)).collect(),
         }
+    }
+
+    /// Which experts are there, by `layer * experts + expert`, from now on.
+    pub fn there(&self) -> Arc<[AtomicBool]> {
+        self.there.clone()
     }
 
     /// A layer wants the experts `chosen` by its tokens, `used` a token, in the order of the tokens. Gives the way of each, in the order
@@ -71,13 +84,11 @@ impl Tier {
                     Some(slot) if costs.copy_pays(n, again) => {
                         match victim {
                             Some((l, e)) => {
-                                let at = self.at(l, e);
-                                self.slots[at] = None;
+                                self.put(l, e, None);
                             }
                             None => drop(self.free.pop()),
                         }
-                        let at = self.at(layer, expert);
-                        self.slots[at] = Some(slot);
+                        self.put(layer, expert, Some(slot));
                         way = Way::Copy(slot);
                     }
                     _ => {
@@ -92,8 +103,8 @@ impl Tier {
         let kept: Vec<_> = others.collect();
         kept.into_iter().for_each(|(l, e)| self.policy.keep(l, e));
         for (l, e) in own {
-            let at = self.at(l, e);
-            self.free.extend(self.slots[at].take());
+            let slot = self.put(l, e, None);
+            self.free.extend(slot);
         }
         ways.sort_unstable_by_key(|&(expert, _)| expert);
         ways
@@ -102,8 +113,8 @@ impl Tier {
     /// An expert could not be copied into its slot.
     pub fn forget(&mut self, layer: usize, expert: usize) {
         self.policy.forget(layer, expert);
-        let at = self.at(layer, expert);
-        self.free.extend(self.slots[at].take());
+        let slot = self.put(layer, expert, None);
+        self.free.extend(slot);
     }
 
     /// Whether an expert is there.
@@ -118,6 +129,13 @@ impl Tier {
 
     fn here(&self, layer: usize, expert: usize) -> Way {
         Way::Here(self.slots[self.at(layer, expert)].expect("what the policy keeps has a slot"))
+    }
+
+    /// Gives an expert a slot, or none, and returns the one that it had.
+    fn put(&mut self, layer: usize, expert: usize, slot: Option<usize>) -> Option<usize> {
+        let at = self.at(layer, expert);
+        self.there[at].store(slot.is_some(), Relaxed);
+        std::mem::replace(&mut self.slots[at], slot)
     }
 
     fn at(&self, layer: usize, expert: usize) -> usize {
@@ -209,6 +227,8 @@ mod tests {
                     }
                 }
                 assert!(tier.residents() <= slots);
+                let there = |at: usize| tier.there[at].load(Relaxed) == tier.has(at / 8, at % 8);
+                assert!((0..24).all(there), "readers see what there is");
                 assert_eq!(tier.residents() + tier.free.len(), slots);
             }
         }

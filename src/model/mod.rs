@@ -188,6 +188,14 @@ impl Model {
         None
     }
 
+    /// Which experts are on a GPU that works, by `layer * experts + expert`; none where there is no such GPU.
+    pub fn experts_on_gpu(&self) -> Vec<bool> {
+        #[cfg(feature = "gpu")]
+        return self.gpu().map(gpu::Gpu::there).unwrap_or_default();
+        #[cfg(not(feature = "gpu"))]
+        Vec::new()
+    }
+
     /// Tokens of a prompt to run together. Streamed experts are read once a call, so there it is as many as the budget has room for.
     pub fn batch(&self) -> usize {
         self.placement.batch

@@ -270,6 +270,19 @@ impl Pager {
         }
     }
 
+    /// Which experts are in memory, by `layer * experts + expert`: those that are kept, where they are streamed; those that were brought in, where they
+    /// are mapped, though the system may have dropped their pages since; all of them otherwise. Calls are held up by no more than a look at each.
+    pub fn in_memory(&self) -> Vec<bool> {
+        match &self.backing {
+            Backing::Views(views) => views.in_memory(),
+            Backing::Streamed(streamed) => {
+                // Within the lock: whoever shares a slot delays its reuse.
+                let residency = lock(&streamed.residency);
+                residency.slots.iter().map(|slot| slot.as_ref().is_some_and(|slot| slot.is_whole())).collect()
+            }
+        }
+    }
+
     /// Tokens used experts of a layer that were not asked for here, because a GPU has them.
     #[cfg(feature = "gpu")]
     pub(crate) fn used_elsewhere(&self, layer: usize, experts: impl Iterator<Item = usize>) {

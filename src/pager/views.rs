@@ -77,6 +77,13 @@ impl Views {
         (slot, there)
     }
 
+    /// Which experts were brought in, of all; every one where nothing is brought in.
+    pub fn in_memory(&self) -> Vec<bool> {
+        let slots = lock(&self.slots);
+        let whole = |view: &View| view.slot.is_whole();
+        slots.iter().map(|view| self.bringing_in.is_none() || view.as_ref().is_some_and(whole)).collect()
+    }
+
     /// The threads that bring pages in, if there are any.
     pub fn pool(&self) -> Option<&Pool> {
         self.bringing_in.as_ref().map(|b| &b.pool)

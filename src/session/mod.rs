@@ -2,6 +2,7 @@
 
 mod company;
 mod engine;
+mod experts;
 mod generate;
 mod lent;
 #[cfg(all(test, loom))]
@@ -26,6 +27,7 @@ use crate::{
 
 pub use crate::model::{BATCH, Cancel};
 pub use engine::Engine;
+pub use experts::{Experts, Place};
 pub use generate::{Finish, Limits, Token};
 use lent::Lent;
 pub use restore::{Restored, Size};

@@ -1,7 +1,13 @@
 //! The routed experts of a layer. Where the GPU has all of them nothing is decided; else those in its slots are computed there, others are copied to it or computed on the CPU, as the
 //! tier says; all outputs meet on the GPU and are added in the order of the experts' numbers.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use yuan_cuda::launch::FEW;
@@ -53,6 +59,8 @@ pub struct Slots {
     tokens: usize,
     /// Counted for readers that do not wait for a call.
     pub usage: Arc<Mutex<GpuUse>>,
+    /// Which experts are there, for the same readers.
+    pub there: Arc<[AtomicBool]>,
 }
 
 /// One layer of a call.
@@ -79,10 +87,12 @@ impl Slots {
         let Shape { layers, experts, tiles, tile_bytes, .. } = *shape;
         let table = 8 * (experts + 1) * experts;
         let pinned = |bytes| Pinned::new(device, bytes, Stream::Compute);
+        let tier = Tier::new(layers, experts, room.slots, room.transient > 0);
         Ok(Self {
             device: device.clone(),
             shape: *shape,
-            tier: Tier::new(layers, experts, room.slots, room.transient > 0),
+            there: tier.there(),
+            tier,
             costs,
             arena: Buffer::new(device, (room.slots + room.transient) * tiles * tile_bytes)?,
             slots: room.slots,
@@ -141,6 +151,7 @@ impl Slots {
         lock(&self.usage).copied += (layers * experts) as u64;
         lock(&self.usage).bytes += (layers * experts * bytes) as u64;
         self.all = Some(all);
+        self.there.iter().for_each(|there| there.store(true, Relaxed));
         Ok(())
     }
 

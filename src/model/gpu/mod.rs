@@ -49,6 +49,7 @@ pub struct Gpu {
     runner: Mutex<Runner>,
     /// The runner's, which no call holds for long.
     usage: Arc<Mutex<GpuUse>>,
+    there: Arc<[AtomicBool]>,
     /// Whether it was said that the device has failed, and that it had no room for a call.
     told: AtomicBool,
     told_full: AtomicBool,
@@ -108,6 +109,11 @@ impl Gpu {
     /// How it was used so far.
     pub fn usage(&self) -> GpuUse {
         *lock(&self.usage)
+    }
+
+    /// Which experts it has, by `layer * experts + expert`.
+    pub fn there(&self) -> Vec<bool> {
+        self.there.iter().map(|there| there.load(Relaxed)).collect()
     }
 }
 
@@ -191,6 +197,7 @@ impl Model {
             Ok(Gpu {
                 device,
                 usage: runner.slots.usage.clone(),
+                there: runner.slots.there.clone(),
                 runner: Mutex::new(runner),
                 told: AtomicBool::new(false),
                 told_full: AtomicBool::new(false),

@@ -4,10 +4,12 @@
 //! [`Session`](yuan::session::Session), and says what it has over a bounded channel.
 
 mod asked;
+mod experts;
 mod gate;
 mod metrics;
 mod openai;
 mod options;
+mod page;
 mod piece;
 mod problem;
 mod router;
@@ -41,7 +43,6 @@ pub struct Bound {
     listener: TcpListener,
     address: SocketAddr,
     server: Shared,
-    stop: watch::Sender<bool>,
 }
 
 /// Tells a server to stop: from any thread.
@@ -67,7 +68,7 @@ impl Bound {
         })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, server: Server::new(options)?, stop: watch::Sender::new(false) })
+        Ok(Self { listener, address, server: Server::new(options)? })
     }
 
     /// Where it listens.
@@ -77,7 +78,7 @@ impl Bound {
 
     /// By which it is told to stop.
     pub fn stopper(&self) -> Stopper {
-        Stopper(self.stop.clone())
+        Stopper(self.server.ending.clone())
     }
 
     /// Loads the model, tells `ready` of it, and serves it until it is told to stop. Requests that come before the model is there get status 503.
@@ -99,7 +100,8 @@ impl Bound {
             .enable_all()
             .build()
             .context("cannot start the server's threads")?;
-        let (server, stop) = (self.server, self.stop.subscribe());
+        let stop = self.server.ending.subscribe();
+        let server = self.server;
         let served = runtime.block_on(async move {
             let listener = tokio::net::TcpListener::from_std(self.listener)?;
             let mut stopped = stop.clone();

@@ -13,8 +13,9 @@ use serde_json::json;
 use tower_http::cors::{Any, CorsLayer};
 
 use crate::{
-    metrics,
+    experts, metrics,
     openai::{chat::chat, completions::completions, embeddings::embeddings, models},
+    page,
     problem::Problem,
     server::Shared,
     text,
@@ -40,11 +41,13 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .route("/tokenizer_info", get(text::tokenizer_info))
         .route("/apply-template", post(text::apply_template))
         .route("/metrics", get(counters))
+        .route("/experts", get(experts::experts))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method())
         .layer(DefaultBodyLimit::max(body))
         .layer(from_fn_with_state(server.clone(), check_key))
-        // Whoever watches the server need not have a key.
+        // The page asks for the key, and whoever watches the server need not have one.
+        .merge(page::routes())
         .route("/health", get(health))
         .route("/v1/health", get(health))
         .layer(from_fn_with_state(server.clone(), count));

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::watch;
 use yuan::{
     model::KvType,
     session::{Engine, Session},
@@ -60,6 +61,8 @@ pub struct Server {
     pub metrics: Metrics,
     /// Digests of the keys that open it; none where it is open.
     pub keys: Vec<blake3::Hash>,
+    /// True when the server is to take no more requests.
+    pub ending: watch::Sender<bool>,
     model: OnceLock<Arc<Loaded>>,
     requests: AtomicU64,
     running: Mutex<Vec<Weak<Stop>>>,
@@ -81,6 +84,7 @@ impl Server {
             options,
             metrics: Metrics::default(),
             keys,
+            ending: watch::Sender::new(false),
             model: OnceLock::new(),
             requests: AtomicU64::new(now().as_micros() as u64),
             running: Mutex::default(),

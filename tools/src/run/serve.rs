@@ -22,7 +22,7 @@ Examples:
   yuan serve model.gguf --sequences 16 --context 4096
   yuan serve model.gguf --host 0.0.0.0 --port 80 --api-key-file keys.txt --memory 8G
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"写一首关于秋天的诗\"}]}'
-Clients of OpenAI's interface take http://127.0.0.1:8080/v1 as their base URL, and any key unless there are keys. An answer does not depend \
+A browser finds a page to chat on at http://127.0.0.1:8080/. Clients of OpenAI's interface take http://127.0.0.1:8080/v1 as their base URL, and any key unless there are keys. An answer does not depend \
             on who else is asking: the same seed gives the same text.
 The first Ctrl-C or SIGTERM lets running requests end (--drain), the second stops at once.")]
 pub struct Serve {
