@@ -5,6 +5,7 @@
 
 mod asked;
 mod gate;
+mod messages;
 mod metrics;
 mod openai;
 mod options;
@@ -16,6 +17,7 @@ mod server;
 mod stream;
 mod text;
 mod tokens;
+mod wanted;
 mod work;
 
 use std::{
