@@ -1,15 +1,38 @@
-//! Messages as clients send them: a role, and a text or a list of parts.
+//! Texts as clients send them: one or several, and messages with a role and a text or a list of parts.
 
 use serde::Deserialize;
+use serde_json::Value;
 use yuan::tokenizer::Message;
 
-use crate::problem::Problem;
+use crate::{asked::refuse, problem::Problem};
+
+/// One text or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Texts {
+    /// The text.
+    One(String),
+    /// All of them.
+    Several(Vec<String>),
+}
+
+impl Texts {
+    /// All of them.
+    pub fn list(self) -> Vec<String> {
+        match self {
+            Self::One(text) => vec![text],
+            Self::Several(texts) => texts,
+        }
+    }
+}
 
 /// A message as clients send it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Said {
     role: String,
     content: Option<Content>,
+    /// As ollama's clients send pictures.
+    images: Option<Value>,
 }
 
 /// A text, or parts of one.
@@ -56,6 +79,7 @@ impl Said {
     /// # Errors
     /// A part that is no text.
     pub fn message(&self, param: &'static str) -> Result<Message, Problem> {
+        refuse("images", self.images.as_ref(), "a message has images; this model reads text")?;
         let content = self.content.as_ref().map_or_else(|| Ok(String::new()), |c| c.text(param))?;
         // As newer clients call it.
         let role = if self.role == "developer" { "system" } else { &self.role };

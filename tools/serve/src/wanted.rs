@@ -27,7 +27,12 @@ pub struct Wanted<'a> {
     pub progress: bool,
 }
 
-impl Wanted<'_> {
+impl<'a> Wanted<'a> {
+    /// One answer, as long as the context allows, without scores.
+    pub fn one(sampling: &'a Sampling) -> Self {
+        Self { sampling, most: usize::MAX, choices: 1, top: None, echo: false, progress: false }
+    }
+
     /// The jobs of these prompts: as many for each as there are to be answers, of which the first has the request's seed, the next the seed behind it, and so on.
     ///
     /// # Errors

@@ -3,6 +3,6 @@
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
-mod logprobs;
+pub mod logprobs;
 pub mod models;
 mod types;
