@@ -74,6 +74,11 @@ impl Content {
 }
 
 impl Said {
+    /// With this role.
+    pub fn new(role: String, content: Option<Content>) -> Self {
+        Self { role, content, images: None }
+    }
+
     /// As the tokenizer takes it.
     ///
     /// # Errors

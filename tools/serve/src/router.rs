@@ -16,7 +16,7 @@ use crate::{
     anthropic::{self, messages},
     metrics,
     ollama::{self, embed, generate, models as served},
-    openai::{chat::chat, completions::completions, embeddings::embeddings, models},
+    openai::{chat::chat, completions::completions, embeddings::embeddings, models, responses},
     problem::Problem,
     server::Shared,
     text,
@@ -35,6 +35,8 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .route("/chat/completions", post(chat))
         .route("/completions", post(completions))
         .route("/embeddings", post(embeddings))
+        .route("/responses", post(responses::create))
+        .route("/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/models", get(models::models))
         .route("/models/{*name}", get(models::model));
     let ollama = Router::new()

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -13,7 +13,9 @@ use yuan::{
     session::{Engine, Session},
 };
 
-use crate::{gate::Gate, metrics::Metrics, options::Options, problem::Problem, work::Stop};
+use crate::{
+    gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem, work::Stop,
+};
 
 /// A model that is ready, and what is said of it.
 #[derive(Clone, Debug)]
@@ -62,6 +64,7 @@ pub struct Server {
     pub keys: Vec<blake3::Hash>,
     model: OnceLock<Arc<Loaded>>,
     requests: AtomicU64,
+    responses: Mutex<Responses>,
     running: Mutex<Vec<Weak<Stop>>>,
 }
 
@@ -83,6 +86,7 @@ impl Server {
             keys,
             model: OnceLock::new(),
             requests: AtomicU64::new(now().as_micros() as u64),
+            responses: Mutex::default(),
             running: Mutex::default(),
         }))
     }
@@ -112,6 +116,11 @@ impl Server {
     /// A name for one more request.
     pub fn request(&self, kind: &str) -> String {
         format!("{kind}-{:016x}", self.requests.fetch_add(1, Relaxed))
+    }
+
+    /// Responses that clients may come back to.
+    pub fn responses(&self) -> MutexGuard<'_, Responses> {
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something to stop a request by, which the server knows too.

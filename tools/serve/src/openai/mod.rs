@@ -5,4 +5,6 @@ pub mod completions;
 pub mod embeddings;
 pub mod logprobs;
 pub mod models;
+pub mod responses;
+pub mod stored;
 mod types;
