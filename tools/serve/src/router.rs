@@ -14,6 +14,7 @@ use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use crate::{
     anthropic::{self, messages},
+    llama::{infill, state},
     metrics,
     ollama::{self, embed, generate, models as served},
     openai::{chat::chat, completions::completions, embeddings::embeddings, models, responses},
@@ -58,6 +59,9 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .route("/detokenize", post(text::detokenize))
         .route("/tokenizer_info", get(text::tokenizer_info))
         .route("/apply-template", post(text::apply_template))
+        .route("/infill", post(infill::infill))
+        .route("/slots", get(state::slots))
+        .route("/props", get(state::props))
         .route("/metrics", get(counters))
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method())

@@ -14,7 +14,8 @@ use yuan::{
 };
 
 use crate::{
-    gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem, work::Stop,
+    gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem,
+    slots::Slots, work::Stop,
 };
 
 /// A model that is ready, and what is said of it.
@@ -58,6 +59,8 @@ pub struct Server {
     pub options: Options,
     /// Who is let in.
     pub gate: Gate,
+    /// What runs.
+    pub slots: Slots,
     /// What is counted.
     pub metrics: Metrics,
     /// Digests of the keys that open it; none where it is open.
@@ -81,6 +84,7 @@ impl Server {
         let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Arc::new(Self {
             gate: Gate::new(number(options.sequences), number(options.queue)),
+            slots: Slots::new(number(options.sequences)),
             options,
             metrics: Metrics::default(),
             keys,

@@ -237,6 +237,7 @@ fn run(
 ) -> yuan::Result<(Finish, Figures)> {
     let mut session = model.served.session()?;
     stop.attach(session.cancel_token());
+    let slot = server.slots.take(job);
     let mut sampler = Sampler::new(job.settings.clone())?;
     let start = Instant::now();
     let cached = read(&mut session, job, line, start)?;
@@ -250,6 +251,7 @@ fn run(
             server.metrics.token(first, if first { start.elapsed() } else { last.elapsed() });
             last = Instant::now();
             answer += 1;
+            slot.token();
         }
         let piece = pieces.push(token, text);
         if piece == Piece::default() { ControlFlow::Continue(()) } else { line.send(Event::Piece(piece)) }

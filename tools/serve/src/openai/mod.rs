@@ -7,4 +7,4 @@ pub mod logprobs;
 pub mod models;
 pub mod responses;
 pub mod stored;
-mod types;
+pub mod types;
