@@ -14,6 +14,16 @@ pub enum Architecture {
     Dense,
 }
 
+impl Architecture {
+    /// As GGUF files call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Moe => "yuan2_moe",
+            Self::Dense => "yuan2",
+        }
+    }
+}
+
 /// How the rotary embedding rounds (MODEL.md, "Rotary embedding"). Logits differ by up to 8 between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -14,13 +14,6 @@ const LAYOUT: &str = "neuron-tile";
 /// Version of our layout, frozen by the benchmarks in SPEED.md. 0 was the draft before.
 pub const LAYOUT_VERSION: u32 = 1;
 
-fn architecture_name(architecture: Architecture) -> &'static str {
-    match architecture {
-        Architecture::Moe => "yuan2_moe",
-        Architecture::Dense => "yuan2",
-    }
-}
-
 /// What a file says of its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -59,7 +52,7 @@ pub fn read_layout(metadata: &Metadata) -> Result<Layout, String> {
 /// is the embedding) is read off the tensors; its files are run with f32 rotary tables, as the fork does.
 pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelConfig, String> {
     let architecture = read_architecture(metadata)?;
-    let prefix = architecture_name(architecture);
+    let prefix = architecture.name();
     let key = |name: &str| format!("{prefix}.{name}");
     let size = |key: &str| -> Result<Option<usize>, String> {
         let number = metadata.number(key)?;
@@ -122,7 +115,7 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
 
 /// The keys that say what [`read_config`] and [`read_layout`] read.
 pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
-    let prefix = architecture_name(config.architecture);
+    let prefix = config.architecture.name();
     let mut m = Metadata::default();
     let number = |n: usize| Value::U32(n as u32);
     m.set("general.architecture", Value::String(prefix.into()));

@@ -115,3 +115,54 @@ fn what_cannot_be_served_is_said() {
     );
     assert!(complaint("yuan", &["serve", &none, "--port", "0", "--cors", "example.org"]).contains("origin"));
 }
+
+/// The options that `yuan serve` prints.
+fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> Vec<String> {
+    let mut command = program("yuan");
+    command.arg("serve").args(arguments).arg("--print-config").envs(variables.iter().copied());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn options_stand_in_a_file_in_the_environment_and_on_the_command_line() {
+    let folder = Folder::new();
+    let file = folder.path("serve.toml");
+    let text = "model = \"m.gguf\"\nsequences = 3\nqueue = 5\ndrain = 7\nlook-ahead = true\nmemory = \"8G\"\ncors = [\"http://a.org\", \"http://b.org\"]\n";
+    std::fs::write(&file, text).unwrap();
+    let from_file = printed(&["--config", &file], &[]);
+    for line in text.lines() {
+        assert!(from_file.iter().any(|printed| printed == line), "{line} in {from_file:?}");
+    }
+    assert!(from_file.contains(&"port = 8080".into()), "what nobody has said");
+    let variables =
+        [("YUAN_QUEUE", "6"), ("YUAN_DRAIN", "8"), ("YUAN_THREADS_BATCH", "2"), ("YUAN_CONFIG", &file)];
+    let all = printed(&["--drain", "9", "other.gguf"], &variables);
+    for line in ["model = \"other.gguf\"", "sequences = 3", "queue = 6", "drain = 9", "threads-batch = 2"] {
+        assert!(all.iter().any(|printed| printed == line), "{line} in {all:?}");
+    }
+    // What is printed is such a file.
+    let again = folder.path("again.toml");
+    std::fs::write(&again, all.join("\n")).unwrap();
+    assert_eq!(printed(&["--config", &again], &[]), all);
+
+    for (text, word) in [
+        ("sequence = 3", "there is no option \"sequence\""),
+        ("config = \"a\"", "config"),
+        ("queue = [1]", "queue"),
+        ("queue =", "TOML"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let said = complaint("yuan", &["serve", "m.gguf", "--config", &file]);
+        assert!(said.contains(word) && said.contains("serve.toml"), "{said}");
+    }
+    std::fs::write(&file, "sequences = 0").unwrap();
+    assert!(usage("yuan", &["serve", "m.gguf", "--config", &file]).contains("--sequences"));
+    assert!(complaint("yuan", &["serve", "--config=none.toml"]).contains("none.toml"));
+    // A model that is named in the file needs none on the command line, and neither does the demo.
+    std::fs::write(&file, "demo = true\nport = 0").unwrap();
+    assert!(printed(&["--config", &file], &[]).contains(&"demo = true".into()));
+    std::fs::write(&file, "model = \"none.gguf\"\nport = 0").unwrap();
+    assert!(complaint("yuan", &["serve", "--config", &file]).contains("none.gguf"));
+}

@@ -8,6 +8,7 @@ use axum::{
     http::StatusCode,
 };
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{
     problem::Problem,
@@ -29,6 +30,21 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Asked<T> {
             .map_err(|e| Problem::request(format!("the body of the request is not as expected: {e}")))?;
         Ok(Self(model, asked))
     }
+}
+
+/// Refuses a field that asks for something that there is not: one that is not null, false or empty.
+///
+/// # Errors
+/// `message`, which says so and what can be done.
+pub fn refuse(param: &'static str, value: Option<&Value>, message: &str) -> Result<(), Problem> {
+    let asks = match value {
+        None | Some(Value::Null | Value::Bool(false)) => false,
+        Some(Value::String(text)) => !text.is_empty(),
+        Some(Value::Array(list)) => !list.is_empty(),
+        Some(Value::Object(map)) => !map.is_empty(),
+        Some(Value::Bool(true) | Value::Number(_)) => true,
+    };
+    if asks { Err(Problem::field(param, message)) } else { Ok(()) }
 }
 
 fn problem(rejection: BytesRejection) -> Problem {

@@ -3,10 +3,15 @@
 //! Requests are read and answers written by a few asynchronous tasks; each sequence of a request runs on a thread of its own, with a
 //! [`Session`](yuan::session::Session), and says what it has over a bounded channel.
 
+mod anthropic;
 mod asked;
 mod experts;
+mod fim;
 mod gate;
+mod llama;
+mod messages;
 mod metrics;
+mod ollama;
 mod openai;
 mod options;
 mod page;
@@ -15,9 +20,11 @@ mod problem;
 mod router;
 mod sampling;
 mod server;
+mod slots;
 mod stream;
 mod text;
 mod tokens;
+mod wanted;
 mod work;
 
 use std::{

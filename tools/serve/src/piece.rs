@@ -30,6 +30,19 @@ pub struct Scored {
     pub offset: usize,
 }
 
+/// The text of tokens behind a prompt.
+pub fn text_behind(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> String {
+    let mut stream = behind(tokenizer, prompt);
+    let text: String = tokens.iter().map(|&id| stream.push(id)).collect();
+    text + &stream.finish()
+}
+
+fn behind<'t>(tokenizer: &'t Tokenizer, prompt: &[u32]) -> Stream<'t> {
+    let mut stream = tokenizer.stream();
+    prompt[prompt.len().saturating_sub(BEFORE)..].iter().for_each(|&id| drop(stream.push(id)));
+    stream
+}
+
 /// Holds scores back until their text is shown: a part of a character, or what may become a stop text, is not.
 pub struct Pieces<'t> {
     stream: Stream<'t>,
@@ -44,9 +57,7 @@ pub struct Pieces<'t> {
 impl<'t> Pieces<'t> {
     /// Of an answer to this prompt.
     pub fn new(tokenizer: &'t Tokenizer, prompt: &[u32]) -> Self {
-        let mut stream = tokenizer.stream();
-        prompt[prompt.len().saturating_sub(BEFORE)..].iter().for_each(|&id| drop(stream.push(id)));
-        Self { stream, bytes: 0, chars: 0, shown: 0, held: Vec::new() }
+        Self { stream: behind(tokenizer, prompt), bytes: 0, chars: 0, shown: 0, held: Vec::new() }
     }
 
     /// What can be shown once a session has told of this token and this text.

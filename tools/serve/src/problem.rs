@@ -55,13 +55,14 @@ impl Problem {
 
     /// No key, or a wrong one.
     pub fn key() -> Self {
-        let message = "the key is missing or wrong; send it as Authorization: Bearer KEY";
+        let message =
+            "the key is missing or wrong; send it as Authorization: Bearer KEY, or as x-api-key: KEY";
         Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
     }
 
     /// No such address.
     pub fn not_found() -> Self {
-        let message = "there is nothing at this address; /v1/models, /v1/chat/completions and /v1/completions are some that there are";
+        let message = "there is nothing at this address; /v1/models, /v1/chat/completions and /api/chat are some that there are";
         Self::new(StatusCode::NOT_FOUND, Some("not_found"), message)
     }
 
@@ -124,11 +125,10 @@ impl Problem {
             "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
         } })
     }
-}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.json())).into_response();
+    /// The reply with this body.
+    pub fn reply(&self, body: Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         match self.status {
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
@@ -139,6 +139,15 @@ impl IntoResponse for Problem {
             }
             _ => {}
         }
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.reply(self.json());
+        // For addresses of other protocols, which write it in another form.
+        response.extensions_mut().insert(self);
         response
     }
 }

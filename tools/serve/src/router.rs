@@ -4,22 +4,29 @@ use axum::{
     Json, Router,
     body::Body,
     extract::{DefaultBodyLimit, Request, State},
-    http::{HeaderValue, Method, header},
-    middleware::{Next, from_fn_with_state},
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde_json::json;
-use tower_http::cors::{Any, CorsLayer};
+use serde_json::{Value, json};
+use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use crate::{
-    experts, metrics,
-    openai::{chat::chat, completions::completions, embeddings::embeddings, models},
+    anthropic::{self, messages},
+    experts,
+    llama::{infill, state},
+    metrics,
+    ollama::{self, embed, generate, models as served},
+    openai::{chat::chat, completions::completions, embeddings::embeddings, models, responses},
     page,
     problem::Problem,
     server::Shared,
     text,
 };
+
+/// Where Anthropic's clients send their key.
+const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// All addresses of a server.
 ///
@@ -31,15 +38,32 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .route("/chat/completions", post(chat))
         .route("/completions", post(completions))
         .route("/embeddings", post(embeddings))
+        .route("/responses", post(responses::create))
+        .route("/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/models", get(models::models))
         .route("/models/{*name}", get(models::model));
+    let ollama = Router::new()
+        .route("/chat", post(generate::chat))
+        .route("/generate", post(generate::generate))
+        .route("/embed", post(embed::embed))
+        .route("/embeddings", post(embed::embeddings))
+        .route("/tags", get(served::tags))
+        .route("/show", post(served::show))
+        .route("/ps", get(served::ps))
+        .route("/version", get(served::version));
     let router = Router::new()
+        .nest("/api", ollama)
         .nest("/v1", openai.clone())
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .merge(openai)
         .route("/tokenize", post(text::tokenize))
         .route("/detokenize", post(text::detokenize))
         .route("/tokenizer_info", get(text::tokenizer_info))
         .route("/apply-template", post(text::apply_template))
+        .route("/infill", post(infill::infill))
+        .route("/slots", get(state::slots))
+        .route("/props", get(state::props))
         .route("/metrics", get(counters))
         .route("/experts", get(experts::experts))
         .fallback(async || Problem::not_found())
@@ -50,6 +74,7 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .merge(page::routes())
         .route("/health", get(health))
         .route("/v1/health", get(health))
+        .layer(from_fn(dialect))
         .layer(from_fn_with_state(server.clone(), count));
     let router = match cors(&server.options.cors)? {
         Some(cors) => router.layer(cors),
@@ -64,8 +89,9 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
         return Ok(None);
     }
     let layer = CorsLayer::new()
-        .allow_methods([Method::GET, Method::POST])
-        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]);
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        // Clients in browsers send many of their own.
+        .allow_headers(AllowHeaders::mirror_request());
     if origins.iter().any(|origin| origin == "*") {
         return Ok(Some(layer.allow_origin(Any)));
     }
@@ -83,16 +109,28 @@ fn cors(origins: &[String]) -> anyhow::Result<Option<CorsLayer>> {
 /// Lets those in who know a key. Digests are compared, in constant time ([`blake3::Hash`]), all of them.
 async fn check_key(State(server): State<Shared>, request: Request, next: Next) -> Response {
     if !server.keys.is_empty() {
-        let sent =
-            request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes).unwrap_or_default();
-        let sent = sent.split_at_checked(7).filter(|(kind, _)| kind.eq_ignore_ascii_case(b"bearer "));
-        let digest = blake3::hash(sent.map(|(_, key)| key.trim_ascii()).unwrap_or_default());
+        let header = |name| request.headers().get(name).map(HeaderValue::as_bytes);
+        let bearer = header(header::AUTHORIZATION).and_then(|sent| sent.split_at_checked(7));
+        let bearer = bearer.filter(|(kind, _)| kind.eq_ignore_ascii_case(b"bearer ")).map(|(_, key)| key);
+        let sent = bearer.or_else(|| header(ANTHROPIC_KEY)).unwrap_or_default();
+        let digest = blake3::hash(sent.trim_ascii());
         let known = server.keys.iter().fold(false, |known, key| known | (*key == digest));
         if !known {
             return Problem::key().into_response();
         }
     }
     next.run(request).await
+}
+
+/// Writes a refusal in the form of the protocol whose address was asked.
+async fn dialect(request: Request, next: Next) -> Response {
+    let form: fn(&Problem) -> Value = match request.uri().path() {
+        path if path.starts_with("/api/") => ollama::error,
+        path if path.starts_with("/v1/messages") => anthropic::error,
+        _ => return next.run(request).await,
+    };
+    let response = next.run(request).await;
+    response.extensions().get().map(|problem: &Problem| problem.reply(form(problem))).unwrap_or(response)
 }
 
 async fn count(State(server): State<Shared>, request: Request, next: Next) -> Response {

@@ -1,10 +1,10 @@
 //! The fields of a request that say how tokens are chosen and what ends the answer.
 
-use serde::Deserialize;
-use serde_json::{Number, Value};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Number, Value, json};
 use yuan::{limits::MOST_CONTEXT, sampler::Settings};
 
-use crate::problem::Problem;
+use crate::{messages::Texts, problem::Problem};
 
 /// OpenAI's fields, and those of llama-server and vLLM that the sampler has.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -20,17 +20,11 @@ pub struct Sampling {
     frequency_penalty: Option<f32>,
     seed: Option<Number>,
     logit_bias: Option<Value>,
+    /// Anthropic's clients call it otherwise.
+    #[serde(alias = "stop_sequences")]
     stop: Option<Texts>,
     #[serde(alias = "ignore_eod")]
     ignore_eos: Option<bool>,
-}
-
-/// One text or several.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum Texts {
-    One(String),
-    Several(Vec<String>),
 }
 
 impl Sampling {
@@ -61,17 +55,31 @@ impl Sampling {
 
     /// Texts that end the answer.
     pub fn stop(&self) -> Vec<String> {
-        match &self.stop {
-            None => Vec::new(),
-            Some(Texts::One(text)) => vec![text.clone()],
-            Some(Texts::Several(texts)) => texts.clone(),
-        }
+        self.stop.clone().map_or_else(Vec::new, Texts::list)
     }
 
     /// Whether the answer goes on after `<eod>`.
     pub fn ignores_eod(&self) -> bool {
         self.ignore_eos.unwrap_or(false)
     }
+}
+
+/// Options of a protocol in which what is not given is not as OpenAI has it.
+///
+/// # Errors
+/// One that is of the wrong type.
+pub fn with_defaults<T: DeserializeOwned>(
+    mut options: Map<String, Value>,
+    defaults: &[(&str, f64)],
+) -> Result<T, Problem> {
+    options.retain(|_, value| !value.is_null());
+    for (name, value) in defaults {
+        // Whole numbers where the option is one.
+        let value = if value.fract() == 0.0 { json!(*value as i64) } else { json!(value) };
+        options.entry(*name).or_insert(value);
+    }
+    serde_json::from_value(options.into())
+        .map_err(|e| Problem::field("options", format!("the options are not as expected: {e}")))
 }
 
 /// A number of tokens; -1 is `all`.
@@ -121,8 +129,6 @@ fn biases(value: &Value, vocab: usize) -> Result<Vec<(u32, f32)>, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn of(value: Value) -> Result<Settings, String> {

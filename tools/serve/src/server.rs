@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -14,7 +14,10 @@ use yuan::{
     session::{Engine, Session},
 };
 
-use crate::{gate::Gate, metrics::Metrics, options::Options, problem::Problem, work::Stop};
+use crate::{
+    gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem,
+    slots::Slots, work::Stop,
+};
 
 /// A model that is ready, and what is said of it.
 #[derive(Clone, Debug)]
@@ -57,6 +60,8 @@ pub struct Server {
     pub options: Options,
     /// Who is let in.
     pub gate: Gate,
+    /// What runs.
+    pub slots: Slots,
     /// What is counted.
     pub metrics: Metrics,
     /// Digests of the keys that open it; none where it is open.
@@ -65,6 +70,7 @@ pub struct Server {
     pub ending: watch::Sender<bool>,
     model: OnceLock<Arc<Loaded>>,
     requests: AtomicU64,
+    responses: Mutex<Responses>,
     running: Mutex<Vec<Weak<Stop>>>,
 }
 
@@ -81,12 +87,14 @@ impl Server {
         let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Arc::new(Self {
             gate: Gate::new(number(options.sequences), number(options.queue)),
+            slots: Slots::new(number(options.sequences)),
             options,
             metrics: Metrics::default(),
             keys,
             ending: watch::Sender::new(false),
             model: OnceLock::new(),
             requests: AtomicU64::new(now().as_micros() as u64),
+            responses: Mutex::default(),
             running: Mutex::default(),
         }))
     }
@@ -118,6 +126,11 @@ impl Server {
         format!("{kind}-{:016x}", self.requests.fetch_add(1, Relaxed))
     }
 
+    /// Responses that clients may come back to.
+    pub fn responses(&self) -> MutexGuard<'_, Responses> {
+        self.responses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Something to stop a request by, which the server knows too.
     pub fn stop(&self) -> Arc<Stop> {
         let stop = Arc::default();
@@ -138,4 +151,9 @@ impl Server {
 /// Since 1970.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// A time in seconds since 1970, as RFC 3339 writes it.
+pub fn time(seconds: u64) -> String {
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }

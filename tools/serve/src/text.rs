@@ -7,7 +7,7 @@ use yuan::tokenizer::Special;
 
 use crate::{
     asked::Asked,
-    openai::chat::{Said, messages},
+    messages::{Said, messages},
     problem::Problem,
     server::Shared,
     tokens,

@@ -19,7 +19,7 @@ use yuan::{
 
 use crate::{
     gate::Ticket,
-    piece::{Piece, Pieces},
+    piece::{Piece, Pieces, text_behind},
     problem::Problem,
     server::{Loaded, Shared},
 };
@@ -72,6 +72,8 @@ pub struct Figures {
     pub prompt_time: Duration,
     /// How long the answer took.
     pub answer_time: Duration,
+    /// Which of the stop texts has ended it.
+    pub stopped_by: Option<usize>,
 }
 
 /// Stops the sequences of a request.
@@ -235,6 +237,7 @@ fn run(
 ) -> yuan::Result<(Finish, Figures)> {
     let mut session = model.served.session()?;
     stop.attach(session.cancel_token());
+    let slot = server.slots.take(job);
     let mut sampler = Sampler::new(job.settings.clone())?;
     let start = Instant::now();
     let cached = read(&mut session, job, line, start)?;
@@ -248,6 +251,7 @@ fn run(
             server.metrics.token(first, if first { start.elapsed() } else { last.elapsed() });
             last = Instant::now();
             answer += 1;
+            slot.token();
         }
         let piece = pieces.push(token, text);
         if piece == Piece::default() { ControlFlow::Continue(()) } else { line.send(Event::Piece(piece)) }
@@ -260,8 +264,16 @@ fn run(
         return Err(Error::Cancelled);
     }
     let answer_time = start.elapsed() - prompt_time;
-    let figures = Figures { prompt: job.prompt.len(), cached, answer, prompt_time, answer_time };
+    let stopped_by = (finish == Finish::StopText).then(|| stopped_by(&session, job)).flatten();
+    let figures = Figures { prompt: job.prompt.len(), cached, answer, prompt_time, answer_time, stopped_by };
     Ok((finish, figures))
+}
+
+/// Which of the stop texts comes first in the answer.
+fn stopped_by(session: &Session, job: &Job) -> Option<usize> {
+    let text = text_behind(session.engine().tokenizer(), &job.prompt, &session.tokens()[job.prompt.len()..]);
+    let places = job.limits.stop_texts.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+    places.filter_map(|(place, stop)| Some((text.find(stop)?, place))).min().map(|(_, place)| place)
 }
 
 /// Reads the prompt, and returns how many of its tokens were there already.

@@ -188,7 +188,6 @@ fn what_is_not_supported_is_refused_and_what_is_impossible() {
     let server = Running::new();
     let refuse = |body: Value| refused(&server.post(COMPLETIONS, &body), 400);
     assert!(refuse(json!({ "prompt": "a", "best_of": 3 })).contains("best_of"));
-    assert!(refuse(json!({ "prompt": "a", "suffix": "b" })).contains("suffix"));
     assert!(refuse(json!({ "prompt": [5000] })).contains("no token 5000"));
     for (field, value) in [
         ("n", json!(0)),

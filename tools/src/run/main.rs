@@ -1,12 +1,13 @@
 //! `yuan`: run a Yuan 2.0 model.
 
-use std::process::ExitCode;
+use std::{env, ffi::OsString, process::ExitCode};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod answer;
 mod bench;
 mod chat;
+mod config;
 mod demo;
 mod generate;
 mod inspect;
@@ -48,7 +49,7 @@ enum Command {
     Generate(generate::Generate),
     /// Hold a conversation with a model
     Chat(chat::Chat),
-    /// Serve a model over HTTP, for clients of OpenAI's interface
+    /// Serve a model over HTTP, for clients of OpenAI, Anthropic, ollama and llama-server
     Serve(Box<serve::Serve>),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
@@ -71,8 +72,30 @@ enum Command {
 fn main() -> ExitCode {
     // A negative number is a value, and no option that nobody knows.
     let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
-    let command = command.mut_subcommand("serve", serve::demo_needs_no_model);
-    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let mut failure = None;
+    let command = match arguments.get(1).is_some_and(|name| name == "serve") {
+        false => command,
+        true => command.mut_subcommand("serve", |serve| {
+            let serve = config::with_variables(serve);
+            let with_file = config::with_file(serve.clone(), &arguments).unwrap_or_else(|error| {
+                failure = Some(error);
+                serve
+            });
+            serve::demo_needs_no_model(with_file)
+        }),
+    };
+    if let Some(error) = failure {
+        return yuan_tools::console::run(|| Err(error));
+    }
+    let matches = command.clone().get_matches();
+    if let Some(("serve", asked)) = matches.subcommand()
+        && asked.get_flag("print_config")
+        && let Some(serve) = command.find_subcommand("serve")
+    {
+        return yuan_tools::console::run(|| config::print(serve, asked));
+    }
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     yuan_tools::console::run(|| match cli.command {
         Command::Demo(c) => c.run(),
         Command::Generate(c) => c.run(),

@@ -1,6 +1,6 @@
 //! `yuan serve`: a model over HTTP.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Command};
 use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State};
@@ -14,16 +14,19 @@ use yuan_tools::{
 
 use crate::demo;
 
-/// Serve a model over HTTP, for clients of OpenAI's interface
+/// Serve a model over HTTP, for clients of OpenAI, Anthropic, ollama and llama-server
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   yuan serve --demo
   yuan serve model.gguf --sequences 16 --context 4096
+  yuan serve --config serve.toml
   yuan serve model.gguf --host 0.0.0.0 --port 80 --api-key-file keys.txt --memory 8G
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"写一首关于秋天的诗\"}]}'
-A browser finds a page to chat on at http://127.0.0.1:8080/. Clients of OpenAI's interface take http://127.0.0.1:8080/v1 as their base URL, and any key unless there are keys. An answer does not depend \
+A browser finds a page to chat on at http://127.0.0.1:8080/. Clients of OpenAI's interface take http://127.0.0.1:8080/v1 as their base URL, those of Anthropic's and ollama's http://127.0.0.1:8080, and any key unless there are keys. \
+            /openapi.json lists all addresses. An answer does not depend \
             on who else is asking: the same seed gives the same text.
+Every option can stand in a file (--config) and in the environment: YUAN_GPU_MEMORY for --gpu-memory.
 The first Ctrl-C or SIGTERM lets running requests end (--drain), the second stops at once.")]
 pub struct Serve {
     #[command(flatten)]
@@ -34,14 +37,25 @@ pub struct Serve {
     /// Tokens of one sequence, prompt and answer together (0: what the model was made for)
     #[arg(long, value_name = "N", env = "YUAN_CONTEXT", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
     context: usize,
+    /// File with options by their names, such as `sequences = 16`; the command line and the environment go before it
+    #[arg(long, value_name = "FILE", env = "YUAN_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print all options as they are, in the form of such a file, and end
+    #[arg(long)]
+    print_config: bool,
     #[command(flatten)]
     server: Options,
 }
 
-/// With `--demo` a model need not be named.
+/// With `--demo` a model need not be named, and where the file of `--config` names one neither.
 pub fn demo_needs_no_model(command: Command) -> Command {
-    command.mut_arg("model", |model| {
-        model.required(false).required_unless_present("demo").default_value_if("demo", "true", "demo-model")
+    command.mut_arg("model", |model| match model.is_required_set() {
+        true => model.required(false).required_unless_present_any(["demo", "print_config"]).default_value_if(
+            "demo",
+            "true",
+            "demo-model",
+        ),
+        false => model,
     })
 }
 

@@ -9,7 +9,6 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use yuan::tokenizer::Message;
 
 use super::{
     logprobs,
@@ -17,6 +16,7 @@ use super::{
 };
 use crate::{
     asked::Asked,
+    messages::{Said, messages},
     problem::Problem,
     server::{Loaded, Shared},
     stream::{Writer, collect, stream},
@@ -34,52 +34,6 @@ pub struct Request {
     top_logprobs: Option<u32>,
     #[serde(flatten)]
     common: Common,
-}
-
-/// A message as clients send it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Said {
-    role: String,
-    content: Option<Content>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(Clone, Debug, Deserialize)]
-struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
-}
-
-/// Messages as the tokenizer takes them.
-///
-/// # Errors
-/// A part that is no text.
-pub fn messages(said: &[Said]) -> Result<Vec<Message>, Problem> {
-    let part = |part: &Part| match (&*part.kind, &part.text) {
-        ("text" | "input_text" | "output_text", Some(text)) => Ok(text.clone()),
-        (kind, _) => Err(Problem::field(
-            "messages",
-            format!("a part of a message is of the type {kind:?}; this model reads text"),
-        )),
-    };
-    let message = |said: &Said| {
-        let content = match &said.content {
-            None => String::new(),
-            Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => parts.iter().map(part).collect::<Result<_, _>>()?,
-        };
-        // As newer clients call it.
-        let role = if said.role == "developer" { "system" } else { &said.role };
-        Ok(Message::new(role, content))
-    };
-    said.iter().map(message).collect()
 }
 
 /// Answers.

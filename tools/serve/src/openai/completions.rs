@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     asked::Asked,
+    fim,
     piece::Scored,
     problem::Problem,
     server::{Loaded, Shared},
@@ -63,6 +64,21 @@ impl Prompts {
             Self::Lists(lists) => lists,
         }
     }
+
+    /// The ids of each with a gap behind it, and then the suffix.
+    fn before(self, tokenizer: &Tokenizer, suffix: &str) -> Result<Vec<Vec<u32>>, Problem> {
+        let texts = match self {
+            Self::Text(text) => vec![text],
+            Self::Texts(texts) => texts,
+            Self::Ids(_) | Self::Lists(_) => {
+                return Err(Problem::field(
+                    "suffix",
+                    "a suffix goes with a prompt of text, and not with ids",
+                ));
+            }
+        };
+        texts.iter().map(|text| fim::prompt(tokenizer, "suffix", text, suffix)).collect()
+    }
 }
 
 /// Answers.
@@ -81,20 +97,20 @@ pub async fn completions(
             "best_of is not supported; ask for n answers with logprobs, and choose",
         ));
     }
-    if request.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(Problem::field("suffix", "suffix is not supported; give the text before the gap alone"));
-    }
     if let Some(top) = request.logprobs.filter(|top| *top > MOST_TOP) {
         return Err(Problem::field("logprobs", format!("logprobs is {top}; give 0 to {MOST_TOP}")));
     }
     let (top, echo) = (request.logprobs.map(|top| top as usize), request.echo.unwrap_or(false));
-    let prompts = request.prompt.ids(model.served.engine.tokenizer());
+    let tokenizer = model.served.engine.tokenizer();
+    let prompts = match request.suffix.filter(|suffix| !suffix.is_empty()) {
+        Some(suffix) => request.prompt.before(tokenizer, &suffix)?,
+        None => request.prompt.ids(tokenizer),
+    };
     if prompts.is_empty() {
         return Err(Problem::field("prompt", "there is no prompt; give at least one"));
     }
     let jobs = common.jobs(&model, prompts, top, echo)?;
     let ticket = server.gate.enter()?;
-    let tokenizer = model.served.engine.tokenizer();
     let echoes = jobs.iter().map(|job| echo.then(|| Echo::of(tokenizer, &job.prompt))).collect();
     let shape = Shape { echoes, scored: top.is_some(), model: model.clone() };
     let head = Head::new(server.request("cmpl"), "text_completion", &model, common.model.as_deref());

@@ -5,8 +5,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{completions::Prompts, types::check};
-use crate::{asked::Asked, problem::Problem, server::Shared, work::embed};
+use super::completions::Prompts;
+use crate::{asked::Asked, problem::Problem, server::Shared, wanted::check, work::embed};
 
 /// Texts of one request.
 const MOST_INPUTS: usize = 2048;

@@ -3,6 +3,8 @@
 pub mod chat;
 pub mod completions;
 pub mod embeddings;
-mod logprobs;
+pub mod logprobs;
 pub mod models;
-mod types;
+pub mod responses;
+pub mod stored;
+pub mod types;

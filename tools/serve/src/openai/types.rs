@@ -4,22 +4,18 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use yuan::{
-    sampler::{Sampler, Settings},
-    session::{Finish, Limits},
-};
+use yuan::session::Finish;
 
 use crate::{
     problem::Problem,
     sampling::Sampling,
     server::{Loaded, now},
+    wanted::{Wanted, most},
     work::{Event, Figures, Job},
 };
 
 /// Answers to one prompt.
 const MOST_CHOICES: u32 = 128;
-/// Answers of one request.
-const MOST_JOBS: usize = 4096;
 
 /// Fields of both.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -59,10 +55,10 @@ impl Common {
         }
     }
 
-    /// The jobs of these prompts: `n` for each, of which the first has the request's seed, the next the seed behind it, and so on.
+    /// The jobs of these prompts.
     ///
     /// # Errors
-    /// What makes no sense, before anything is begun.
+    /// As [`Wanted::jobs`].
     pub fn jobs(
         &self,
         model: &Loaded,
@@ -70,68 +66,16 @@ impl Common {
         top: Option<usize>,
         echo: bool,
     ) -> Result<Vec<Job>, Problem> {
-        let (engine, context) = (&model.served.engine, model.served.context);
-        let choices = self.choices()?;
-        if prompts.len().saturating_mul(choices) > MOST_JOBS {
-            let message = format!(
-                "{} prompts of {choices} answers are too many at once; send several requests, of {MOST_JOBS} answers at most",
-                prompts.len()
-            );
-            return Err(Problem::field("prompt", message));
-        }
-        let vocab = engine.model().config().vocab;
-        // With a seed in any case: where none was given, each answer has a random one of its own.
-        let settings = self.sampling.settings(vocab)?;
-        let most = match self.max_tokens {
-            None | Some(-1) => usize::MAX,
-            Some(most) => usize::try_from(most)
-                .map_err(|_| Problem::field("max_tokens", format!("max_tokens is {most}; give 0 or more")))?,
+        let wanted = Wanted {
+            sampling: &self.sampling,
+            most: most("max_tokens", self.max_tokens, &[-1])?,
+            choices: self.choices()?,
+            top,
+            echo,
+            progress: self.streams() && self.return_progress.unwrap_or(false),
         };
-        let mut jobs = Vec::with_capacity(prompts.len() * choices);
-        for prompt in prompts {
-            check(&prompt, vocab, context)?;
-            // The last token of an answer is not run, so it needs no room.
-            let limits = Limits {
-                stop_texts: self.sampling.stop(),
-                ignore_eod: self.sampling.ignores_eod(),
-                ..Limits::tokens(most.min(context + 1 - prompt.len()))
-            };
-            for choice in 0..choices {
-                let seed = match settings.seed {
-                    Some(seed) => Some(seed.wrapping_add(choice as u64)),
-                    None => Sampler::new(Settings::default())?.settings().seed,
-                };
-                let settings = Settings { seed, ..settings.clone() };
-                let progress = self.streams() && self.return_progress.unwrap_or(false);
-                jobs.push(Job {
-                    prompt: prompt.clone(),
-                    settings,
-                    limits: limits.clone(),
-                    top,
-                    echo,
-                    progress,
-                });
-            }
-        }
-        Ok(jobs)
+        wanted.jobs(model, prompts)
     }
-}
-
-/// Whether a prompt can be run.
-///
-/// # Errors
-/// It is empty, too long, or has an id outside the vocabulary.
-pub fn check(prompt: &[u32], vocab: usize, context: usize) -> Result<(), Problem> {
-    if prompt.is_empty() {
-        return Err(Problem::field("prompt", "the prompt has no tokens; give some text"));
-    }
-    if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
-        return Err(Problem::field("prompt", format!("there is no token {id}: the vocabulary has {vocab}")));
-    }
-    if prompt.len() > context {
-        return Err(Problem::too_long(prompt.len(), context));
-    }
-    Ok(())
 }
 
 /// A reply or a chunk without its choices.

@@ -5,30 +5,14 @@
 """
 
 import math
-import re
-import signal
-import subprocess
 import sys
 import threading
 
 import openai
 
+from server import run, serve
+
 QUESTIONS = ["Psalms 3:1", "春日山中 李白"]
-
-
-def serve(program):
-    """The demo model on a free port: the process and its address."""
-    server = subprocess.Popen(
-        [program, "serve", "--demo", "--port", "0"], stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    said = []
-    for line in server.stderr:
-        said.append(line)
-        if found := re.search(r"served at (http://[\d.]+:\d+)", line):
-            # What it says later must not fill the pipe.
-            threading.Thread(target=server.stderr.read, daemon=True).start()
-            return server, found[1]
-    raise SystemExit("the server has ended:\n" + "".join(said))
 
 
 def chat(client):
@@ -135,18 +119,11 @@ def refused(client):
 
 
 def main():
-    server, address = serve(sys.argv[1])
-    try:
+    with serve(sys.argv[1]) as address:
         # The client's own repetitions would hide a refusal.
         client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
         root = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
-        for check, of in [(chat, client), (at_once, client), (others, client), (likelihoods, root), (refused, client)]:
-            check(of)
-            print(f"{check.__name__}: passed")
-    finally:
-        server.send_signal(signal.SIGTERM)
-        ended = server.wait(60)
-    assert ended == 0, f"the server has ended with {ended}"
+        run([(chat, client), (at_once, client), (others, client), (likelihoods, root), (refused, client)])
 
 
 if __name__ == "__main__":

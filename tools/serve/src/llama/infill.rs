@@ -1,0 +1,107 @@
+//! `POST /infill`: what stands between two texts, for editors.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use yuan::session::Finish;
+
+use crate::{
+    asked::Asked,
+    fim,
+    openai::types::Usage,
+    problem::Problem,
+    sampling::{Sampling, with_defaults},
+    server::Shared,
+    stream::{Form, Writer, collect, stream},
+    wanted::{Wanted, most},
+    work::{Event, Figures, start},
+};
+
+/// What llama-server does where a request says nothing.
+const DEFAULTS: [(&str, f64); 4] = [("temperature", 0.8), ("top_k", 40.0), ("top_p", 0.95), ("min_p", 0.05)];
+
+/// The body of a request.
+#[derive(Debug, Deserialize)]
+pub struct Request {
+    #[serde(default)]
+    input_prefix: String,
+    #[serde(default)]
+    input_suffix: String,
+    /// What was written of the line with the gap.
+    prompt: Option<String>,
+    #[serde(alias = "max_tokens")]
+    n_predict: Option<i64>,
+    stream: Option<bool>,
+    #[serde(flatten)]
+    sampling: Map<String, Value>,
+}
+
+/// Fills the gap.
+///
+/// # Errors
+/// What cannot be answered; a model whose vocabulary has no tokens for it.
+pub async fn infill(
+    State(server): State<Shared>,
+    Asked(model, request): Asked<Request>,
+) -> Result<Response, Problem> {
+    let before = request.input_prefix + request.prompt.as_deref().unwrap_or_default();
+    let tokenizer = model.served.engine.tokenizer();
+    let prompt = fim::prompt(tokenizer, "input_suffix", &before, &request.input_suffix)?;
+    let sampling: Sampling = with_defaults(request.sampling, &DEFAULTS)?;
+    let wanted = Wanted { most: most("n_predict", request.n_predict, &[-1, -2])?, ..Wanted::one(&sampling) };
+    let jobs = wanted.jobs(&model, vec![prompt])?;
+    let writer = Filled { model: model.served.name.clone(), stops: sampling.stop() };
+    let answers = start(&server, &model, server.gate.enter()?, jobs);
+    if request.stream.unwrap_or(false) {
+        return Ok(stream(answers, writer));
+    }
+    let mut reply = Value::Null;
+    for one in collect(answers, 1).await? {
+        reply = writer.last(one.finish.unwrap_or(Finish::Stop), one.figures);
+        reply["content"] = json!(one.text);
+    }
+    Ok(Json(reply).into_response())
+}
+
+struct Filled {
+    model: String,
+    stops: Vec<String>,
+}
+
+impl Filled {
+    fn last(&self, finish: Finish, figures: Figures) -> Value {
+        let kind = match finish {
+            Finish::Length => "limit",
+            Finish::StopText => "word",
+            Finish::Stop | Finish::Cancelled => "eos",
+        };
+        let word = figures.stopped_by.and_then(|place| self.stops.get(place)).map_or("", String::as_str);
+        let mut usage = Usage::new(1, 1);
+        usage.set(0, figures);
+        json!({
+            "index": 0, "content": "", "stop": true, "model": self.model, "stop_type": kind, "stopping_word": word,
+            "tokens_predicted": figures.answer, "tokens_evaluated": figures.prompt, "tokens_cached": figures.cached,
+            "truncated": false, "timings": usage.timings(),
+        })
+    }
+}
+
+impl Writer for Filled {
+    const FORM: Form = Form::Data { done: false };
+
+    fn chunks(&mut self, _: usize, event: Event) -> Vec<Value> {
+        match event {
+            Event::Piece(piece) => vec![json!({ "index": 0, "content": piece.text, "stop": false })],
+            Event::End(finish, figures) => vec![self.last(finish, figures)],
+            Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
+        }
+    }
+
+    fn end(&mut self) -> Vec<Value> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,4 @@
+//! What llama-server has beside the interfaces of others.
+
+pub mod infill;
+pub mod state;

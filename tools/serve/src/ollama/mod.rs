@@ -1,0 +1,51 @@
+//! Ollama's interface: one JSON a line, streamed unless the client does not want it, times in nanoseconds.
+
+pub mod embed;
+pub mod generate;
+pub mod models;
+
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    problem::Problem,
+    sampling::{Sampling, with_defaults},
+    server::Loaded,
+};
+
+/// The version of ollama whose interface this is: clients ask for it.
+const VERSION: &str = "0.13.0";
+
+/// What ollama does where a request says nothing, by the names of its options.
+const DEFAULTS: [(&str, f64); 4] =
+    [("temperature", 0.8), ("top_k", 40.0), ("top_p", 0.9), ("repeat_penalty", 1.1)];
+
+/// A failure as ollama writes it.
+pub fn error(problem: &Problem) -> Value {
+    json!({ "error": problem.message })
+}
+
+/// `options` of a request: the sampler's, and the length of the answer. Those that say how a model is loaded are passed over, for it is.
+#[derive(Debug, Deserialize)]
+struct Options {
+    num_predict: Option<i64>,
+    #[serde(flatten)]
+    sampling: Sampling,
+}
+
+impl Options {
+    fn of(options: Option<Map<String, Value>>) -> Result<Self, Problem> {
+        with_defaults(options.unwrap_or_default(), &DEFAULTS)
+    }
+}
+
+/// The name that the client gives the model, or else its own.
+fn name(asked: Option<String>, model: &Loaded) -> String {
+    asked.filter(|name| !name.is_empty()).unwrap_or_else(|| model.served.name.clone())
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_nanos(SystemTime::now()).to_string()
+}

@@ -1,0 +1,77 @@
+"""Checks the responses of `yuan serve` with the package `openai`.
+
+    python3 -m pip install --target target/clients openai
+    PYTHONPATH=target/clients python3 tools/serve/tests/clients/with_responses.py target/release/yuan
+"""
+
+import sys
+
+import openai
+from openai.types.responses import ResponseCompletedEvent, ResponseIncompleteEvent, ResponseTextDeltaEvent
+
+from server import run, serve
+
+QUESTIONS = ["Psalms 3:1", "春日山中 李白"]
+
+
+def asked(text, /, **more):
+    return dict(model="demo", input=text, max_output_tokens=30, extra_body={"seed": 7}, **more)
+
+
+def responses(client):
+    for question in QUESTIONS:
+        reply = client.responses.create(**asked(question, instructions="Be brief."))
+        assert reply.output_text and reply.status in ("completed", "incomplete"), reply
+        assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens, reply
+        events = list(client.responses.create(**asked(question, instructions="Be brief."), stream=True))
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        text = "".join(event.delta for event in events if isinstance(event, ResponseTextDeltaEvent))
+        assert text == reply.output_text == events[-1].response.output_text, "a streamed answer is another one"
+        assert isinstance(events[-1], (ResponseCompletedEvent, ResponseIncompleteEvent)), events[-1]
+        with client.responses.stream(**asked(question, instructions="Be brief.")) as stream:
+            done = [event.text for event in stream if event.type == "response.output_text.done"]
+        assert done == [text]
+
+
+def turns(client):
+    first = client.responses.create(**asked(QUESTIONS[0]))
+    second = client.responses.create(**asked("Go on.", previous_response_id=first.id))
+    said = [
+        {"role": "user", "content": QUESTIONS[0]},
+        {"role": "assistant", "content": first.output_text},
+        {"role": "user", "content": "Go on."},
+    ]
+    assert client.responses.create(**asked(said)).output_text == second.output_text
+    # What the client was given, given back.
+    said[1] = first.output[0].model_dump(exclude_none=True)
+    assert client.responses.create(**asked(said)).output_text == second.output_text
+    assert client.responses.retrieve(second.id).output_text == second.output_text
+    client.responses.delete(second.id)
+    try:
+        client.responses.retrieve(second.id)
+    except openai.NotFoundError:
+        return
+    raise AssertionError("a deleted response is still there")
+
+
+def scores(client):
+    reply = client.responses.create(**asked(QUESTIONS[0], top_logprobs=2, include=["message.output_text.logprobs"]))
+    entries = reply.output[0].content[0].logprobs
+    assert entries and all(len(entry.top_logprobs) == 2 for entry in entries), reply
+
+
+def refused(client):
+    for more in (dict(tools=[{"type": "web_search"}]), dict(text={"format": {"type": "json_object"}}), dict(temperature=-1)):
+        try:
+            client.responses.create(**asked("a", **more))
+        except openai.BadRequestError as error:
+            assert error.body["message"], error
+        else:
+            raise AssertionError(f"accepted: {more}")
+
+
+if __name__ == "__main__":
+    with serve(sys.argv[1]) as address:
+        # The client's own repetitions would hide a refusal.
+        client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
+        run((check, client) for check in (responses, turns, scores, refused))
