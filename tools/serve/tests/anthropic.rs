@@ -137,9 +137,9 @@ fn tokens_that_were_there_count_apart() {
         ["input_tokens", "cache_read_input_tokens"].map(|name| reply["usage"][name].as_u64().unwrap())
     };
     assert_eq!(usage(&server.ask(MESSAGES, &body)), [count, 0]);
-    assert_eq!(usage(&server.ask(MESSAGES, &body)), [count - 512, 512], "a page");
+    assert_eq!(usage(&server.ask(MESSAGES, &body)), [count - 576, 576], "to the last snapshot");
     let all = events(&server, &body);
-    assert_eq!(usage(&all[all.len() - 2]), [count - 512, 512]);
+    assert_eq!(usage(&all[all.len() - 2]), [count - 576, 576]);
 }
 
 #[test]
