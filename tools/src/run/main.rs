@@ -9,6 +9,7 @@ mod bench;
 mod chat;
 mod demo;
 mod generate;
+mod grammar;
 mod inspect;
 mod logits;
 mod perplexity;
