@@ -4,10 +4,13 @@
 //! [`Session`](yuan::session::Session), and says what it has over a bounded channel.
 
 mod asked;
+mod calls;
+mod constraint;
 mod gate;
 mod metrics;
 mod openai;
 mod options;
+mod parts;
 mod piece;
 mod problem;
 mod router;

@@ -5,4 +5,5 @@ pub mod completions;
 pub mod embeddings;
 mod logprobs;
 pub mod models;
+mod tools;
 mod types;
