@@ -9,6 +9,7 @@ use std::{
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     name_library();
+    hide_dependencies();
     let version = var("CARGO_PKG_VERSION");
     let version = match commit() {
         Some(commit) => format!("{version} ({commit})"),
@@ -31,6 +32,13 @@ fn name_library() {
         }
         "macos" => println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libyuan.{series}.dylib"),
         _ => {}
+    }
+}
+
+/// The shared library exports its own functions, and none that a dependency has for C programs, as llguidance has.
+fn hide_dependencies() {
+    if matches!(&*var("CARGO_CFG_TARGET_OS"), "linux" | "freebsd" | "netbsd" | "openbsd" | "dragonfly") {
+        println!("cargo:rustc-cdylib-link-arg=-Wl,--exclude-libs,ALL");
     }
 }
 

@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 3
+#define YUAN_ABI_VERSION 4
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -664,6 +664,26 @@ yuan_status yuan_session_generate(yuan_session *session,
                                   yuan_token_callback on_token,
                                   void *user_data,
                                   yuan_finish *finish);
+
+/**
+ * From now on yuan_session_generate answers with JSON that meets this JSON schema: tokens that do not fit are not chosen, what has to follow is not
+ * computed, and the answer ends when it is complete. {"type": "object"} is any object. It takes the place of a grammar or an expression; NULL takes
+ * it away. YUAN_ERROR_ARGUMENT when it is no schema, has parts that are not supported, or is met by nothing; what was set before stays then. One
+ * call at a time.
+ */
+yuan_status yuan_session_set_json_schema(yuan_session *session,
+                                         const char *schema);
+
+/**
+ * As yuan_session_set_json_schema: answers are texts of this grammar, in Lark's notation with the rule "start".
+ */
+yuan_status yuan_session_set_grammar(yuan_session *session,
+                                     const char *lark);
+
+/**
+ * As yuan_session_set_json_schema: answers are texts that this regular expression matches as a whole.
+ */
+yuan_status yuan_session_set_regex(yuan_session *session, const char *regex);
 
 /**
  * Writes a session to a file, and where the random choices of a sampler stand, which may be NULL. A file of that name is replaced when the

@@ -18,6 +18,8 @@ pub mod convert;
 
 pub mod tokenizer;
 
+pub mod grammar;
+
 pub mod machine;
 
 pub mod pager;

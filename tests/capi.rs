@@ -145,6 +145,45 @@ fn handles_that_are_null_freed_or_of_another_kind_are_errors() {
     ok(yuan_session_free(null_mut()));
 }
 
+#[cfg(feature = "grammar")]
+#[test]
+fn an_answer_has_the_form_of_its_session_until_that_is_taken_away() {
+    let (engine, sampler) = (engine(), sampler(1.0, 3));
+    let session = session(engine);
+    let answer = |session| {
+        ok(unsafe { yuan_session_sync(session, [1u32, 2, 3].as_ptr(), 3, None, null_mut()) });
+        let mut heard = Heard::default();
+        let finish = generate(session, sampler, 60, &mut heard);
+        (String::from_utf8(heard.text).unwrap(), finish)
+    };
+    let schema = c(r#"{"type": "array", "items": {"enum": ["春", 7]}, "minItems": 2, "maxItems": 2}"#);
+    ok(unsafe { yuan_session_set_json_schema(session, schema.as_ptr()) });
+    let (text, finish) = answer(session);
+    assert_eq!(finish, yuan_finish::YUAN_FINISH_STOP);
+    assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&text).unwrap().len(), 2, "{text}");
+    fails(
+        unsafe { yuan_session_set_json_schema(session, c(r#"{"type": "x"}"#).as_ptr()) },
+        YUAN_ERROR_ARGUMENT,
+        "JSON schema",
+    );
+    fails(
+        unsafe { yuan_session_set_grammar(session, c("root ::= \"a\"").as_ptr()) },
+        YUAN_ERROR_ARGUMENT,
+        "GBNF",
+    );
+    assert_eq!(answer(session).1, finish, "what was set stays");
+    ok(unsafe { yuan_session_set_regex(session, c("[0-9]{3}").as_ptr()) });
+    assert_eq!(answer(session).0.len(), 3);
+    ok(unsafe { yuan_session_set_grammar(session, c("start: \"yes\"").as_ptr()) });
+    assert_eq!(answer(session).0, "yes");
+    ok(unsafe { yuan_session_set_grammar(session, null()) });
+    assert_eq!(answer(session).1, yuan_finish::YUAN_FINISH_LENGTH);
+    fails(unsafe { yuan_session_set_regex(null_mut(), null()) }, YUAN_ERROR_HANDLE, "is null");
+    ok(yuan_session_free(session));
+    ok(yuan_sampler_free(sampler));
+    ok(yuan_engine_free(engine));
+}
+
 #[test]
 fn arguments_that_cannot_be_are_errors() {
     let engine = engine();

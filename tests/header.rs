@@ -23,6 +23,7 @@ fn header() -> String {
         "session",
         "sampler",
         "generate",
+        "grammar",
         "save",
     ];
     let config = cbindgen::Config::from_file(common::root().join("cbindgen.toml")).expect("cbindgen.toml");

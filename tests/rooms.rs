@@ -7,19 +7,20 @@ use std::{
 
 /// For every room of the library the rooms that it may import. `config`, `error`, `limits` and `vocab` are plain data, open to all, and so
 /// is `files`, by which every room writes its outputs.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("checkpoint", &[]),
     ("quantize", &["checkpoint"]),
     ("container", &["checkpoint"]),
     ("convert", &["checkpoint", "quantize", "container"]),
     ("tokenizer", &[]),
+    ("grammar", &["tokenizer"]),
     ("machine", &[]),
     ("pager", &["container", "machine"]),
     ("gpu", &["machine", "pager"]),
     ("model", &["container", "machine", "pager", "gpu"]),
     ("sampler", &[]),
-    ("session", &["container", "tokenizer", "machine", "pager", "model", "sampler"]),
-    ("capi", &["machine", "pager", "gpu", "tokenizer", "model", "sampler", "session"]),
+    ("session", &["container", "tokenizer", "grammar", "machine", "pager", "model", "sampler"]),
+    ("capi", &["machine", "pager", "gpu", "tokenizer", "grammar", "model", "sampler", "session"]),
 ];
 const COMMON: [&str; 5] = ["config", "error", "files", "limits", "vocab"];
 

@@ -1,6 +1,6 @@
 //! Whole answers.
 
-use std::ffi::c_void;
+use std::{ffi::c_void, sync::PoisonError};
 
 use super::{
     args::Out,
@@ -48,7 +48,8 @@ pub unsafe extern "C" fn yuan_session_generate(
         let (shared, sampler) = (SESSIONS.get(session)?, SAMPLERS.get(sampler)?);
         let mut session = exclusive("session", &shared.session)?;
         let mut chooser = exclusive("sampler", &sampler)?;
-        let limits = Limits { most, shift: shared.shift, ..chooser.limits.clone() };
+        let constraint = shared.constraint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let limits = Limits { most, shift: shared.shift, constraint, ..chooser.limits.clone() };
         let tokens = Tokens { callback: on_token, user_data };
         let mut last = 0;
         let ended = session.generate(&mut chooser.sampler, &limits, |token, text| {

@@ -15,7 +15,10 @@ use super::{
     session_options::{self, yuan_session_options},
     status::{Failure, yuan_status},
 };
-use crate::session::{Cancel, Session};
+use crate::{
+    grammar::Constraint,
+    session::{Cancel, Session},
+};
 
 /// One sequence of tokens on an engine, for one call at a time. A handle: it points to nothing.
 pub struct yuan_session(());
@@ -23,6 +26,8 @@ pub struct yuan_session(());
 /// A session, and what may be used while it is in use.
 pub(super) struct Shared {
     pub shift: Option<usize>,
+    /// What answers have to be.
+    pub constraint: Mutex<Option<Constraint>>,
     pub session: Mutex<Session>,
     cancel: Cancel,
 }
@@ -31,7 +36,8 @@ pub(super) static SESSIONS: Table<Shared> = Table::new("session");
 
 impl Shared {
     pub fn new(session: Session, shift: Option<usize>) -> Self {
-        Self { shift, cancel: session.cancel_token(), session: Mutex::new(session) }
+        let cancel = session.cancel_token();
+        Self { shift, constraint: Mutex::new(None), cancel, session: Mutex::new(session) }
     }
 }
 

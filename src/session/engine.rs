@@ -1,11 +1,16 @@
 //! An open model: what sessions share.
 
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, OnceLock},
+};
 
 use super::{passes::Passes, stats::Counts};
 use crate::{
     container::Container,
     error::Result,
+    grammar::{Constraint, Grammar, Words},
     model::{Model, Options, Progress},
     tokenizer::Tokenizer,
 };
@@ -18,6 +23,8 @@ pub struct Engine {
     container: Container,
     model: Arc<Model>,
     tokenizer: Tokenizer,
+    /// Made for the first grammar.
+    words: OnceLock<Words>,
 }
 
 impl Engine {
@@ -60,7 +67,7 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let model = Arc::new(Model::load_watched(&container, options, progress)?);
         let passes = Passes::of(&model)?;
-        Ok(Arc::new(Self { passes, container, model, tokenizer }))
+        Ok(Arc::new(Self { passes, container, model, tokenizer, words: OnceLock::new() }))
     }
 
     /// Brings in the experts that a saved session used ([`super::Restored`]), where they are kept in memory. Without them it is slower
@@ -89,6 +96,22 @@ impl Engine {
     /// What the loop has run so far for all sessions.
     pub fn counts(&self) -> Counts {
         self.passes.counts()
+    }
+
+    /// A grammar, ready for answers of this model ([`Limits::constraint`](super::Limits::constraint)). The first one takes longer: the vocabulary is put in order for it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`](crate::Error::Argument) with what is wrong and where, when it cannot be read, has parts that are not supported, or is met by no text.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint> {
+        let words = match self.words.get() {
+            Some(words) => words,
+            None => {
+                // Two that come at once both make them; one is kept.
+                let words = Words::new(&self.tokenizer)?;
+                self.words.get_or_init(|| words)
+            }
+        };
+        words.constraint(grammar)
     }
 
     /// The container's tokenizer.

@@ -1,10 +1,12 @@
 //! Answers: tokens chosen one after another, shown as text, until something ends them.
 
-use std::ops::ControlFlow;
+use std::{collections::VecDeque, ops::ControlFlow};
 
 use super::{Score, Session};
 use crate::{
     error::{Error, Result},
+    grammar::{Constraint, Guide},
+    model::forward::no_tokens,
     sampler::{Sampler, StopText},
 };
 
@@ -12,7 +14,7 @@ use crate::{
 const CONTEXT_OF_TEXT: usize = 8;
 
 /// What ends an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Limits {
     /// Tokens at most.
     pub most: usize,
@@ -25,19 +27,29 @@ pub struct Limits {
     /// What happens when the context is full: an error, or, with `Some(keep)`, the first `keep` tokens of the timeline are kept, the
     /// older half of the others is dropped, and the rest is run again.
     pub shift: Option<usize>,
+    /// What the answer has to be ([`Engine::constraint`](super::Engine::constraint)): other tokens are not chosen, `<eod>` and stop tokens only where
+    /// it is complete, and it ends when nothing can follow.
+    pub constraint: Option<Constraint>,
 }
 
 impl Limits {
     /// Up to `most` tokens, or until `<eod>`.
     pub fn tokens(most: usize) -> Self {
-        Self { most, stop_tokens: Vec::new(), stop_texts: Vec::new(), ignore_eod: false, shift: None }
+        Self {
+            most,
+            stop_tokens: Vec::new(),
+            stop_texts: Vec::new(),
+            ignore_eod: false,
+            shift: None,
+            constraint: None,
+        }
     }
 }
 
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it with `<eod>` or another stop token.
+    /// The model ended it with `<eod>` or another stop token, or it is all that its grammar has.
     Stop,
     /// A stop text came.
     StopText,
@@ -54,8 +66,19 @@ pub struct Token {
     pub id: u32,
     /// It ends the answer, and is no part of it.
     pub ends: bool,
+    /// The grammar had nothing else in its place: it was not chosen.
+    pub forced: bool,
     /// How likely it was, where that was asked for.
     pub score: Option<Score>,
+}
+
+/// What decides on the tokens of an answer beside their logits.
+struct Course {
+    guide: Option<Guide>,
+    /// What the guide says will follow in any case.
+    forced: VecDeque<u32>,
+    /// Tokens that end the answer.
+    ends: Vec<u32>,
 }
 
 impl Session {
@@ -104,26 +127,34 @@ impl Session {
         let mut stop_text = StopText::new(&limits.stop_texts);
         sampler.follow(&self.tokens);
 
+        let guide = limits.constraint.as_ref().map(|c| c.guide(stream.at_start())).transpose()?;
+        let ends = eod.into_iter().chain(limits.stop_tokens.iter().copied()).collect();
+        let mut course = Course { guide, forced: VecDeque::new(), ends };
+
         let mut chosen = 0;
         let finish = loop {
+            if course.guide.as_ref().is_some_and(Guide::is_complete) {
+                break Ok(Finish::Stop);
+            }
             if chosen == limits.most {
                 break Ok(Finish::Length);
             }
-            let (token, score) = match self.next(sampler, limits.shift, top) {
+            let next = match self.next(sampler, &mut course, limits.shift, top) {
                 Ok(next) => next,
                 Err(Error::Cancelled) => break Ok(Finish::Cancelled),
                 Err(error) => break Err(error),
             };
-            if eod == Some(token) || limits.stop_tokens.contains(&token) {
+            let token = next.id;
+            if next.ends {
                 // It is the end already.
-                let _ = show(Some(Token { id: token, ends: true, score }), "");
+                let _ = show(Some(next), "");
                 break Ok(Finish::Stop);
             }
             self.tokens.push(token);
             self.logits = None;
             chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
-            let flow = show(Some(Token { id: token, ends: false, score }), &text);
+            let flow = show(Some(next), &text);
             if stopped {
                 return Ok(Finish::StopText);
             }
@@ -146,25 +177,56 @@ impl Session {
         finish
     }
 
-    /// Chooses the next token, behind the last, for which room is made where that is asked for.
+    /// Chooses the next token, behind the last, for which room is made where that is asked for. What a grammar forces is not chosen, and so what is
+    /// before it need not be run yet.
     fn next(
         &mut self,
         sampler: &mut Sampler,
+        course: &mut Course,
         shift: Option<usize>,
         top: Option<usize>,
-    ) -> Result<(u32, Option<Score>)> {
+    ) -> Result<Token> {
         if self.state.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        if let Some(keep) = shift
-            && self.tokens.len() > self.capacity()
-        {
-            self.shift(keep)?;
+        if self.tokens.is_empty() {
+            return Err(no_tokens());
         }
-        let Some(top) = top else { return Ok((self.sample(sampler)?, None)) };
-        let logits = self.logits()?;
-        let token = sampler.sample(logits);
-        Ok((token, Some(Score::of(logits, token, top))))
+        if self.tokens.len() > self.capacity() {
+            match shift {
+                Some(keep) => self.shift(keep)?,
+                None => self.check(&self.tokens)?,
+            }
+        }
+        if let Some(guide) = course.guide.as_mut().filter(|_| course.forced.is_empty()) {
+            course.forced.extend(guide.forced());
+        }
+        let forced = course.forced.pop_front();
+        let id = match (forced, &mut course.guide) {
+            (Some(id), _) => {
+                sampler.accept(id);
+                id
+            }
+            (None, Some(guide)) => {
+                let mut logits = self.logits()?.to_vec();
+                guide.mask(&mut logits, &course.ends)?;
+                let id = sampler.sample(&logits);
+                if logits.get(id as usize).is_none_or(|logit| !logit.is_finite()) {
+                    return Err(Error::Argument(
+                        "the logit biases forbid every token that the grammar allows; take some away".into(),
+                    ));
+                }
+                id
+            }
+            (None, None) if top.is_some() => sampler.sample(self.logits()?),
+            (None, None) => self.sample(sampler)?,
+        };
+        let score = top.map(|top| Ok::<_, Error>(Score::of(self.logits()?, id, top))).transpose()?;
+        let ends = course.ends.contains(&id);
+        if let Some(guide) = course.guide.as_mut().filter(|_| !ends) {
+            guide.push(id)?;
+        }
+        Ok(Token { id, ends, forced: forced.is_some(), score })
     }
 
     /// Keeps the first `keep` tokens, drops the older half of the others, and runs the rest again.

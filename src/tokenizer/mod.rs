@@ -24,6 +24,7 @@ pub use stream::Stream;
 
 /// What stands for a space in pieces.
 const SPACE: char = '\u{2581}';
+const SPACE_TEXT: &str = "\u{2581}";
 
 /// Whether special strings in a text become special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,8 +105,37 @@ impl Tokenizer {
         let mut spaced = String::with_capacity(text.len() + text.len() / 4 + SPACE.len_utf8());
         spaced.push(SPACE);
         spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+        self.encode_pieces(&spaced, ids);
+    }
+
+    /// The ids of bytes in the middle of a text: no dummy prefix stands before them, and they decode to themselves behind any token of a text. What
+    /// is no UTF-8 becomes byte pieces, and so does U+2581, which would be a space otherwise. Needs a vocabulary [with bytes](Self::has_bytes).
+    pub fn encode_inside(&self, bytes: &[u8]) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let Fallback::Bytes(single) = &self.fallback else { return ids };
+        let by_bytes =
+            |bytes: &[u8], ids: &mut Vec<u32>| ids.extend(bytes.iter().map(|b| single[usize::from(*b)]));
+        for chunk in bytes.utf8_chunks() {
+            for (i, part) in chunk.valid().split(SPACE).enumerate() {
+                if i > 0 {
+                    by_bytes(SPACE.encode_utf8(&mut [0; 4]).as_bytes(), &mut ids);
+                }
+                self.encode_pieces(&part.replace(' ', SPACE_TEXT), &mut ids);
+            }
+            by_bytes(chunk.invalid(), &mut ids);
+        }
+        ids
+    }
+
+    /// Whether there is a piece for every byte, so that every text has tokens.
+    pub fn has_bytes(&self) -> bool {
+        matches!(self.fallback, Fallback::Bytes(_))
+    }
+
+    /// Appends the ids of a text with U+2581 for its spaces.
+    fn encode_pieces(&self, spaced: &str, ids: &mut Vec<u32>) {
         let mut after_unknown = false;
-        self.merges.encode(&spaced, |id, text| {
+        self.merges.encode(spaced, |id, text| {
             match (id, &self.fallback) {
                 (Some(id), _) => ids.push(id),
                 (None, Fallback::Bytes(bytes)) => ids.extend(text.bytes().map(|b| bytes[usize::from(b)])),

@@ -35,6 +35,11 @@ impl<'t> Stream<'t> {
         text
     }
 
+    /// Whether a text begins here: the space at the beginning of the next token is then its dummy prefix, and is not shown.
+    pub fn at_start(&self) -> bool {
+        self.start
+    }
+
     pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
         if let Some(special) = self.tokenizer.specials.text(id) {
             self.finish_to(text);

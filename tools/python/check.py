@@ -52,6 +52,26 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     statistics = engine.statistics()
     assert statistics["mode"] == "streamed" and statistics["bytes_read"] > 0 and statistics["decode"]["tokens"] == 23
 
+    # Answers of a form, which is for one answer only.
+    session.sync(ids)
+    schema = {"type": "object", "properties": {"诗人": {"enum": ["李白", "杜甫"]}}, "required": ["诗人"], "additionalProperties": False}
+    poet = json.loads(session.generate(99, sampler(), json_schema=schema))
+    assert poet["诗人"] in ("李白", "杜甫") and session.finish == "stop", poet
+    session.sync(ids)
+    assert len("".join(session.stream(99, sampler(), regex="[0-9]{4}"))) == 4
+    session.sync(ids)
+    assert session.generate(99, sampler(), grammar='start: "yes" | "no"') in ("yes", "no")
+    session.sync(ids)
+    session.generate(99)
+    assert session.finish == "stop" or len(session.tokens) - len(ids) == 99, "it has no form any more"
+    fails("YUAN_ERROR_ARGUMENT", lambda: session.generate(9, json_schema={"type": "nothing"}))
+    fails("YUAN_ERROR_ARGUMENT", lambda: session.generate(9, grammar='root ::= "yes"'))
+    try:
+        session.generate(9, json_schema=True, regex="a")
+        raise AssertionError("two forms at once")
+    except ValueError:
+        pass
+
     # Token by token is the same as an answer at once.
     session.sync(ids)
     whole = session.generate(12)

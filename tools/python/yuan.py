@@ -29,7 +29,7 @@ from typing import Any
 
 __all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 OK = 0
 SIZE_MAX = c_size_t(-1).value
 FINISHES = ("stop", "stop_text", "length", "cancelled")
@@ -338,9 +338,18 @@ class Session(_Handle):
         return token.value
 
     def generate(
-        self, most: int, sampler: Sampler | None = None, on_text: Callable[[str], bool | None] | None = None
+        self,
+        most: int,
+        sampler: Sampler | None = None,
+        on_text: Callable[[str], bool | None] | None = None,
+        *,
+        json_schema: dict[str, Any] | bool | str | None = None,
+        grammar: str | None = None,
+        regex: str | None = None,
     ) -> str:
-        """An answer of up to `most` tokens, -1 for no limit. `on_text` hears it piece by piece; it ends the answer with False."""
+        """An answer of up to `most` tokens, -1 for no limit. `on_text` hears it piece by piece; it ends the answer with False.
+
+        The answer is JSON of `json_schema`, a text of `grammar` in Lark's notation, or one that `regex` matches as a whole."""
         pieces: list[str] = []
         failure: list[BaseException] = []
 
@@ -356,14 +365,16 @@ class Session(_Handle):
         finish = c_int32()
         sampler = sampler or Sampler()
         callback = _OnToken(hear)
-        _call("session_generate", self._handle, sampler._handle, _or_all("most", most), callback, None, byref(finish))
+        with self._form(json_schema, grammar, regex):
+            _call("session_generate", self._handle, sampler._handle, _or_all("most", most), callback, None, byref(finish))
         if failure:
             raise failure.pop()
         self.finish = FINISHES[finish.value]
         return "".join(pieces)
 
-    def stream(self, most: int, sampler: Sampler | None = None) -> Iterator[str]:
-        """The pieces of an answer as they come. The answer is computed in another thread; leaving the loop ends it."""
+    def stream(self, most: int, sampler: Sampler | None = None, **form: Any) -> Iterator[str]:
+        """The pieces of an answer as they come; `form` is what `generate` takes by name. The answer is computed in another thread; leaving the loop
+        ends it."""
         pieces: queue.Queue[str | BaseException | None] = queue.Queue()
         left = threading.Event()
 
@@ -373,7 +384,7 @@ class Session(_Handle):
 
         def work() -> None:
             try:
-                self.generate(most, sampler, on_text)
+                self.generate(most, sampler, on_text, **form)
                 pieces.put(None)
             except BaseException as e:
                 pieces.put(e)
@@ -396,6 +407,26 @@ class Session(_Handle):
     def save(self, path: str | os.PathLike[str], sampler: Sampler | None = None) -> None:
         """Writes the session, and where the sampler's choices stand, to a file; `Engine.restore` reads it."""
         _call("session_save", self._handle, _optional(sampler), os.fsencode(path))
+
+    @contextlib.contextmanager
+    def _form(self, json_schema: Any, grammar: str | None, regex: str | None) -> Iterator[None]:
+        """What an answer has to be, while it is made."""
+        if json_schema is not None and not isinstance(json_schema, str):
+            json_schema = json.dumps(json_schema, ensure_ascii=False)
+        forms = [("json_schema", json_schema), ("grammar", grammar), ("regex", regex)]
+        given = [(name, text) for name, text in forms if text is not None]
+        if len(given) > 1:
+            raise ValueError(f"an answer has one form: {given[0][0]} or {given[1][0]}")
+        for name, text in given:
+            # C texts end at the first NUL.
+            if "\0" in text:
+                raise ValueError(f"{name} contains a NUL")
+            _call(f"session_set_{name}", self._handle, text.encode())
+        try:
+            yield
+        finally:
+            for name, _text in given:
+                _call(f"session_set_{name}", self._handle, None)
 
     def _run(self, function: str, tokens: Sequence[int], progress: Progress | None) -> None:
         with _heard(progress) as callback:

@@ -5,6 +5,8 @@
 
 mod anthropic;
 mod asked;
+mod calls;
+mod constraint;
 mod experts;
 mod fim;
 mod gate;
@@ -15,6 +17,7 @@ mod ollama;
 mod openai;
 mod options;
 mod page;
+mod parts;
 mod piece;
 mod problem;
 mod router;

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use yuan::tokenizer::Message;
 
-use crate::{asked::refuse, problem::Problem};
+use crate::{asked::refuse, calls, problem::Problem};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
@@ -33,6 +33,21 @@ pub struct Said {
     content: Option<Content>,
     /// As ollama's clients send pictures.
     images: Option<Value>,
+    tool_calls: Option<Vec<Called>>,
+}
+
+/// A call of a function in a message of the assistant.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Called {
+    function: Function,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Function {
+    name: String,
+    /// JSON, or a text of it.
+    #[serde(default)]
+    arguments: Value,
 }
 
 /// A text, or parts of one.
@@ -76,7 +91,7 @@ impl Content {
 impl Said {
     /// With this role.
     pub fn new(role: String, content: Option<Content>) -> Self {
-        Self { role, content, images: None }
+        Self { role, content, images: None, tool_calls: None }
     }
 
     /// As the tokenizer takes it.
@@ -88,6 +103,7 @@ impl Said {
         let content = self.content.as_ref().map_or_else(|| Ok(String::new()), |c| c.text(param))?;
         // As newer clients call it.
         let role = if self.role == "developer" { "system" } else { &self.role };
+        let (role, content) = with_calls(role, content, self.tool_calls.as_deref().unwrap_or_default());
         Ok(Message::new(role, content))
     }
 }
@@ -98,4 +114,49 @@ impl Said {
 /// A part that is no text.
 pub fn messages(said: &[Said]) -> Result<Vec<Message>, Problem> {
     said.iter().map(|said| said.message("messages")).collect()
+}
+
+/// A message with its calls, or with the result of one, as role and text.
+fn with_calls(role: &str, mut content: String, called: &[Called]) -> (String, String) {
+    if role == "tool" || role == "function" {
+        // Templates know of questions and answers only.
+        return ("user".to_owned(), calls::result(&content));
+    }
+    for Called { function: Function { name, arguments } } in called {
+        let arguments = match arguments {
+            Value::Null => String::new(),
+            Value::String(text) => text.trim().to_owned(),
+            json => json.to_string(),
+        };
+        let arguments = if arguments.is_empty() { "{}" } else { &arguments };
+        content.push_str(if content.is_empty() { "" } else { "\n" });
+        content.push_str(&calls::written(name, arguments));
+    }
+    (role.to_owned(), content)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn calls_and_results_stand_in_the_messages() {
+        let called: Vec<Called> = serde_json::from_value(json!([
+            { "id": "1", "type": "function", "function": { "name": "f", "arguments": "{\"a\": 1}" } },
+            { "id": "2", "type": "function", "function": { "name": "g", "arguments": { "b": [2] } } },
+        ]))
+        .unwrap();
+        let (role, text) = with_calls("assistant", "So:".into(), &called);
+        assert_eq!(role, "assistant");
+        assert_eq!(
+            text,
+            "So:\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {\"b\":[2]}}</tool_call>"
+        );
+        assert_eq!(
+            with_calls("tool", "7".into(), &[]),
+            ("user".into(), "<tool_response>7</tool_response>".into())
+        );
+    }
 }

@@ -21,6 +21,7 @@ pub struct Metrics {
     prompt: AtomicU64,
     cached: AtomicU64,
     answer: AtomicU64,
+    forced: AtomicU64,
     first_token: Times,
     between_tokens: Times,
 }
@@ -60,9 +61,10 @@ impl Metrics {
         self.refused.fetch_add(u64::from(status == 429), Relaxed);
     }
 
-    /// A token that came so long behind the one before, or, if it is the first, behind the beginning.
-    pub fn token(&self, first: bool, time: Duration) {
+    /// A token that came so long behind the one before, or, if it is the first, behind the beginning; forced ones were not chosen.
+    pub fn token(&self, first: bool, forced: bool, time: Duration) {
         self.answer.fetch_add(1, Relaxed);
+        self.forced.fetch_add(u64::from(forced), Relaxed);
         if first { &self.first_token } else { &self.between_tokens }.add(time);
     }
 
@@ -76,7 +78,8 @@ impl Metrics {
 /// All counters.
 pub fn text(server: &Server) -> String {
     let mut text = Text(String::new());
-    let Metrics { replies, refused, prompt, cached, answer, first_token, between_tokens } = &server.metrics;
+    let Metrics { replies, refused, prompt, cached, answer, forced, first_token, between_tokens } =
+        &server.metrics;
     text.head("yuan_replies_total", "counter", "Replies by the class of their status.");
     for (class, count) in (1..).zip(replies) {
         text.line(&format!("yuan_replies_total{{class=\"{class}xx\"}}"), count.load(Relaxed));
@@ -86,6 +89,7 @@ pub fn text(server: &Server) -> String {
     counter("yuan_prompt_tokens_total", "Tokens of prompts, those that were there already included.", prompt);
     counter("yuan_prompt_tokens_cached_total", "Tokens of prompts that were there already.", cached);
     counter("yuan_tokens_predicted_total", "Tokens of answers.", answer);
+    counter("yuan_tokens_forced_total", "Tokens of answers that a grammar left no choice about.", forced);
     text.one("yuan_requests", "gauge", "Requests that were let in and have not ended.", server.gate.inside());
     text.one("yuan_sequences_running", "gauge", "Sequences that run.", server.gate.running());
     first_token.write(

@@ -62,7 +62,7 @@ impl<'t> Pieces<'t> {
 
     /// What can be shown once a session has told of this token and this text.
     pub fn push(&mut self, token: Option<Token>, text: &str) -> Piece {
-        if let Some(Token { id, ends, score }) = token {
+        if let Some(Token { id, ends, score, .. }) = token {
             if let Some(score) = score {
                 self.held.push(Scored { score, ends, begin: self.bytes, offset: self.chars });
             }

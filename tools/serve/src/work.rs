@@ -246,9 +246,9 @@ fn run(
     let mut pieces = Pieces::new(model.served.engine.tokenizer(), &job.prompt);
     let (mut answer, mut last) = (0, Instant::now());
     let finish = session.generate_scored(&mut sampler, &job.limits, job.top, |token, text| {
-        if token.is_some() {
+        if let Some(token) = &token {
             let first = answer == 0;
-            server.metrics.token(first, if first { start.elapsed() } else { last.elapsed() });
+            server.metrics.token(first, token.forced, if first { start.elapsed() } else { last.elapsed() });
             last = Instant::now();
             answer += 1;
             slot.token();

@@ -128,7 +128,7 @@ fn those_who_wait_are_served() {
         }
     });
     assert!(engine().counts().panics == 0);
-    assert_eq!(server.counter("yuan_requests"), 0.0);
+    server.wait_for("yuan_requests", 0.0);
 }
 
 #[test]

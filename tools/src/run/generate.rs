@@ -21,6 +21,7 @@ use yuan_tools::{
 
 use crate::{
     answer::{Answer, answer, to_json},
+    grammar::{Form, constraint},
     sampling::Sampling,
 };
 
@@ -32,6 +33,8 @@ Examples:
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
   yuan generate model.gguf --file prompt.txt --json --stop 'THE END'
   yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
+  yuan generate model.gguf --chat -p 'Name a poet of the Tang' --json-schema poet.json
+  yuan generate model.gguf --chat -p '李白是诗人吗？' --regex '(是|不是)'
   yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
   yuan generate model.gguf --load story.session -n 500
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special \
@@ -50,6 +53,8 @@ pub struct Generate {
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    form: Form,
     /// Size of the context in tokens (0: what the model was made for); by default the prompt's plus -n
     #[arg(long, value_name = "N", value_parser = numbers::tokens)]
     context: Option<usize>,
@@ -83,6 +88,7 @@ impl Generate {
             (None, Some(file)) => read(file)?,
             (None, None) => String::new(),
         };
+        let grammar = self.form.grammar()?;
         let (mut prompt, mut context) = (Vec::new(), 0);
         let engine = self.run.open_for(|tokenizer, config| {
             anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
@@ -105,6 +111,7 @@ impl Generate {
             }
             Ok(context)
         })?;
+        let constraint = constraint(&engine, grammar.as_ref())?;
         let (mut session, mut sampler) = self.begin(&engine, context)?;
         let timeline = [session.tokens(), &prompt].concat();
         // A context that loses its oldest tokens has room for ever.
@@ -112,7 +119,7 @@ impl Generate {
             Some(_) if self.most == Most::Room => usize::MAX,
             _ => self.most.within(timeline.len(), context),
         };
-        let limits = Limits { shift: self.context_shift, ..self.sampling.limits(most) };
+        let limits = Limits { shift: self.context_shift, constraint, ..self.sampling.limits(most) };
         let json = self.json;
         let answer =
             answer(

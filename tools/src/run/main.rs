@@ -10,6 +10,7 @@ mod chat;
 mod config;
 mod demo;
 mod generate;
+mod grammar;
 mod inspect;
 mod logits;
 mod perplexity;

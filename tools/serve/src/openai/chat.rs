@@ -9,14 +9,18 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+use yuan::session::Finish;
 
 use super::{
     logprobs,
+    tools::{self, Deltas, Tools},
     types::{Chunks, Common, Head, Usage, finish_reason, reading},
 };
 use crate::{
     asked::Asked,
+    constraint::{Asked as Grammar, Form, constrain},
     messages::{Said, messages},
+    parts::{self, Parts},
     problem::Problem,
     server::{Loaded, Shared},
     stream::{Writer, collect, stream},
@@ -32,8 +36,14 @@ pub struct Request {
     messages: Vec<Said>,
     logprobs: Option<bool>,
     top_logprobs: Option<u32>,
+    /// `none` leaves it in the text.
+    reasoning_format: Option<String>,
     #[serde(flatten)]
     common: Common,
+    #[serde(flatten)]
+    form: Form,
+    #[serde(flatten)]
+    tools: Tools,
 }
 
 /// Answers.
@@ -59,9 +69,19 @@ pub async fn chat(
     if request.messages.is_empty() {
         return Err(Problem::field("messages", "there are no messages; give at least one"));
     }
-    let prompt = model.served.engine.tokenizer().chat(&messages(&request.messages)?, true)?;
+    let (mut messages, mut grammar) = (messages(&request.messages)?, request.form.grammar()?);
+    let calls = request.tools.calls()?;
+    if let Some(calls) = &calls {
+        messages = calls.told(messages);
+        let form = grammar.as_ref().map(|form| &form.grammar);
+        let made = calls.grammar(form).map_err(|why| Problem::field("tools", why))?;
+        grammar = Some(Grammar { grammar: made, param: "tools" });
+    }
+    let prompt = model.served.engine.tokenizer().chat(&messages, true)?;
     let common = &request.common;
-    let jobs = common.jobs(&model, vec![prompt], top, false)?;
+    let mut jobs = common.jobs(&model, vec![prompt], top, false)?;
+    constrain(&mut jobs, &model, grammar.as_ref())?;
+    let parts = Parts::new(calls.is_some(), request.reasoning_format.as_deref() != Some("none"));
     let (choices, scored) = (jobs.len(), top.is_some());
     let ticket = server.gate.enter()?;
     let object = if common.streams() { "chat.completion.chunk" } else { "chat.completion" };
@@ -69,22 +89,36 @@ pub async fn chat(
     let answers = start(&server, &model, ticket, jobs);
     if common.streams() {
         let chunks = Chunks::new(head, common, choices, choices);
-        return Ok(stream(answers, Chat { chunks, scored, model }));
+        let parts = vec![(parts, Deltas::default()); choices];
+        return Ok(stream(answers, Chat { chunks, parts, scored, model }));
     }
     let (mut usage, mut listed) = (Usage::new(choices, choices), Vec::new());
     for (index, one) in collect(answers, choices).await?.into_iter().enumerate() {
         usage.set(index, one.figures);
         let logprobs = scored.then(|| logprobs::chat(model.served.engine.tokenizer(), &one.tokens));
-        listed.push(json!({
-            "index": index, "message": { "role": "assistant", "content": one.text, "refusal": null },
-            "logprobs": logprobs, "finish_reason": one.finish.map(finish_reason),
-        }));
+        let mut parts = parts.clone();
+        let all = parts.push(&one.text).into_iter().chain(parts.finish()).collect();
+        let reason = one.finish.map(|finish| reason(finish, &parts));
+        let message = tools::whole(all, &format!("{}_{index}", head.id));
+        listed.push(
+            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }),
+        );
     }
     Ok(Json(head.reply(listed, &usage)).into_response())
 }
 
+/// Why an answer of these parts has ended.
+fn reason(finish: Finish, parts: &Parts) -> &'static str {
+    match finish_reason(finish) {
+        "stop" if parts.called() => "tool_calls",
+        reason => reason,
+    }
+}
+
 struct Chat {
     chunks: Chunks,
+    /// By choice.
+    parts: Vec<(Parts, Deltas)>,
     scored: bool,
     model: Arc<Loaded>,
 }
@@ -93,6 +127,16 @@ impl Chat {
     fn delta(&self, index: usize, delta: Value, logprobs: Option<Value>) -> Value {
         self.chunks
             .chunk(json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
+    }
+
+    /// A chunk for each of these parts; the scores come with the first, and by themselves where there are no parts yet.
+    fn deltas(&mut self, index: usize, parts: Vec<parts::Part>, mut logprobs: Option<Value>) -> Vec<Value> {
+        let id = format!("{}_{index}", self.chunks.head.id);
+        let mut deltas: Vec<_> = parts.into_iter().map(|part| self.parts[index].1.of(part, &id)).collect();
+        if deltas.is_empty() && logprobs.is_some() {
+            deltas.push(json!({ "content": "" }));
+        }
+        deltas.into_iter().map(|delta| self.delta(index, delta, logprobs.take())).collect()
     }
 }
 
@@ -106,10 +150,15 @@ impl Writer for Chat {
             Event::Piece(piece) => {
                 let tokenizer = self.model.served.engine.tokenizer();
                 let logprobs = self.scored.then(|| logprobs::chat(tokenizer, &piece.tokens));
-                chunks.push(self.delta(place, json!({ "content": piece.text }), logprobs));
+                let parts = self.parts[place].0.push(&piece.text);
+                chunks.extend(self.deltas(place, parts, logprobs));
             }
             Event::End(finish, figures) => {
-                let choice = json!({ "index": place, "delta": {}, "logprobs": null, "finish_reason": finish_reason(finish) });
+                let parts = self.parts[place].0.finish();
+                chunks.extend(self.deltas(place, parts, None));
+                let reason = reason(finish, &self.parts[place].0);
+                let choice =
+                    json!({ "index": place, "delta": {}, "logprobs": null, "finish_reason": reason });
                 chunks.push(self.chunks.last(place, figures, choice));
             }
             Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => {}

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     asked::Asked,
+    constraint::{Form, constrain},
     fim,
     piece::Scored,
     problem::Problem,
@@ -41,6 +42,8 @@ pub struct Request {
     suffix: Option<String>,
     #[serde(flatten)]
     common: Common,
+    #[serde(flatten)]
+    form: Form,
 }
 
 /// One prompt or several, as texts or as ids.
@@ -109,7 +112,8 @@ pub async fn completions(
     if prompts.is_empty() {
         return Err(Problem::field("prompt", "there is no prompt; give at least one"));
     }
-    let jobs = common.jobs(&model, prompts, top, echo)?;
+    let mut jobs = common.jobs(&model, prompts, top, echo)?;
+    constrain(&mut jobs, &model, request.form.grammar()?.as_ref())?;
     let ticket = server.gate.enter()?;
     let echoes = jobs.iter().map(|job| echo.then(|| Echo::of(tokenizer, &job.prompt))).collect();
     let shape = Shape { echoes, scored: top.is_some(), model: model.clone() };

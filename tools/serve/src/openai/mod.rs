@@ -7,4 +7,5 @@ pub mod logprobs;
 pub mod models;
 pub mod responses;
 pub mod stored;
+mod tools;
 pub mod types;

@@ -4,11 +4,14 @@
     PYTHONPATH=target/clients python3 tools/serve/tests/clients/check.py target/release/yuan
 """
 
+import json
 import math
 import sys
 import threading
+from typing import Literal
 
 import openai
+import pydantic
 
 from server import run, serve
 
@@ -82,6 +85,54 @@ def likelihoods(client):
     assert not set("abcd\n") & set(generated.choices[0].text), generated
 
 
+def structured(client):
+    """What pydantic's users do, without pydantic's models: a schema, and calls of functions."""
+    schema = {
+        "type": "object", "additionalProperties": False, "required": ["poet", "year"],
+        "properties": {"poet": {"type": "string", "maxLength": 8}, "year": {"type": "integer", "minimum": 600, "maximum": 999}},
+    }
+    asked = dict(model="demo", messages=[{"role": "user", "content": QUESTIONS[1]}], max_tokens=200)
+    form = {"type": "json_schema", "json_schema": {"name": "poem", "schema": schema, "strict": True}}
+    for seed in range(4):
+        reply = client.chat.completions.create(**asked, seed=seed, response_format=form)
+        found = json.loads(reply.choices[0].message.content)
+        assert set(found) == {"poet", "year"} and 600 <= found["year"] <= 999, found
+
+    class Poem(pydantic.BaseModel):
+        title: str = pydantic.Field(max_length=10)
+        lines: list[Literal["春", "夏"]] = pydantic.Field(min_length=1, max_length=2)
+
+    poem = client.chat.completions.parse(**asked, seed=1, response_format=Poem).choices[0].message.parsed
+    assert isinstance(poem, Poem), poem
+    try:
+        client.chat.completions.create(**asked, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}})
+        raise AssertionError("a schema that is none was accepted")
+    except openai.BadRequestError as error:
+        assert error.param == "response_format", error
+
+
+def tools(client):
+    function = {
+        "name": "weather", "description": "The weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["长安", "Lhasa"]}}, "required": ["city"], "additionalProperties": False},
+    }
+    messages = [{"role": "user", "content": "How is the weather?"}]
+    asked = dict(model="demo", tools=[{"type": "function", "function": function}], max_tokens=200, parallel_tool_calls=False, seed=3)
+    choice = client.chat.completions.create(**asked, messages=messages, tool_choice="required").choices[0]
+    [call] = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("长安", "Lhasa")
+    with client.chat.completions.stream(**asked, messages=messages, tool_choice="required") as stream:
+        for _event in stream:
+            pass
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.message.tool_calls[0].function.arguments == call.function.arguments
+    # The call and its result are read, and what follows may be text.
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": "21 degrees"}]
+    reply = client.chat.completions.create(**asked, messages=messages).choices[0]
+    assert reply.message.content or reply.message.tool_calls, reply
+
+
 def others(client):
     assert [model.id for model in client.models.list()] != []
     texts = ["The LORD is my shepherd", "床前明月光"]
@@ -123,7 +174,7 @@ def main():
         # The client's own repetitions would hide a refusal.
         client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
         root = openai.OpenAI(base_url=address, api_key="none", max_retries=0)
-        run([(chat, client), (at_once, client), (others, client), (likelihoods, root), (refused, client)])
+        run([(chat, client), (at_once, client), (structured, client), (tools, client), (others, client), (likelihoods, root), (refused, client)])
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ pub struct Conversation {
     session: Session,
     sampler: Sampler,
     messages: Vec<Message>,
-    /// Tokens at the beginning that stay when the context is full and old ones are dropped; `None` where none may be.
-    shift: Option<usize>,
+    /// What ends an answer, but for the number of its tokens.
+    limits: Limits,
     /// Of the last answer.
     last: Option<Figures>,
 }
@@ -60,18 +60,18 @@ struct Note {
 const SYSTEM: &str = "system";
 
 impl Conversation {
-    /// An empty conversation with room for `context` tokens. With `shift`, what does not fit any more is dropped from its beginning, but for so many
-    /// tokens.
+    /// An empty conversation with room for `context` tokens. With a shift among the limits of its answers, what does not fit any more is dropped from its
+    /// beginning, but for so many tokens.
     pub fn new(
         engine: Arc<Engine>,
         context: usize,
         kv: KvType,
         sampling: Sampling,
-        shift: Option<usize>,
+        limits: Limits,
     ) -> anyhow::Result<Self> {
         let session = Session::new(engine.clone(), context, kv)?;
         let sampler = sampling.sampler(&engine)?;
-        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), shift, last: None })
+        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, last: None })
     }
 
     /// Asks `question`, and streams the answer to `show`. A question that does not fit, or whose reading is stopped, is as if it
@@ -104,8 +104,8 @@ impl Conversation {
             );
         }
         // The last token of an answer is not run, so it needs no room.
-        let room = if self.shift.is_some() { usize::MAX } else { capacity - prompt.len() + 1 };
-        let limits = Limits { shift: self.shift, ..self.sampling.limits(most.min(room)) };
+        let room = if self.limits.shift.is_some() { usize::MAX } else { capacity - prompt.len() + 1 };
+        let limits = Limits { most: most.min(room), ..self.limits.clone() };
         let answer = answer(&mut self.session, &prompt, &limits, &mut self.sampler, show)?;
         self.last = Some(Figures {
             reused: answer.synced.reused,
@@ -115,7 +115,7 @@ impl Conversation {
             rates: answer.rates(),
         });
         // Without either limit an answer has its end from the context.
-        let full = answer.finish == Finish::Length && room <= most && self.shift.is_none();
+        let full = answer.finish == Finish::Length && room <= most && self.limits.shift.is_none();
         let shifted = self.session.position() < prompt.len() + answer.tokens.len();
         Ok(Reply { answer, prompt, full, dropped, shifted })
     }
@@ -125,7 +125,9 @@ impl Conversation {
     fn prompt(&mut self, capacity: usize) -> anyhow::Result<(Vec<u32>, usize)> {
         let tokenizer = self.engine.tokenizer();
         let mut prompt = tokenizer.chat(&self.messages, true)?;
-        let Some(keep) = self.shift.filter(|_| prompt.len() > capacity) else { return Ok((prompt, 0)) };
+        let Some(keep) = self.limits.shift.filter(|_| prompt.len() > capacity) else {
+            return Ok((prompt, 0));
+        };
         let is_question = |m: &Message| m.role == "user";
         let mut first = self.messages.iter().take_while(|m| m.role == SYSTEM).count();
         let stays = |end: usize| Ok::<_, Error>(tokenizer.chat(&self.messages[..end], false)?.len() <= keep);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use yuan::{
     Error,
-    session::{Finish, Size},
+    session::{Finish, Limits, Size},
 };
 use yuan_tools::{
     console::{stopped, take_stop},
@@ -19,7 +19,11 @@ use yuan_tools::{
     tell,
 };
 
-use crate::{answer::to_json, sampling::Sampling};
+use crate::{
+    answer::to_json,
+    grammar::{Form, constraint},
+    sampling::Sampling,
+};
 use conversation::Conversation;
 use input::{Input, Line};
 
@@ -40,6 +44,7 @@ A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-
 Examples:
   yuan chat model.gguf --temp 0.7 --top-p 0.9
   yuan chat model.gguf --system '用中文回答。' --load yesterday.session
+  yuan chat model.gguf --json-schema '{{\"type\": \"array\", \"items\": {{\"type\": \"string\"}}}}'
   printf '%s\\n' '写一首关于秋天的诗' '再写一首' | yuan chat model.gguf
 Commands in place of a question:
 {COMMANDS}"))]
@@ -51,6 +56,8 @@ pub struct Chat {
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    form: Form,
     /// Size of the context in tokens; 0 means what the model was made for
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
     context: usize,
@@ -80,6 +87,7 @@ enum Next {
 
 impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
+        let grammar = self.form.grammar()?;
         let mut context = 0;
         let engine = self.run.open_for(|_, config| {
             let saved =
@@ -88,7 +96,9 @@ impl Chat {
             Ok(context)
         })?;
         let sampling = self.sampling.clone();
-        let mut talk = Conversation::new(engine, context, self.run.kv, sampling, self.context_shift)?;
+        let constraint = constraint(&engine, grammar.as_ref())?;
+        let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
+        let mut talk = Conversation::new(engine, context, self.run.kv, sampling, limits)?;
         if let Some(file) = &self.load {
             talk.load(file)?;
         }
