@@ -1,5 +1,6 @@
 //! What an answer has to be: the fields of a request that say it, and the jobs that do it.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::grammar::Grammar;
@@ -7,7 +8,7 @@ use yuan::grammar::Grammar;
 use crate::{problem::Problem, server::Loaded, work::Job};
 
 /// OpenAI's field, and those of llama-server.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Form {
     response_format: Option<Value>,
     json_schema: Option<Value>,

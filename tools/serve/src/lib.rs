@@ -3,6 +3,7 @@
 //! Requests are read and answers written by a few asynchronous tasks; each sequence of a request runs on a thread of its own, with a
 //! [`Session`](yuan::session::Session), and says what it has over a bounded channel.
 
+mod addresses;
 mod anthropic;
 mod asked;
 mod calls;

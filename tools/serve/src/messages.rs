@@ -1,5 +1,6 @@
 //! Texts as clients send them: one or several, and messages with a role and a text or a list of parts.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use yuan::tokenizer::Message;
@@ -7,7 +8,7 @@ use yuan::tokenizer::Message;
 use crate::{asked::refuse, calls, problem::Problem};
 
 /// One text or several.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Texts {
     /// The text.
@@ -27,7 +28,7 @@ impl Texts {
 }
 
 /// A message as clients send it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Said {
     role: String,
     content: Option<Content>,
@@ -37,12 +38,12 @@ pub struct Said {
 }
 
 /// A call of a function in a message of the assistant.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Called {
     function: Function,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 struct Function {
     name: String,
     /// JSON, or a text of it.
@@ -51,7 +52,7 @@ struct Function {
 }
 
 /// A text, or parts of one.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Content {
     /// The text.
@@ -61,7 +62,7 @@ pub enum Content {
 }
 
 /// A part of a message.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub struct Part {
     #[serde(rename = "type")]
     kind: String,

@@ -7,12 +7,13 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, header},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use serde_json::{Value, json};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 
 use crate::{
+    addresses::{Addresses, EVENTS, JSON, LINES, LIST, TEXT},
     anthropic::{self, messages},
     experts,
     llama::{infill, state},
@@ -34,38 +35,8 @@ const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// An origin that is none.
 pub fn router(server: Shared) -> anyhow::Result<Router> {
     let body = usize::try_from(server.options.body).unwrap_or(usize::MAX).saturating_mul(1_000_000);
-    let openai = Router::new()
-        .route("/chat/completions", post(chat))
-        .route("/completions", post(completions))
-        .route("/embeddings", post(embeddings))
-        .route("/responses", post(responses::create))
-        .route("/responses/{id}", get(responses::get).delete(responses::delete))
-        .route("/models", get(models::models))
-        .route("/models/{*name}", get(models::model));
-    let ollama = Router::new()
-        .route("/chat", post(generate::chat))
-        .route("/generate", post(generate::generate))
-        .route("/embed", post(embed::embed))
-        .route("/embeddings", post(embed::embeddings))
-        .route("/tags", get(served::tags))
-        .route("/show", post(served::show))
-        .route("/ps", get(served::ps))
-        .route("/version", get(served::version));
-    let router = Router::new()
-        .nest("/api", ollama)
-        .nest("/v1", openai.clone())
-        .route("/v1/messages", post(messages::messages))
-        .route("/v1/messages/count_tokens", post(messages::count_tokens))
-        .merge(openai)
-        .route("/tokenize", post(text::tokenize))
-        .route("/detokenize", post(text::detokenize))
-        .route("/tokenizer_info", get(text::tokenizer_info))
-        .route("/apply-template", post(text::apply_template))
-        .route("/infill", post(infill::infill))
-        .route("/slots", get(state::slots))
-        .route("/props", get(state::props))
-        .route("/metrics", get(counters))
-        .route("/experts", get(experts::experts))
+    let router = addresses()
+        .router()
         .fallback(async || Problem::not_found())
         .method_not_allowed_fallback(async || Problem::method())
         .layer(DefaultBodyLimit::max(body))
@@ -81,6 +52,45 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         None => router,
     };
     Ok(router.with_state(server))
+}
+
+/// All but those that need no key.
+fn addresses() -> Addresses {
+    let addresses = ["/v1", ""].into_iter().fold(Addresses::new(), openai);
+    addresses
+        .post("/v1/messages", "Anthropic's messages", EVENTS, messages::messages)
+        .post("/v1/messages/count_tokens", "Tokens of Anthropic's messages", JSON, messages::count_tokens)
+        .post("/api/chat", "Ollama's chat", LINES, generate::chat)
+        .post("/api/generate", "Ollama's continuation of a text", LINES, generate::generate)
+        .post("/api/embed", "Ollama's embeddings", JSON, embed::embed)
+        .post("/api/embeddings", "An embedding, for older clients of ollama", JSON, embed::embeddings)
+        .get("/api/tags", "The model, as ollama lists it", JSON, served::tags)
+        .post("/api/show", "The model, as ollama describes it", JSON, served::show)
+        .get("/api/ps", "The model, as ollama lists what is loaded", JSON, served::ps)
+        .get("/api/version", "The version of ollama whose interface this is", JSON, served::version)
+        .post("/tokenize", "The tokens of a text or of messages", JSON, text::tokenize)
+        .post("/detokenize", "The text of tokens", JSON, text::detokenize)
+        .get("/tokenizer_info", "Special tokens and the chat template", JSON, text::tokenizer_info)
+        .post("/apply-template", "Messages as a prompt", JSON, text::apply_template)
+        .post("/infill", "What stands between two texts", EVENTS, infill::infill)
+        .get("/experts", "What the experts do, once or as events", EVENTS, experts::experts)
+        .get("/slots", "What each sequence does", LIST, state::slots)
+        .get("/props", "What is served", JSON, state::props)
+        .get("/metrics", "Counters, for Prometheus", TEXT, counters)
+}
+
+/// OpenAI's addresses, which many clients call without `/v1`, too.
+fn openai(addresses: Addresses, root: &str) -> Addresses {
+    let at = |path: &str| format!("{root}{path}");
+    addresses
+        .post(&at("/chat/completions"), "OpenAI's chat completions", EVENTS, chat)
+        .post(&at("/completions"), "OpenAI's completions", EVENTS, completions)
+        .post(&at("/embeddings"), "OpenAI's embeddings", JSON, embeddings)
+        .post(&at("/responses"), "OpenAI's responses", EVENTS, responses::create)
+        .get(&at("/responses/{id}"), "A response that was stored", JSON, responses::get)
+        .delete(&at("/responses/{id}"), "Forgets a response", responses::delete)
+        .get(&at("/models"), "All models, the one", JSON, models::models)
+        .get(&at("/models/{*name}"), "The model by its name", JSON, models::model)
 }
 
 /// What web pages of other origins may do.

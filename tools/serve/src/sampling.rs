@@ -1,5 +1,6 @@
 //! The fields of a request that say how tokens are chosen and what ends the answer.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Number, Value, json};
 use yuan::{limits::MOST_CONTEXT, sampler::Settings};
@@ -7,7 +8,7 @@ use yuan::{limits::MOST_CONTEXT, sampler::Settings};
 use crate::{messages::Texts, problem::Problem};
 
 /// OpenAI's fields, and those of llama-server and vLLM that the sampler has.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Sampling {
     temperature: Option<f32>,
     top_p: Option<f32>,

@@ -1,6 +1,7 @@
 //! Texts and tokens: `/tokenize`, `/detokenize`, `/tokenizer_info`, `/apply-template`, in the forms of vLLM and of llama-server at once.
 
 use axum::{Json, extract::State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::tokenizer::Special;
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// The body of a request to `/tokenize`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Tokenize {
     prompt: Option<String>,
     content: Option<String>,
@@ -52,7 +53,7 @@ pub async fn tokenize(Asked(model, request): Asked<Tokenize>) -> Result<Json<Val
 }
 
 /// The body of a request to `/detokenize`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Detokenize {
     tokens: Vec<u32>,
 }
@@ -85,7 +86,7 @@ pub async fn tokenizer_info(State(server): State<Shared>) -> Result<Json<Value>,
 }
 
 /// The body of a request to `/apply-template`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Template {
     messages: Vec<Said>,
     add_generation_prompt: Option<bool>,

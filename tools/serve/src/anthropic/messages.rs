@@ -5,6 +5,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::{
@@ -25,7 +26,7 @@ use crate::{
 };
 
 /// The body of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Request {
     model: Option<String>,
     max_tokens: Option<i64>,
@@ -37,7 +38,7 @@ pub struct Request {
 }
 
 /// What is counted, and answered.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Conversation {
     messages: Vec<Said>,
     system: Option<Content>,

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use axum::{Json, extract::State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::tokenizer::Special;
@@ -21,7 +22,7 @@ use crate::{
 const MOST_INPUTS: usize = 2048;
 
 /// The body of a request to `/api/embed`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Embed {
     model: Option<String>,
     input: Texts,
@@ -30,7 +31,7 @@ pub struct Embed {
 }
 
 /// The body of a request to `/api/embeddings`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Embeddings {
     prompt: String,
 }

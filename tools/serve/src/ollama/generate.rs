@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use yuan::{
@@ -32,7 +33,7 @@ use crate::{
 const MOST_TOP: u32 = 20;
 
 /// The fields of both.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Common {
     model: Option<String>,
     stream: Option<bool>,
@@ -45,7 +46,7 @@ pub struct Common {
 }
 
 /// The body of a request to `/api/chat`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Chat {
     #[serde(default)]
     messages: Vec<Said>,
@@ -55,7 +56,7 @@ pub struct Chat {
 }
 
 /// The body of a request to `/api/generate`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Generate {
     #[serde(default)]
     prompt: String,

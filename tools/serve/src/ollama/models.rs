@@ -6,6 +6,7 @@ use std::{
 };
 
 use axum::{Json, extract::State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -51,7 +52,7 @@ pub async fn ps(State(server): State<Shared>) -> Result<Json<Value>, Problem> {
 }
 
 /// The body of a request to `/api/show`. Whatever it names, there is one model.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Show {}
 
 /// `POST /api/show`: the model.

@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::session::Finish;
@@ -31,7 +32,7 @@ use crate::{
 const MOST_TOP: u32 = 20;
 
 /// The body of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Request {
     messages: Vec<Said>,
     logprobs: Option<bool>,

@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::{
@@ -33,7 +34,7 @@ use crate::{
 const MOST_TOP: u32 = 100;
 
 /// The body of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Request {
     prompt: Prompts,
     logprobs: Option<u32>,
@@ -47,7 +48,7 @@ pub struct Request {
 }
 
 /// One prompt or several, as texts or as ids.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Prompts {
     Text(String),

@@ -7,6 +7,7 @@ use axum::{
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use yuan::{sampler::Settings, session::Finish, tokenizer::Message};
@@ -30,7 +31,7 @@ const MOST_TOP: u32 = 20;
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// The body of a request.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub struct Request {
     model: Option<String>,
     #[serde(default)]
@@ -53,7 +54,7 @@ pub struct Request {
 }
 
 /// A text, or items.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 enum Input {
     Text(String),
@@ -66,7 +67,7 @@ impl Default for Input {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct Item {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -75,7 +76,7 @@ struct Item {
 }
 
 /// A message; other items have no role.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 struct ItemSaid {
     role: Option<String>,
     content: Option<Content>,

@@ -1,5 +1,6 @@
 //! Calls of functions as OpenAI writes them.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -14,21 +15,21 @@ use crate::{
 const LONGEST_NAME: usize = 64;
 
 /// Fields of a request.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Tools {
     tools: Option<Vec<Listed>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 struct Listed {
     #[serde(rename = "type")]
     kind: String,
     function: Option<Function>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 struct Function {
     name: String,
     description: Option<String>,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::session::Finish;
@@ -18,7 +19,7 @@ use crate::{
 const MOST_CHOICES: u32 = 128;
 
 /// Fields of both.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Common {
     pub model: Option<String>,
     #[serde(default)]
@@ -33,7 +34,7 @@ pub struct Common {
 }
 
 /// How chunks are written.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct StreamOptions {
     include_usage: Option<bool>,
 }
