@@ -30,7 +30,8 @@ impl Form {
     /// # Errors
     /// A field that makes no sense, or several that say something else.
     pub fn grammar(&self) -> Result<Option<Asked>, Problem> {
-        let format = self.response_format.as_ref().map(response_format).transpose()?.flatten();
+        let format = self.response_format.as_ref().map(|format| openai("response_format", format));
+        let format = format.transpose()?.flatten().map(|asked| asked.grammar);
         let schema = self.json_schema.clone().map(Grammar::JsonSchema);
         let lark = self.grammar.clone().filter(|text| !text.trim().is_empty()).map(Grammar::Lark);
         let all = [(format, "response_format"), (schema, "json_schema"), (lark, "grammar")];
@@ -46,28 +47,50 @@ impl Form {
     }
 }
 
-/// `{"type": "text" | "json_object" | "json_schema", …}`. llama-server's clients give the schema directly, and with `json_object`, too.
-fn response_format(format: &Value) -> Result<Option<Grammar>, Problem> {
+/// `{"type": "text" | "json_object" | "json_schema", …}`, which stands in the field `param`. The responses of OpenAI and clients of llama-server have the
+/// schema directly in it, those with `json_object`, too.
+///
+/// # Errors
+/// It makes no sense.
+pub fn openai(param: &'static str, format: &Value) -> Result<Option<Asked>, Problem> {
     let schema = format.get("schema").filter(|schema| !schema.is_null());
+    let asked = |grammar| Ok(Some(Asked { grammar, param }));
     match format["type"].as_str() {
         Some("text") => Ok(None),
-        Some("json_object") => {
-            Ok(Some(schema.map_or(Grammar::JsonObject, |s| Grammar::JsonSchema(s.clone()))))
-        }
+        Some("json_object") => asked(schema.map_or(Grammar::JsonObject, |s| Grammar::JsonSchema(s.clone()))),
         Some("json_schema") => {
             let named = &format["json_schema"];
             let schema = named.get("schema").or(schema).cloned().ok_or_else(|| {
                 Problem::field(
-                    "response_format",
-                    "there is no schema; give it as response_format.json_schema.schema",
+                    param,
+                    "there is no schema; give it as the field schema beside the schema's name",
                 )
             })?;
-            Ok(Some(Grammar::JsonSchema(if named["strict"] == false { lenient(schema) } else { schema })))
+            let is_strict = named["strict"] != false && format["strict"] != false;
+            asked(Grammar::JsonSchema(if is_strict { schema } else { lenient(schema) }))
         }
         _ => Err(Problem::field(
-            "response_format",
-            format!("response_format has the type {}; give text, json_object or json_schema", format["type"]),
+            param,
+            format!("{param} has the type {}; give text, json_object or json_schema", format["type"]),
         )),
+    }
+}
+
+/// Ollama's `format`: `"json"` or a schema.
+///
+/// # Errors
+/// It is neither.
+pub fn ollama(format: Option<&Value>) -> Result<Option<Asked>, Problem> {
+    let asked = |grammar| Ok(Some(Asked { grammar, param: "format" }));
+    match format {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(name)) if name.is_empty() => Ok(None),
+        Some(Value::String(name)) if name == "json" => asked(Grammar::JsonObject),
+        Some(schema @ Value::Object(_)) => asked(Grammar::JsonSchema(schema.clone())),
+        Some(other) => {
+            let message = format!("format is {other}; give \"json\" or a JSON schema");
+            Err(Problem::field("format", message))
+        }
     }
 }
 

@@ -182,8 +182,8 @@ fn what_cannot_be_is_refused_in_its_form() {
     let server = Running::new();
     let picture = json!([{ "role": "user", "content": "What is it?", "images": ["aGVsbG8="] }]);
     for (path, body, word) in [
-        (CHAT, json!({ "messages": user("a"), "format": "json" }), "format"),
-        (CHAT, json!({ "messages": user("a"), "format": {"type": "object"} }), "format"),
+        (CHAT, json!({ "messages": user("a"), "format": "xml" }), "json"),
+        (CHAT, json!({ "messages": user("a"), "format": {"type": "strange"} }), "strange"),
         (CHAT, json!({ "messages": user("a"), "tools": [{"type": "function"}] }), "tools"),
         (CHAT, json!({ "messages": user("a"), "think": true }), "think"),
         (CHAT, json!({ "messages": user("a"), "options": {"temperature": -1} }), "temperature"),

@@ -247,3 +247,31 @@ fn reasoning_is_told_apart() {
             && message.get("reasoning_content").is_none()
     );
 }
+
+/// By whatever interface a form is asked for.
+#[test]
+fn other_interfaces_have_forms_too() {
+    let server = Running::new();
+    for prompt in ["Psalms 3:1", "春日山中 李白"] {
+        let options = json!({ "num_predict": 200, "seed": 5 });
+        let mut body =
+            json!({ "messages": user(prompt), "format": schema(), "stream": false, "options": options });
+        let chat = server.ask("/api/chat", &body);
+        assert!(meets(chat["message"]["content"].as_str().unwrap()), "{chat}");
+        (body["prompt"], body["format"]) = (json!(prompt), json!("json"));
+        let generated = server.ask("/api/generate", &body);
+        let text = generated["response"].as_str().unwrap();
+        let whole = serde_json::from_str::<Value>(text).is_ok_and(|value| value.is_object());
+        assert!(
+            whole || (generated["done_reason"] == "length" && text.trim_start().starts_with('{')),
+            "{generated}"
+        );
+
+        let format = json!({ "type": "json_schema", "name": "poem", "schema": schema(), "strict": true });
+        let body =
+            json!({ "input": prompt, "text": { "format": format }, "max_output_tokens": 200, "seed": 5 });
+        let reply = server.ask("/v1/responses", &body);
+        assert!(meets(reply["output"][0]["content"][0]["text"].as_str().unwrap()), "{reply}");
+        assert_eq!(reply["text"]["format"], format);
+    }
+}

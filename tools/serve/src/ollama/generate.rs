@@ -18,6 +18,7 @@ use yuan::{
 use super::{Options, error, name, now};
 use crate::{
     asked::{Asked, refuse},
+    constraint::{self, constrain},
     fim,
     messages::{Said, messages},
     openai::logprobs,
@@ -127,7 +128,7 @@ async fn answer(
     prompt: Option<Vec<u32>>,
 ) -> Result<Response, Problem> {
     let begun = Instant::now();
-    refuse("format", common.format.as_ref(), "format is not supported here; leave it out")?;
+    let form = constraint::ollama(common.format.as_ref())?;
     refuse("images", common.images.as_ref(), "this model reads text; leave the images out")?;
     refuse(
         "think",
@@ -152,7 +153,8 @@ async fn answer(
         top: scored.then_some(top as usize),
         ..Wanted::one(&options.sampling)
     };
-    let jobs = wanted.jobs(&lines.model, vec![prompt])?;
+    let mut jobs = wanted.jobs(&lines.model, vec![prompt])?;
+    constrain(&mut jobs, &lines.model, form.as_ref())?;
     let answers = start(server, &lines.model, server.gate.enter()?, jobs);
     if streams {
         return Ok(stream(answers, lines));

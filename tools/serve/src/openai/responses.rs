@@ -15,6 +15,7 @@ use yuan::{sampler::Settings, session::Finish, tokenizer::Message};
 use super::logprobs;
 use crate::{
     asked::{Asked, refuse},
+    constraint::{self, constrain},
     messages::{Content, Said},
     piece::Scored,
     problem::Problem,
@@ -124,12 +125,8 @@ pub async fn create(
         request.tools.as_ref(),
         "tools cannot be called by way of /v1/responses; leave them out",
     )?;
-    let format = request.text.as_ref().and_then(|text| text.get("format"));
-    refuse(
-        "text",
-        format.filter(|format| format["type"] != "text"),
-        "the form of an answer cannot be chosen by way of /v1/responses; leave text.format out",
-    )?;
+    let format = request.text.as_ref().and_then(|text| text.get("format")).filter(|f| !f.is_null()).cloned();
+    let form = format.as_ref().map(|format| constraint::openai("text.format", format)).transpose()?.flatten();
     let top = request.top_logprobs.unwrap_or(0);
     if top > MOST_TOP {
         return Err(Problem::field("top_logprobs", format!("top_logprobs is {top}; give 0 to {MOST_TOP}")));
@@ -151,7 +148,8 @@ pub async fn create(
         top: scored.then_some(top as usize),
         ..Wanted::one(&request.sampling)
     };
-    let jobs = wanted.jobs(&model, vec![prompt])?;
+    let mut jobs = wanted.jobs(&model, vec![prompt])?;
+    constrain(&mut jobs, &model, form.as_ref())?;
     let settings = jobs[0].settings.clone();
     let answers = start(&server, &model, server.gate.enter()?, jobs);
     let writer = Answer {
@@ -163,6 +161,7 @@ pub async fn create(
         previous: request.previous_response_id,
         most: request.max_output_tokens,
         metadata: request.metadata.unwrap_or_default(),
+        format: format.unwrap_or_else(|| json!({ "type": "text" })),
         store: request.store.unwrap_or(true),
         settings,
         said,
@@ -227,6 +226,8 @@ struct Answer {
     previous: Option<String>,
     most: Option<i64>,
     metadata: Map<String, Value>,
+    /// Of the text, as it was asked for.
+    format: Value,
     store: bool,
     settings: Settings,
     /// What was said before, without the instructions.
@@ -248,7 +249,7 @@ impl Answer {
             "incomplete_details": incomplete, "instructions": self.instructions, "max_output_tokens": self.most,
             "metadata": self.metadata, "model": self.name, "output": output, "parallel_tool_calls": true,
             "previous_response_id": self.previous, "reasoning": { "effort": null, "summary": null }, "store": self.store,
-            "temperature": self.settings.temperature, "text": { "format": { "type": "text" } }, "tool_choice": "auto",
+            "temperature": self.settings.temperature, "text": { "format": self.format }, "tool_choice": "auto",
             "tools": [], "top_p": self.settings.top_p, "truncation": "disabled", "usage": usage,
         })
     }
