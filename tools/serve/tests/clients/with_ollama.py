@@ -5,8 +5,10 @@
 """
 
 import sys
+from typing import Literal
 
 import ollama
+import pydantic
 
 from server import run, serve
 
@@ -38,6 +40,18 @@ def generate(client):
     assert client.generate(model="demo").done_reason == "load"
 
 
+class Verse(pydantic.BaseModel, extra="forbid"):
+    book: Literal["Psalms", "Ruth"]
+    verse: int = pydantic.Field(ge=1, le=176)
+
+
+def structured(client):
+    for question in QUESTIONS:
+        said = [{"role": "user", "content": question}]
+        reply = client.chat(model="demo", messages=said, format=Verse.model_json_schema(), options=OPTIONS)
+        assert Verse.model_validate_json(reply.message.content), reply
+
+
 def models(client):
     (model,) = client.list().models
     assert model.size > 0 and model.details.format == "gguf" and model.modified_at, model
@@ -56,7 +70,7 @@ def embeddings(client):
 
 def refused(client):
     wrong = [
-        dict(format="json"),
+        dict(format={"type": "strange"}),
         dict(think=True),
         dict(options={"temperature": -1}),
     ]
@@ -73,4 +87,4 @@ def refused(client):
 if __name__ == "__main__":
     with serve(sys.argv[1]) as address:
         client = ollama.Client(host=address)
-        run((check, client) for check in (chat, generate, models, embeddings, refused))
+        run((check, client) for check in (chat, generate, structured, models, embeddings, refused))

@@ -5,8 +5,10 @@
 """
 
 import sys
+from typing import Literal
 
 import openai
+import pydantic
 from openai.types.responses import ResponseCompletedEvent, ResponseIncompleteEvent, ResponseTextDeltaEvent
 
 from server import run, serve
@@ -60,8 +62,19 @@ def scores(client):
     assert entries and all(len(entry.top_logprobs) == 2 for entry in entries), reply
 
 
+class Verse(pydantic.BaseModel):
+    book: Literal["Psalms", "Ruth"]
+    verse: int = pydantic.Field(ge=1, le=176)
+
+
+def structured(client):
+    for question in QUESTIONS:
+        reply = client.responses.parse(**asked(question, text_format=Verse))
+        assert isinstance(reply.output_parsed, Verse), reply
+
+
 def refused(client):
-    for more in (dict(tools=[{"type": "web_search"}]), dict(text={"format": {"type": "json_object"}}), dict(temperature=-1)):
+    for more in (dict(tools=[{"type": "web_search"}]), dict(text={"format": {"type": "strange"}}), dict(temperature=-1)):
         try:
             client.responses.create(**asked("a", **more))
         except openai.BadRequestError as error:
@@ -74,4 +87,4 @@ if __name__ == "__main__":
     with serve(sys.argv[1]) as address:
         # The client's own repetitions would hide a refusal.
         client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
-        run((check, client) for check in (responses, turns, scores, refused))
+        run((check, client) for check in (responses, turns, scores, structured, refused))
