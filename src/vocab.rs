@@ -66,6 +66,9 @@ pub const SPECIAL: [&str; 18] = [
 pub const CHAT_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}\
     {% if not loop.last %}<n>{% endif %}{% endfor %}{% if add_generation_prompt %}<sep>{% endif %}";
 
+/// Chat of Yuan 3.0: roles, thinking, functions and their results.
+pub const YUAN3_CHAT_TEMPLATE: &str = include_str!("yuan3.jinja");
+
 /// All that a tokenizer needs to know about a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vocab {
@@ -91,7 +94,9 @@ impl Vocab {
         let id = |text: &str| ids.get(text).copied();
         let special = SPECIAL.iter().filter_map(|text| Some(((*text).to_owned(), id(text)?))).collect();
         let (eod, sep, pad) = (id("<eod>"), id("<sep>"), id("<pad>"));
+        let has_roles = ["<|User|>", "<|Assistant|>"].iter().all(|role| ids.contains_key(role));
         drop(ids);
-        Self { pieces, special, eod, sep, pad, chat_template: Some(CHAT_TEMPLATE.to_owned()) }
+        let template = if has_roles { YUAN3_CHAT_TEMPLATE } else { CHAT_TEMPLATE };
+        Self { pieces, special, eod, sep, pad, chat_template: Some(template.to_owned()) }
     }
 }

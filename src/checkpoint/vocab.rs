@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    vocab::{Piece, PieceKind, Vocab},
+    vocab::{Piece, PieceKind, Vocab, YUAN3_CHAT_TEMPLATE},
 };
 
 /// Larger than any tokenizer: the one of Yuan2.0-M32 has 2 MB.
@@ -44,7 +44,11 @@ pub fn read_vocab(folder: &Path, vocab: Option<usize>) -> Result<Vocab> {
 
     let mut vocab = Vocab::from_pieces(pieces);
     if let Some(template) = chat_template(&folder.join("tokenizer_config.json"))? {
-        vocab.chat_template = Some(template);
+        // The one that Yuan 3.0's converter stores joins what users said; the model was trained on roles.
+        let has_roles = vocab.chat_template.as_deref() == Some(YUAN3_CHAT_TEMPLATE);
+        if !has_roles || template.contains("<|Assistant|>") {
+            vocab.chat_template = Some(template);
+        }
     }
     Ok(vocab)
 }

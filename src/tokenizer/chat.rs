@@ -14,28 +14,15 @@ use std::{
     ops::RangeInclusive,
 };
 
+use serde_json::{Map, Value};
+
 use super::{
-    Tokenizer,
-    special::{Part, Specials},
+    Special, Tokenizer,
+    message::{Call, Chat, Message},
+    special::{self, Part, Specials},
     template,
 };
 use crate::error::{Error, Result};
-
-/// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who says it: "system", "user", "assistant", or what else the template knows.
-    pub role: String,
-    /// What is said; special strings in it stay text.
-    pub content: String,
-}
-
-impl Message {
-    /// A message of `role`.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
-    }
-}
 
 impl Tokenizer {
     /// The ids of a conversation in the form of the vocabulary's template; with `add_generation_prompt` closed so that the model
@@ -45,26 +32,48 @@ impl Tokenizer {
     /// [`Error::Argument`] when there is no template, it does not compile, refuses the messages or runs without end, or when the
     /// messages contain every private-use character.
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
+        self.prompt(&Chat { messages, add_generation_prompt, ..Chat::default() })
+    }
+
+    /// The ids of a conversation with all that a template can be told beside the messages.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    pub fn prompt(&self, chat: &Chat<'_>) -> Result<Vec<u32>> {
         let template = self.vocab.chat_template.as_deref().ok_or_else(|| {
             Error::Argument(
                 "the model has no chat template; give it a prompt that is composed already".into(),
             )
         })?;
-        let guard = Guard::new(&self.specials, messages, template)?;
-        let guarded: Vec<Message> =
-            messages.iter().map(|m| Message::new(guard.hide(&m.role), guard.hide(&m.content))).collect();
-        let text =
-            template::render(template, &guarded, add_generation_prompt, &self.marks()).map_err(|e| {
-                Error::Argument(format!("the chat template fails: {e:#}; compose the prompt yourself"))
-            })?;
+        let guard = Guard::new(&self.specials, chat, template)?;
+        let messages: Vec<Message> = chat.messages.iter().map(|m| guard.hide_message(m)).collect();
+        let tools: Vec<Value> = chat.tools.iter().map(|tool| guard.hide_json(tool)).collect();
+        let guarded = Chat { messages: &messages, tools: &tools, ..*chat };
+        let text = template::render(template, &guarded, &self.marks()).map_err(|e| {
+            Error::Argument(format!("the chat template fails: {e:#}; compose the prompt yourself"))
+        })?;
         let mut ids = Vec::new();
         for part in self.specials.cut(&text) {
             match part {
-                Part::Text(text) => self.encode_part(&guard.restore(text), &mut ids),
+                Part::Text(text) => ids.extend(self.encode(&guard.restore(text), Special::AsText)),
                 Part::Special(id) => ids.push(id),
             }
         }
         Ok(ids)
+    }
+
+    /// Whether the template tells the model of functions that it may call, and of calls and their results.
+    pub fn has_tools(&self) -> bool {
+        self.template_asks("tools")
+    }
+
+    /// Whether one can choose that the model thinks before it answers.
+    pub fn has_thinking(&self) -> bool {
+        self.template_asks("enable_thinking")
+    }
+
+    fn template_asks(&self, variable: &str) -> bool {
+        self.vocab.chat_template.as_deref().is_some_and(|text| template::asks(text, variable))
     }
 
     /// The special strings that templates call by name.
@@ -91,16 +100,33 @@ struct Guard {
 }
 
 impl Guard {
-    /// Stand-ins for the first and last characters of special strings, none of which occurs anywhere else.
-    fn new(specials: &Specials, messages: &[Message], template: &str) -> Result<Self> {
+    /// Stand-ins for the first and last characters of special strings, none of which occurs anywhere else. Words that are special are no concern:
+    /// they are cut out of what people write, too.
+    fn new(specials: &Specials, chat: &Chat<'_>, template: &str) -> Result<Self> {
         let ends: BTreeSet<char> = specials
             .strings()
+            .filter(|s| !special::is_word(s))
             .flat_map(|s| s.chars().next().into_iter().chain(s.chars().next_back()))
             .collect();
-        let texts = messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
         let private = |c: &char| PRIVATE.iter().any(|range| range.contains(c));
-        let used: BTreeSet<char> =
-            texts.chain([template]).chain(specials.strings()).flat_map(str::chars).filter(private).collect();
+        let mut used = BTreeSet::new();
+        let mut note = |text: &str| used.extend(text.chars().filter(private));
+        note(template);
+        specials.strings().for_each(&mut note);
+        for message in chat.messages {
+            [&message.role, &message.content]
+                .into_iter()
+                .chain(&message.reasoning)
+                .for_each(|text| note(text));
+            for call in &message.calls {
+                note(&call.name);
+                call.arguments.iter().for_each(|(name, value)| {
+                    note(name);
+                    each_text(value, &mut note);
+                });
+            }
+        }
+        chat.tools.iter().for_each(|tool| each_text(tool, &mut note));
         let free = PRIVATE.into_iter().flatten().filter(|c| !used.contains(c));
         let hidden: BTreeMap<char, char> = ends.iter().copied().zip(free).collect();
         if hidden.len() < ends.len() {
@@ -119,6 +145,56 @@ impl Guard {
     fn restore(&self, text: &str) -> String {
         replace(text, &self.restored)
     }
+
+    fn hide_message(&self, message: &Message) -> Message {
+        let content = match &*message.role {
+            "assistant" => self.hide_answer(&message.content),
+            _ => self.hide(&message.content),
+        };
+        let call =
+            |call: &Call| Call { name: self.hide(&call.name), arguments: self.hide_fields(&call.arguments) };
+        Message {
+            role: self.hide(&message.role),
+            content,
+            reasoning: message.reasoning.as_deref().map(|text| self.hide(text)),
+            calls: message.calls.iter().map(call).collect(),
+        }
+    }
+
+    /// An answer keeps the marks of its reasoning: templates look for them.
+    fn hide_answer(&self, text: &str) -> String {
+        let mut hidden = self.hide(text);
+        for mark in ["<think>", "</think>"] {
+            hidden = hidden.replace(&self.hide(mark), mark);
+        }
+        hidden
+    }
+
+    fn hide_json(&self, value: &Value) -> Value {
+        match value {
+            Value::String(text) => self.hide(text).into(),
+            Value::Array(list) => list.iter().map(|value| self.hide_json(value)).collect(),
+            Value::Object(fields) => self.hide_fields(fields).into(),
+            other => other.clone(),
+        }
+    }
+
+    fn hide_fields(&self, fields: &Map<String, Value>) -> Map<String, Value> {
+        fields.iter().map(|(name, value)| (self.hide(name), self.hide_json(value))).collect()
+    }
+}
+
+/// Every text in a JSON value, the names of its fields included.
+fn each_text(value: &Value, see: &mut impl FnMut(&str)) {
+    match value {
+        Value::String(text) => see(text),
+        Value::Array(list) => list.iter().for_each(|value| each_text(value, see)),
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            see(name);
+            each_text(value, see);
+        }),
+        _ => {}
+    }
 }
 
 fn replace(text: &str, by: &BTreeMap<char, char>) -> String {
@@ -128,10 +204,7 @@ fn replace(text: &str, by: &BTreeMap<char, char>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        tokenizer::Special,
-        vocab::{Piece, PieceKind, Vocab},
-    };
+    use crate::vocab::{Piece, PieceKind, Vocab};
 
     /// Every byte, the usual specials, and this template.
     fn tokenizer(template: Option<&str>) -> Tokenizer {
@@ -160,6 +233,38 @@ mod tests {
         let tokenizer =
             tokenizer(Some("{{ bos_token }}{{ eos_token }}{{ sep_token }}{{ pad_token }}{{ unk_token }}"));
         assert_eq!(tokenizer.chat(&[], false).unwrap(), tokenizer.encode("<s><eod><sep>", Special::Parse));
+    }
+
+    #[test]
+    fn nothing_that_people_write_is_special_but_words() {
+        let template = "{{ messages[0].content }}{{ messages[0].tool_calls | tojson }}{{ tools | tojson }}";
+        let mut tokenizer = tokenizer(Some(template));
+        let word = "s12";
+        let id = tokenizer.len() as u32;
+        let mut vocab = tokenizer.vocab.clone();
+        vocab.pieces.push(Piece { text: word.into(), score: 0.0, kind: PieceKind::Normal });
+        vocab.special.push((word.into(), id));
+        tokenizer = Tokenizer::new(vocab).unwrap();
+        let arguments = serde_json::json!({ "<eod>": ["<sep>", word] }).as_object().cloned().unwrap();
+        let calls = vec![Call { name: "<s>".into(), arguments }];
+        let messages = [Message { calls, ..says("words12 <eod>") }];
+        let tools = [serde_json::json!({ "<sep>": "<eod>" })];
+        let chat = Chat { messages: &messages, tools: &tools, ..Chat::default() };
+        let ids = tokenizer.prompt(&chat).unwrap();
+        let text = "words12 <eod>[{\"type\": \"function\", \"function\": {\"name\": \"<s>\", \"arguments\": {\"<eod>\": [\"<sep>\", \"s12\"]}}}]\
+            [{\"<sep>\": \"<eod>\"}]";
+        assert_eq!(ids, tokenizer.encode(text, Special::AsText));
+        assert_eq!(ids.iter().filter(|i| **i == id).count(), 2);
+        assert!([tokenizer.eod(), tokenizer.vocab.sep].iter().flatten().all(|mark| !ids.contains(mark)));
+        assert!(tokenizer.has_tools() && !tokenizer.has_thinking());
+    }
+
+    #[test]
+    fn an_answer_keeps_the_marks_of_its_reasoning() {
+        let template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}";
+        let tokenizer = tokenizer(Some(template));
+        let messages = [says("<think>a</think>"), Message::new("assistant", "<think>b</think>c")];
+        assert_eq!(tokenizer.decode(&tokenizer.chat(&messages, true).unwrap()), "<think>a</think>c");
     }
 
     #[test]

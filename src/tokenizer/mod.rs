@@ -6,6 +6,7 @@
 
 mod chat;
 mod merge;
+mod message;
 mod special;
 mod stream;
 mod template;
@@ -19,7 +20,7 @@ use crate::{
 use merge::Merges;
 use special::{Part, Specials};
 
-pub use chat::Message;
+pub use message::{Call, Chat, Message};
 pub use stream::Stream;
 
 /// What stands for a space in pieces.
@@ -29,7 +30,8 @@ const SPACE_TEXT: &str = "\u{2581}";
 /// Whether special strings in a text become special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
-    /// They are text like any other: for what a user wrote.
+    /// They are text like any other: for what a user wrote. Only those that are words, as `s000` to `s999` of Yuan 3.0, are tokens in any text, as in
+    /// all that the model was trained on.
     AsText,
     /// They become special tokens, as in `LlamaTokenizer`: for what a program composed.
     Parse,
@@ -50,6 +52,8 @@ pub struct Tokenizer {
     vocab: Vocab,
     merges: Merges,
     specials: Specials,
+    /// Those of them that are cut out of any text.
+    words: Specials,
     fallback: Fallback,
 }
 
@@ -81,19 +85,22 @@ impl Tokenizer {
         // What is special must not come out of ordinary text, whatever the merges are.
         let merges = Merges::new(pieces, |id| !special.contains(&id));
         let specials = Specials::new(&vocab.special);
-        Ok(Self { vocab, merges, specials, fallback })
+        let words: Vec<_> =
+            vocab.special.iter().filter(|(text, _)| special::is_word(text)).cloned().collect();
+        Ok(Self { words: Specials::new(&words), vocab, merges, specials, fallback })
     }
 
     /// The ids of `text`, without any mark at its beginning or end. O(n log n) in the length of the text.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         let mut ids = Vec::new();
-        match special {
-            Special::AsText => self.encode_part(text, &mut ids),
-            Special::Parse => self.specials.cut(text).for_each(|part| match part {
-                Part::Text(text) => self.encode_part(text, &mut ids),
-                Part::Special(id) => ids.push(id),
-            }),
-        }
+        let cut = match special {
+            Special::AsText => &self.words,
+            Special::Parse => &self.specials,
+        };
+        cut.cut(text).for_each(|part| match part {
+            Part::Text(text) => self.encode_part(text, &mut ids),
+            Part::Special(id) => ids.push(id),
+        });
         ids
     }
 

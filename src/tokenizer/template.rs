@@ -1,43 +1,123 @@
 //! Chat templates in Jinja, with what the templates of Hugging Face models use beside it.
 
-use minijinja::{
-    Environment, Error, ErrorKind, State, Value, context,
-    syntax::SyntaxConfig,
-    value::{ValueKind, from_args},
-};
+use std::io;
 
-use super::Message;
+use minijinja::{
+    Environment, Error, ErrorKind, State, Value,
+    syntax::SyntaxConfig,
+    value::{Kwargs, Serde, ValueKind, from_args},
+};
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+
+use super::message::{Call, Chat, Message};
 
 /// Steps that a template may take, beside those that its messages need: a template from a file must not run without end.
 const FUEL: u64 = 1_000_000;
 
-/// The text that `template` makes of these messages and marks (`eos_token` and so on).
+/// The text that `template` makes of this conversation and marks (`eos_token` and so on).
 pub(super) fn render(
     template: &str,
-    messages: &[Message],
-    add_generation_prompt: bool,
+    chat: &Chat<'_>,
     marks: &[(&'static str, &str)],
 ) -> Result<String, Error> {
-    let mut environment = Environment::new();
-    // As transformers sets Jinja up.
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, message))
+    let variables = Variables {
+        messages: chat.messages.iter().map(message).collect(),
+        add_generation_prompt: chat.add_generation_prompt,
+        tools: if chat.tools.is_empty() { Json::Null } else { chat.tools.into() },
+        documents: (),
+        enable_thinking: chat.thinking,
+    };
+    render_json(template, &variables, marks)
+}
+
+/// Whether a template asks for this variable.
+pub(super) fn asks(template: &str, variable: &str) -> bool {
+    let parsed = environment().and_then(|environment| {
+        environment
+            .template_from_str(template)
+            .map(|template| template.undeclared_variables(false).contains(variable))
     });
-    environment.set_unknown_method_callback(python_method);
+    parsed.unwrap_or(false)
+}
+
+/// What templates are told.
+#[derive(Serialize)]
+struct Variables {
+    messages: Vec<Json>,
+    add_generation_prompt: bool,
+    /// transformers passes these two always, and templates ask whether they are none.
+    tools: Json,
+    documents: (),
+    /// Templates ask whether it is defined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enable_thinking: Option<bool>,
+}
+
+/// A message as transformers has it.
+fn message(message: &Message) -> Json {
+    let mut fields = json!({ "role": message.role, "content": message.content });
+    if let Some(reasoning) = &message.reasoning {
+        fields["reasoning_content"] = json!(reasoning);
+    }
+    if !message.calls.is_empty() {
+        let call = |call: &Call| json!({ "type": "function", "function": { "name": call.name, "arguments": call.arguments } });
+        fields["tool_calls"] = message.calls.iter().map(call).collect();
+    }
+    fields
+}
+
+fn render_json(
+    template: &str,
+    variables: &impl Serialize,
+    marks: &[(&'static str, &str)],
+) -> Result<String, Error> {
+    let variables = serde_json::to_value(variables)
+        .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    let mut environment = environment()?;
     // One unit pays for one instruction or for 64 bytes: a template can go over the messages dozens of times.
-    let bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+    let bytes = variables.to_string().len();
     environment.set_fuel(Some(FUEL.saturating_add(bytes as u64)));
     for (name, text) in marks {
         environment.add_global(*name, *text);
     }
-    let messages: Vec<Value> = messages
-        .iter()
-        .map(|m| context! { role => m.role.as_str(), content => m.content.as_str() })
-        .collect();
-    // transformers passes `tools` and `documents` always, and templates ask whether they are none.
-    let variables = context! { messages, add_generation_prompt, tools => (), documents => () };
-    environment.render_str(template, variables)
+    environment.render_str(template, Serde(&variables))
+}
+
+/// As transformers sets Jinja up.
+fn environment() -> Result<Environment<'static>, Error> {
+    let mut environment = Environment::new();
+    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(Error::new(ErrorKind::InvalidOperation, message))
+    });
+    environment.add_filter("tojson", tojson);
+    environment.set_unknown_method_callback(python_method);
+    Ok(environment)
+}
+
+/// JSON as Python writes it: on one line, with spaces behind its commas and colons. How it is asked for otherwise is passed over.
+fn tojson(value: Serde<Json>, _: Kwargs) -> Result<String, Error> {
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
+    let mut out = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+struct Spaced;
+
+impl serde_json::ser::Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        out.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
 }
 
 /// Methods of Python's strings and dictionaries that templates call.
@@ -81,9 +161,22 @@ fn python_method(
 mod tests {
     use super::*;
 
+    /// Yuan 3.0's conversations with all that a template can be told, as the authors' template shows them.
+    #[test]
+    fn chats_of_yuan3_are_those_of_the_authors() {
+        let goldens = include_str!("../../tests/fixtures/yuan3-chats.json");
+        let chats: Vec<Json> = serde_json::from_str(goldens).unwrap();
+        assert_eq!(chats.len(), 15);
+        for chat in chats {
+            let text = render_json(crate::vocab::YUAN3_CHAT_TEMPLATE, &chat["input"], &[]);
+            assert_eq!(text.as_deref().ok(), chat["text"].as_str(), "{}: {text:?}", chat["name"]);
+        }
+    }
+
     fn rendered(template: &str) -> Result<String, String> {
         let messages = [Message::new("system", "  Be brief. "), Message::new("user", "Hi")];
-        render(template, &messages, true, &[("eos_token", "<eod>")]).map_err(|e| e.to_string())
+        let chat = Chat { messages: &messages, add_generation_prompt: true, ..Chat::default() };
+        render(template, &chat, &[("eos_token", "<eod>")]).map_err(|e| e.to_string())
     }
 
     #[test]

@@ -193,7 +193,8 @@ impl Conversation {
         self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;
         self.engine.warm(&restored.hot);
         self.session = session;
-        self.messages = note.messages.into_iter().map(|(role, content)| Message { role, content }).collect();
+        self.messages =
+            note.messages.into_iter().map(|(role, content)| Message::new(role, content)).collect();
         self.last = None;
         Ok(())
     }
