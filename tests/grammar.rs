@@ -270,7 +270,7 @@ fn limits_stops_and_biases_still_count() {
     }
     let stop = Limits { stop_texts: vec!["\"age\"".into()], ..by(&engine, &grammar, 400) };
     let (_, part, finish) = said(&engine, PROMPT, &stop, &random(0.9, 1));
-    assert_eq!((part.as_str(), finish), (&text[..text.find("\"age\"").unwrap()], Finish::StopText));
+    assert_eq!((part.as_str(), finish), (&text[..text.find("\"age\"").unwrap()], Finish::StopText(0)));
     // Without the end of a document it goes on until nothing can follow, and no longer.
     let digits = Grammar::Regex("[0-9]{1,30}".into());
     let limits = Limits { ignore_eod: true, ..by(&engine, &digits, 100) };

@@ -209,9 +209,9 @@ fn stop_texts_and_tokens_end_an_answer() {
         for at in 1..chars.len() - 3 {
             let stop: String = chars[at..at + 3].iter().collect();
             let first = text.find(&stop).unwrap();
-            let limits = Limits { stop_texts: vec![stop, "never 不曾".into()], ..endless(40) };
+            let limits = Limits { stop_texts: vec!["never 不曾".into(), stop], ..endless(40) };
             let (found, shown, finish) = run(&limits);
-            assert_eq!((shown.as_str(), finish), (&text[..first], Finish::StopText));
+            assert_eq!((shown.as_str(), finish), (&text[..first], Finish::StopText(1)));
             assert!(tokens.starts_with(&found));
         }
         let stop = tokens[7];

@@ -59,7 +59,7 @@ pub unsafe extern "C" fn yuan_session_generate(
         if let Some(out) = out {
             out.write(match ended {
                 Finish::Stop => yuan_finish::YUAN_FINISH_STOP,
-                Finish::StopText => yuan_finish::YUAN_FINISH_STOP_TEXT,
+                Finish::StopText(_) => yuan_finish::YUAN_FINISH_STOP_TEXT,
                 Finish::Length => yuan_finish::YUAN_FINISH_LENGTH,
                 Finish::Cancelled => yuan_finish::YUAN_FINISH_CANCELLED,
             });

@@ -197,22 +197,24 @@ fn stop_strings_are_found_across_pieces() {
     };
     for stops in [&["abac"][..], &["眠不", "覺"], &["acx", "曉 abad"], &["b", "a"], &["x", ""], &[]] {
         let stops: Vec<String> = stops.iter().map(|&s| s.to_owned()).collect();
-        let end = stops.iter().filter(|s| !s.is_empty()).filter_map(|s| text.find(s.as_str())).min();
+        let all = stops.iter().enumerate().filter(|(_, s)| !s.is_empty());
+        let end = all.filter_map(|(place, s)| Some((text.find(s.as_str())?, place))).min();
         // Every 61st way to cut seventeen characters.
         for mask in (0..1 << 17).step_by(61) {
-            let (mut stop, mut shown, mut found) = (StopText::new(&stops), String::new(), false);
+            let (mut stop, mut shown, mut found) = (StopText::new(&stops), String::new(), None);
             for piece in pieces(mask) {
                 let (text, stopped) = stop.push(&piece);
                 shown.push_str(&text);
                 found = stopped;
-                if found {
+                if found.is_some() {
                     break;
                 }
             }
-            if !found {
+            if found.is_none() {
                 shown.push_str(&stop.finish());
             }
-            assert_eq!((shown.as_str(), found), (&text[..end.unwrap_or(text.len())], end.is_some()));
+            let wanted = end.map_or(text.len(), |(at, _)| at);
+            assert_eq!((shown.as_str(), found), (&text[..wanted], end.map(|(_, place)| place)));
         }
     }
 }

@@ -51,8 +51,8 @@ impl Limits {
 pub enum Finish {
     /// The model ended it with `<eod>` or another stop token, or it is all that its grammar has.
     Stop,
-    /// A stop text came.
-    StopText,
+    /// The stop text in this place of the list came.
+    StopText(usize),
     /// As many tokens as were asked for.
     Length,
     /// The caller broke off, or used the session's [`Cancel`](super::Cancel) while the answer was running.
@@ -155,8 +155,8 @@ impl Session {
             chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
             let flow = show(Some(next), &text);
-            if stopped {
-                return Ok(Finish::StopText);
+            if let Some(place) = stopped {
+                return Ok(Finish::StopText(place));
             }
             if flow.is_break() {
                 break Ok(Finish::Cancelled);
@@ -165,13 +165,13 @@ impl Session {
         // What is held back belongs to the answer, or, when there is none, to the prompt.
         if chosen > 0 {
             let (text, stopped) = stop_text.push(&stream.finish());
-            let held = if stopped { String::new() } else { stop_text.finish() };
+            let held = if stopped.is_some() { String::new() } else { stop_text.finish() };
             if !(text.is_empty() && held.is_empty()) {
                 // It is the end already: there is nothing to break off.
                 let _ = show(None, &(text + &held));
             }
-            if stopped {
-                return finish.map(|_| Finish::StopText);
+            if let Some(place) = stopped {
+                return finish.map(|_| Finish::StopText(place));
             }
         }
         finish

@@ -8,6 +8,7 @@ mod anthropic;
 mod asked;
 mod calls;
 mod constraint;
+mod conversation;
 mod experts;
 mod fim;
 mod gate;

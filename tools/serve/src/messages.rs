@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use yuan::tokenizer::Message;
 
-use crate::{asked::refuse, calls, problem::Problem};
+use crate::{asked::refuse, calls::tagged, problem::Problem};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -35,6 +35,9 @@ pub struct Said {
     /// As ollama's clients send pictures.
     images: Option<Value>,
     tool_calls: Option<Vec<Called>>,
+    /// What the assistant thought before the content.
+    #[serde(alias = "reasoning_content", alias = "thinking")]
+    reasoning: Option<String>,
 }
 
 /// A call of a function in a message of the assistant.
@@ -92,48 +95,116 @@ impl Content {
 impl Said {
     /// With this role.
     pub fn new(role: String, content: Option<Content>) -> Self {
-        Self { role, content, images: None, tool_calls: None }
+        Self { role, content, images: None, tool_calls: None, reasoning: None }
     }
 
-    /// As the tokenizer takes it.
+    /// As a turn.
     ///
     /// # Errors
     /// A part that is no text.
-    pub fn message(&self, param: &'static str) -> Result<Message, Problem> {
+    pub fn turn(&self, param: &'static str) -> Result<Turn, Problem> {
         refuse("images", self.images.as_ref(), "a message has images; this model reads text")?;
         let content = self.content.as_ref().map_or_else(|| Ok(String::new()), |c| c.text(param))?;
-        // As newer clients call it.
-        let role = if self.role == "developer" { "system" } else { &self.role };
-        let (role, content) = with_calls(role, content, self.tool_calls.as_deref().unwrap_or_default());
-        Ok(Message::new(role, content))
+        let called = self.tool_calls.as_deref().unwrap_or_default();
+        let calls = called.iter().map(|Called { function: Function { name, arguments } }| Call {
+            name: name.clone(),
+            arguments: match arguments {
+                Value::Null => String::new(),
+                Value::String(text) => text.trim().to_owned(),
+                json => json.to_string(),
+            },
+        });
+        let reasoning = self.reasoning.clone().filter(|text| !text.is_empty());
+        Ok(Turn { reasoning, calls: calls.collect(), ..Turn::new(&self.role, content) })
     }
 }
 
-/// Messages as the tokenizer takes them.
+/// Messages as turns.
 ///
 /// # Errors
 /// A part that is no text.
-pub fn messages(said: &[Said]) -> Result<Vec<Message>, Problem> {
-    said.iter().map(|said| said.message("messages")).collect()
+pub fn turns(said: &[Said]) -> Result<Vec<Turn>, Problem> {
+    said.iter().map(|said| said.turn("messages")).collect()
 }
 
-/// A message with its calls, or with the result of one, as role and text.
-fn with_calls(role: &str, mut content: String, called: &[Called]) -> (String, String) {
-    if role == "tool" || role == "function" {
-        // Templates know of questions and answers only.
-        return ("user".to_owned(), calls::result(&content));
-    }
-    for Called { function: Function { name, arguments } } in called {
-        let arguments = match arguments {
-            Value::Null => String::new(),
-            Value::String(text) => text.trim().to_owned(),
-            json => json.to_string(),
+/// A turn of a conversation, by whatever protocol it came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// `tool` is the result of a call.
+    pub role: String,
+    pub content: String,
+    /// What was thought before the content.
+    pub reasoning: Option<String>,
+    /// What the assistant calls.
+    pub calls: Vec<Call>,
+}
+
+/// A call of a function in a turn of the assistant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub name: String,
+    /// JSON, as it was written; nothing stands for no arguments.
+    pub arguments: String,
+}
+
+impl Turn {
+    /// One of text alone. Roles have several names.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        let role = match role {
+            "developer" => "system",
+            "function" => "tool",
+            role => role,
         };
-        let arguments = if arguments.is_empty() { "{}" } else { &arguments };
-        content.push_str(if content.is_empty() { "" } else { "\n" });
-        content.push_str(&calls::written(name, arguments));
+        Self { role: role.to_owned(), content: content.into(), ..Self::default() }
     }
-    (role.to_owned(), content)
+
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        let calls = self.calls.iter().map(|call| call.name.len() + call.arguments.len());
+        self.role.len()
+            + self.content.len()
+            + self.reasoning.as_ref().map_or(0, String::len)
+            + calls.sum::<usize>()
+    }
+
+    /// Whether that goes on with this answer, where the parts of one come as turns of their own: first reasoning, then text, then calls.
+    pub fn goes_on_with(&self, next: &Self) -> bool {
+        let is_new = next.reasoning.is_some() || !(self.content.is_empty() || next.content.is_empty());
+        next.role == self.role && !is_new && (self.calls.is_empty() || next.content.is_empty())
+    }
+
+    /// For a template that knows of calls.
+    ///
+    /// # Errors
+    /// The arguments of a call are no JSON object.
+    pub fn message(&self) -> Result<Message, Problem> {
+        let calls = self.calls.iter().map(|Call { name, arguments }| {
+            let arguments = if arguments.is_empty() { "{}" } else { arguments };
+            let arguments = serde_json::from_str(arguments).map_err(|e| {
+                Problem::field(
+                    "messages",
+                    format!("the arguments of a call of {name} are no JSON object: {e}"),
+                )
+            })?;
+            Ok(yuan::tokenizer::Call { name: name.clone(), arguments })
+        });
+        let calls = calls.collect::<Result<_, Problem>>()?;
+        Ok(Message { reasoning: self.reasoning.clone(), calls, ..Message::new(&*self.role, &*self.content) })
+    }
+
+    /// For a template that knows of questions and answers only: calls and their results are text of our own form.
+    pub fn flat(self) -> Message {
+        if self.role == "tool" {
+            return Message::new("user", tagged::result(&self.content));
+        }
+        let mut content = self.content;
+        for Call { name, arguments } in &self.calls {
+            let arguments = if arguments.is_empty() { "{}" } else { arguments };
+            content.push_str(if content.is_empty() { "" } else { "\n" });
+            content.push_str(&tagged::written(name, arguments));
+        }
+        Message { reasoning: self.reasoning, ..Message::new(self.role, content) }
+    }
 }
 
 #[cfg(test)]
@@ -144,20 +215,31 @@ mod tests {
 
     #[test]
     fn calls_and_results_stand_in_the_messages() {
-        let called: Vec<Called> = serde_json::from_value(json!([
+        let said: Said =
+            serde_json::from_value(json!({ "role": "assistant", "content": "So:", "tool_calls": [
             { "id": "1", "type": "function", "function": { "name": "f", "arguments": "{\"a\": 1}" } },
             { "id": "2", "type": "function", "function": { "name": "g", "arguments": { "b": [2] } } },
-        ]))
-        .unwrap();
-        let (role, text) = with_calls("assistant", "So:".into(), &called);
-        assert_eq!(role, "assistant");
+            { "function": { "name": "h" } },
+        ] }))
+            .unwrap();
+        let turn = said.turn("messages").unwrap();
+        let message = turn.message().unwrap();
+        assert_eq!(message.calls[0].arguments, json!({ "a": 1 }).as_object().cloned().unwrap());
+        assert_eq!((message.calls.len(), message.calls[2].arguments.len()), (3, 0));
+        let flat = turn.flat();
+        assert_eq!((&*flat.role, flat.calls.len()), ("assistant", 0));
         assert_eq!(
-            text,
-            "So:\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {\"b\":[2]}}</tool_call>"
+            flat.content,
+            "So:\n<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>\n<tool_call>{\"name\": \"g\", \"arguments\": {\"b\":[2]}}</tool_call>\n\
+             <tool_call>{\"name\": \"h\", \"arguments\": {}}</tool_call>"
         );
-        assert_eq!(
-            with_calls("tool", "7".into(), &[]),
-            ("user".into(), "<tool_response>7</tool_response>".into())
-        );
+        let result = Turn::new("function", "7");
+        assert_eq!(result.message().unwrap(), Message::new("tool", "7"));
+        assert_eq!(result.flat(), Message::new("user", "<tool_response>7</tool_response>"));
+        let odd = Turn {
+            calls: vec![Call { name: "f".into(), arguments: "[1]".into() }],
+            ..Turn::new("assistant", "")
+        };
+        assert!(odd.message().unwrap_err().message.contains("no JSON object"));
     }
 }

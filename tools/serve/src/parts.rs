@@ -2,7 +2,13 @@
 
 use serde_json::Value;
 
-use crate::calls::{ARGUMENTS, BEGIN, END, NAME};
+use crate::{
+    calls::{
+        Form, python,
+        tagged::{ARGUMENTS, BEGIN, END, NAME},
+    },
+    messages::{Call, Turn},
+};
 
 const THINK: &str = "<think>";
 const THOUGHT: &str = "</think>";
@@ -20,6 +26,17 @@ pub enum Part {
     Arguments(String),
 }
 
+/// How an answer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With text, or with the mark of reasoning.
+    Open,
+    /// With reasoning, whose mark the prompt has.
+    Reasoning,
+    /// With text.
+    Text,
+}
+
 /// Where in an answer it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -28,6 +45,10 @@ enum Place {
     Reasoning,
     /// Behind the reasoning, whose line breaks are no part of the text.
     Thought,
+    /// Before the text, which may be a list of calls.
+    Before,
+    /// In the list, behind a call or before the first.
+    List,
     Text,
     /// Behind the mark of a call, before its arguments.
     Head,
@@ -45,8 +66,8 @@ enum Place {
 #[derive(Clone, Debug)]
 pub struct Parts {
     place: Place,
-    /// Whether there may be calls.
-    calls: bool,
+    /// How calls are written, where there may be some.
+    form: Option<Form>,
     /// What is not known yet.
     held: String,
     /// Whether there was a call.
@@ -54,10 +75,26 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Of an answer that may have calls, and reasoning.
-    pub fn new(calls: bool, reasoning: bool) -> Self {
-        let place = if reasoning { Place::Start } else { Place::Text };
-        Self { place, calls, held: String::new(), called: false }
+    /// Of an answer that begins so, and whose calls are written so, if it may have some.
+    pub fn new(form: Option<Form>, start: Start) -> Self {
+        let mut parts = Self { place: Place::Start, form, held: String::new(), called: false };
+        match start {
+            Start::Open => {}
+            Start::Reasoning => parts.place = Place::Reasoning,
+            Start::Text => parts.place = parts.text(),
+        }
+        parts
+    }
+
+    /// The same without reasoning: its marks are text.
+    pub fn plain(mut self) -> Self {
+        self.place = self.text();
+        self
+    }
+
+    /// Where the text begins.
+    fn text(&self) -> Place {
+        if matches!(self.form, Some(Form::Python(_))) { Place::Before } else { Place::Text }
     }
 
     /// Whether a call has begun.
@@ -79,8 +116,8 @@ impl Parts {
         match self.place {
             _ if held.is_empty() => Vec::new(),
             Place::Reasoning => vec![Part::Reasoning(held)],
-            Place::Start | Place::Text => vec![Part::Text(held)],
-            Place::Thought | Place::Head | Place::Arguments { .. } | Place::Tail => Vec::new(),
+            Place::Start | Place::Before | Place::Text => vec![Part::Text(held)],
+            Place::Thought | Place::List | Place::Head | Place::Arguments { .. } | Place::Tail => Vec::new(),
         }
     }
 
@@ -94,10 +131,16 @@ impl Parts {
                     self.place = Place::Reasoning;
                     return true;
                 }
-                if THINK.starts_with(text) {
+                // A model that is not to think may say so.
+                if let Some(behind) = text.strip_prefix(THOUGHT) {
+                    self.held = behind.to_owned();
+                    self.place = Place::Thought;
+                    return true;
+                }
+                if [THINK, THOUGHT].iter().any(|mark| mark.starts_with(text)) {
                     return false;
                 }
-                self.place = Place::Text;
+                self.place = self.text();
                 true
             }
             Place::Reasoning => {
@@ -113,10 +156,32 @@ impl Parts {
                 if self.held.is_empty() {
                     return false;
                 }
+                self.place = self.text();
+                true
+            }
+            Place::Before => {
+                let names = if let Some(Form::Python(names)) = &self.form { &names[..] } else { &[] };
+                let begins = |name: &String| self.held.starts_with(&format!("[{name}("));
+                if names.iter().any(begins) {
+                    self.held.remove(0);
+                    self.place = Place::List;
+                    return true;
+                }
+                let may = |name: &String| format!("[{name}(").starts_with(&self.held);
+                if self.held.is_empty() || names.iter().any(may) {
+                    return false;
+                }
                 self.place = Place::Text;
                 true
             }
-            Place::Text if !self.calls => {
+            Place::List => {
+                let Some((name, arguments, len)) = python::read(&self.held) else { return false };
+                self.held.drain(..len);
+                self.called = true;
+                parts.extend([Part::Call(name), Part::Arguments(Value::from(arguments).to_string())]);
+                true
+            }
+            Place::Text if self.form != Some(Form::Tagged) => {
                 push(parts, Part::Text, std::mem::take(&mut self.held));
                 false
             }
@@ -199,13 +264,52 @@ fn push(parts: &mut Vec<Part>, part: fn(String) -> Part, text: String) {
     }
 }
 
+/// A whole answer, put together of its parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whole {
+    pub text: String,
+    pub reasoning: String,
+    pub calls: Vec<Call>,
+}
+
+impl Whole {
+    /// One more part.
+    pub fn add(&mut self, part: Part) {
+        match part {
+            Part::Text(more) => self.text.push_str(&more),
+            Part::Reasoning(more) => self.reasoning.push_str(&more),
+            Part::Call(name) => self.calls.push(Call { name, arguments: String::new() }),
+            Part::Arguments(more) => {
+                self.calls.last_mut().into_iter().for_each(|call| call.arguments.push_str(&more));
+            }
+        }
+    }
+
+    /// Of a text that is all there.
+    pub fn of(mut parts: Parts, text: &str) -> Self {
+        let mut whole = Self::default();
+        let all = parts.push(text).into_iter().chain(parts.finish());
+        all.for_each(|part| whole.add(part));
+        whole
+    }
+
+    /// For the conversation that goes on behind it.
+    pub fn turn(&self) -> Turn {
+        let reasoning = Some(self.reasoning.clone()).filter(|text| !text.is_empty());
+        Turn { reasoning, calls: self.calls.clone(), ..Turn::new("assistant", &*self.text) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// The parts of a text that comes in pieces of so many characters; neighbours of one kind put together.
     fn of(text: &str, calls: bool, size: usize) -> Vec<Part> {
-        let mut parts = Parts::new(calls, true);
+        parts_of(text, Parts::new(calls.then_some(Form::Tagged), Start::Open), size)
+    }
+
+    fn parts_of(text: &str, mut parts: Parts, size: usize) -> Vec<Part> {
         let chars: Vec<char> = text.chars().collect();
         let mut all: Vec<Part> =
             chars.chunks(size).flat_map(|piece| parts.push(&piece.iter().collect::<String>())).collect();
@@ -225,7 +329,7 @@ mod tests {
     #[test]
     fn parts_are_the_same_however_the_text_is_cut() {
         let text = |text: &str| Part::Text(text.into());
-        let call = crate::calls::written("f\"", "{\"a\": [\"}</tool_call>\", \"\\\"\", {}]}");
+        let call = crate::calls::tagged::written("f\"", "{\"a\": [\"}</tool_call>\", \"\\\"\", {}]}");
         let called =
             [Part::Call("f\"".into()), Part::Arguments("{\"a\": [\"}</tool_call>\", \"\\\"\", {}]}".into())];
         let cases = [
@@ -252,5 +356,36 @@ mod tests {
         }
         assert_eq!(of(&call, false, 3), [text(&call)], "no calls are asked for");
         assert_eq!(of("", true, 1), []);
+    }
+
+    #[test]
+    fn a_list_of_calls_is_the_whole_answer() {
+        let form = Some(Form::Python(["f".to_owned(), "get".to_owned()].into()));
+        let text = |text: &str| Part::Text(text.into());
+        let call = |name: &str, arguments: &str| [Part::Call(name.into()), Part::Arguments(arguments.into())];
+        let two = [call("f", "{\"a\":\"春)]\",\"b\":-1}"), call("get", "{}")].concat();
+        for (start, whole, wanted) in [
+            (Start::Text, "[f(a=\"春)]\", b=-1), get()]", two.clone()),
+            (Start::Open, "</think>[f(a=\"春)]\", b=-1), get()]", two.clone()),
+            (Start::Reasoning, "t[f(]</think>\n\n[get()]", {
+                let mut all = vec![Part::Reasoning("t[f(]".into())];
+                all.extend(call("get", "{}"));
+                all
+            }),
+            (Start::Text, "[get", vec![text("[get")]),
+            (Start::Text, "[1] [f()]", vec![text("[1] [f()]")]),
+            (Start::Text, "[f(a=1, b=", Vec::new()),
+        ] {
+            for size in [1, 2, 3, 7, 1000] {
+                assert_eq!(
+                    parts_of(whole, Parts::new(form.clone(), start), size),
+                    wanted,
+                    "{whole} by {size}"
+                );
+            }
+        }
+        let whole = Whole::of(Parts::new(form, Start::Open), "<think>a</think>[f(a=\"春)]\", b=-1), get()]");
+        assert_eq!((&*whole.reasoning, &*whole.text, whole.calls.len()), ("a", "", 2));
+        assert_eq!(whole.turn().calls[0].arguments, "{\"a\":\"春)]\",\"b\":-1}");
     }
 }

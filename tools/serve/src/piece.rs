@@ -30,13 +30,7 @@ pub struct Scored {
     pub offset: usize,
 }
 
-/// The text of tokens behind a prompt.
-pub fn text_behind(tokenizer: &Tokenizer, prompt: &[u32], tokens: &[u32]) -> String {
-    let mut stream = behind(tokenizer, prompt);
-    let text: String = tokens.iter().map(|&id| stream.push(id)).collect();
-    text + &stream.finish()
-}
-
+/// A text that goes on behind a prompt.
 fn behind<'t>(tokenizer: &'t Tokenizer, prompt: &[u32]) -> Stream<'t> {
     let mut stream = tokenizer.stream();
     prompt[prompt.len().saturating_sub(BEFORE)..].iter().for_each(|&id| drop(stream.push(id)));

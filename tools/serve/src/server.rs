@@ -53,6 +53,13 @@ pub struct Loaded {
     pub created: u64,
 }
 
+impl Loaded {
+    /// The name that a client gives the model, or else its own.
+    pub fn name(&self, asked: Option<&str>) -> String {
+        asked.filter(|name| !name.is_empty()).unwrap_or(&self.served.name).to_owned()
+    }
+}
+
 /// The server.
 #[derive(Debug)]
 pub struct Server {

@@ -8,7 +8,9 @@ use yuan::tokenizer::Special;
 
 use crate::{
     asked::Asked,
-    messages::{Said, messages},
+    conversation::{Thinking, prompt},
+    messages::{Said, turns},
+    openai::tools::Tools,
     problem::Problem,
     server::Shared,
     tokens,
@@ -36,7 +38,7 @@ pub async fn tokenize(Asked(model, request): Asked<Tokenize>) -> Result<Json<Val
     let ids = match (request.prompt.or(request.content), &request.messages) {
         (Some(text), _) => tokenizer.encode(&text, special),
         (None, Some(said)) => {
-            tokenizer.chat(&messages(said)?, request.add_generation_prompt.unwrap_or(true))?
+            prompt(tokenizer, turns(said)?, None, None, request.add_generation_prompt.unwrap_or(true))?
         }
         (None, None) => {
             return Err(Problem::field("prompt", "there is no text; give prompt, content or messages"));
@@ -90,6 +92,10 @@ pub async fn tokenizer_info(State(server): State<Shared>) -> Result<Json<Value>,
 pub struct Template {
     messages: Vec<Said>,
     add_generation_prompt: Option<bool>,
+    #[serde(flatten)]
+    tools: Tools,
+    #[serde(flatten)]
+    thinking: Thinking,
 }
 
 /// `POST /apply-template`: messages as the prompt that the model reads. What a message quotes of special strings is then special, which it is not in
@@ -99,6 +105,9 @@ pub struct Template {
 /// The template refuses the messages.
 pub async fn apply_template(Asked(model, request): Asked<Template>) -> Result<Json<Value>, Problem> {
     let tokenizer = model.served.engine.tokenizer();
-    let ids = tokenizer.chat(&messages(&request.messages)?, request.add_generation_prompt.unwrap_or(true))?;
+    let (turns, calls) = (turns(&request.messages)?, request.tools.calls()?);
+    let thinking = request.thinking.wanted().filter(|_| tokenizer.has_thinking());
+    let ids =
+        prompt(tokenizer, turns, calls.as_ref(), thinking, request.add_generation_prompt.unwrap_or(true))?;
     Ok(Json(json!({ "prompt": tokenizer.decode(&ids), "tokens": ids })))
 }

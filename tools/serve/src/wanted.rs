@@ -9,6 +9,8 @@ use crate::{problem::Problem, sampling::Sampling, server::Loaded, work::Job};
 
 /// Answers of one request.
 const MOST_JOBS: usize = 4096;
+/// Tokens that are told in the place of each.
+const MOST_TOP: u32 = 20;
 
 /// What is wanted of each prompt.
 #[derive(Debug)]
@@ -87,6 +89,17 @@ pub fn most(param: &'static str, asked: Option<i64>, all: &[i64]) -> Result<usiz
         Some(most) if all.contains(&most) => Ok(usize::MAX),
         Some(most) => usize::try_from(most)
             .map_err(|_| Problem::field(param, format!("{param} is {most}; give 0 or more"))),
+    }
+}
+
+/// Tokens that are told in the place of each, by `top_logprobs` of a request; without it none.
+///
+/// # Errors
+/// They are too many.
+pub fn top(asked: Option<u32>) -> Result<usize, Problem> {
+    match asked.unwrap_or(0) {
+        top @ 0..=MOST_TOP => Ok(top as usize),
+        top => Err(Problem::field("top_logprobs", format!("top_logprobs is {top}; give 0 to {MOST_TOP}"))),
     }
 }
 

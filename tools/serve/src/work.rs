@@ -19,7 +19,7 @@ use yuan::{
 
 use crate::{
     gate::Ticket,
-    piece::{Piece, Pieces, text_behind},
+    piece::{Piece, Pieces},
     problem::Problem,
     server::{Loaded, Shared},
 };
@@ -72,8 +72,6 @@ pub struct Figures {
     pub prompt_time: Duration,
     /// How long the answer took.
     pub answer_time: Duration,
-    /// Which of the stop texts has ended it.
-    pub stopped_by: Option<usize>,
 }
 
 /// Stops the sequences of a request.
@@ -259,21 +257,13 @@ fn run(
     if finish == Finish::Cancelled {
         return Err(Error::Cancelled);
     }
-    let rest = pieces.finish(finish == Finish::StopText);
+    let rest = pieces.finish(matches!(finish, Finish::StopText(_)));
     if rest != Piece::default() && line.send(Event::Piece(rest)).is_break() {
         return Err(Error::Cancelled);
     }
     let answer_time = start.elapsed() - prompt_time;
-    let stopped_by = (finish == Finish::StopText).then(|| stopped_by(&session, job)).flatten();
-    let figures = Figures { prompt: job.prompt.len(), cached, answer, prompt_time, answer_time, stopped_by };
+    let figures = Figures { prompt: job.prompt.len(), cached, answer, prompt_time, answer_time };
     Ok((finish, figures))
-}
-
-/// Which of the stop texts comes first in the answer.
-fn stopped_by(session: &Session, job: &Job) -> Option<usize> {
-    let text = text_behind(session.engine().tokenizer(), &job.prompt, &session.tokens()[job.prompt.len()..]);
-    let places = job.limits.stop_texts.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
-    places.filter_map(|(place, stop)| Some((text.find(stop)?, place))).min().map(|(_, place)| place)
 }
 
 /// Reads the prompt, and returns how many of its tokens were there already.

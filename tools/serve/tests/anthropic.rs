@@ -157,8 +157,13 @@ fn what_cannot_be_is_refused_in_its_form() {
         (asked(json!({ "max_tokens": -1 })), "max_tokens"),
         (asked(json!({ "temperature": -1 })), "temperature"),
         (asked(json!({ "thinking": {"type": "enabled", "budget_tokens": 1024} })), "think"),
-        (asked(json!({ "tools": [{"name": "a", "input_schema": {}}] })), "tools"),
-        (asked(json!({ "output_config": {"format": {"type": "json_schema"}} })), "form"),
+        (asked(json!({ "tools": [{"name": "a b", "input_schema": {}}] })), "a b"),
+        (
+            asked(json!({ "tools": [{"type": "web_search_20250305", "name": "web_search"}] })),
+            "web_search_20250305",
+        ),
+        (asked(json!({ "tool_choice": {"type": "any"} })), "tool_choice"),
+        (asked(json!({ "output_config": {"format": {"type": "json_schema"}} })), "schema"),
         (asked(json!({ "messages": user(&"a ".repeat(2 * CONTEXT)) })), "context"),
         (json!({ "max_tokens": 1 }), "messages"),
     ] {

@@ -184,7 +184,7 @@ fn what_cannot_be_is_refused_in_its_form() {
     for (path, body, word) in [
         (CHAT, json!({ "messages": user("a"), "format": "xml" }), "json"),
         (CHAT, json!({ "messages": user("a"), "format": {"type": "strange"} }), "strange"),
-        (CHAT, json!({ "messages": user("a"), "tools": [{"type": "function"}] }), "tools"),
+        (CHAT, json!({ "messages": user("a"), "tools": [{"type": "function"}] }), "tool"),
         (CHAT, json!({ "messages": user("a"), "think": true }), "think"),
         (CHAT, json!({ "messages": user("a"), "options": {"temperature": -1} }), "temperature"),
         (CHAT, json!({ "messages": user("a"), "options": {"num_predict": -3} }), "num_predict"),

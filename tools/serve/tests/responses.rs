@@ -159,7 +159,7 @@ fn what_cannot_be_is_refused() {
         ("input", json!([{ "type": "item_reference", "id": "a" }]), "item_reference"),
         ("input", json!([{ "role": "user", "content": [{"type": "input_image"}] }]), "input_image"),
         ("input", json!("a ".repeat(2 * CONTEXT)), "context"),
-        ("tools", json!([{ "type": "web_search" }]), "tools"),
+        ("tools", json!([{ "type": "web_search" }]), "web_search"),
         ("text", json!({ "format": {"type": "xml"} }), "text.format"),
         ("text", json!({ "format": {"type": "json_schema", "name": "n"} }), "schema"),
         ("background", json!(true), "background"),

@@ -91,7 +91,7 @@ pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Va
     let (prefill, decode) = answer.rates();
     let finish = match answer.finish {
         Finish::Stop => "stop",
-        Finish::StopText => "stop_text",
+        Finish::StopText(_) => "stop_text",
         Finish::Length => "length",
         Finish::Cancelled => "cancelled",
     };

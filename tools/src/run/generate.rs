@@ -173,7 +173,7 @@ impl Generate {
             answer.tokens.len(),
             match answer.finish {
                 Finish::Stop => "",
-                Finish::StopText => " (stopped by --stop)",
+                Finish::StopText(_) => " (stopped by --stop)",
                 Finish::Length if self.most == Most::Room => " (the context is full)",
                 Finish::Length => " (stopped by -n)",
                 Finish::Cancelled => " (stopped by Ctrl-C)",

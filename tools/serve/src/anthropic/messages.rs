@@ -8,18 +8,21 @@ use axum::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use yuan::{
-    session::Finish,
-    tokenizer::{Message, Special, Tokenizer},
-};
+use yuan::{session::Finish, tokenizer::Special};
 
-use super::error;
+use super::{
+    error,
+    said::{self, Listed, Said, ToolChoice},
+};
 use crate::{
     asked::{Asked, refuse},
-    messages::{Content, Said},
+    constraint::{constrain, openai},
+    conversation::{Conversation, Prepared},
+    messages::{Content, Turn},
+    parts::{Part, Parts, Whole},
     problem::Problem,
     sampling::Sampling,
-    server::Shared,
+    server::{Loaded, Shared},
     stream::{Form, Writer, collect, stream},
     wanted::{Wanted, most},
     work::{Event, Figures, start},
@@ -34,56 +37,54 @@ pub struct Request {
     #[serde(flatten)]
     sampling: Sampling,
     #[serde(flatten)]
-    conversation: Conversation,
+    asking: Asking,
 }
 
 /// What is counted, and answered.
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Conversation {
+pub struct Asking {
     messages: Vec<Said>,
     system: Option<Content>,
-    tools: Option<Value>,
+    tools: Option<Vec<Listed>>,
+    tool_choice: Option<ToolChoice>,
     thinking: Option<Value>,
     output_format: Option<Value>,
     output_config: Option<Value>,
 }
 
-impl Conversation {
-    /// The prompt. Where the last message is the assistant's, the answer goes on with it.
-    fn prompt(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, Problem> {
-        refuse(
-            "tools",
-            self.tools.as_ref(),
-            "tools cannot be called by way of /v1/messages; leave them out",
-        )?;
-        let thinking = self.thinking.as_ref().filter(|thinking| thinking["type"] != "disabled");
-        refuse(
-            "thinking",
-            thinking,
-            "this model does not think before it answers; leave thinking out, or disable it",
-        )?;
+impl Asking {
+    /// The prompt, and what belongs to it. Where the last message is the assistant's, the answer goes on with it.
+    fn prepare(self, model: &Loaded) -> Result<Prepared, Problem> {
+        let tokenizer = model.served.engine.tokenizer();
+        let thinking = self.thinking.filter(|thinking| thinking["type"] != "disabled");
+        if !tokenizer.has_thinking() {
+            refuse(
+                "thinking",
+                thinking.as_ref(),
+                "this model does not think before it answers; leave thinking out, or disable it",
+            )?;
+        }
         let format = self.output_config.as_ref().and_then(|config| config.get("format"));
-        refuse(
-            "output_format",
-            self.output_format.as_ref().or(format),
-            "the form of an answer cannot be chosen by way of /v1/messages; leave it out",
-        )?;
-        let mut said = Vec::with_capacity(self.messages.len() + 1);
-        if let Some(system) = &self.system {
-            said.push(Message::new("system", system.text("system")?));
-        }
-        for message in &self.messages {
-            said.push(message.message("messages")?);
-        }
+        let format = self.output_format.as_ref().or(format).filter(|format| !format.is_null());
+        let form = format.map(|format| openai("output_format", format)).transpose()?.flatten();
+        let calls = said::calls(self.tools.as_deref(), self.tool_choice.as_ref())?;
         if self.messages.is_empty() {
             return Err(Problem::field("messages", "there are no messages; give at least one"));
         }
-        let begun = said.pop_if(|last| last.role == "assistant");
-        let mut prompt = tokenizer.chat(&said, true)?;
-        if let Some(begun) = begun {
-            prompt.extend(tokenizer.encode(&begun.content, Special::AsText));
+        let mut turns = Vec::with_capacity(self.messages.len() + 1);
+        if let Some(system) = &self.system {
+            turns.push(Turn::new("system", system.text("system")?));
         }
-        Ok(prompt)
+        for message in self.messages {
+            turns.extend(message.turns()?);
+        }
+        let begun = turns.pop_if(|last| last.role == "assistant" && last.calls.is_empty());
+        let conversation = Conversation { turns, calls, form, thinking: Some(thinking.is_some()) };
+        let mut prepared = conversation.prepare(model)?;
+        if let Some(begun) = begun {
+            prepared.prompt.extend(tokenizer.encode(&begun.content, Special::AsText));
+        }
+        Ok(prepared)
     }
 }
 
@@ -91,9 +92,8 @@ impl Conversation {
 ///
 /// # Errors
 /// It cannot be one.
-pub async fn count_tokens(Asked(model, conversation): Asked<Conversation>) -> Result<Json<Value>, Problem> {
-    let prompt = conversation.prompt(model.served.engine.tokenizer())?;
-    Ok(Json(json!({ "input_tokens": prompt.len() })))
+pub async fn count_tokens(Asked(model, asking): Asked<Asking>) -> Result<Json<Value>, Problem> {
+    Ok(Json(json!({ "input_tokens": asking.prepare(&model)?.prompt.len() })))
 }
 
 /// Answers.
@@ -104,25 +104,51 @@ pub async fn messages(
     State(server): State<Shared>,
     Asked(model, request): Asked<Request>,
 ) -> Result<Response, Problem> {
-    let prompt = request.conversation.prompt(model.served.engine.tokenizer())?;
+    let Prepared { prompt, form, parts } = request.asking.prepare(&model)?;
     let wanted =
         Wanted { most: most("max_tokens", request.max_tokens, &[])?, ..Wanted::one(&request.sampling) };
     let tokens = prompt.len();
-    let jobs = wanted.jobs(&model, vec![prompt])?;
+    let mut jobs = wanted.jobs(&model, vec![prompt])?;
+    constrain(&mut jobs, &model, form.as_ref())?;
     let answers = start(&server, &model, server.gate.enter()?, jobs);
-    let name = request.model.filter(|name| !name.is_empty()).unwrap_or_else(|| model.served.name.clone());
+    let name = model.name(request.model.as_deref());
     let head = Head { id: server.request("msg"), model: name, stops: request.sampling.stop(), tokens };
     if request.stream.unwrap_or(false) {
-        return Ok(stream(answers, head));
+        return Ok(stream(answers, Streamed { head, parts, blocks: Blocks::default() }));
     }
     let mut reply = head.message();
     for one in collect(answers, 1).await? {
-        reply["content"] = json!([{ "type": "text", "text": one.text }]);
+        let whole = Whole::of(parts.clone(), &one.text);
+        reply["content"] = content(&whole, &head.id);
         reply["usage"] = usage(&one.figures);
-        let end = head.end_of(one.finish.unwrap_or(Finish::Stop), &one.figures);
+        let end = head.end_of(one.finish.unwrap_or(Finish::Stop), !whole.calls.is_empty());
         (reply["stop_reason"], reply["stop_sequence"]) = end;
     }
     Ok(Json(reply).into_response())
+}
+
+/// The blocks of a whole answer.
+fn content(whole: &Whole, id: &str) -> Value {
+    let mut blocks = Vec::new();
+    if !whole.reasoning.is_empty() {
+        blocks.push(json!({ "type": "thinking", "thinking": whole.reasoning, "signature": "" }));
+    }
+    if !whole.text.is_empty() || whole.calls.is_empty() {
+        blocks.push(json!({ "type": "text", "text": whole.text }));
+    }
+    for (call, number) in whole.calls.iter().zip(1..) {
+        // An answer that was cut short may end in the middle of them.
+        let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+        blocks.push(
+            json!({ "type": "tool_use", "id": call_id(id, number), "name": call.name, "input": input }),
+        );
+    }
+    blocks.into()
+}
+
+/// The name of a call of an answer.
+fn call_id(answer: &str, number: usize) -> String {
+    format!("toolu_{answer}_{number}")
 }
 
 /// What is known before an answer begins.
@@ -144,11 +170,12 @@ impl Head {
     }
 
     /// Why it ended, and the text that ended it.
-    fn end_of(&self, finish: Finish, figures: &Figures) -> (Value, Value) {
-        let text = figures.stopped_by.and_then(|place| self.stops.get(place));
+    fn end_of(&self, finish: Finish, called: bool) -> (Value, Value) {
+        let text = if let Finish::StopText(place) = finish { self.stops.get(place) } else { None };
         let reason = match finish {
             Finish::Length => "max_tokens",
-            Finish::StopText => "stop_sequence",
+            Finish::StopText(_) => "stop_sequence",
+            _ if called => "tool_use",
             Finish::Stop | Finish::Cancelled => "end_turn",
         };
         (json!(reason), json!(text))
@@ -163,30 +190,105 @@ fn usage(figures: &Figures) -> Value {
     })
 }
 
-impl Writer for Head {
+/// The blocks of an answer as they come.
+#[derive(Debug, Default)]
+struct Blocks {
+    /// The type of the one that is open.
+    open: Option<&'static str>,
+    /// Those that have begun.
+    begun: usize,
+    calls: usize,
+}
+
+impl Blocks {
+    /// The events of a part of the answer with this name.
+    fn events(&mut self, part: Part, id: &str) -> Vec<Value> {
+        let mut events = Vec::new();
+        match part {
+            Part::Text(text) => {
+                self.within(&mut events, "text", || json!({ "type": "text", "text": "" }));
+                events.push(self.delta(json!({ "type": "text_delta", "text": text })));
+            }
+            Part::Reasoning(text) => {
+                let block = || json!({ "type": "thinking", "thinking": "", "signature": "" });
+                self.within(&mut events, "thinking", block);
+                events.push(self.delta(json!({ "type": "thinking_delta", "thinking": text })));
+            }
+            Part::Call(name) => {
+                events.extend(self.close());
+                self.calls += 1;
+                let id = call_id(id, self.calls);
+                self.within(
+                    &mut events,
+                    "tool_use",
+                    || json!({ "type": "tool_use", "id": id, "name": name, "input": {} }),
+                );
+            }
+            Part::Arguments(json) => {
+                events.push(self.delta(json!({ "type": "input_json_delta", "partial_json": json })));
+            }
+        }
+        events
+    }
+
+    /// Opens a block of this type, unless it is open.
+    fn within(&mut self, events: &mut Vec<Value>, kind: &'static str, block: impl FnOnce() -> Value) {
+        if self.open == Some(kind) {
+            return;
+        }
+        events.extend(self.close());
+        events.push(json!({ "type": "content_block_start", "index": self.begun, "content_block": block() }));
+        self.open = Some(kind);
+        self.begun += 1;
+    }
+
+    fn delta(&self, delta: Value) -> Value {
+        json!({ "type": "content_block_delta", "index": self.begun.saturating_sub(1), "delta": delta })
+    }
+
+    /// Closes the block that is open.
+    fn close(&mut self) -> Option<Value> {
+        let index = self.begun.saturating_sub(1);
+        self.open.take().map(|_| json!({ "type": "content_block_stop", "index": index }))
+    }
+}
+
+struct Streamed {
+    head: Head,
+    parts: Parts,
+    blocks: Blocks,
+}
+
+impl Streamed {
+    fn events(&mut self, parts: Vec<Part>) -> Vec<Value> {
+        parts.into_iter().flat_map(|part| self.blocks.events(part, &self.head.id)).collect()
+    }
+}
+
+impl Writer for Streamed {
     const FORM: Form = Form::Events { ping: Some("ping") };
 
     fn begin(&mut self) -> Vec<Value> {
-        vec![
-            json!({ "type": "message_start", "message": self.message() }),
-            json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }),
-            json!({ "type": "ping" }),
-        ]
+        vec![json!({ "type": "message_start", "message": self.head.message() }), json!({ "type": "ping" })]
     }
 
     fn chunks(&mut self, _: usize, event: Event) -> Vec<Value> {
         match event {
             Event::Piece(piece) => {
-                let delta = json!({ "type": "text_delta", "text": piece.text });
-                vec![json!({ "type": "content_block_delta", "index": 0, "delta": delta })]
+                let parts = self.parts.push(&piece.text);
+                self.events(parts)
             }
             Event::End(finish, figures) => {
-                let (reason, text) = self.end_of(finish, &figures);
+                let parts = self.parts.finish();
+                let mut events = self.events(parts);
+                if self.blocks.begun == 0 {
+                    events.extend(self.events(vec![Part::Text(String::new())]));
+                }
+                events.extend(self.blocks.close());
+                let (reason, text) = self.head.end_of(finish, self.parts.called());
                 let delta = json!({ "stop_reason": reason, "stop_sequence": text });
-                vec![
-                    json!({ "type": "content_block_stop", "index": 0 }),
-                    json!({ "type": "message_delta", "delta": delta, "usage": usage(&figures) }),
-                ]
+                events.push(json!({ "type": "message_delta", "delta": delta, "usage": usage(&figures) }));
+                events
             }
             Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
         }

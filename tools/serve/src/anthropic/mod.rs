@@ -1,6 +1,7 @@
 //! Anthropic's interface: messages, and how many tokens they are.
 
 pub mod messages;
+mod said;
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};

@@ -75,12 +75,11 @@ struct Filled {
 
 impl Filled {
     fn last(&self, finish: Finish, figures: Figures) -> Value {
-        let kind = match finish {
-            Finish::Length => "limit",
-            Finish::StopText => "word",
-            Finish::Stop | Finish::Cancelled => "eos",
+        let (kind, word) = match finish {
+            Finish::Length => ("limit", ""),
+            Finish::StopText(place) => ("word", self.stops.get(place).map_or("", String::as_str)),
+            Finish::Stop | Finish::Cancelled => ("eos", ""),
         };
-        let word = figures.stopped_by.and_then(|place| self.stops.get(place)).map_or("", String::as_str);
         let mut usage = Usage::new(1, 1);
         usage.set(0, figures);
         json!({

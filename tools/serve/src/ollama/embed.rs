@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use yuan::tokenizer::Special;
 
-use super::name;
 use crate::{
     asked::Asked,
     messages::Texts,
@@ -66,7 +65,7 @@ pub async fn embed(
     };
     let time = begun.elapsed().as_nanos() as u64;
     Ok(Json(json!({
-        "model": name(request.model, &model), "embeddings": vectors, "total_duration": time, "load_duration": 0,
+        "model": model.name(request.model.as_deref()), "embeddings": vectors, "total_duration": time, "load_duration": 0,
         "prompt_eval_count": tokens,
     })))
 }

@@ -12,7 +12,6 @@ use serde_json::{Map, Value, json};
 use crate::{
     problem::Problem,
     sampling::{Sampling, with_defaults},
-    server::Loaded,
 };
 
 /// The version of ollama whose interface this is: clients ask for it.
@@ -39,11 +38,6 @@ impl Options {
     fn of(options: Option<Map<String, Value>>) -> Result<Self, Problem> {
         with_defaults(options.unwrap_or_default(), &DEFAULTS)
     }
-}
-
-/// The name that the client gives the model, or else its own.
-fn name(asked: Option<String>, model: &Loaded) -> String {
-    asked.filter(|name| !name.is_empty()).unwrap_or_else(|| model.served.name.clone())
 }
 
 fn now() -> String {

@@ -19,17 +19,16 @@ use super::{
 };
 use crate::{
     asked::Asked,
-    constraint::{Asked as Grammar, Form, constrain},
-    messages::{Said, messages},
-    parts::{self, Parts},
+    constraint::{Form, constrain},
+    conversation::{Conversation, Prepared, Thinking},
+    messages::{Said, turns},
+    parts::{self, Parts, Whole},
     problem::Problem,
     server::{Loaded, Shared},
     stream::{Writer, collect, stream},
+    wanted,
     work::{Event, start},
 };
-
-/// Tokens that are told in the place of each.
-const MOST_TOP: u32 = 20;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -45,6 +44,8 @@ pub struct Request {
     form: Form,
     #[serde(flatten)]
     tools: Tools,
+    #[serde(flatten)]
+    thinking: Thinking,
 }
 
 /// Answers.
@@ -59,30 +60,27 @@ pub async fn chat(
         (false, Some(1..)) => {
             return Err(Problem::field("top_logprobs", "top_logprobs needs \"logprobs\": true"));
         }
-        (_, Some(top)) if top > MOST_TOP => {
-            return Err(Problem::field(
-                "top_logprobs",
-                format!("top_logprobs is {top}; give 0 to {MOST_TOP}"),
-            ));
+        (logprobs, asked) => {
+            let top = wanted::top(asked)?;
+            logprobs.then_some(top)
         }
-        (logprobs, top) => logprobs.then_some(top.unwrap_or(0) as usize),
     };
     if request.messages.is_empty() {
         return Err(Problem::field("messages", "there are no messages; give at least one"));
     }
-    let (mut messages, mut grammar) = (messages(&request.messages)?, request.form.grammar()?);
-    let calls = request.tools.calls()?;
-    if let Some(calls) = &calls {
-        messages = calls.told(messages);
-        let form = grammar.as_ref().map(|form| &form.grammar);
-        let made = calls.grammar(form).map_err(|why| Problem::field("tools", why))?;
-        grammar = Some(Grammar { grammar: made, param: "tools" });
+    let conversation = Conversation {
+        turns: turns(&request.messages)?,
+        calls: request.tools.calls()?,
+        form: request.form.grammar()?,
+        thinking: request.thinking.wanted(),
+    };
+    let Prepared { prompt, form, mut parts } = conversation.prepare(&model)?;
+    if request.reasoning_format.as_deref() == Some("none") {
+        parts = parts.plain();
     }
-    let prompt = model.served.engine.tokenizer().chat(&messages, true)?;
     let common = &request.common;
     let mut jobs = common.jobs(&model, vec![prompt], top, false)?;
-    constrain(&mut jobs, &model, grammar.as_ref())?;
-    let parts = Parts::new(calls.is_some(), request.reasoning_format.as_deref() != Some("none"));
+    constrain(&mut jobs, &model, form.as_ref())?;
     let (choices, scored) = (jobs.len(), top.is_some());
     let ticket = server.gate.enter()?;
     let object = if common.streams() { "chat.completion.chunk" } else { "chat.completion" };
@@ -97,10 +95,9 @@ pub async fn chat(
     for (index, one) in collect(answers, choices).await?.into_iter().enumerate() {
         usage.set(index, one.figures);
         let logprobs = scored.then(|| logprobs::chat(model.served.engine.tokenizer(), &one.tokens));
-        let mut parts = parts.clone();
-        let all = parts.push(&one.text).into_iter().chain(parts.finish()).collect();
-        let reason = one.finish.map(|finish| reason(finish, &parts));
-        let message = tools::whole(all, &format!("{}_{index}", head.id));
+        let whole = Whole::of(parts.clone(), &one.text);
+        let reason = one.finish.map(|finish| reason(finish, !whole.calls.is_empty()));
+        let message = tools::message(&whole, &format!("{}_{index}", head.id));
         listed.push(
             json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }),
         );
@@ -108,10 +105,10 @@ pub async fn chat(
     Ok(Json(head.reply(listed, &usage)).into_response())
 }
 
-/// Why an answer of these parts has ended.
-fn reason(finish: Finish, parts: &Parts) -> &'static str {
+/// Why an answer, with calls or without, has ended.
+fn reason(finish: Finish, called: bool) -> &'static str {
     match finish_reason(finish) {
-        "stop" if parts.called() => "tool_calls",
+        "stop" if called => "tool_calls",
         reason => reason,
     }
 }
@@ -157,7 +154,7 @@ impl Writer for Chat {
             Event::End(finish, figures) => {
                 let parts = self.parts[place].0.finish();
                 chunks.extend(self.deltas(place, parts, None));
-                let reason = reason(finish, &self.parts[place].0);
+                let reason = reason(finish, self.parts[place].0.called());
                 let choice =
                     json!({ "index": place, "delta": {}, "logprobs": null, "finish_reason": reason });
                 chunks.push(self.chunks.last(place, figures, choice));

@@ -1,33 +1,32 @@
 //! `/v1/responses`: an answer as a list of items, which the next request may go on from.
 
-use std::sync::Arc;
-
 use axum::{
     Json,
     extract::{Path, State},
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use yuan::{sampler::Settings, session::Finish, tokenizer::Message};
 
-use super::logprobs;
+use super::{
+    output::{About, Answer},
+    tools,
+};
 use crate::{
     asked::{Asked, refuse},
+    calls::{Calls, Tool},
     constraint::{self, constrain},
-    messages::{Content, Said},
-    piece::Scored,
+    conversation::{Conversation, Prepared, thinks_with},
+    messages::{Call, Content, Said, Turn},
     problem::Problem,
     sampling::Sampling,
-    server::{Loaded, Shared, now},
-    stream::{Form, Writer, collect, stream},
-    wanted::{Wanted, most},
-    work::{Event, Figures, start},
+    server::{Shared, now},
+    stream::{collect, stream},
+    wanted::{self, Wanted, most},
+    work::start,
 };
 
-/// Tokens that are told in the place of each.
-const MOST_TOP: u32 = 20;
 /// What `include` calls the probabilities of tokens.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
@@ -46,12 +45,32 @@ pub struct Request {
     include: Option<Vec<String>>,
     metadata: Option<Map<String, Value>>,
     text: Option<Value>,
-    tools: Option<Value>,
+    tools: Option<Vec<Listed>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    reasoning: Option<Reasoning>,
     background: Option<Value>,
     conversation: Option<Value>,
     prompt: Option<Value>,
     #[serde(flatten)]
     sampling: Sampling,
+}
+
+/// A function.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+struct Listed {
+    #[serde(rename = "type")]
+    kind: String,
+    name: Option<String>,
+    description: Option<String>,
+    parameters: Option<Value>,
+    strict: Option<bool>,
+}
+
+/// How much a model thinks.
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Reasoning {
+    effort: Option<String>,
 }
 
 /// A text, or items.
@@ -68,39 +87,64 @@ impl Default for Input {
     }
 }
 
+/// An item; which of its fields there are is said by its type.
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Item {
     #[serde(rename = "type")]
     kind: Option<String>,
-    #[serde(flatten)]
-    said: ItemSaid,
-}
-
-/// A message; other items have no role.
-#[derive(Debug, Deserialize, JsonSchema)]
-struct ItemSaid {
     role: Option<String>,
     content: Option<Content>,
+    name: Option<String>,
+    arguments: Option<String>,
+    output: Option<Content>,
+}
+
+impl Item {
+    fn turn(self) -> Result<Turn, Problem> {
+        match (self.kind.as_deref(), self.role, self.name, self.output) {
+            (None | Some("message"), Some(role), ..) => Said::new(role, self.content).turn("input"),
+            (Some("function_call"), _, Some(name), _) => {
+                let calls = vec![Call { name, arguments: self.arguments.unwrap_or_default() }];
+                Ok(Turn { calls, ..Turn::new("assistant", "") })
+            }
+            (Some("function_call_output"), .., Some(output)) => Ok(Turn::new("tool", output.text("input")?)),
+            (Some("reasoning"), ..) => {
+                let reasoning = self.content.map(|content| content.text("input")).transpose()?;
+                Ok(Turn {
+                    reasoning: reasoning.filter(|text| !text.is_empty()),
+                    ..Turn::new("assistant", "")
+                })
+            }
+            (kind, ..) => Err(Problem::field(
+                "input",
+                format!(
+                    "an item of the input is of the type {:?}; give messages with a role and a content, or calls of functions and their outputs",
+                    kind.unwrap_or("none")
+                ),
+            )),
+        }
+    }
 }
 
 impl Input {
-    fn messages(self) -> Result<Vec<Message>, Problem> {
-        let message = |item: Item| match (item.kind.as_deref(), item.said.role) {
-            (None | Some("message"), Some(role)) => Said::new(role, item.said.content).message("input"),
-            (kind, _) => {
-                let kind = kind.unwrap_or("none");
-                Err(Problem::field(
-                    "input",
-                    format!(
-                        "an item of the input is of the type {kind:?}; give messages with a role and a content"
-                    ),
-                ))
-            }
+    /// Items of an answer that belong together are one turn.
+    fn turns(self) -> Result<Vec<Turn>, Problem> {
+        let items = match self {
+            Self::Text(text) => return Ok(vec![Turn::new("user", text)]),
+            Self::Items(items) => items,
         };
-        match self {
-            Self::Text(text) => Ok(vec![Message::new("user", text)]),
-            Self::Items(items) => items.into_iter().map(message).collect(),
+        let mut turns: Vec<Turn> = Vec::with_capacity(items.len());
+        for item in items {
+            let turn = item.turn()?;
+            match turns.last_mut() {
+                Some(last) if last.role == "assistant" && last.goes_on_with(&turn) => {
+                    last.content.push_str(&turn.content);
+                    last.calls.extend(turn.calls);
+                }
+                _ => turns.push(turn),
+            }
         }
+        Ok(turns)
     }
 }
 
@@ -120,68 +164,80 @@ pub async fn create(
     ] {
         refuse(name, value.as_ref(), &format!("{name}: {none}"))?;
     }
-    refuse(
-        "tools",
-        request.tools.as_ref(),
-        "tools cannot be called by way of /v1/responses; leave them out",
-    )?;
     let format = request.text.as_ref().and_then(|text| text.get("format")).filter(|f| !f.is_null()).cloned();
     let form = format.as_ref().map(|format| constraint::openai("text.format", format)).transpose()?.flatten();
-    let top = request.top_logprobs.unwrap_or(0);
-    if top > MOST_TOP {
-        return Err(Problem::field("top_logprobs", format!("top_logprobs is {top}; give 0 to {MOST_TOP}")));
-    }
+    let top = wanted::top(request.top_logprobs)?;
     let scored = top > 0 || request.include.iter().flatten().any(|name| name == LOGPROBS);
+    let calls = calls(request.tools.as_deref(), request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let mut said = match &request.previous_response_id {
         None => Vec::new(),
         Some(id) => server.responses().said(id).ok_or_else(|| previous(id))?.to_vec(),
     };
-    said.extend(request.input.messages()?);
+    said.extend(request.input.turns()?);
     if said.is_empty() {
         return Err(Problem::field("input", "there is no input; give a text or messages"));
     }
-    let instructions = request.instructions.iter().map(|text| Message::new("system", text.clone()));
-    let all: Vec<_> = instructions.chain(said.iter().cloned()).collect();
-    let prompt = model.served.engine.tokenizer().chat(&all, true)?;
+    let instructions = request.instructions.iter().map(|text| Turn::new("system", &**text));
+    let turns = instructions.chain(said.iter().cloned()).collect();
+    let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
+    let thinking = effort.as_deref().map(thinks_with);
+    let Prepared { prompt, form, parts } = Conversation { turns, calls, form, thinking }.prepare(&model)?;
     let wanted = Wanted {
         most: most("max_output_tokens", request.max_output_tokens, &[])?,
-        top: scored.then_some(top as usize),
+        top: scored.then_some(top),
         ..Wanted::one(&request.sampling)
     };
     let mut jobs = wanted.jobs(&model, vec![prompt])?;
     constrain(&mut jobs, &model, form.as_ref())?;
     let settings = jobs[0].settings.clone();
     let answers = start(&server, &model, server.gate.enter()?, jobs);
-    let writer = Answer {
-        id: server.request("resp"),
-        item: server.request("msg"),
+    let id = server.request("resp");
+    let about = About {
         created: now().as_secs(),
-        name: request.model.filter(|name| !name.is_empty()).unwrap_or_else(|| model.served.name.clone()),
+        name: model.name(request.model.as_deref()),
         instructions: request.instructions,
         previous: request.previous_response_id,
         most: request.max_output_tokens,
         metadata: request.metadata.unwrap_or_default(),
         format: format.unwrap_or_else(|| json!({ "type": "text" })),
+        tools: json!(request.tools.unwrap_or_default()),
+        tool_choice: request.tool_choice.unwrap_or_else(|| json!("auto")),
+        several: request.parallel_tool_calls.unwrap_or(true),
+        effort,
         store: request.store.unwrap_or(true),
         settings,
-        said,
-        scored,
-        server,
-        model,
-        number: 0,
-        text: String::new(),
-        scores: Vec::new(),
     };
+    let writer = Answer::new(id, about, said, parts, scored, server, model);
     if request.stream.unwrap_or(false) {
         return Ok(stream(answers, writer));
     }
-    let mut reply = Value::Null;
-    let mut writer = writer;
+    let (mut reply, mut writer) = (Value::Null, writer);
     for one in collect(answers, 1).await? {
-        (writer.text, writer.scores) = (one.text, writer.scores_of(&one.tokens));
-        reply = writer.finish(one.finish.unwrap_or(Finish::Stop), one.figures);
+        reply = writer.whole(&one);
     }
     Ok(Json(reply).into_response())
+}
+
+/// The functions that the answer may call, if there are any.
+fn calls(
+    tools: Option<&[Listed]>,
+    choice: Option<&Value>,
+    several: Option<bool>,
+) -> Result<Option<Calls>, Problem> {
+    let tool = |listed: &Listed| match (&*listed.kind, &listed.name) {
+        ("function", Some(name)) => {
+            let (description, parameters) = (listed.description.clone(), listed.parameters.clone());
+            Tool::new(name, description, parameters, listed.strict != Some(false))
+        }
+        (kind, _) => {
+            let message =
+                format!("a tool is of the type {kind:?}; give {{\"type\": \"function\", \"name\": …}}");
+            Err(Problem::field("tools", message))
+        }
+    };
+    let tools = tools.unwrap_or_default().iter().map(tool).collect::<Result<Vec<_>, _>>()?;
+    let named = |choice: &Value| choice["name"].as_str().map(str::to_owned);
+    Calls::new(tools, &tools::choice(choice, named)?, several.unwrap_or(true))
 }
 
 /// Tells of a response that was kept.
@@ -213,146 +269,4 @@ fn previous(id: &str) -> Problem {
     let message =
         format!("there is no response {id} to go on from: {GONE}; send the whole conversation as input");
     Problem { code: Some("previous_response_not_found"), ..Problem::field("previous_response_id", message) }
-}
-
-/// An answer in the making.
-struct Answer {
-    id: String,
-    /// The one item of the output.
-    item: String,
-    created: u64,
-    name: String,
-    instructions: Option<String>,
-    previous: Option<String>,
-    most: Option<i64>,
-    metadata: Map<String, Value>,
-    /// Of the text, as it was asked for.
-    format: Value,
-    store: bool,
-    settings: Settings,
-    /// What was said before, without the instructions.
-    said: Vec<Message>,
-    scored: bool,
-    server: Shared,
-    model: Arc<Loaded>,
-    /// Of the next event.
-    number: u64,
-    text: String,
-    scores: Vec<Value>,
-}
-
-impl Answer {
-    fn response(&self, status: &str, output: Value, usage: Value) -> Value {
-        let incomplete = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
-        json!({
-            "id": self.id, "object": "response", "created_at": self.created, "status": status, "error": null,
-            "incomplete_details": incomplete, "instructions": self.instructions, "max_output_tokens": self.most,
-            "metadata": self.metadata, "model": self.name, "output": output, "parallel_tool_calls": true,
-            "previous_response_id": self.previous, "reasoning": { "effort": null, "summary": null }, "store": self.store,
-            "temperature": self.settings.temperature, "text": { "format": self.format }, "tool_choice": "auto",
-            "tools": [], "top_p": self.settings.top_p, "truncation": "disabled", "usage": usage,
-        })
-    }
-
-    fn part(&self) -> Value {
-        json!({ "type": "output_text", "text": self.text, "annotations": [], "logprobs": self.scores })
-    }
-
-    fn message(&self, status: &str, content: Value) -> Value {
-        json!({ "id": self.item, "type": "message", "status": status, "role": "assistant", "content": content })
-    }
-
-    fn scores_of(&self, tokens: &[Scored]) -> Vec<Value> {
-        let tokenizer = self.model.served.engine.tokenizer();
-        match logprobs::chat(tokenizer, tokens)["content"].take() {
-            Value::Array(scores) if self.scored => scores,
-            _ => Vec::new(),
-        }
-    }
-
-    /// The whole response, which is kept if that is wanted.
-    fn finish(&mut self, finish: Finish, figures: Figures) -> Value {
-        let status = status(finish);
-        let usage = json!({
-            "input_tokens": figures.prompt,
-            "input_tokens_details": { "cached_tokens": figures.cached, "cache_write_tokens": 0 },
-            "output_tokens": figures.answer, "output_tokens_details": { "reasoning_tokens": 0 },
-            "total_tokens": figures.prompt + figures.answer,
-        });
-        let response = self.response(status, json!([self.message(status, json!([self.part()]))]), usage);
-        if self.store {
-            let mut said = std::mem::take(&mut self.said);
-            said.push(Message::new("assistant", self.text.clone()));
-            self.server.responses().keep(self.id.clone(), response.clone(), said);
-        }
-        response
-    }
-
-    /// An event of this type, with these fields, the next number, and, where it is about a part of the output, the place of that.
-    fn event(&mut self, kind: &str, place: &[&str], fields: Value) -> Value {
-        let mut event = fields;
-        (event["type"], event["sequence_number"]) = (json!(kind), json!(self.number));
-        self.number += 1;
-        for name in place {
-            event[*name] = if *name == "item_id" { json!(self.item) } else { json!(0) };
-        }
-        event
-    }
-}
-
-const ITEM: [&str; 1] = ["output_index"];
-const PART: [&str; 3] = ["item_id", "output_index", "content_index"];
-
-fn status(finish: Finish) -> &'static str {
-    if finish == Finish::Length { "incomplete" } else { "completed" }
-}
-
-impl Writer for Answer {
-    const FORM: Form = Form::Events { ping: None };
-
-    fn begin(&mut self) -> Vec<Value> {
-        let response = self.response("in_progress", json!([]), Value::Null);
-        let (item, part) = (self.message("in_progress", json!([])), self.part());
-        vec![
-            self.event("response.created", &[], json!({ "response": response })),
-            self.event("response.in_progress", &[], json!({ "response": response })),
-            self.event("response.output_item.added", &ITEM, json!({ "item": item })),
-            self.event("response.content_part.added", &PART, json!({ "part": part })),
-        ]
-    }
-
-    fn chunks(&mut self, _: usize, event: Event) -> Vec<Value> {
-        match event {
-            Event::Piece(piece) => {
-                let scores = self.scores_of(&piece.tokens);
-                self.text.push_str(&piece.text);
-                self.scores.extend(scores.iter().cloned());
-                let fields = json!({ "delta": piece.text, "logprobs": scores });
-                vec![self.event("response.output_text.delta", &PART, fields)]
-            }
-            Event::End(finish, figures) => {
-                let (text, part) = (json!({ "text": self.text, "logprobs": self.scores }), self.part());
-                let item = self.message(status(finish), json!([part]));
-                let response = self.finish(finish, figures);
-                let last = format!("response.{}", status(finish));
-                vec![
-                    self.event("response.output_text.done", &PART, text),
-                    self.event("response.content_part.done", &PART, json!({ "part": part })),
-                    self.event("response.output_item.done", &ITEM, json!({ "item": item })),
-                    self.event(&last, &[], json!({ "response": response })),
-                ]
-            }
-            Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
-        }
-    }
-
-    fn end(&mut self) -> Vec<Value> {
-        Vec::new()
-    }
-
-    fn failed(&mut self, problem: &Problem) -> Vec<Value> {
-        let mut response = self.response("failed", json!([]), Value::Null);
-        response["error"] = json!({ "code": "server_error", "message": problem.message });
-        vec![self.event("response.failed", &[], json!({ "response": response }))]
-    }
 }

@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use serde_json::Value;
-use yuan::tokenizer::Message;
+
+use crate::messages::Turn;
 
 /// Responses that are kept.
 const MOST: usize = 1024;
@@ -22,14 +23,14 @@ pub struct Responses {
 struct Kept {
     id: String,
     response: Value,
-    said: Vec<Message>,
+    said: Vec<Turn>,
     bytes: usize,
 }
 
 impl Responses {
     /// Keeps one: what the client is told of it, and all that was said up to its end.
-    pub fn keep(&mut self, id: String, response: Value, said: Vec<Message>) {
-        let text: usize = said.iter().map(|message| message.role.len() + message.content.len()).sum();
+    pub fn keep(&mut self, id: String, response: Value, said: Vec<Turn>) {
+        let text: usize = said.iter().map(Turn::bytes).sum();
         let bytes = response.to_string().len() + text;
         self.bytes += bytes;
         self.kept.push_back(Kept { id, response, said, bytes });
@@ -45,7 +46,7 @@ impl Responses {
     }
 
     /// What was said up to its end.
-    pub fn said(&self, id: &str) -> Option<&[Message]> {
+    pub fn said(&self, id: &str) -> Option<&[Turn]> {
         self.find(id).map(|place| &self.kept[place].said[..])
     }
 
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     fn keep(responses: &mut Responses, name: usize, bytes: usize) {
-        responses.keep(name.to_string(), Value::Null, vec![Message::new("user", "a".repeat(bytes))]);
+        responses.keep(name.to_string(), Value::Null, vec![Turn::new("user", "a".repeat(bytes))]);
     }
 
     #[test]

@@ -5,14 +5,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    calls::{Calls, Tool},
-    constraint::lenient,
-    parts::Part,
+    calls::{Calls, Choice, Tool},
+    parts::{Part, Whole},
     problem::Problem,
 };
-
-/// Bytes of the longest name.
-const LONGEST_NAME: usize = 64;
 
 /// Fields of a request.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
@@ -44,74 +40,48 @@ impl Tools {
     /// A field that makes no sense.
     pub fn calls(&self) -> Result<Option<Calls>, Problem> {
         let listed = self.tools.as_deref().unwrap_or_default();
-        let mut tools = listed.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
-        if let Some(twice) = (1..tools.len()).find(|i| tools[..*i].iter().any(|t| t.name == tools[*i].name)) {
-            let message =
-                format!("there are two functions {:?}; give each a name of its own", tools[twice].name);
-            return Err(Problem::field("tools", message));
-        }
-        let choice = self.tool_choice.as_ref().unwrap_or(&Value::Null);
-        let needed = match (choice.as_str(), choice["function"]["name"].as_str()) {
-            (Some("none"), _) => return Ok(None),
-            (Some("auto"), _) => false,
-            (Some("required"), _) => true,
-            (None, Some(name)) => {
-                tools.retain(|tool| tool.name == name);
-                if tools.is_empty() {
-                    let message =
-                        format!("tool_choice wants the function {name:?}, which is not among the tools");
-                    return Err(Problem::field("tool_choice", message));
-                }
-                true
-            }
-            (None, None) if choice.is_null() => false,
-            _ => {
-                let message = "tool_choice is auto, none, required or {\"type\": \"function\", \"function\": {\"name\": NAME}}";
-                return Err(Problem::field("tool_choice", message));
-            }
-        };
-        if tools.is_empty() {
-            return match needed {
-                true => {
-                    Err(Problem::field("tool_choice", "tool_choice wants a call, and there are no tools"))
-                }
-                false => Ok(None),
-            };
-        }
-        // One function is wanted once.
-        let several = self.parallel_tool_calls.unwrap_or(true) && !choice.is_object();
-        Ok(Some(Calls { tools, needed, several }))
+        let tools = listed.iter().map(tool).collect::<Result<Vec<_>, _>>()?;
+        let named = |choice: &Value| choice["function"]["name"].as_str().map(str::to_owned);
+        Calls::new(
+            tools,
+            &choice(self.tool_choice.as_ref(), named)?,
+            self.parallel_tool_calls.unwrap_or(true),
+        )
+    }
+}
+
+/// What `tool_choice` says; `named` finds the name of the one function that is wanted.
+///
+/// # Errors
+/// It makes no sense.
+pub fn choice(choice: Option<&Value>, named: impl Fn(&Value) -> Option<String>) -> Result<Choice, Problem> {
+    let choice = choice.unwrap_or(&Value::Null);
+    match choice.as_str() {
+        Some("none") => Ok(Choice::Nothing),
+        Some("auto") => Ok(Choice::Any),
+        Some("required") => Ok(Choice::Needed),
+        None if choice.is_null() => Ok(Choice::Any),
+        _ => named(choice).map(Choice::Of).ok_or_else(|| {
+            Problem::field(
+                "tool_choice",
+                "tool_choice is auto, none, required, or names a function of the tools",
+            )
+        }),
     }
 }
 
 fn tool(listed: &Listed) -> Result<Tool, Problem> {
-    let wrong = |message: String| Err(Problem::field("tools", message));
     let Some(function) = listed.function.as_ref().filter(|_| listed.kind == "function") else {
-        return wrong(format!(
-            "a tool is of the type {:?}; give {{\"type\": \"function\", \"function\": …}}",
-            listed.kind
+        return Err(Problem::field(
+            "tools",
+            format!(
+                "a tool is of the type {:?}; give {{\"type\": \"function\", \"function\": …}}",
+                listed.kind
+            ),
         ));
     };
-    let name = &function.name;
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
-    if name.is_empty() || name.len() > LONGEST_NAME || !name.chars().all(allowed) {
-        return wrong(format!(
-            "{name:?} is no name of a function: give letters, digits, _ and -, up to {LONGEST_NAME}"
-        ));
-    }
-    let mut parameters =
-        function.parameters.clone().filter(|p| !p.is_null()).unwrap_or_else(|| json!({ "properties": {} }));
-    match parameters.as_object_mut() {
-        Some(fields) => drop(fields.entry("type").or_insert_with(|| json!("object"))),
-        None => return wrong(format!("the parameters of {name} are no JSON schema")),
-    }
-    if parameters["type"] != "object" {
-        return wrong(format!(
-            "the parameters of {name} are no object; give a schema with \"type\": \"object\""
-        ));
-    }
-    let parameters = if function.strict == Some(true) { parameters } else { lenient(parameters) };
-    Ok(Tool { name: name.clone(), description: function.description.clone(), parameters })
+    let (description, parameters) = (function.description.clone(), function.parameters.clone());
+    Tool::new(&function.name, description, parameters, function.strict == Some(true))
 }
 
 /// An answer's parts as deltas of its message.
@@ -147,30 +117,22 @@ impl Deltas {
     }
 }
 
-/// A whole message of these parts.
-pub fn whole(parts: Vec<Part>, id: &str) -> Value {
-    let (mut text, mut reasoning, mut listed) = (String::new(), String::new(), Vec::<Value>::new());
-    let mut arguments = Vec::<String>::new();
-    for part in parts {
-        match part {
-            Part::Text(more) => text.push_str(&more),
-            Part::Reasoning(more) => reasoning.push_str(&more),
-            Part::Call(name) => {
-                let id = format!("call_{id}_{}", listed.len() + 1);
-                listed.push(json!({ "id": id, "type": "function", "function": { "name": name } }));
-                arguments.push(String::new());
-            }
-            Part::Arguments(more) => arguments.last_mut().into_iter().for_each(|a| a.push_str(&more)),
-        }
-    }
-    listed.iter_mut().zip(arguments).for_each(|(call, a)| call["function"]["arguments"] = a.into());
-    let content = if text.is_empty() && !listed.is_empty() { Value::Null } else { text.into() };
+/// A whole message.
+pub fn message(whole: &Whole, id: &str) -> Value {
+    let calls = whole.calls.iter().zip(1..).map(|(call, number)| {
+        json!({
+            "id": format!("call_{id}_{number}"), "type": "function",
+            "function": { "name": call.name, "arguments": call.arguments },
+        })
+    });
+    let calls: Vec<Value> = calls.collect();
+    let content = if whole.text.is_empty() && !calls.is_empty() { Value::Null } else { json!(whole.text) };
     let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
-    if !reasoning.is_empty() {
-        message["reasoning_content"] = reasoning.into();
+    if !whole.reasoning.is_empty() {
+        message["reasoning_content"] = json!(whole.reasoning);
     }
-    if !listed.is_empty() {
-        message["tool_calls"] = listed.into();
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
     }
     message
 }

@@ -91,9 +91,8 @@ pub struct Head {
 impl Head {
     /// With the name of the model as the client knows it.
     pub fn new(id: String, object: &'static str, model: &Loaded, asked: Option<&str>) -> Self {
-        let name = asked.filter(|name| !name.is_empty()).unwrap_or(&model.served.name);
         let (created, fingerprint) = (now().as_secs(), model.fingerprint.clone());
-        Self { id, object, created, model: name.to_owned(), fingerprint }
+        Self { id, object, created, model: model.name(asked), fingerprint }
     }
 
     /// The whole reply.
@@ -115,7 +114,7 @@ impl Head {
 /// As OpenAI names it.
 pub fn finish_reason(finish: Finish) -> &'static str {
     match finish {
-        Finish::Stop | Finish::StopText | Finish::Cancelled => "stop",
+        Finish::Stop | Finish::StopText(_) | Finish::Cancelled => "stop",
         Finish::Length => "length",
     }
 }

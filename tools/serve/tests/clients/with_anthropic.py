@@ -48,11 +48,30 @@ def models(client):
     assert client.models.retrieve(model.id).id == model.id
 
 
+def tools(client):
+    schema = {"type": "object", "properties": {"city": {"enum": ["长安", "Lhasa"]}}, "required": ["city"], "additionalProperties": False}
+    said = [{"role": "user", "content": "How is the weather?"}]
+    asked = dict(
+        model="demo", max_tokens=200, extra_body={"seed": 3}, tools=[{"name": "weather", "description": "The weather of a city", "input_schema": schema}],
+    )
+    needed = dict(tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    reply = client.messages.create(**asked, **needed, messages=said)
+    (call,) = reply.content
+    assert reply.stop_reason == "tool_use" and call.type == "tool_use" and call.name == "weather", reply
+    assert call.input["city"] in ("长安", "Lhasa"), call
+    with client.messages.stream(**asked, **needed, messages=said) as stream:
+        (streamed,) = stream.get_final_message().content
+    assert streamed.input == call.input
+    said += [{"role": "assistant", "content": reply.content}, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "21 degrees"}]}]
+    after = client.messages.create(**asked, messages=said)
+    assert after.content and after.usage.input_tokens + after.usage.cache_read_input_tokens > reply.usage.input_tokens, after
+
+
 def refused(client):
     wrong = [
         dict(temperature=-1),
         dict(thinking={"type": "enabled", "budget_tokens": 1024}),
-        dict(tools=[{"name": "a", "input_schema": {"type": "object"}}]),
+        dict(tools=[{"type": "bash_20250124", "name": "bash"}]),
     ]
     for more in wrong:
         try:
@@ -68,4 +87,4 @@ if __name__ == "__main__":
     with serve(sys.argv[1]) as address:
         # The client's own repetitions would hide a refusal.
         client = anthropic.Anthropic(base_url=address, api_key="none", max_retries=0)
-        run((check, client) for check in (messages, stops, events, models, refused))
+        run((check, client) for check in (messages, stops, events, models, tools, refused))

@@ -52,6 +52,28 @@ def structured(client):
         assert Verse.model_validate_json(reply.message.content), reply
 
 
+def weather(city: str) -> str:
+    """The weather of a city.
+
+    Args:
+        city: Its name.
+    """
+    return "21 degrees in " + city
+
+
+def tools(client):
+    said = [{"role": "user", "content": "How is the weather?"}]
+    # The field is not ollama's: without it, this small model does not call anything.
+    needed = dict(json={"model": "demo", "messages": said, "tools": [ollama._utils.convert_function_to_tool(weather).model_dump(exclude_none=True)], "tool_choice": "required",
+                        "stream": False, "options": OPTIONS | {"num_predict": 200, "stop": ["\n"]}})
+    reply = ollama.ChatResponse(**client._request_raw("POST", "/api/chat", **needed).json())
+    call = reply.message.tool_calls[0].function
+    assert call.name == "weather" and isinstance(call.arguments["city"], str), reply
+    said += [reply.message, {"role": "tool", "tool_name": "weather", "content": weather(**call.arguments)}]
+    after = client.chat(model="demo", messages=said, tools=[weather], options=OPTIONS)
+    assert after.done and after.prompt_eval_count > reply.prompt_eval_count, after
+
+
 def models(client):
     (model,) = client.list().models
     assert model.size > 0 and model.details.format == "gguf" and model.modified_at, model
@@ -87,4 +109,4 @@ def refused(client):
 if __name__ == "__main__":
     with serve(sys.argv[1]) as address:
         client = ollama.Client(host=address)
-        run((check, client) for check in (chat, generate, structured, models, embeddings, refused))
+        run((check, client) for check in (chat, generate, structured, tools, models, embeddings, refused))

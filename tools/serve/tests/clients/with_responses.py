@@ -73,6 +73,23 @@ def structured(client):
         assert isinstance(reply.output_parsed, Verse), reply
 
 
+def tools(client):
+    schema = {"type": "object", "properties": {"city": {"enum": ["长安", "Lhasa"]}}, "required": ["city"], "additionalProperties": False}
+    tool = {"type": "function", "name": "weather", "description": "The weather of a city", "parameters": schema, "strict": True}
+    more = dict(model="demo", max_output_tokens=200, extra_body={"seed": 3}, tools=[tool], parallel_tool_calls=False)
+    said = [{"role": "user", "content": "How is the weather?"}]
+    reply = client.responses.create(**more, input=said, tool_choice="required")
+    (call,) = reply.output
+    assert call.type == "function_call" and call.name == "weather" and "city" in call.arguments, reply
+    with client.responses.stream(**more, input=said, tool_choice="required") as stream:
+        kinds = {event.type for event in stream}
+        streamed = stream.get_final_response().output[0]
+    assert streamed.arguments == call.arguments and "response.function_call_arguments.done" in kinds, kinds
+    said += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "21 degrees"}]
+    after = client.responses.create(**more, input=said)
+    assert after.output and after.usage.input_tokens > reply.usage.input_tokens, after
+
+
 def refused(client):
     for more in (dict(tools=[{"type": "web_search"}]), dict(text={"format": {"type": "strange"}}), dict(temperature=-1)):
         try:
@@ -87,4 +104,4 @@ if __name__ == "__main__":
     with serve(sys.argv[1]) as address:
         # The client's own repetitions would hide a refusal.
         client = openai.OpenAI(base_url=address + "/v1", api_key="none", max_retries=0)
-        run((check, client) for check in (responses, turns, scores, structured, refused))
+        run((check, client) for check in (responses, turns, scores, structured, tools, refused))

@@ -1,8 +1,10 @@
-//! Calls of a client's functions, for models whose template has no form for them: the prompt tells of the functions, a grammar lets the answer be a
-//! call of one and nothing that is almost one, and [`Parts`](crate::parts::Parts) finds the calls in the answer.
+//! Calls in a form of our own, for models whose template has none: the prompt tells of the functions, and of the form.
 
 use serde_json::{Value, json};
-use yuan::{grammar::Grammar, tokenizer::Message};
+use yuan::grammar::Grammar;
+
+use super::{Calls, Rules, quote};
+use crate::messages::Turn;
 
 /// What stands before a call, and behind it.
 pub const BEGIN: &str = "<tool_call>";
@@ -10,26 +12,6 @@ pub const END: &str = "</tool_call>";
 /// What stands in a call before the name of the function, and behind it.
 pub const NAME: &str = "{\"name\": ";
 pub const ARGUMENTS: &str = ", \"arguments\": ";
-
-/// A function of the client.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tool {
-    pub name: String,
-    pub description: Option<String>,
-    /// The JSON schema of its arguments, an object.
-    pub parameters: Value,
-}
-
-/// The functions that an answer may call.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Calls {
-    /// At least one.
-    pub tools: Vec<Tool>,
-    /// The answer has to be a call.
-    pub needed: bool,
-    /// It may be several.
-    pub several: bool,
-}
 
 impl Calls {
     /// What the model is told.
@@ -46,56 +28,44 @@ impl Calls {
     }
 
     /// The messages with what the model is told before them.
-    pub fn told(&self, mut messages: Vec<Message>) -> Vec<Message> {
+    pub fn told(&self, mut messages: Vec<Turn>) -> Vec<Turn> {
         let text = self.instructions();
         match messages.first_mut() {
             Some(first) if first.role == "system" => first.content = format!("{}\n\n{text}", first.content),
-            _ => messages.insert(0, Message::new("system", text.trim_end())),
+            _ => messages.insert(0, Turn::new("system", text.trim_end())),
         }
         messages
     }
 
-    /// The grammar of answers, which are JSON of a schema where they are no calls and that is asked for.
+    /// The rules of answers, which are `form` where they are no calls and that is asked for.
     ///
     /// # Errors
-    /// Another grammar is asked for.
-    pub fn grammar(&self, form: Option<&Grammar>) -> Result<Grammar, String> {
-        let quote = |text: &str| Value::from(text).to_string();
-        let mut lark = String::new();
+    /// The form is a grammar of its own.
+    pub fn tagged(&self, form: Option<&Grammar>) -> Result<Rules, String> {
+        let mut others = String::new();
         let (text, before) = match form {
-            _ if self.needed => ("", quote(BEGIN)),
+            _ if self.needed => (String::new(), quote(BEGIN)),
             None => {
                 // The second ends with the first mark in it, so that no mark is text.
-                lark.push_str(&format!("text: /(.|\\n)*/\nmarked[suffix={}]: /(.|\\n)*/\n", quote(BEGIN)));
-                ("text | ", "marked".to_owned())
+                others.push_str(&format!("text: /(.|\\n)*/\nmarked[suffix={}]: /(.|\\n)*/\n", quote(BEGIN)));
+                ("text | ".to_owned(), "marked".to_owned())
             }
-            Some(Grammar::JsonObject) => {
-                lark.push_str("text: %json {\"type\": \"object\"}\n");
-                ("text | ", quote(BEGIN))
-            }
-            Some(Grammar::JsonSchema(schema)) => {
-                lark.push_str(&format!("text: %json {}\n", Grammar::spaced(schema)));
-                ("text | ", quote(BEGIN))
-            }
-            Some(_) => {
-                return Err("a grammar cannot be combined with tools; give a JSON schema, or no tools".into());
+            Some(form) => {
+                others.push_str(&format!("text: {}\n", Rules::of(form)?.answer));
+                ("text | ".to_owned(), quote(BEGIN))
             }
         };
         let more =
             if self.several { format!(" ({} call)*", quote(&format!("\n{BEGIN}"))) } else { String::new() };
-        lark.push_str(&format!("start: {text}{before} call{more}\n"));
         let names: Vec<_> = (0..self.tools.len()).map(|i| format!("f{i}")).collect();
-        lark.push_str(&format!("call: {}\n", names.join(" | ")));
+        others.push_str(&format!("call: {}\n", names.join(" | ")));
         for (rule, tool) in names.iter().zip(&self.tools) {
             let head = format!("{NAME}{}{ARGUMENTS}", quote(&tool.name));
             let tail = quote(&format!("}}{END}"));
-            lark.push_str(&format!(
-                "{rule}: {} %json {} {tail}\n",
-                quote(&head),
-                Grammar::spaced(&tool.parameters)
-            ));
+            let parameters = Grammar::spaced(&tool.parameters);
+            others.push_str(&format!("{rule}: {} %json {parameters} {tail}\n", quote(&head)));
         }
-        Ok(Grammar::Lark(lark))
+        Ok(Rules { answer: format!("{text}{before} call{more}"), others })
     }
 }
 
@@ -111,37 +81,11 @@ pub fn result(content: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use yuan::{
-        grammar::{Guide, Words},
-        tokenizer::Tokenizer,
-        vocab::{Piece, PieceKind, Vocab},
-    };
-
-    use super::*;
+    use super::{super::Tool, *};
 
     /// How much of a text an answer may have, and whether it may end there.
     fn accepted(calls: &Calls, form: Option<&Grammar>, text: &str) -> (usize, bool) {
-        let bytes = (0..=255).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
-        let others = ["<eod>", "\u{2581}"].map(|text| (text.to_owned(), PieceKind::Normal));
-        let pieces = bytes.chain(others).map(|(text, kind)| Piece { text, score: 0.0, kind }).collect();
-        let tokenizer = Tokenizer::new(Vocab::from_pieces(pieces)).unwrap();
-        let words = Words::new(&tokenizer).unwrap();
-        let constraint = words.constraint(&calls.grammar(form).unwrap()).unwrap();
-        let (mut guide, eod) = (constraint.guide(false).unwrap(), tokenizer.eod().unwrap());
-        let may = |guide: &mut Guide, token: u32| {
-            let mut logits = vec![0.0; tokenizer.len()];
-            guide.mask(&mut logits, &[eod]).unwrap();
-            logits[token as usize] == 0.0
-        };
-        let mut done = 0;
-        for token in tokenizer.encode_inside(text.as_bytes()) {
-            if guide.is_complete() || !may(&mut guide, token) {
-                return (done, false);
-            }
-            guide.push(token).unwrap();
-            done += tokenizer.bytes(token).len();
-        }
-        (done, guide.is_complete() || may(&mut guide, eod))
+        super::super::tests::accepted(&calls.tagged(form).unwrap().grammar(), text)
     }
 
     fn calls(needed: bool, several: bool) -> Calls {
@@ -196,13 +140,13 @@ mod tests {
             assert_eq!(accepted(&auto, Some(form), text), (text.len(), true), "{text}");
         }
         assert_eq!(accepted(&auto, Some(&schema), "So").0, 0);
-        assert!(auto.grammar(Some(&Grammar::Regex("a".into()))).is_err());
+        assert!(auto.tagged(Some(&Grammar::Regex("a".into()))).is_err());
     }
 
     #[test]
     fn the_model_is_told_of_the_functions_once() {
-        let system = Message::new("system", "Be brief.");
-        for messages in [vec![system, Message::new("user", "x")], vec![Message::new("user", "x")]] {
+        let system = Turn::new("system", "Be brief.");
+        for messages in [vec![system, Turn::new("user", "x")], vec![Turn::new("user", "x")]] {
             let brief = messages.len() == 2;
             let told = calls(false, true).told(messages);
             assert_eq!((told.len(), &*told[0].role, &*told[1].content), (2, "system", "x"));
