@@ -6,6 +6,7 @@ mod common;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    ops::{Deref, DerefMut},
     process::{Child, Command, Stdio},
 };
 
@@ -16,8 +17,33 @@ fn signal(child: &Child, name: &str) {
     assert!(status.success());
 }
 
+/// A server that does not outlive its test.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Deref for Server {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Server {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 /// A server of the demo model, and where it is.
-fn served(folder: &Folder, options: &[&str]) -> (Child, String) {
+fn served(folder: &Folder, options: &[&str]) -> (Server, String) {
     let mut child = program("yuan")
         .args(["serve", "--demo", "--port", "0"])
         .args(options)
@@ -29,7 +55,7 @@ fn served(folder: &Folder, options: &[&str]) -> (Child, String) {
     let line = lines.find(|line| line.contains("is served at")).expect("it is ready");
     std::thread::spawn(move || lines.for_each(drop));
     let address = line.split("http://").nth(1).unwrap().split(':').collect::<Vec<_>>()[..2].join(":");
-    (child, address)
+    (Server(child), address)
 }
 
 fn request(address: &str, head: &str, body: &str) -> TcpStream {
@@ -165,4 +191,94 @@ fn options_stand_in_a_file_in_the_environment_and_on_the_command_line() {
     assert!(printed(&["--config", &file], &[]).contains(&"demo = true".into()));
     std::fs::write(&file, "model = \"none.gguf\"\nport = 0").unwrap();
     assert!(complaint("yuan", &["serve", "--config", &file]).contains("none.gguf"));
+}
+
+/// What `yuan chat` prints for these lines, with a server.
+fn talked(address: &str, options: &[&str], lines: &[&str]) -> std::process::Output {
+    let mut child = program("yuan")
+        .args(["chat", "--server", &format!("http://{address}/v1/")])
+        .args(options)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all((lines.join("\n") + "\n").as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_conversation_with_a_server_is_the_one_without() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let (mut child, address) = served(&folder, &[]);
+    let file = folder.path("talk.json");
+    let (save, load) = (format!("/save {file}"), format!("/load {file}"));
+    let options = [
+        "-n",
+        "24",
+        "--temp",
+        "0.8",
+        "--seed",
+        "5",
+        "--top-k",
+        "30",
+        "--stop",
+        "never",
+        "--logit-bias",
+        "7-inf",
+    ];
+    let lines = ["/system 用诗回答。", "Psalms 151:1", "Ruth 1:1", "/undo", "秋夜 杜甫", &save];
+    // A seed is one of a request here, and one of a conversation there: only the first answer has the same.
+    let first = common::out(&common::chat(&model, &options, &lines[..2]));
+    let said = talked(&address, &options, &lines);
+    assert!(said.status.success(), "{}", common::err(&said));
+    assert!(common::err(&said).contains("[taken back: Ruth 1:1]"), "{}", common::err(&said));
+    assert!(common::out(&said).starts_with(&first));
+    let greedy = ["-n", "24", "--ignore-eod"];
+    let questions = ["Psalms 151:1", "秋夜 杜甫", "Ruth 1:2"];
+    let wanted = common::out(&common::chat(&model, &greedy, &questions));
+    assert_eq!(common::out(&talked(&address, &greedy, &questions)), wanted);
+
+    let more = talked(
+        &address,
+        &["-n", "8", "--json", "--json-schema", r#"{"enum": ["x"]}"#],
+        &[&load, "Ruth 2:1", "/stats"],
+    );
+    let answer: serde_json::Value = serde_json::from_str(common::out(&more).trim()).unwrap();
+    assert_eq!((&answer["text"], &answer["finish"]), (&"\"x\"".into(), &"stop".into()));
+    assert!(answer["usage"]["prompt_tokens"].as_u64() > Some(40), "{answer}");
+    assert!(common::err(&more).contains("[loaded: 2 questions]") && common::err(&more).contains("tok/s"));
+
+    let refused = talked(&address, &["--temp", "-1"], &["Ruth 1:1", "/load /no/such/file"]);
+    let told = common::err(&refused);
+    for part in ["the server says: a temperature of -1", "check the path", "lines that failed: 2"] {
+        assert!(told.contains(part), "no {part:?} in {told}");
+    }
+    signal(&child, "-TERM");
+    child.wait().unwrap();
+    assert!(common::err(&talked(&address, &[], &["Ruth 1:1"])).contains("is the server running?"));
+    assert!(usage("yuan", &["chat"]).contains("<MODEL>"));
+    let other = program("yuan").args(["chat", "--server", "https://example.org"]).output().unwrap();
+    assert!(common::err(&other).contains("begins with http://"));
+}
+
+#[test]
+fn ctrl_c_stops_the_answer_of_a_server() {
+    let folder = Folder::new();
+    let (_server, address) = served(&folder, &[]);
+    let mut child = program("yuan")
+        .args(["chat", "--server", &format!("http://{address}"), "--ignore-eod"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    writeln!(child.stdin.as_mut().unwrap(), "Ruth 1:1").unwrap();
+    let mut text = [0; 8];
+    child.stdout.as_mut().unwrap().read_exact(&mut text).unwrap();
+    signal(&child, "-INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(common::err(&output).contains("[stopped]"), "{}", common::err(&output));
 }

@@ -73,6 +73,7 @@ enum Command {
 fn main() -> ExitCode {
     // A negative number is a value, and no option that nobody knows.
     let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
+    let command = command.mut_subcommand("chat", chat::server_needs_no_model);
     let arguments: Vec<OsString> = env::args_os().collect();
     let mut failure = None;
     let command = match arguments.get(1).is_some_and(|name| name == "serve") {

@@ -1,6 +1,7 @@
 //! Options of the choice of tokens, and of what ends an answer.
 
 use clap::Args;
+use serde_json::{Map, Value, json};
 use yuan::{
     sampler::{Sampler, Settings},
     session::{Engine, Limits},
@@ -81,6 +82,24 @@ impl Sampling {
             temperature: self.temp,
             seed: self.seed.0,
         }
+    }
+
+    /// The same as fields of a request to a server.
+    pub fn request(&self) -> Map<String, Value> {
+        let bias = |&(id, bias): &(u32, f32)| match bias.is_finite() {
+            true => json!([id, bias]),
+            false => json!([id, false]),
+        };
+        let count = |n: usize| if n == usize::MAX { json!(-1) } else { json!(n) };
+        let fields = json!({
+            "temperature": self.temp, "top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p, "seed": self.seed.0,
+            "repeat_penalty": self.repeat_penalty, "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
+            "repeat_last_n": count(self.repeat_last_n), "logit_bias": self.logit_bias.iter().map(bias).collect::<Vec<_>>(),
+            "stop": self.stop, "ignore_eos": self.ignore_eod,
+        });
+        let Value::Object(mut fields) = fields else { unreachable!("an object") };
+        fields.retain(|_, value| !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()));
+        fields
     }
 
     /// What ends an answer of up to `most` tokens.

@@ -12,8 +12,9 @@ use yuan::{
     tokenizer::Message,
 };
 
+use super::talk::{Show, Talk, Told};
 use crate::{
-    answer::{Answer, answer},
+    answer::{Answer, answer, to_json},
     sampling::Sampling,
 };
 
@@ -40,15 +41,12 @@ struct Figures {
 }
 
 /// An answer, and what a full context has done to it.
-pub struct Reply {
-    pub answer: Answer,
-    pub prompt: Vec<u32>,
-    /// It ended because the context was full.
-    pub full: bool,
-    /// Questions that were dropped, with their answers, to make room for this one.
-    pub dropped: usize,
-    /// Tokens were dropped while it was written.
-    pub shifted: bool,
+struct Reply {
+    answer: Answer,
+    prompt: Vec<u32>,
+    full: bool,
+    dropped: usize,
+    shifted: bool,
 }
 
 /// Messages as they stand in the note of a saved session.
@@ -74,26 +72,7 @@ impl Conversation {
         Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, last: None })
     }
 
-    /// Asks `question`, and streams the answer to `show`. A question that does not fit, or whose reading is stopped, is as if it
-    /// had not been asked.
-    pub fn ask(
-        &mut self,
-        question: &str,
-        most: usize,
-        show: impl FnMut(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Reply> {
-        self.messages.push(Message::new("user", question));
-        let reply = self.reply(most, show);
-        match &reply {
-            Ok(reply) => self.messages.push(Message::new("assistant", reply.answer.text.as_str())),
-            Err(_) => {
-                self.messages.pop();
-            }
-        }
-        reply
-    }
-
-    fn reply(&mut self, most: usize, show: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<Reply> {
+    fn reply(&mut self, most: usize, show: Show<'_>) -> anyhow::Result<Reply> {
         let capacity = self.session.capacity();
         let (prompt, dropped) = self.prompt(capacity)?;
         if prompt.len() > capacity {
@@ -148,39 +127,50 @@ impl Conversation {
         }
         Ok((prompt, dropped))
     }
+}
 
-    /// Sets the text that stands before all questions; none when it is empty.
-    pub fn set_system(&mut self, text: &str) {
+impl Talk for Conversation {
+    fn ask(&mut self, question: &str, most: usize, show: Show<'_>) -> anyhow::Result<Told> {
+        self.messages.push(Message::new("user", question));
+        let reply = self.reply(most, show);
+        match &reply {
+            Ok(reply) => self.messages.push(Message::new("assistant", reply.answer.text.as_str())),
+            Err(_) => {
+                self.messages.pop();
+            }
+        }
+        let Reply { answer, prompt, full, dropped, shifted } = reply?;
+        let json = to_json(&answer, &prompt, self.engine.model());
+        Ok(Told { json, finish: answer.finish, full, dropped, shifted })
+    }
+
+    fn set_system(&mut self, text: &str) {
         self.messages.retain(|m| m.role != SYSTEM);
         if !text.is_empty() {
             self.messages.insert(0, Message::new(SYSTEM, text));
         }
     }
 
-    /// Forgets all questions and answers.
-    pub fn reset(&mut self) -> anyhow::Result<()> {
+    fn reset(&mut self) -> anyhow::Result<()> {
         self.messages.retain(|m| m.role == SYSTEM);
         self.sampler = self.sampling.sampler(&self.engine)?;
         self.last = None;
         Ok(())
     }
 
-    /// Takes the last question back, with its answer, and returns it.
-    pub fn undo(&mut self) -> Option<String> {
+    fn undo(&mut self) -> Option<String> {
         let question = self.messages.iter().rposition(|m| m.role == "user")?;
         let undone = self.messages.drain(question..).next();
         undone.map(|m| m.content)
     }
 
-    /// Writes the conversation to a file.
-    pub fn save(&mut self, file: &Path) -> anyhow::Result<()> {
+    fn save(&mut self, file: &Path) -> anyhow::Result<()> {
         let messages = self.messages.iter().map(|m| (m.role.clone(), m.content.clone())).collect();
         self.session.note = serde_json::to_string(&Note { messages })?;
         Ok(self.session.save(file, Some(&self.sampler))?)
     }
 
-    /// Goes on with the conversation of a file; when that fails, with this one.
-    pub fn load(&mut self, file: &Path) -> anyhow::Result<()> {
+    fn load(&mut self, file: &Path) -> anyhow::Result<()> {
         let restored = Session::restore(self.engine.clone(), file, None)?;
         let mut session = restored.session;
         let Ok(note) = serde_json::from_str::<Note>(&session.note) else {
@@ -199,18 +189,11 @@ impl Conversation {
         Ok(())
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    /// Number of questions.
-    pub fn questions(&self) -> usize {
+    fn questions(&self) -> usize {
         self.messages.iter().filter(|m| m.role == "user").count()
     }
 
-    /// Figures for people, a line each.
-    pub fn stats(&self) -> Vec<String> {
+    fn stats(&self) -> Vec<String> {
         let (used, room) = (self.session.position(), self.session.capacity());
         let usage = self.engine.model().pager().usage();
         let touched = usage.uses.iter().filter(|&&n| n > 0).count();

@@ -2,10 +2,12 @@
 
 mod conversation;
 mod input;
+mod remote;
+mod talk;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Command, builder::ArgPredicate};
 use yuan::{
     Error,
     session::{Finish, Limits, Size},
@@ -20,12 +22,13 @@ use yuan_tools::{
 };
 
 use crate::{
-    answer::to_json,
     grammar::{Form, constraint},
     sampling::Sampling,
 };
 use conversation::Conversation;
 use input::{Input, Line};
+use remote::Remote;
+use talk::Talk;
 
 const COMMANDS: &str = "\
 /help          this list
@@ -44,6 +47,7 @@ A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-
 Examples:
   yuan chat model.gguf --temp 0.7 --top-p 0.9
   yuan chat model.gguf --system '用中文回答。' --load yesterday.session
+  yuan chat --server http://127.0.0.1:8080
   yuan chat model.gguf --json-schema '{{\"type\": \"array\", \"items\": {{\"type\": \"string\"}}}}'
   printf '%s\\n' '写一首关于秋天的诗' '再写一首' | yuan chat model.gguf
 Commands in place of a question:
@@ -51,6 +55,9 @@ Commands in place of a question:
 pub struct Chat {
     #[command(flatten)]
     run: RunArgs,
+    /// Talk with the model of a running server instead, such as http://127.0.0.1:8080; YUAN_API_KEY holds its key
+    #[arg(long, value_name = "URL")]
+    server: Option<String>,
     /// The most tokens of an answer (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
     most: Most,
@@ -85,9 +92,22 @@ enum Next {
     Exit,
 }
 
+/// With `--server` a model need not be named.
+pub fn server_needs_no_model(command: Command) -> Command {
+    command.mut_arg("model", |model| {
+        let model = model.required(false).required_unless_present("server");
+        model.default_value_if("server", ArgPredicate::IsPresent, "the server's")
+    })
+}
+
 impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
         let grammar = self.form.grammar()?;
+        if let Some(url) = &self.server {
+            let remote = Remote::new(url, &self.sampling, grammar.as_ref())?;
+            let greeting = format!("{} at {url}. /help lists the commands.", remote.model());
+            return self.talk(remote, &greeting);
+        }
         let mut context = 0;
         let engine = self.run.open_for(|_, config| {
             let saved =
@@ -98,7 +118,11 @@ impl Chat {
         let sampling = self.sampling.clone();
         let constraint = constraint(&engine, grammar.as_ref())?;
         let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
-        let mut talk = Conversation::new(engine, context, self.run.kv, sampling, limits)?;
+        let talk = Conversation::new(engine, context, self.run.kv, sampling, limits)?;
+        self.talk(talk, &format!("{context} tokens of context. /help lists the commands."))
+    }
+
+    fn talk(&self, mut talk: impl Talk, greeting: &str) -> anyhow::Result<()> {
         if let Some(file) = &self.load {
             talk.load(file)?;
         }
@@ -107,7 +131,7 @@ impl Chat {
         }
         let mut input = Input::new(self.history.clone())?;
         if input.is_terminal() {
-            tell!("{} tokens of context. /help lists the commands.", context);
+            tell!("{greeting}");
         }
         let (mut failed, mut was_full) = (0, false);
         loop {
@@ -147,7 +171,7 @@ impl Chat {
         Ok(())
     }
 
-    fn obey(&self, line: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+    fn obey(&self, line: &str, talk: &mut impl Talk) -> anyhow::Result<Next> {
         let line = line.trim();
         let question = match line.strip_prefix('/') {
             Some(text) if text.starts_with('/') => text,
@@ -160,9 +184,9 @@ impl Chat {
         Ok(Next::Go)
     }
 
-    fn ask(&self, question: &str, talk: &mut Conversation) -> anyhow::Result<()> {
+    fn ask(&self, question: &str, talk: &mut impl Talk) -> anyhow::Result<()> {
         let most = if let Most::Tokens(n) = self.most { n } else { usize::MAX };
-        let reply = talk.ask(question, most, |text| if self.json { Ok(()) } else { print(&text) });
+        let reply = talk.ask(question, most, &mut |text| if self.json { Ok(()) } else { print(&text) });
         let reply = match reply {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => {
                 tell!("[stopped; the question is taken back]");
@@ -171,7 +195,7 @@ impl Chat {
             reply => reply?,
         };
         if self.json {
-            say!("{}", to_json(&reply.answer, &reply.prompt, talk.engine().model()))?;
+            say!("{}", reply.json)?;
         } else {
             say!()?;
         }
@@ -186,9 +210,9 @@ impl Chat {
                 "[the context is full, and the answer ends here: /undo or /reset, or start again with a larger --context, or with \
                  --context-shift 0, which drops what is oldest]"
             );
-        } else if reply.answer.finish == Finish::Cancelled {
+        } else if reply.finish == Finish::Cancelled {
             tell!("[stopped]");
-        } else if reply.answer.finish == Finish::Length {
+        } else if reply.finish == Finish::Length {
             tell!("[cut off by -n {most}]");
         }
         Ok(())
@@ -196,7 +220,7 @@ impl Chat {
 }
 
 /// Does what stands behind the slash.
-fn command_of(command: &str, talk: &mut Conversation) -> anyhow::Result<Next> {
+fn command_of(command: &str, talk: &mut impl Talk) -> anyhow::Result<Next> {
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     let rest = rest.trim();
     let file = || {
