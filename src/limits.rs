@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 pub const MOST_CONTEXT: usize = 1 << 24;
 /// Tokens of a vocabulary.
 pub const MOST_VOCAB: usize = 1 << 22;
+/// Tokens that go through the model together.
+pub const MOST_BATCH: usize = 1 << 16;
 /// Threads that read experts.
 pub const MOST_READERS: usize = 256;
 /// Penalties, temperatures and biases: logits that are divided or multiplied by it stay finite.

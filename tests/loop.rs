@@ -231,3 +231,27 @@ fn the_loop_ends_with_the_engine() {
     drop(session);
     assert!(weak.upgrade().is_none());
 }
+
+/// However many tokens may go through the model together: the same bits, in as many passes as that makes.
+#[test]
+fn a_batch_of_another_size_has_the_same_bits() {
+    let folder = common::folder();
+    let container = tiny(&folder);
+    let prompt = tokens(650, &mut Random::new(9));
+    let run = |options: RunOptions| {
+        let engine = Engine::open(container.path(), &options).unwrap();
+        let mut session = session(&engine, KvType::F16);
+        session.sync(&prompt, go).unwrap();
+        (engine.model().batch(), engine.counts().passes, bits(session.logits().unwrap()))
+    };
+    let (usual, passes, wanted) = run(RunOptions::default());
+    assert_eq!((usual, passes), (512, 2));
+    for (asked, batch, passes) in [(1, 32, 21), (64, 64, 11), (1000, 1000, 1)] {
+        assert_eq!(
+            run(RunOptions { batch: asked, ..RunOptions::default() }),
+            (batch, passes, wanted.clone())
+        );
+        let streamed = run(RunOptions { batch: asked, ..keeping_for(&container, 3, CONTEXT) });
+        assert!(streamed.0 <= batch && streamed.2 == wanted, "{asked}: {}", streamed.0);
+    }
+}

@@ -45,6 +45,9 @@ pub struct Options {
     pub kv: KvType,
     /// Which GPU takes part, and with how much.
     pub gpu: gpu::Settings,
+    /// Tokens that go through the model together at most; 0 means the usual number: [`BATCH`](super::BATCH), or as many as memory has room for where experts
+    /// are streamed, so that each is read once. Fewer keep an answer waiting for a shorter time while a prompt is read; the bits are the same.
+    pub batch: usize,
 }
 
 /// Hears how many bytes are there of how many that are brought in while a model is opened, and says whether to go on.

@@ -11,7 +11,7 @@ use crate::{
 
 /// Tokens that go through the model together where nothing asks for more.
 pub const BATCH: usize = 512;
-/// Tokens of the smallest batch.
+/// Tokens of the smallest batch, also where fewer are asked for.
 const LEAST: usize = 32;
 /// Rows of logits that a pass may bring: the memory's budget has room for them.
 pub const LOGIT_ROWS: usize = 32;
@@ -79,18 +79,19 @@ impl Placement {
         let sequence = State::bytes(config, options.kv, options.context);
         let fixed = (PROGRAM + trunk - embedding + logits).saturating_add(sequence);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
+        let batch = if options.batch == 0 { BATCH } else { options.batch.max(LEAST) };
         let mut placement = Self {
             mode: Mode::Mapped,
             why: String::new(),
             trunk,
             kv,
             pool: sequence,
-            scratch: token * BATCH as u64 + logits,
+            scratch: token.saturating_mul(batch as u64).saturating_add(logits),
             expert_bytes,
             experts,
             resident: experts,
             transient,
-            batch: BATCH,
+            batch,
             smallest,
             budget,
             gpu: GpuPlacement::Off(String::new()),
@@ -122,7 +123,10 @@ impl Placement {
             _ => "as asked for".into(),
         };
         if placement.mode == Mode::Streamed {
-            let most = if options.context == 0 { config.context } else { options.context };
+            let mut most = if options.context == 0 { config.context } else { options.context };
+            if options.batch > 0 {
+                most = most.min(options.batch);
+            }
             placement.trunk -= embedding;
             placement.divide(most, fixed, token)?;
             placement.scratch += logits;

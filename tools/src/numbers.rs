@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use yuan::limits::{MOST_CONTEXT, MOST_READERS, MOST_VOCAB, most_threads};
+use yuan::limits::{MOST_BATCH, MOST_CONTEXT, MOST_READERS, MOST_VOCAB, most_threads};
 
 /// Tokens to generate at most: a number, or -1 for as many as the context has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,11 @@ pub fn threads(text: &str) -> Result<usize, String> {
 /// Threads that read experts.
 pub fn readers(text: &str) -> Result<usize, String> {
     number(text, 0, MOST_READERS).map_err(|e| e + ", or 0 for the usual number")
+}
+
+/// Tokens that go through the model together.
+pub fn batch(text: &str) -> Result<usize, String> {
+    number(text, 0, MOST_BATCH).map_err(|e| e + ", or 0 for the usual number")
 }
 
 /// Tokens of a context, or of a part of it.

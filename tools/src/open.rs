@@ -34,6 +34,9 @@ pub struct RunArgs {
     /// Number of threads for several tokens at a time, as in a prompt; 0 means as many as --threads
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads_batch: usize,
+    /// Number of tokens of prompts and answers that go through the model together at most; 0 means the usual number
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::batch)]
+    pub batch_tokens: usize,
     /// Type of the key-value cache: f16, q8_0, q4_0 or f32
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub kv: KvType,
@@ -166,6 +169,7 @@ impl RunArgs {
             context,
             kv: self.kv,
             gpu: self.gpu.settings(),
+            batch: self.batch_tokens,
         }
     }
 }
