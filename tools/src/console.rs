@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use yuan::model::{Cancel, Running};
@@ -19,6 +20,9 @@ use crate::{say::end_line, tell};
 
 /// Exit status after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
+
+/// What a server writes of its requests.
+const SERVER: &str = "yuan_serve=info";
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -77,17 +81,33 @@ pub fn cancel_on_stop(cancel: Cancel) -> impl Drop {
     guard
 }
 
+/// How what a server does is written to stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Log {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
 /// Runs a tool's `main`: logs to stderr (`RUST_LOG` chooses), catches Ctrl-C, prints an error with its causes.
 pub fn run(main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .with_env_filter(filter)
-        .init();
+    run_with(None, main)
+}
+
+/// [`run`] that also writes what a server does, if `log` says how.
+pub fn run_with(log: Option<Log>, main: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    let mut filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into()).from_env_lossy();
+    if log.is_some() && std::env::var_os(EnvFilter::DEFAULT_ENV).is_none() {
+        filter = filter.add_directive(SERVER.parse().expect("a directive"));
+    }
+    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).log_internal_errors(false);
+    let lines = lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).with_env_filter(filter);
+    match log {
+        None => lines.without_time().init(),
+        Some(Log::Text) => lines.init(),
+        Some(Log::Json) => lines.json().flatten_event(true).with_span_list(false).init(),
+    }
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         let handler = || {

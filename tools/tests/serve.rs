@@ -193,6 +193,46 @@ fn options_stand_in_a_file_in_the_environment_and_on_the_command_line() {
     assert!(complaint("yuan", &["serve", "--config", &file]).contains("none.gguf"));
 }
 
+#[test]
+fn requests_are_logged_without_what_is_said_in_them() {
+    let folder = Folder::new();
+    let log = folder.path("log");
+    let mut child = program("yuan")
+        .args(["serve", "--demo", "--port", "0", "--log", "json"])
+        .env("XDG_CACHE_HOME", folder.0.path())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .map(Server)
+        .unwrap();
+    let lines = || std::fs::read_to_string(&log).unwrap();
+    let address = loop {
+        if let Some(found) = lines().split_once("is served at http://") {
+            break found.1.split(':').take(2).collect::<Vec<_>>().join(":");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let head = "POST /v1/completions HTTP/1.1\r\nX-Request-Id: mine-7";
+    let body = r#"{"prompt": "Ruth 1:1<sep>", "max_tokens": 9, "ignore_eos": true}"#;
+    let length = body.len();
+    let mut stream = TcpStream::connect(&address).unwrap();
+    write!(stream, "{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    assert!(reply(stream).contains("x-request-id: mine-7"));
+    assert!(reply(request(&address, "GET /none", "")).contains("x-request-id: req-"));
+    signal(&child, "-TERM");
+    child.wait().unwrap();
+    let text = lines();
+    assert!(!text.contains("Ruth"), "{text}");
+    let entries = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let entries: Vec<_> = entries.collect();
+    let of = |message: &str| entries.iter().find(|entry| entry["message"] == message).expect(message);
+    let (answered, replied) = (of("answered"), of("replied"));
+    assert_eq!((&answered["answer"], &answered["span"]["id"]), (&9.into(), &"mine-7".into()));
+    assert!(answered["prompt"].as_u64() > Some(1) && answered["timestamp"].is_string());
+    assert_eq!((&replied["path"], &replied["status"]), (&"/v1/completions".into(), &200.into()));
+    assert!(entries.iter().any(|entry| entry["path"] == "/none" && entry["status"] == 404));
+}
+
 /// What `yuan chat` prints for these lines, with a server.
 fn talked(address: &str, options: &[&str], lines: &[&str]) -> std::process::Output {
     let mut child = program("yuan")

@@ -1,5 +1,7 @@
 //! Which address does what, and who may use it.
 
+use std::time::Instant;
+
 use axum::{
     Json, Router,
     body::Body,
@@ -11,6 +13,7 @@ use axum::{
 };
 use serde_json::{Value, json};
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
+use tracing::Instrument;
 
 use crate::{
     addresses::{Addresses, EVENTS, JSON, LINES, LIST, TEXT},
@@ -29,6 +32,11 @@ use crate::{
 /// Where Anthropic's clients send their key.
 const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
+/// What a client, or whatever stands before the server, calls a request.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Bytes of it.
+const LONGEST_ID: usize = 128;
+
 /// All addresses of a server.
 ///
 /// # Errors
@@ -46,7 +54,7 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .route("/health", get(health))
         .route("/v1/health", get(health))
         .layer(from_fn(dialect))
-        .layer(from_fn_with_state(server.clone(), count));
+        .layer(from_fn_with_state(server.clone(), watch));
     let router = match cors(&server.options.cors)? {
         Some(cors) => router.layer(cors),
         None => router,
@@ -143,9 +151,20 @@ async fn dialect(request: Request, next: Next) -> Response {
     response.extensions().get().map(|problem: &Problem| problem.reply(form(problem))).unwrap_or(response)
 }
 
-async fn count(State(server): State<Shared>, request: Request, next: Next) -> Response {
-    let response = next.run(request).await;
-    server.metrics.replied(response.status().as_u16());
+/// Counts and logs a request, which gets a name where it has none. What is said in it is not logged.
+async fn watch(State(server): State<Shared>, request: Request, next: Next) -> Response {
+    let sent = request.headers().get(REQUEST_ID).filter(|id| id.len() <= LONGEST_ID && id.to_str().is_ok());
+    let id = sent.cloned().unwrap_or_else(|| {
+        HeaderValue::from_str(&server.request("req")).unwrap_or(HeaderValue::from_static("req"))
+    });
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
+    let begun = Instant::now();
+    let mut response = next.run(request).instrument(span.clone()).await;
+    let (status, ms) = (response.status().as_u16(), begun.elapsed().as_millis() as u64);
+    span.in_scope(|| tracing::info!(%method, path, status, ms, "replied"));
+    server.metrics.replied(status);
+    response.headers_mut().insert(REQUEST_ID, id);
     response
 }
 

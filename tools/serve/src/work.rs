@@ -11,6 +11,7 @@ use tokio::{
     runtime::Handle,
     sync::mpsc::{Receiver, Sender, channel, error::TrySendError},
 };
+use tracing::{Instrument, Span};
 use yuan::{
     Error,
     sampler::{Sampler, Settings},
@@ -72,6 +73,23 @@ pub struct Figures {
     pub prompt_time: Duration,
     /// How long the answer took.
     pub answer_time: Duration,
+}
+
+impl Figures {
+    fn log(&self, finish: Finish) {
+        let ms = |time: Duration| time.as_millis() as u64;
+        let reason = if finish == Finish::Length { "length" } else { "stop" };
+        let Self { prompt, cached, answer, prompt_time, answer_time } = *self;
+        tracing::info!(
+            prompt,
+            cached,
+            answer,
+            prompt_ms = ms(prompt_time),
+            answer_ms = ms(answer_time),
+            reason,
+            "answered"
+        );
+    }
 }
 
 /// Stops the sequences of a request.
@@ -157,7 +175,8 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
     let stop = server.stop();
     let answers = Answers { events, guard: Guard(stop.clone()), left: jobs.len() };
     let (server, model) = (server.clone(), model.clone());
-    tokio::spawn(async move {
+    let span = Span::current();
+    let begin = async move {
         let ticket = Arc::new(ticket);
         for (place, job) in jobs.into_iter().enumerate() {
             let permit = tokio::select! {
@@ -179,14 +198,19 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
                 patience: server.options.patience(),
             };
             let (server, model, stop, ticket) = (server.clone(), model.clone(), stop.clone(), ticket.clone());
+            let span = Span::current();
             tokio::task::spawn_blocking(move || {
-                let _inside = (ticket, permit);
+                let _inside = (ticket, permit, span.entered());
                 let last = match run(&server, &model, &stop, &job, &line) {
                     Ok((finish, figures)) => {
                         server.metrics.answered(&figures);
+                        figures.log(finish);
                         Event::End(finish, figures)
                     }
-                    Err(error) => Event::Failed(error.into()),
+                    Err(error) => {
+                        tracing::info!(%error, "failed");
+                        Event::Failed(error.into())
+                    }
                 };
                 if !stop.is_cut() {
                     // As above.
@@ -194,7 +218,8 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
                 }
             });
         }
-    });
+    };
+    tokio::spawn(begin.instrument(span));
     answers
 }
 

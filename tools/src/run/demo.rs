@@ -72,6 +72,7 @@ impl Demo {
             model,
             threads: self.threads,
             threads_batch: 0,
+            batch_tokens: 0,
             kv: KvType::F16,
             rope: None,
             float: false,

@@ -98,7 +98,8 @@ fn main() -> ExitCode {
         return yuan_tools::console::run(|| config::print(serve, asked));
     }
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    yuan_tools::console::run(|| match cli.command {
+    let log = if let Command::Serve(serve) = &cli.command { serve.log() } else { None };
+    yuan_tools::console::run_with(log, || match cli.command {
         Command::Demo(c) => c.run(),
         Command::Generate(c) => c.run(),
         Command::Chat(c) => c.run(),

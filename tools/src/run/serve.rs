@@ -6,7 +6,7 @@ use clap::{Args, Command};
 use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State};
 use yuan_serve::{Bound, Options, Served};
 use yuan_tools::{
-    console::{self, take_stop},
+    console::{self, Log, take_stop},
     numbers,
     open::RunArgs,
     tell,
@@ -37,6 +37,10 @@ pub struct Serve {
     /// Tokens of one sequence, prompt and answer together (0: what the model was made for)
     #[arg(long, value_name = "N", env = "YUAN_CONTEXT", default_value_t = 0, hide_default_value = true, value_parser = numbers::tokens)]
     context: usize,
+    /// Write a line for each request and each answer to stderr, without what is said in them; json is for programs. A request has the name of its header
+    /// X-Request-Id, or one of the server's
+    #[arg(long, value_name = "FORM", env = "YUAN_LOG")]
+    log: Option<Log>,
     /// File with options by their names, such as `sequences = 16`; the command line and the environment go before it
     #[arg(long, value_name = "FILE", env = "YUAN_CONFIG")]
     config: Option<PathBuf>,
@@ -60,6 +64,11 @@ pub fn demo_needs_no_model(command: Command) -> Command {
 }
 
 impl Serve {
+    /// How requests are logged, if they are.
+    pub fn log(&self) -> Option<Log> {
+        self.log
+    }
+
     pub fn run(mut self) -> anyhow::Result<()> {
         // First of all, so that whoever watches sees the server while its model is loaded.
         let bound = Bound::new(self.server.clone())?;
