@@ -113,6 +113,25 @@ impl Shelf {
         lock(&self.0).retain(|e| !e.block.pages.first().is_some_and(|p| Arc::ptr_eq(p, page)))
     }
 
+    /// Drops the blocks of the beginning of `tokens` that no sequence holds and that no other tokens go on from.
+    pub fn erase(&self, kv: KvType, tokens: &[u32]) {
+        let mut blocks = lock(&self.0);
+        let (mut before, mut chain) = (kv as u64, Vec::new());
+        for tokens in tokens.chunks(SPAN) {
+            let behind = blocks.behind.get(&before).into_iter().flatten();
+            let longest = behind.filter(|e| tokens.starts_with(&e.tokens)).max_by_key(|e| e.tokens.len());
+            let Some(entry) = longest else { break };
+            before = entry.number;
+            chain.push((before, entry.block.holders()));
+        }
+        while let Some((number, holders)) = chain.pop() {
+            if holders > 0 || blocks.behind.contains_key(&number) {
+                break;
+            }
+            blocks.retain(|e| e.number != number);
+        }
+    }
+
     /// Blocks that several sequences hold, and those that none does.
     pub fn count(&self) -> (usize, usize) {
         let blocks = lock(&self.0);

@@ -185,6 +185,11 @@ impl State {
         last.is_some_and(|page| Arc::strong_count(page) == 2 && self.pool.shelf.forget(page))
     }
 
+    /// Drops what sequences have left for the beginning of `tokens` and no other needs.
+    pub(crate) fn erase(&self, tokens: &[u32]) {
+        self.pool.shelf.erase(self.kv, tokens);
+    }
+
     /// Takes the pages that sequences have left for the beginning of `tokens`, where they reach farther than this state, which holds the first of
     /// these tokens. Returns how many tokens they bring.
     pub(crate) fn adopt(&mut self, tokens: &[u32]) -> usize {

@@ -164,6 +164,11 @@ impl Session {
         Ok(self.position())
     }
 
+    /// Drops what sessions have left of the beginning of `tokens`, as far as none has it and nothing else goes on from it: it is not found any more.
+    pub fn forget(&self, tokens: &[u32]) {
+        self.state.erase(tokens);
+    }
+
     /// [`Session::adopt`]: how many of the tokens are the session's own, and how many behind them came with pages of others.
     fn reuse(&mut self, tokens: &[u32]) -> (usize, usize) {
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();

@@ -3,7 +3,7 @@
 
 use axum::{
     Json, Router,
-    extract::State,
+    extract::{Path, RawQuery, State},
     handler::Handler,
     routing::{MethodRouter, delete, get, post},
 };
@@ -42,6 +42,10 @@ impl<M, T: JsonSchema> Body for (M, Asked<T>) {
 }
 
 impl<M, T: JsonSchema> Body for (M, State<Shared>, Asked<T>) {
+    type Body = T;
+}
+
+impl<M, T: JsonSchema> Body for (M, State<Shared>, Path<String>, RawQuery, Asked<T>) {
     type Body = T;
 }
 

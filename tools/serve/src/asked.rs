@@ -26,7 +26,8 @@ impl<T: DeserializeOwned> FromRequest<Shared> for Asked<T> {
         let body = Bytes::from_request(request, server).await;
         let model = server.model()?.clone();
         let body = body.map_err(problem)?;
-        let asked = serde_json::from_slice(&body)
+        // Nothing is no fields, for clients that have none to send.
+        let asked = serde_json::from_slice(if body.is_empty() { b"{}" } else { &body })
             .map_err(|e| Problem::request(format!("the body of the request is not as expected: {e}")))?;
         Ok(Self(model, asked))
     }

@@ -72,8 +72,12 @@ impl Bound {
     /// Listens.
     ///
     /// # Errors
-    /// The address is taken or none of this machine's, or the keys cannot be read.
+    /// The address is taken or none of this machine's, the keys cannot be read, or there cannot be a folder for sessions.
     pub fn new(options: Options) -> anyhow::Result<Self> {
+        if let Some(folder) = &options.sessions {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("--sessions: cannot make the folder {}", folder.display()))?;
+        }
         let place = (options.host.as_str(), options.port);
         let listener = TcpListener::bind(place).with_context(|| {
             format!("cannot listen on {}:{}; choose others with --host and --port", place.0, place.1)

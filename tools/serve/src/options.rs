@@ -47,6 +47,9 @@ pub struct Options {
     #[arg(long, value_name = "N", env = "YUAN_QUEUE", default_value_t = QUEUE,
           value_parser = clap::value_parser!(u64).range(0..=MOST_QUEUE))]
     pub queue: u64,
+    /// Folder of the sessions that clients save and restore (`/slots/0?action=save`)
+    #[arg(long, value_name = "FOLDER", env = "YUAN_SESSIONS")]
+    pub sessions: Option<PathBuf>,
     /// Seconds after which a client that does not read its answer is cut off
     #[arg(long, value_name = "SECONDS", env = "YUAN_TIMEOUT", default_value_t = TIMEOUT,
           value_parser = clap::value_parser!(u64).range(1..=MOST_SECONDS))]
@@ -70,6 +73,7 @@ impl Default for Options {
             cors: Vec::new(),
             sequences: SEQUENCES,
             queue: QUEUE,
+            sessions: None,
             timeout: TIMEOUT,
             drain: DRAIN,
             body: BODY,

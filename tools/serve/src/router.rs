@@ -19,7 +19,7 @@ use crate::{
     addresses::{Addresses, EVENTS, JSON, LINES, LIST, TEXT},
     anthropic::{self, messages},
     experts,
-    llama::{infill, state},
+    llama::{infill, saved, state},
     metrics,
     ollama::{self, embed, generate, models as served},
     openai::{chat::chat, completions::completions, embeddings::embeddings, models, responses},
@@ -83,6 +83,7 @@ fn addresses() -> Addresses {
         .post("/infill", "What stands between two texts", EVENTS, infill::infill)
         .get("/experts", "What the experts do, once or as events", EVENTS, experts::experts)
         .get("/slots", "What each sequence does", LIST, state::slots)
+        .post("/slots/{id}", "Saves, restores or erases what a slot has had (action)", JSON, saved::act)
         .get("/props", "What is served", JSON, state::props)
         .get("/metrics", "Counters, for Prometheus", TEXT, counters)
 }

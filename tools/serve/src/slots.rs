@@ -16,6 +16,8 @@ pub struct Slots(Arc<Mutex<Places>>);
 #[derive(Debug)]
 struct Places {
     running: Vec<Option<Arc<Slot>>>,
+    /// The tokens of the last sequence in each place.
+    last: Vec<Vec<u32>>,
     /// Sequences so far.
     count: usize,
 }
@@ -46,7 +48,11 @@ pub struct Taken {
 impl Slots {
     /// So many free places.
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(Places { running: vec![None; places], count: 0 })))
+        Self(Arc::new(Mutex::new(Places {
+            running: vec![None; places],
+            last: vec![Vec::new(); places],
+            count: 0,
+        })))
     }
 
     /// The first free place for a sequence.
@@ -62,10 +68,25 @@ impl Slots {
         places.count += 1;
         let place = places.running.iter().position(Option::is_none).unwrap_or_else(|| {
             places.running.push(None);
+            places.last.push(Vec::new());
             places.running.len() - 1
         });
         places.running[place] = Some(slot.clone());
         Taken { places: self.0.clone(), place, slot }
+    }
+
+    /// The tokens of the last sequence in a place where none is now, if there was one.
+    pub fn last(&self, place: usize) -> Option<Vec<u32>> {
+        let places = lock(&self.0);
+        let is_free = places.running.get(place)?.is_none();
+        places.last.get(place).filter(|tokens| is_free && !tokens.is_empty()).cloned()
+    }
+
+    /// These are the tokens of the last sequence in this place.
+    pub fn said(&self, place: usize, tokens: Vec<u32>) {
+        if let Some(last) = lock(&self.0).last.get_mut(place) {
+            *last = tokens;
+        }
     }
 
     /// Who is in each place.
@@ -75,6 +96,11 @@ impl Slots {
 }
 
 impl Taken {
+    /// These are the sequence's tokens.
+    pub fn said(&self, tokens: &[u32]) {
+        lock(&self.places).last[self.place] = tokens.to_vec();
+    }
+
     /// One more token of the answer.
     pub fn token(&self) {
         self.slot.decoded.fetch_add(1, Relaxed);

@@ -279,6 +279,7 @@ fn run(
         let piece = pieces.push(token, text);
         if piece == Piece::default() { ControlFlow::Continue(()) } else { line.send(Event::Piece(piece)) }
     })?;
+    slot.said(session.tokens());
     if finish == Finish::Cancelled {
         return Err(Error::Cancelled);
     }

@@ -123,3 +123,56 @@ fn the_server_tells_what_runs() {
     assert_eq!(props["eos_token"], "<eod>");
     assert!(props["chat_template"].as_str().unwrap().contains("messages"));
 }
+
+/// A conversation is saved, and goes on in another server as if it had been read there; what is erased is read again.
+#[test]
+fn a_slot_is_saved_restored_and_erased() {
+    let folder = tempfile::tempdir().unwrap();
+    let options =
+        || Options { sessions: Some(folder.path().join("kept")), sequences: 2, ..Options::default() };
+    let said = "And the LORD said. 春日山中。".repeat(40);
+    let body = json!({ "prompt": said, "max_tokens": 20, "temperature": 0, "ignore_eos": true });
+    let cached = |reply: &Value| reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let file = json!({ "filename": "talk.session" });
+
+    let server = Running::with(options());
+    assert!(refused(&server.post("/slots/0?action=save", &file), 400).contains("no conversation"));
+    let first = server.ask("/v1/completions", &body);
+    server.wait_for("yuan_sequences_running", 0.0);
+    let saved = server.ask("/slots/0?action=save", &file);
+    let total = first["usage"]["total_tokens"].as_u64().unwrap();
+    assert!(saved["n_saved"].as_u64() == Some(total) && saved["n_written"].as_u64() > Some(total), "{saved}");
+    assert_eq!(saved["filename"], "talk.session");
+    for (path, body, status, part) in [
+        ("/slots/0?action=save", json!({ "filename": "../x" }), 400, "no name"),
+        ("/slots/0?action=save", json!({}), 400, "no name"),
+        ("/slots/0?action=restore", json!({ "filename": "none" }), 400, "none"),
+        ("/slots/0?action=melt", file.clone(), 400, "save, restore or erase"),
+        ("/slots/2?action=save", file.clone(), 404, "from 0 to 1"),
+        ("/slots/x?action=save", file.clone(), 404, "from 0 to 1"),
+    ] {
+        let message = refused(&server.post(path, &body), status);
+        assert!(message.contains(part), "{path}: {message}");
+    }
+    server.end().unwrap();
+
+    let server = Running::with(options());
+    let restored = server.ask("/slots/1?action=restore", &file);
+    assert_eq!((&restored["n_restored"], &restored["id_slot"]), (&saved["n_saved"], &json!(1)));
+    let mut longer = body.clone();
+    longer["prompt"] = json!(said.clone() + first["choices"][0]["text"].as_str().unwrap() + " Amen.");
+    let again = server.ask("/v1/completions", &body);
+    assert_eq!(again["choices"][0]["text"], first["choices"][0]["text"]);
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert!(cached(&again) + 64 > prompt, "{again}");
+    server.wait_for("yuan_sequences_running", 0.0);
+
+    // Both slots have had the same.
+    assert_eq!(server.post_text("/slots/1?action=erase", "").1["n_erased"], saved["n_saved"]);
+    assert!(refused(&server.post_text("/slots/1?action=erase", ""), 400).contains("no conversation"));
+    let fresh = server.ask("/v1/completions", &body);
+    assert_eq!((cached(&fresh), &fresh["choices"]), (0, &again["choices"]));
+
+    let server = Running::new();
+    assert!(refused(&server.post("/slots/0?action=restore", &file), 400).contains("--sessions"));
+}
