@@ -9,6 +9,7 @@ use yuan::{
     config::RopePrecision,
     container::Container,
     model::{KvType, Model, Options, Stage, State, Want},
+    quantize::Wishes,
     sampler::greedy,
 };
 
@@ -205,6 +206,28 @@ fn demo_model_equals_the_reference() {
     let container = common::convert(&common::demo(), &common::exact(), &folder.path().join("exact.gguf"));
     let goldens = Goldens::read(&common::demo().join("goldens.safetensors"));
     check_model("demo", &container, &goldens, &ALL);
+}
+
+/// The exact blocks of a GPTQ checkpoint: 4 bits in tiles, 8 bits in panels.
+#[test]
+fn gptq_models_equal_the_reference() {
+    for (name, experts) in [("tiny-int4", "q4_0"), ("tiny-int8", "rows"), ("demo-int4", "q4_0")] {
+        let (Some(checkpoint), Some(goldens)) = (
+            common::fixture(&format!("models/gptq-{name}")),
+            common::fixture(&format!("goldens/gptq-{name}.safetensors")),
+        ) else {
+            continue;
+        };
+        let folder = common::folder();
+        let wishes = Wishes { lossless: true, ..Wishes::default() };
+        let (container, losses) = common::convert_as(&checkpoint, &wishes, &folder.path().join("m.gguf"));
+        assert!(
+            losses.is_empty() && container.layout_name().contains(experts),
+            "{}",
+            container.layout_name()
+        );
+        check_model(name, &container, &Goldens::read(&goldens), &[RopePrecision::F32, RopePrecision::HfBf16]);
+    }
 }
 
 #[test]

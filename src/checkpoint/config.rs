@@ -2,7 +2,10 @@
 
 use std::{fmt::Display, path::Path};
 
-use super::json::{Object, parse_object};
+use super::{
+    gptq,
+    json::{Object, parse_object},
+};
 use crate::{
     config::{Architecture, ModelConfig, RopePrecision},
     error::{Error, Result},
@@ -31,7 +34,8 @@ pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
     let map = parse_object(text, path)?;
     let top = Object::new(&map, path);
     check_architecture(&top, path)?;
-    check_quantization(&top, path)?;
+    // What it says is read where weights are, but another method than GPTQ is refused here.
+    gptq::Settings::of_config(text, path)?;
     let moe = top.object("moe_config", "moe_config.")?;
     check_features(&top, path)?;
     if let Some(moe) = &moe {
@@ -153,18 +157,6 @@ fn check_architecture(top: &Object<'_>, path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn check_quantization(top: &Object<'_>, path: &Path) -> Result<()> {
-    let Some(quantization) = top.object("quantization_config", "quantization_config.")? else {
-        return Ok(());
-    };
-    let method = quantization.text("quant_method")?.unwrap_or("an unnamed method");
-    Err(unsupported(
-        path,
-        format!("a checkpoint quantized by {method}"),
-        "give the bf16 checkpoint (Yuan2-M32-hf): quantizing twice loses more",
-    ))
 }
 
 /// Refuses what changes the math: any of these keys in any place with any value but the one that is built.
@@ -454,7 +446,7 @@ mod tests {
             ("use_shareqk", json!(true)),
             ("rope_scaling", json!({ "type": "yarn" })),
             ("rope_precision", json!("f64")),
-            ("quantization_config", json!({ "quant_method": "gptq", "bits": 4 })),
+            ("quantization_config", json!({ "quant_method": "awq", "bits": 4 })),
         ] {
             let Err(Error::Unsupported { what, remedy, .. }) = parse(&with(key, value.clone())) else {
                 panic!("{key} is accepted");
@@ -462,7 +454,7 @@ mod tests {
             let value = value.as_array().map_or(&value, |list| &list[0]);
             let named = value.as_str().is_some_and(|v| what.contains(v));
             let key = key.trim_start_matches("moe_config.");
-            assert!(named || what.contains(key) || what.contains("gptq"), "{what}");
+            assert!(named || what.contains(key) || what.contains("awq"), "{what}");
             assert!(!remedy.is_empty());
         }
         assert!(matches!(parse(&json!({})), Err(Error::Unsupported { .. })));

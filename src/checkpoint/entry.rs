@@ -112,6 +112,13 @@ pub struct Entry {
     pub offset: u64,
 }
 
+impl Entry {
+    /// Bytes of the elements, where their size is known and can be counted.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        elements(&self.shape)?.checked_mul(self.element.bytes()?)
+    }
+}
+
 /// The product of the dims, if it does not overflow.
 pub(super) fn elements(shape: &[u64]) -> Option<u64> {
     shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))

@@ -13,6 +13,7 @@ use super::{
     config::{Parsed, parse_config},
     entry::{ElementType, Entry, elements},
     file::{open, read_exact_at, read_text, stamp},
+    gptq::{self, Facts, Packed},
     layout::{self, Format, Layout},
     names, safetensors,
 };
@@ -34,14 +35,18 @@ pub struct Checkpoint {
     names_rope_base: bool,
     files: Vec<Shard>,
     tensors: HashMap<String, Weights>,
+    /// How matrices are quantized, and those that are, by the names of their weights.
+    quantized: Option<gptq::Settings>,
+    modules: HashMap<String, gptq::Module>,
     /// Size and modification time of the config's file.
     config_stamp: (u64, u128),
 }
 
+/// An open file of weights.
 #[derive(Debug)]
-struct Shard {
+pub(super) struct Shard {
     name: String,
-    path: PathBuf,
+    pub path: PathBuf,
     file: File,
     len: u64,
     modified: u128,
@@ -60,15 +65,17 @@ struct Weights {
 }
 
 impl Checkpoint {
-    /// Opens a folder with `config.json` and weights: `model.safetensors`, its shards, `pytorch_model.bin`, or its shards. Reads the
-    /// tables of all files, and no weights.
+    /// Opens a folder with `config.json` and weights: `model.safetensors`, its shards, `pytorch_model.bin`, or its shards; or a folder of GPTQ
+    /// ([`gptq`]). Reads the tables of all files, and no weights.
     ///
     /// # Errors
     /// When a file is missing, damaged or not supported; [`Error::Tensors`] lists all tensors that are not as the config has them.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let config_stamp = stamp(&open(&path)?, &path)?;
-        let Parsed { config, names_rope_base } = parse_config(&read_text(&path, LARGEST_CONFIG)?, &path)?;
+        let text = read_text(&path, LARGEST_CONFIG)?;
+        let Parsed { config, names_rope_base } = parse_config(&text, &path)?;
+        let quantized = gptq::Settings::find(folder, &text)?;
         let layout = layout::find(folder)?;
         let mut files = Vec::new();
         let mut tables = Vec::new();
@@ -80,8 +87,12 @@ impl Checkpoint {
             });
             files.push(shard);
         }
-        let tensors = check(&config, folder, &layout, tables)?;
-        Ok(Self { folder: folder.into(), config, names_rope_base, files, tensors, config_stamp })
+        let (tensors, modules) = check(&config, folder, &layout, tables, quantized.as_ref(), &files)?;
+        if let Some(settings) = &quantized {
+            gptq::check_label(settings, &modules, &files)?;
+        }
+        let folder = folder.into();
+        Ok(Self { folder, config, names_rope_base, files, tensors, quantized, modules, config_stamp })
     }
 
     /// The shape of the model.
@@ -103,7 +114,8 @@ impl Checkpoint {
             "model.safetensors.index.json",
             "pytorch_model.bin.index.json",
         ];
-        let beside = BESIDE.iter().map(|name| self.folder.join(name)).filter(|path| path.exists());
+        let beside =
+            BESIDE.iter().chain(&gptq::FILES).map(|name| self.folder.join(name)).filter(|path| path.exists());
         self.files.iter().map(|shard| shard.path.clone()).chain(beside).collect()
     }
 
@@ -114,7 +126,8 @@ impl Checkpoint {
 
     /// Bytes of all tensors that the config asks for.
     pub fn data_bytes(&self) -> u64 {
-        self.tensors.values().map(|weights| weights.elements * weights.width).sum()
+        let plain = self.tensors.values().map(|weights| weights.elements * weights.width).sum::<u64>();
+        plain + self.modules.values().map(gptq::Module::bytes).sum::<u64>()
     }
 
     /// Bytes that are the same as long as the folder, the config, and the names, sizes and modification times of the files are.
@@ -124,10 +137,43 @@ impl Checkpoint {
         let config = ("config.json", self.config_stamp.0, self.config_stamp.1);
         // Debug texts quote names, so that no two lists look the same.
         let list: Vec<_> = std::iter::once(config).chain(files).collect();
-        format!("{folder:?} {:?} {list:?}", self.config).into_bytes()
+        let quantized = self.quantized.as_ref().map(|settings| format!(" {settings:?}"));
+        format!("{folder:?} {:?} {list:?}{}", self.config, quantized.unwrap_or_default()).into_bytes()
     }
 
-    /// Appends the elements `range` (row-major) of a tensor to `out`, widened to f32.
+    /// How its matrices are quantized, where some are.
+    pub fn quantized(&self) -> Option<&gptq::Settings> {
+        self.quantized.as_ref().filter(|_| !self.modules.is_empty())
+    }
+
+    /// What decides which forms hold the quantized matrix of this name exactly; `None` where the tensor is not quantized.
+    ///
+    /// # Errors
+    /// When its parts cannot be read, or are damaged.
+    pub fn facts(&self, name: &str) -> Result<Option<Facts>> {
+        self.modules.get(name).map(|module| module.facts(&self.files)).transpose()
+    }
+
+    /// The quantized matrix of this name, whole; `None` where the tensor is not quantized.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::facts`].
+    pub fn packed(&self, name: &str) -> Result<Option<Packed>> {
+        self.modules.get(name).map(|module| module.load(&self.files)).transpose()
+    }
+
+    /// Bytes of the largest quantized matrix as the files have it.
+    pub fn largest_packed(&self) -> u64 {
+        self.modules.values().map(gptq::Module::bytes).max().unwrap_or(0)
+    }
+
+    /// The type of a tensor's elements; `None` for one that is quantized or not there.
+    pub fn element(&self, name: &str) -> Option<&ElementType> {
+        self.tensors.get(name).map(|weights| &weights.element)
+    }
+
+    /// Appends the elements `range` (row-major) of a tensor to `out`, widened to f32. Of a quantized matrix all is read, for any range:
+    /// [`Checkpoint::packed`] is for those who want several.
     ///
     /// # Errors
     /// [`Error::Argument`] for a tensor that the model does not have, and a range beyond its end; [`Error::Io`].
@@ -136,6 +182,13 @@ impl Checkpoint {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
         let argument = |problem: String| Error::Argument(format!("tensor {name}: {problem}"));
+        if let Some(module) = self.modules.get(name) {
+            if range.start > range.end || range.end > module.elements() {
+                return Err(argument(format!("elements {range:?} of {}", module.elements())));
+            }
+            module.load(&self.files)?.read_f32(range, out);
+            return Ok(());
+        }
         let weights =
             self.tensors.get(name).ok_or_else(|| argument("the model has none of this name".into()))?;
         if range.start > range.end || range.end as u64 > weights.elements {
@@ -148,8 +201,7 @@ impl Checkpoint {
             for start in range.clone().step_by(PIECE / width) {
                 let count = (range.end - start).min(PIECE / width);
                 buffer.resize(count * width, 0);
-                read_exact_at(&shard.file, buffer, weights.offset + start as u64 * weights.width)
-                    .map_err(Error::io("read", &shard.path))?;
+                shard.read(buffer, weights.offset + start as u64 * weights.width)?;
                 weights.element.widen(buffer, out);
             }
             Ok(())
@@ -164,6 +216,11 @@ impl Shard {
         let (len, modified) = stamp(&file, &path)?;
         Ok(Self { name: name.into(), path, file, len, modified })
     }
+
+    /// Fills `buffer` from the file's byte `offset` on.
+    pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
+        read_exact_at(&self.file, buffer, offset).map_err(Error::io("read", &self.path))
+    }
 }
 
 /// Whether a tensor that the table of names does not have may be there all the same.
@@ -177,9 +234,11 @@ fn check(
     folder: &Path,
     layout: &Layout,
     tables: Vec<Vec<Entry>>,
-) -> Result<HashMap<String, Weights>> {
+    quantized: Option<&gptq::Settings>,
+    files: &[Shard],
+) -> Result<(HashMap<String, Weights>, HashMap<String, gptq::Module>)> {
     let mut problems = TensorProblems::default();
-    let mut found: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+    let mut found = gptq::Found::new();
     let mut twice = HashSet::new();
     for (file, table) in tables.into_iter().enumerate() {
         for entry in table {
@@ -195,9 +254,12 @@ fn check(
     let places: BTreeMap<String, usize> =
         found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
 
+    let specs = names::tensors(config);
     let mut tensors = HashMap::new();
+    let modules = gptq::take_modules(quantized, &specs, &mut found, files, &mut problems)?;
+    let is_plain = |spec: &names::TensorSpec| !modules.contains_key(&spec.hf);
     let mut wrong_type = None;
-    for spec in names::tensors(config) {
+    for spec in specs.into_iter().filter(is_plain) {
         let Some((file, entry)) = found.remove(&spec.hf) else {
             problems.missing.push(spec.hf);
             continue;
@@ -231,7 +293,7 @@ fn check(
             what: format!("tensor {name} of type {element}"),
             remedy: "give the bf16, f16 or f32 checkpoint".into(),
         }),
-        None => Ok(tensors),
+        None => Ok((tensors, modules.into_iter().filter_map(|(name, m)| Some((name, m?))).collect())),
     }
 }
 

@@ -35,12 +35,25 @@ pub(super) struct Layout {
     pub index: Option<(String, BTreeMap<String, String>)>,
 }
 
-/// Looks for weights in the order: safetensors before `.bin`; of each a single file, an index, loose shards.
+/// Looks for weights in the order: a file of GPTQ as the authors' fork names it, safetensors before `.bin`; of each a single file, an index, loose
+/// shards.
 ///
 /// # Errors
 /// When there are none, the folder cannot be read, or the index is damaged.
 pub(super) fn find(folder: &Path) -> Result<Layout> {
     let names = names(folder)?;
+    let quantized: Vec<String> = names.iter().filter(|name| is_gptq(name)).cloned().collect();
+    if let Some(other) = quantized.iter().find(|name| kind(name) != kind(&quantized[0])) {
+        return Err(Error::BadFile {
+            path: folder.join(other),
+            place: "the folder".into(),
+            problem: format!("it has {}, too, a checkpoint of its own", quantized[0]),
+            remedy: "move one of them with its quantize_config.json to another folder",
+        });
+    }
+    if !quantized.is_empty() {
+        return Ok(Layout { format: Format::Safetensors, files: quantized, index: None });
+    }
     for (format, single, index, loose) in [
         (Format::Safetensors, "model.safetensors", "model.safetensors.index.json", ("", ".safetensors")),
         (Format::Torch, "pytorch_model.bin", "pytorch_model.bin.index.json", ("pytorch_model-", ".bin")),
@@ -75,6 +88,16 @@ pub(super) fn find(folder: &Path) -> Result<Layout> {
         problem: "it has no weights: neither *.safetensors nor pytorch_model*.bin".into(),
         remedy: "give the folder of a Hugging Face checkpoint with all of its files",
     })
+}
+
+/// Whether a file is named `gptq_model-4bit-128g.safetensors`, or is a shard of such a file.
+fn is_gptq(name: &str) -> bool {
+    name.starts_with("gptq_model-") && name.ends_with(".safetensors")
+}
+
+/// `gptq_model-4bit` of such a name.
+fn kind(name: &str) -> Option<&str> {
+    name.split_once("bit").map(|(before, _)| before)
 }
 
 /// The names of the folder's files that are UTF-8.
@@ -184,6 +207,19 @@ mod tests {
             2
         );
         assert!(files(&["a.txt"]).unwrap_err().to_string().contains("no weights"));
+    }
+
+    #[test]
+    fn files_of_gptq_go_before_others_and_stand_alone() {
+        let four = "gptq_model-4bit-128g.safetensors";
+        assert_eq!(files(&["model.safetensors", four]).unwrap(), [four]);
+        let shards = [
+            "gptq_model-4bit-128g-00001-of-00002.safetensors",
+            "gptq_model-4bit-128g-00002-of-00002.safetensors",
+        ];
+        assert_eq!(files(&shards).unwrap(), shards);
+        let e = files(&[four, "gptq_model-8bit-128g.safetensors"]).unwrap_err().to_string();
+        assert!(e.contains("8bit") && e.contains(four), "{e}");
     }
 
     #[test]

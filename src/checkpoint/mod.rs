@@ -8,6 +8,7 @@ pub mod config;
 pub mod entry;
 mod file;
 mod folder;
+pub mod gptq;
 mod json;
 pub mod layout;
 pub mod names;

@@ -4,7 +4,10 @@ mod output;
 mod piece;
 mod source;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 pub use output::Written;
 use piece::{Piece, panel_tensor, row_tensor, tileable, tiled_tensor};
@@ -21,7 +24,7 @@ use crate::{
         write::{ALIGNMENT, Writer},
     },
     error::{Error, Result},
-    quantize::{Encoded, Item, Options, Plan, SourceOf, Weights, encode_item, synth},
+    quantize::{Encoded, Item, Loss, Options, Plan, SourceOf, Weights, encode_item, synth},
     vocab::Vocab,
 };
 
@@ -33,6 +36,8 @@ pub struct Conversion<'a> {
     /// Files that are read.
     inputs: Vec<PathBuf>,
     make: Make<'a>,
+    /// What it cost to quantize quantized matrices once more, as far as it is known.
+    losses: Arc<Mutex<Vec<Loss>>>,
     /// Bytes that the workers hold beside the finished tensors.
     scratch: u64,
 }
@@ -52,15 +57,19 @@ impl<'a> Conversion<'a> {
         vocab: &Vocab,
         identity: &[u8],
     ) -> Result<Conversion<'a>> {
-        Self::of_plan(plan, vocab, identity, move |item, config, tiles| {
-            match encode_item(item, config.ffn, &source)? {
+        let losses = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&losses);
+        let conversion = Self::of_plan(plan, vocab, identity, move |item, config, tiles| {
+            let lost = |loss| heard.lock().unwrap_or_else(PoisonError::into_inner).push(loss);
+            match encode_item(item, config.ffn, &source, &lost)? {
                 Encoded::Matrix(rows) if item.panels => Ok(panels::pack(item.dtype, item.cols, &rows)),
                 Encoded::Matrix(rows) => Ok(rows),
                 Encoded::Expert { w1, w2 } => {
                     Ok(tiles.expect("only tiled experts are encoded so").pack(&w1, &w2))
                 }
             }
-        })
+        })?;
+        Ok(Conversion { losses, ..conversion })
     }
 
     /// A container of `plan`'s tensors with random weights, made in their final form.
@@ -152,6 +161,7 @@ impl<'a> Conversion<'a> {
             tensors,
             identity: identity.to_vec(),
             inputs: Vec::new(),
+            losses: Arc::default(),
             scratch: plan.scratch_bytes(rayon::current_num_threads()),
             make: Box::new(move |i| make(&plan.items[i], &config, tiles)),
         })
@@ -173,6 +183,7 @@ impl<'a> Conversion<'a> {
             tensors,
             identity: container.identity().to_vec(),
             inputs: vec![container.path().into()],
+            losses: Arc::default(),
             scratch: pieces.iter().map(|p| p.tensor.bytes).max().unwrap_or(0),
             make: Box::new(move |i| {
                 let bytes = pieces[i].bytes();
@@ -186,6 +197,12 @@ impl<'a> Conversion<'a> {
     pub fn reading(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
         self.inputs.extend(files);
         self
+    }
+
+    /// What it has cost so far to quantize quantized matrices once more, in the order of the file. Those that an earlier run has written are not
+    /// among them.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The tensors of the file, in order.

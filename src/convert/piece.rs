@@ -71,7 +71,10 @@ impl Piece {
                 (view, ConvLayout::Interleaved) => Self::taps(spec, view, ConvLayout::Split),
                 (view, ConvLayout::Split) => Self::in_panels(spec, view),
             },
-            (Role::Head | Role::Attention | Role::Mlp, _) => Self::in_panels(spec, view(container, spec)?),
+            (
+                Role::Head | Role::Attention | Role::Mlp | Role::ExpertIn { .. } | Role::ExpertOut { .. },
+                _,
+            ) => Self::in_panels(spec, view(container, spec)?),
             _ => Self::in_rows(spec, view(container, spec)?, dims(spec)),
         };
         Ok(Some(piece))

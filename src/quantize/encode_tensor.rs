@@ -3,14 +3,14 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
-use yuan_kernels::{DType, tile::TILE_NEURONS};
+use yuan_kernels::{DType, dequantize, tile::TILE_NEURONS};
 
 use super::{
-    encode, first_non_finite,
+    encode, first_non_finite, lossless,
     plan::{CHUNK_WEIGHTS, Item, SourceOf},
 };
 use crate::{
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, gptq::Packed},
     error::{Error, Result},
 };
 
@@ -21,11 +21,23 @@ pub trait Weights: Sync {
     /// # Errors
     /// When the tensor does not exist or cannot be read.
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
+
+    /// The tensor as it is quantized; `None` where it is not.
+    ///
+    /// # Errors
+    /// When the tensor cannot be read.
+    fn packed(&self, _name: &str) -> Result<Option<Packed>> {
+        Ok(None)
+    }
 }
 
 impl Weights for Checkpoint {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         Self::read_f32(self, name, range, out)
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<Packed>> {
+        Self::packed(self, name)
     }
 }
 
@@ -33,6 +45,23 @@ impl<W: Weights + ?Sized> Weights for &W {
     fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
         (**self).read_f32(name, range, out)
     }
+
+    fn packed(&self, name: &str) -> Result<Option<Packed>> {
+        (**self).packed(name)
+    }
+}
+
+/// What it cost to quantize a quantized matrix once more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loss {
+    /// Its name in the checkpoint.
+    pub name: String,
+    /// Its type in the container.
+    pub dtype: DType,
+    /// Root of the mean square of what its weights changed by, as a share of that of the weights.
+    pub relative: f64,
+    /// The most that a weight changed by.
+    pub largest: f32,
 }
 
 /// The bytes of a planned tensor.
@@ -49,13 +78,17 @@ pub enum Encoded {
     },
 }
 
-/// Reads and encodes one tensor. The bytes do not depend on the number of threads.
+/// Reads and encodes one tensor. The bytes do not depend on the number of threads. Quantized matrices that do not fit the type of the item are encoded
+/// anew, and `lost` hears what that cost.
 ///
 /// # Errors
 /// Those of the source; [`Error::Argument`] that names a tensor with a weight that is not a finite number.
-pub fn encode_item(item: &Item, ffn: usize, source: &dyn Weights) -> Result<Encoded> {
+pub fn encode_item(item: &Item, ffn: usize, source: &dyn Weights, lost: &dyn Fn(Loss)) -> Result<Encoded> {
     let matrix = |name: &str, rows, cols, padded, order| {
-        encode_matrix(&Matrix { name, rows, cols, padded, dtype: item.dtype, order }, source)
+        let matrix = Matrix { name, rows, cols, padded, dtype: item.dtype, order };
+        let (bytes, loss) = encode_matrix(&matrix, source)?;
+        loss.into_iter().for_each(lost);
+        Ok::<_, Error>(bytes)
     };
     Ok(match &item.source {
         SourceOf::Matrix(name) => {
@@ -88,20 +121,64 @@ struct Matrix<'a> {
     order: Order,
 }
 
-fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<Vec<u8>> {
+/// What rows changed by: the sums of squares of the changes and of the weights, and the largest change.
+#[derive(Clone, Copy, Default)]
+struct Change {
+    changes: f64,
+    weights: f64,
+    largest: f32,
+}
+
+impl Change {
+    fn of(weights: &[f32], found: &[f32]) -> Self {
+        let square = |w: f32| f64::from(w) * f64::from(w);
+        weights.iter().zip(found).fold(Self::default(), |sum, (w, f)| Self {
+            changes: sum.changes + square(w - f),
+            weights: sum.weights + square(*w),
+            largest: sum.largest.max((w - f).abs()),
+        })
+    }
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            changes: self.changes + other.changes,
+            weights: self.weights + other.weights,
+            largest: self.largest.max(other.largest),
+        }
+    }
+}
+
+/// The bytes of a matrix, and what they cost, if the source has it quantized in another way.
+fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<(Vec<u8>, Option<Loss>)> {
+    let packed = source.packed(m.name)?;
+    if let Some(packed) = &packed
+        && (packed.outputs(), packed.inputs(), m.order) != (m.rows, m.cols, Order::Plain)
+    {
+        let (rows, cols) = (packed.outputs(), packed.inputs());
+        return Err(Error::Argument(format!("tensor {}: it is [{rows}, {cols}], quantized", m.name)));
+    }
+    let exact = packed.as_ref().is_some_and(|packed| lossless::fits(&packed.facts(), m.dtype).is_ok());
+    let blocks = exact && m.dtype.is_quantized() && m.cols.is_multiple_of(m.dtype.block_len());
     let row_bytes = m.dtype.row_bytes(m.padded).ok_or_else(|| {
         let name = m.dtype.name();
         Error::Argument(format!("tensor {}: rows of {} do not fit the blocks of {name}", m.name, m.padded))
     })?;
     let mut out = vec![0; m.rows * row_bytes];
     let rows = (CHUNK_WEIGHTS / m.cols).max(1);
-    out.par_chunks_mut(rows * row_bytes).enumerate().try_for_each_init(
+    let pieces = out.par_chunks_mut(rows * row_bytes).enumerate().map_init(
         || (Vec::new(), Vec::new()),
-        |(read, row), (i, out)| -> Result<()> {
+        |(read, row), (i, out)| -> Result<Change> {
             let start = i * rows * m.cols;
-            let len = out.len() / row_bytes * m.cols;
+            let count = out.len() / row_bytes;
             read.clear();
-            source.read_f32(m.name, start..start + len, read)?;
+            match &packed {
+                Some(packed) if blocks => {
+                    lossless::blocks(packed, m.dtype, i * rows..i * rows + count, row_bytes, out);
+                    return Ok(Change::default());
+                }
+                Some(packed) => packed.widen(i * rows..i * rows + count, read),
+                None => source.read_f32(m.name, start..start + count * m.cols, read)?,
+            }
             if let Some(at) = first_non_finite(read) {
                 let (r, c) = ((start + at) / m.cols, (start + at) % m.cols);
                 return Err(Error::Argument(format!(
@@ -109,6 +186,7 @@ fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<Vec<u8>> {
                     m.name, read[at]
                 )));
             }
+            let mut change = Change::default();
             for (weights, out) in read.chunks_exact(m.cols).zip(out.chunks_exact_mut(row_bytes)) {
                 row.clear();
                 match m.order {
@@ -120,10 +198,22 @@ fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<Vec<u8>> {
                 }
                 // Blocks behind the last that holds a weight stay zero bytes.
                 row.resize(m.cols.next_multiple_of(m.dtype.block_len()), 0.0);
-                encode(m.dtype, row, &mut out[..row.len() / m.dtype.block_len() * m.dtype.block_bytes()]);
+                let out = &mut out[..row.len() / m.dtype.block_len() * m.dtype.block_bytes()];
+                encode(m.dtype, row, out);
+                if packed.is_some() && !exact {
+                    dequantize(m.dtype, out, row);
+                    change = change.add(Change::of(weights, row));
+                }
             }
-            Ok(())
+            Ok(change)
         },
-    )?;
-    Ok(out)
+    );
+    // Added up in the order of the pieces, so that figures do not depend on the threads.
+    let pieces: Vec<Change> = pieces.collect::<Result<_>>()?;
+    if packed.is_none() || exact {
+        return Ok((out, None));
+    }
+    let change = pieces.into_iter().fold(Change::default(), Change::add);
+    let relative = if change.weights > 0.0 { (change.changes / change.weights).sqrt() } else { 0.0 };
+    Ok((out, Some(Loss { name: m.name.into(), dtype: m.dtype, relative, largest: change.largest })))
 }

@@ -10,7 +10,7 @@ use crate::{
 /// Types of the weights and overrides of the config.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Experts: `q4_k` or `q4_0` as neuron tiles; `f16`, `bf16` or `f32` as rows, for checking.
+    /// Experts: `q4_k` or `q4_0` as neuron tiles; `q8_0` as panels; `f16`, `bf16` or `f32` as rows, for checking.
     pub experts: DType,
     /// Embedding, head, attention, filter and dense MLP.
     pub dense: DType,
@@ -31,10 +31,10 @@ impl Options {
     /// [`Error::Argument`] that names a type which is not built for its place, or a base that is no base.
     pub fn validate(&self) -> Result<()> {
         use DType::{Bf16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
-        if !matches!(self.experts, Q4_K | Q4_0 | F16 | Bf16 | F32) {
+        if !matches!(self.experts, Q4_K | Q4_0 | Q8_0 | F16 | Bf16 | F32) {
             let name = self.experts.name();
             return Err(Error::Argument(format!(
-                "experts in {name} are not built; choose q4_k, q4_0, f16, bf16 or f32"
+                "experts in {name} are not built; choose q4_k, q4_0, q8_0, f16, bf16 or f32"
             )));
         }
         if !matches!(self.dense, Q8_0 | Q6_K | Q4_K | F16 | Bf16 | F32) {

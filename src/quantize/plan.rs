@@ -9,11 +9,11 @@ use yuan_kernels::{
     tile::TILE_NEURONS,
 };
 
-use super::Options;
+use super::{Options, Wishes, choose};
 use crate::{
     checkpoint::{
         Checkpoint,
-        names::{self, Role},
+        names::{self, Role, TensorSpec},
     },
     config::{Architecture, ModelConfig},
     error::{Error, Result},
@@ -67,20 +67,30 @@ pub struct Plan {
     pub items: Vec<Item>,
     /// The type of tiled experts, or none where experts are row-major matrices.
     pub tiles: Option<DType>,
+    /// By item, why its weights are not those of the checkpoint, if they are not. Empty where nobody has looked: for checkpoints of floats, whose
+    /// matrices are rounded to the types of the plan.
+    pub losses: Vec<Option<String>>,
+    /// Bytes of the largest quantized matrix of the checkpoint.
+    pub(super) packed: u64,
 }
 
 impl Plan {
-    /// [`Plan::new`] of a checkpoint's model, and what the user should know about it.
+    /// The plan of a checkpoint's model, and what the user should know about it. Types that `wishes` leave open are those of [`Options::default`], or,
+    /// for quantized matrices, those that hold their weights exactly.
     ///
     /// # Errors
-    /// As [`Plan::new`]; [`Error::BadFile`] for a checkpoint of Yuan2.0-M32's shape whose rotary base neither the config nor `options` name.
-    pub fn of_checkpoint(checkpoint: &Checkpoint, options: &Options) -> Result<(Self, Vec<String>)> {
+    /// As [`Plan::new`]; [`Error::Argument`] for tensors that would lose something although `wishes` say that nothing may; [`Error::BadFile`] for a checkpoint of Yuan2.0-M32's shape whose rotary base neither the config nor `wishes` name.
+    pub fn of_checkpoint(checkpoint: &Checkpoint, wishes: &Wishes) -> Result<(Self, Vec<String>)> {
         let config = checkpoint.config();
-        let warning = match checkpoint.names_rope_base() || options.rope_base.is_some() {
+        let warning = match checkpoint.names_rope_base() || wishes.rope_base.is_some() {
             true => None,
             false => without_rope_base(config, &checkpoint.folder().join("config.json"))?,
         };
-        Ok((Self::new(config.clone(), options)?, warning.into_iter().collect()))
+        let plan = match checkpoint.quantized().is_some() || wishes.lossless {
+            true => choose::plan(checkpoint, wishes)?,
+            false => Self::new(config.clone(), &wishes.options())?,
+        };
+        Ok((plan, warning.into_iter().collect()))
     }
 
     /// Plans a container of `config`'s model. A row that a type's blocks do not divide takes the next type that fits
@@ -88,8 +98,21 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Argument`] for 4-bit experts of a model whose hidden size is no multiple of 256.
-    pub fn new(mut config: ModelConfig, options: &Options) -> Result<Self> {
+    pub fn new(config: ModelConfig, options: &Options) -> Result<Self> {
         options.validate()?;
+        Self::of_types(config, options, &|spec, cols| {
+            let is_expert = matches!(spec.role, Role::ExpertIn { .. } | Role::ExpertOut { .. });
+            Ok(super::fit(if is_expert { options.experts } else { options.dense }, cols))
+        })
+    }
+
+    /// [`Plan::new`] where `type_of` says the types of matrices, of which it is given the columns, too; `options` have that of experts in tiles, and the
+    /// overrides of the config.
+    pub(super) fn of_types(
+        mut config: ModelConfig,
+        options: &Options,
+        type_of: &dyn Fn(&TensorSpec, usize) -> Result<DType>,
+    ) -> Result<Self> {
         config.rope_precision = options.rope.unwrap_or(config.rope_precision);
         config.rope_base = options.rope_base.unwrap_or(config.rope_base);
         let tiles = matches!(options.experts, DType::Q4_K | DType::Q4_0).then_some(options.experts);
@@ -105,13 +128,12 @@ impl Plan {
         for (i, spec) in specs.iter().enumerate() {
             let cols = spec.shape.get(1..).map_or(1, |inner| inner.iter().product::<usize>());
             let (rows, cols) = if spec.shape.len() == 1 { (1, spec.shape[0]) } else { (spec.shape[0], cols) };
-            let dense = super::fit(options.dense, cols);
             let (source, dtype) = match spec.role {
                 Role::Norm | Role::ConvBias | Role::Router => (SourceOf::Matrix(spec.hf.clone()), DType::F32),
                 Role::Embedding | Role::Head | Role::Attention | Role::Mlp => {
-                    (SourceOf::Matrix(spec.hf.clone()), dense)
+                    (SourceOf::Matrix(spec.hf.clone()), type_of(spec, cols)?)
                 }
-                Role::Conv => (SourceOf::Conv(spec.hf.clone()), dense),
+                Role::Conv => (SourceOf::Conv(spec.hf.clone()), type_of(spec, cols)?),
                 Role::ExpertIn { layer, expert } if let Some(dtype) = tiles => {
                     let w2 = specs[i + 1].hf.clone();
                     items.push(Item {
@@ -126,15 +148,14 @@ impl Plan {
                 }
                 Role::ExpertOut { .. } if tiles.is_some() => continue,
                 Role::ExpertIn { .. } | Role::ExpertOut { .. } => {
-                    (SourceOf::Matrix(spec.hf.clone()), options.experts)
+                    (SourceOf::Matrix(spec.hf.clone()), type_of(spec, cols)?)
                 }
             };
-            // Rows of the embedding are read one by one, experts in rows are for checking.
-            let whole = matches!(spec.role, Role::Head | Role::Attention | Role::Conv | Role::Mlp);
-            let panels = whole && panels_fit(dtype, rows, cols);
+            // Rows of the embedding are read one by one.
+            let panels = spec.role != Role::Embedding && panels_fit(dtype, rows, cols);
             items.push(Item { name: spec.gguf.clone(), source, dtype, rows, cols, panels });
         }
-        Ok(Self { config, items, tiles })
+        Ok(Self { config, items, tiles, losses: Vec::new(), packed: 0 })
     }
 
     /// Bytes of all tensors, without header and alignment.
@@ -147,7 +168,8 @@ impl Plan {
     pub fn scratch_bytes(&self, threads: usize) -> u64 {
         let tiles =
             self.items.iter().filter(|i| matches!(i.source, SourceOf::Tiles { .. })).map(Item::bytes).max();
-        tiles.unwrap_or(0) + (threads * CHUNK_WEIGHTS * 12) as u64
+        // In memory its scales are wider than in the file.
+        tiles.unwrap_or(0) + self.packed / 4 * 5 + (threads * CHUNK_WEIGHTS * 12) as u64
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod damage;
 mod fixture;
+pub mod gptq;
 pub mod mutate;
 pub mod paging;
 pub mod schedule;
@@ -23,7 +24,7 @@ use yuan::{
     container::Container,
     convert::Conversion,
     model::{Arithmetic, Model, Options as RunOptions},
-    quantize::{DType, Options, Plan},
+    quantize::{DType, Loss, Options, Plan, Wishes},
     vocab::{Piece, PieceKind, Vocab},
 };
 
@@ -72,6 +73,16 @@ pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container
     let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");
     Container::open(output).expect("the container opens")
+}
+
+/// Converts a checkpoint folder as the tools do, opens the container, and says what it cost.
+pub fn convert_as(checkpoint: &Path, wishes: &Wishes, output: &Path) -> (Container, Vec<Loss>) {
+    let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
+    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary");
+    let (plan, _) = Plan::of_checkpoint(&checkpoint, wishes).expect("a plan");
+    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
+    conversion.write(output, &|_| true).expect("the conversion runs");
+    (Container::open(output).expect("the container opens"), conversion.losses())
 }
 
 /// A container of random weights.

@@ -8,13 +8,15 @@ or experts differ. Fixtures come from FIXTURES_DIR, else YUAN_FIXTURES, else ../
 file from tests/fixtures; the demo model from DEMO_DIR, else assets/demo-model.
 """
 import argparse
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from yuan import PRECISIONS, Model, Rope, State, read_safetensors
+from yuan import PRECISIONS, Model, Rope, State, read_safetensors, read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,7 +115,9 @@ def check_prompt(model, goldens, rope, p, report):
 
 
 def check_model(name, folder, goldens, dtype):
-    report, goldens = Report(name), read_safetensors(goldens)
+    report, digests, goldens = Report(name), goldens.with_suffix(".json"), read_safetensors(goldens)
+    if name.startswith("gptq-"):
+        check_digests(folder, json.loads(digests.read_text())["quantized"], report)
     model = Model(folder, dtype=dtype)
     for rope in PRECISIONS:
         if not any(key.startswith(rope + ".") for key in goldens):
@@ -125,6 +129,13 @@ def check_model(name, folder, goldens, dtype):
             logits = run(model, goldens["long.input_ids"])[0]
             report.check("logits of 520 tokens", rope, logits[-8:], golden, 1e-3)
     return report.print()
+
+
+def check_digests(folder, golden, report):
+    """Every quantized matrix as float32 against the digest of what the authors' code makes of it."""
+    weights = read_weights(folder)
+    digest = lambda module: hashlib.sha256(weights[f"{module}.weight"].astype("<f4").tobytes()).hexdigest()
+    report.same("matrices", "digests", [digest(module) for module in golden], [m["f32"] for m in golden.values()])
 
 
 def check_rope(path):
@@ -154,7 +165,8 @@ def main():
 
     good = True
     place_of = lambda name: (name, find(f"models/{name}"), find(f"goldens/{name}.safetensors"))
-    models = [place_of(name) for name in ("tiny-a", "tiny-b", "dense")]
+    quantized = ("gptq-tiny-int4", "gptq-tiny-int8", "gptq-demo-int4")
+    models = [place_of(name) for name in ("tiny-a", "tiny-b", "dense", *quantized)]
     for name, folder, goldens in models + [("demo", args.demo, args.demo / "goldens.safetensors")]:
         if folder and goldens:
             good &= check_model(name, folder, goldens, args.dtype)

@@ -15,7 +15,7 @@ import numpy as np
 PRECISIONS = ("mixed", "f32", "hfbf16")
 
 
-# ---- Checkpoint: a Hugging Face folder with one safetensors file or shards of them.
+# ---- Checkpoint: a Hugging Face folder with one safetensors file or shards of them, floats or GPTQ.
 
 class Config:
     """The facts of config.json under the names of src/config.rs; `experts` is 0 in a dense model."""
@@ -52,10 +52,48 @@ def read_safetensors(path):
 
 
 def read_weights(folder):
-    """All tensors of a checkpoint folder."""
+    """All tensors of a checkpoint folder, quantized matrices as float32."""
     index = folder / "model.safetensors.index.json"
-    files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ["model.safetensors"]
-    return {name: x for f in sorted(files) for name, x in read_safetensors(folder / f).items()}
+    files = [f.name for f in folder.glob("gptq_model-*.safetensors")]
+    if not files:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else ["model.safetensors"]
+    w = {name: x for f in sorted(files) for name, x in read_safetensors(folder / f).items()}
+    quantized = [name[:-len(".qweight")] for name in w if name.endswith(".qweight")]
+    settings = gptq_settings(folder) if quantized else None
+    for name in quantized:
+        parts = {part: w.pop(f"{name}.{part}", None) for part in ("qweight", "qzeros", "scales", "g_idx", "bias")}
+        bias = parts.pop("bias")
+        assert bias is None or not bias.any(), "matrices have no biases"
+        w[f"{name}.weight"] = dequantize_gptq(**parts, **settings)
+    return w
+
+
+# ---- GPTQ: codes of 4 or 8 bits, packed into words, transposed; scales and zeros for each group of inputs.
+
+def gptq_settings(folder):
+    """Bits, inputs of a group (-1: all) and what is added to zeros as they are stored."""
+    names = ("quantize_config.json", "quant_config.json")
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    q = json.loads((file or folder / "config.json").read_text())
+    q = q if file else q["quantization_config"]
+    first = lambda *keys: next((q[key] for key in keys if q.get(key) is not None), None)
+    shift = {"gptq": 1, "gptq_v2": 0}[first("checkpoint_format", "format") or "gptq"]
+    return {"bits": first("bits", "w_bit"), "group": first("group_size", "q_group_size"), "shift": shift}
+
+
+def dequantize_gptq(qweight, qzeros, scales, g_idx, bits, group, shift):
+    """scale * (code - zero), [out, in]: exact in float32, whatever the order."""
+    field = np.arange(0, 32, bits, dtype=np.uint32)
+    mask = np.uint32(2 ** bits - 1)
+    codes = qweight.view(np.uint32)[:, None, :] >> field[None, :, None] & mask
+    codes = codes.reshape(-1, qweight.shape[1])                                    # [in, out]
+    zeros = qzeros.view(np.uint32)[:, :, None] >> field & mask
+    zeros = zeros.reshape(len(qzeros), -1)                                         # [groups, out]
+    zeros = zeros[:, :codes.shape[1]] + np.uint32(shift) & mask
+    if g_idx is None:
+        g_idx = np.arange(len(codes)) // (group if group > 0 else len(codes))
+    steps = codes.astype(np.int32) - zeros.astype(np.int32)[g_idx]
+    return np.ascontiguousarray((scales.astype(np.float32)[g_idx] * steps.astype(np.float32)).T)
 
 
 # ---- Norm

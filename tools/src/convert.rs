@@ -7,7 +7,7 @@ use yuan::{
     checkpoint::{Checkpoint, vocab::read_vocab},
     container::Container,
     convert::Conversion,
-    quantize::{Options, Plan},
+    quantize::{Loss, Plan, SourceOf, Wishes},
     vocab::Vocab,
 };
 
@@ -51,31 +51,51 @@ impl Input {
 pub struct Job<'a> {
     conversion: Conversion<'a>,
     warnings: Vec<String>,
+    /// Of a GPTQ checkpoint: what it is.
+    quantized: Option<Quantized>,
+}
+
+/// How the matrices of a GPTQ checkpoint fare.
+struct Quantized {
+    /// The checkpoint, for people.
+    what: String,
+    /// By tensor of the container, why it is not the checkpoint's, if it is not.
+    losses: Vec<Option<String>>,
+    /// Experts or matrices in blocks that hold the codes, and all that were quantized.
+    exact: usize,
+    all: usize,
 }
 
 impl<'a> Job<'a> {
-    /// Plans the conversion. A GGUF file keeps its own types (a repack without loss) unless `requested` says that the
-    /// types in `options` were asked for.
+    /// Plans the conversion. A GGUF file keeps its own types (a repack without loss) unless `wishes` name types.
     ///
     /// # Errors
     /// When the input does not allow it.
-    pub fn new(input: &'a Input, options: &Options, requested: bool) -> anyhow::Result<Self> {
-        let (conversion, warnings) = match input {
+    pub fn new(input: &'a Input, wishes: &Wishes) -> anyhow::Result<Self> {
+        let (conversion, warnings, quantized) = match input {
             Input::Checkpoint(checkpoint, vocab) => {
-                let (plan, warnings) = Plan::of_checkpoint(checkpoint, options)?;
+                let (plan, warnings) = Plan::of_checkpoint(checkpoint, wishes)?;
                 let identity = checkpoint.identity();
+                let quantized = Quantized::of(checkpoint, &plan)?;
                 let conversion = Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?;
-                (conversion.reading(checkpoint.files()), warnings)
+                (conversion.reading(checkpoint.files()), warnings, quantized)
             }
-            Input::Gguf(container) if requested => (Conversion::requantize(container, options)?, vec![]),
-            Input::Gguf(container) => (Conversion::repack(container, options)?, vec![]),
+            Input::Gguf(_) if wishes.lossless && wishes.name_types() => {
+                anyhow::bail!(
+                    "--lossless: a GGUF file keeps its weights where no types are named; leave out --experts and --dense"
+                )
+            }
+            Input::Gguf(container) if wishes.name_types() => {
+                (Conversion::requantize(container, &wishes.options())?, vec![], None)
+            }
+            Input::Gguf(container) => (Conversion::repack(container, &wishes.options())?, vec![], None),
         };
-        Ok(Self { conversion, warnings })
+        Ok(Self { conversion, warnings, quantized })
     }
 
     /// A conversion that was planned elsewhere.
     pub fn of(conversion: Conversion<'a>) -> Self {
-        Self { conversion, warnings: Vec::new() }
+        Self { conversion, warnings: Vec::new(), quantized: None }
     }
 
     /// What the user should know before it runs.
@@ -88,8 +108,22 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When standard output is closed.
     pub fn print_plan(&self) -> anyhow::Result<()> {
-        for tensor in self.conversion.tensors() {
-            say!("{:<36} {:<12} {:>14} {:?}", tensor.name, tensor.stored.name(), tensor.bytes, tensor.dims)?;
+        for (i, tensor) in self.conversion.tensors().iter().enumerate() {
+            let line = format!(
+                "{:<36} {:<12} {:>14} {:?}",
+                tensor.name,
+                tensor.stored.name(),
+                tensor.bytes,
+                tensor.dims
+            );
+            match self.quantized.as_ref().and_then(|quantized| quantized.losses.get(i)) {
+                Some(None) => say!("{line:<88} lossless")?,
+                Some(Some(why)) => say!("{line:<88} rounded: {why}")?,
+                None => say!("{line}")?,
+            }
+        }
+        if let Some(quantized) = &self.quantized {
+            say!("{}", quantized.summary())?;
         }
         say!("{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
         say!("about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
@@ -113,9 +147,63 @@ impl<'a> Job<'a> {
         if written.resumed > 0 {
             tell!("continued after {} tensors of an earlier run", written.resumed);
         }
+        if let Some(quantized) = &self.quantized {
+            tell!("{}", quantized.summary());
+            tell_losses(&self.conversion.losses(), written.resumed);
+        }
         tell!("{}: {}", output.display(), size(written.bytes));
         Ok(())
     }
+}
+
+impl Quantized {
+    fn of(checkpoint: &Checkpoint, plan: &Plan) -> anyhow::Result<Option<Self>> {
+        let Some(settings) = checkpoint.quantized() else { return Ok(None) };
+        let groups = settings.group_size.map_or("whole rows".into(), |size| format!("groups of {size}"));
+        let what = format!("GPTQ, {} bits, {groups}, {}", settings.bits, settings.format.name());
+        let (mut exact, mut all) = (0, 0);
+        for (item, loss) in plan.items.iter().zip(&plan.losses) {
+            let name = match &item.source {
+                SourceOf::Matrix(name) | SourceOf::Conv(name) | SourceOf::Tiles { w1: name, .. } => name,
+            };
+            if checkpoint.facts(name)?.is_some() {
+                (exact, all) = (exact + usize::from(loss.is_none()), all + 1);
+            }
+        }
+        Ok(Some(Self { what, losses: plan.losses.clone(), exact, all }))
+    }
+
+    fn summary(&self) -> String {
+        let Self { what, exact, all, .. } = self;
+        let floats = self.losses.iter().flatten().count() - (all - exact);
+        let floats = match floats {
+            0 => "; all other tensors, too".into(),
+            n => format!("; {n} tensors that the checkpoint has in floats are rounded (not with --lossless)"),
+        };
+        match all - exact {
+            0 => format!("{what}: lossless: all {all} quantized tensors keep their weights exactly{floats}"),
+            lossy => format!(
+                "{what}: {exact} of {all} quantized tensors keep their weights exactly, {lossy} have no form here that does and are quantized once \
+                 more{floats}"
+            ),
+        }
+    }
+}
+
+/// Tells what it cost to quantize matrices once more.
+fn tell_losses(losses: &[Loss], resumed: usize) {
+    let Some(worst) = losses.iter().max_by(|a, b| a.relative.total_cmp(&b.relative)) else { return };
+    let mean = losses.iter().map(|loss| loss.relative).sum::<f64>() / losses.len() as f64;
+    let measured = if resumed > 0 { " in this run" } else { "" };
+    tell!(
+        "quantized once more{measured}: {} matrices, by {:.3} % of their weights' root mean square on average; most in {} ({}): {:.3} %, at most {:.3e}",
+        losses.len(),
+        100.0 * mean,
+        worst.name,
+        worst.dtype.name(),
+        100.0 * worst.relative,
+        worst.largest
+    );
 }
 
 /// Writes a standard GGUF file with the weights of the container `model`.

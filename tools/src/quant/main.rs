@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use yuan::{
     config::RopePrecision,
     container::Container,
-    quantize::{DType, Options},
+    quantize::{DType, Options, Wishes},
 };
 use yuan_tools::{
     console::{self, byte_bar, size, stopped},
@@ -33,6 +33,7 @@ mod synth;
 Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --rope-base 40890 --experts q4_0 --dry-run
+  yuan-quant Yuan2-M32-gptq-int4 -o yuan2-m32.q4_0.gguf --rope-base 40890
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
 A run that was killed continues where it stopped when it is started again with the same arguments."
@@ -70,7 +71,7 @@ enum Command {
 /// A conversion.
 #[derive(Args)]
 struct Convert {
-    /// A Hugging Face folder (safetensors or .bin), or a GGUF file as published
+    /// A Hugging Face folder (safetensors or .bin; bf16, f16, f32, or GPTQ of 4 or 8 bits), or a GGUF file as published
     #[arg(required = true)]
     input: Option<PathBuf>,
     /// The container to write
@@ -78,7 +79,10 @@ struct Convert {
     output: Option<PathBuf>,
     #[command(flatten)]
     types: Types,
-    /// Print the plan (every tensor, its type and size, totals, peak memory) and write nothing
+    /// Stop unless every weight of the container is exactly the checkpoint's. Types that are not named are then those of the checkpoint
+    #[arg(long)]
+    lossless: bool,
+    /// Print the plan (every tensor, its type and size, of GPTQ whether it is without loss; totals, peak memory) and write nothing
     #[arg(long)]
     dry_run: bool,
 }
@@ -86,10 +90,11 @@ struct Convert {
 /// Types and conventions of the output.
 #[derive(Args, Clone)]
 pub struct Types {
-    /// Type of the experts: q4_k or q4_0 (as neuron tiles), f16, bf16 or f32; by default q4_k, or what a GGUF input has
+    /// Type of the experts: q4_k or q4_0 (as neuron tiles, which can be streamed), q8_0, f16, bf16 or f32; by default q4_k, what a GGUF input has, or
+    /// what holds the weights of a GPTQ input exactly (q4_0 of 4 bits, q8_0 of 8 bits)
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     experts: Option<DType>,
-    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, or what a GGUF input has
+    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, what a GGUF input has, or what holds the weights of GPTQ exactly
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dense: Option<DType>,
     /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed
@@ -101,14 +106,13 @@ pub struct Types {
 }
 
 impl Types {
+    fn wishes(&self) -> Wishes {
+        let Self { experts, dense, rope, rope_base } = *self;
+        Wishes { experts, dense, rope, rope_base, lossless: false }
+    }
+
     fn options(&self) -> Options {
-        let default = Options::default();
-        Options {
-            experts: self.experts.unwrap_or(default.experts),
-            dense: self.dense.unwrap_or(default.dense),
-            rope: self.rope,
-            rope_base: self.rope_base,
-        }
+        self.wishes().options()
     }
 }
 
@@ -130,8 +134,8 @@ fn main() -> ExitCode {
 fn convert(args: &Convert) -> anyhow::Result<()> {
     let Some(input) = &args.input else { anyhow::bail!("give a checkpoint folder or a GGUF file") };
     let input = Input::open(input)?;
-    let requested = args.types.experts.is_some() || args.types.dense.is_some();
-    let job = convert::Job::new(&input, &args.types.options(), requested)?;
+    let wishes = Wishes { lossless: args.lossless, ..args.types.wishes() };
+    let job = convert::Job::new(&input, &wishes)?;
     for warning in job.warnings() {
         tell!("warning: {warning}");
     }

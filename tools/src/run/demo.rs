@@ -11,7 +11,7 @@ use clap::Args;
 use yuan::{
     model::KvType,
     pager::Usage,
-    quantize::{DType, Options},
+    quantize::{DType, Wishes},
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
     tokenizer::Special,
@@ -141,8 +141,8 @@ fn convert(
     fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
     let output = cache.join(format!("demo-model.{}.gguf", experts.name()));
     let input = Input::open(&assets)?;
-    let options = Options { experts, ..Options::default() };
-    Job::new(&input, &options, true)?.run(&output)?;
+    let wishes = Wishes { experts: Some(experts), ..Wishes::default() };
+    Job::new(&input, &wishes)?.run(&output)?;
     Ok((assets, output))
 }
 
