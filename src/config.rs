@@ -4,6 +4,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{MOST_CONTEXT, MOST_VOCAB};
 
+/// A family of models: how its checkpoints name things, what its tokenizer adds, what its conversations look like. What is computed is
+/// the same for all of them, and [`ModelConfig`] has the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Yuan2.0-M32 and Yuan2.0-2B.
+    #[default]
+    Yuan2,
+}
+
+impl Family {
+    /// The spelling of `yuan.family`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Yuan2 => "yuan2",
+        }
+    }
+
+    /// The inverse of [`Family::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Yuan2].into_iter().find(|family| family.name() == name)
+    }
+}
+
 /// The two architectures of the Yuan 2.0 family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -56,6 +80,9 @@ impl RopePrecision {
 /// Everything that the forward pass needs to know beside the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
+    /// Which family it belongs to.
+    #[serde(default)]
+    pub family: Family,
     /// Which of the two architectures.
     pub architecture: Architecture,
     /// Rows of the embedding and of the head (V).

@@ -4,7 +4,7 @@ use std::{fmt::Display, path::Path};
 
 use super::json::{Object, parse_object};
 use crate::{
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision},
     error::{Error, Result},
 };
 
@@ -67,6 +67,7 @@ pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
     let base = agreed(&top, &["rotary_base", "rope_theta"], Object::number)?;
 
     let config = ModelConfig {
+        family: Family::Yuan2,
         architecture,
         vocab: need("vocab_size")?,
         hidden,
@@ -318,6 +319,7 @@ mod tests {
     fn the_published_config_is_read() {
         let config = parse(&m32()).unwrap();
         let expected = ModelConfig {
+            family: Family::Yuan2,
             architecture: Architecture::Moe,
             vocab: 135_040,
             hidden: 2048,

@@ -14,7 +14,8 @@ use super::{
     entry::{ElementType, Entry, elements},
     file::{open, read_exact_at, read_text, stamp},
     layout::{self, Format, Layout},
-    names, safetensors,
+    names::{self, Source},
+    safetensors,
 };
 use crate::{
     config::ModelConfig,
@@ -197,27 +198,36 @@ fn check(
 
     let mut tensors = HashMap::new();
     let mut wrong_type = None;
+    let mut used = HashSet::new();
     for spec in names::tensors(config) {
-        let Some((file, entry)) = found.remove(&spec.hf) else {
-            problems.missing.push(spec.hf);
+        let Source { tensor, shape, first_row } = spec.source;
+        let Some((file, entry)) = found.get(&tensor) else {
+            push_new(&mut problems.missing, tensor);
             continue;
         };
-        if !entry.shape.iter().copied().eq(spec.shape.iter().map(|&dim| dim as u64)) {
-            problems
-                .misshapen
-                .push(format!("{}: found {:?}, expected {:?}", spec.hf, entry.shape, spec.shape));
+        used.insert(tensor.clone());
+        if !entry.shape.iter().copied().eq(shape.iter().map(|&dim| dim as u64)) {
+            push_new(
+                &mut problems.misshapen,
+                format!("{tensor}: found {:?}, expected {shape:?}", entry.shape),
+            );
             continue;
         }
+        // The whole tensor has a size, and the weights are some of its rows.
+        let row: u64 = entry.shape[1..].iter().product();
         match (entry.element.weight_bytes(), elements(&entry.shape)) {
-            (Some(width), Some(elements)) => {
-                let weights = Weights { file, offset: entry.offset, element: entry.element, width, elements };
-                tensors.insert(spec.hf, weights);
+            (Some(width), Some(_)) => {
+                let offset = entry.offset + first_row as u64 * row * width;
+                let element = entry.element.clone();
+                let elements = spec.shape[0] as u64 * row;
+                tensors.insert(spec.hf, Weights { file: *file, offset, element, width, elements });
             }
             _ => {
-                wrong_type.get_or_insert((file, entry));
+                wrong_type.get_or_insert((*file, entry.clone()));
             }
         }
     }
+    found.retain(|name, _| !used.contains(name));
     problems.unexpected.extend(found.into_keys().filter(|name| !is_ignored(name, config)));
     if !problems.is_empty() {
         return Err(Error::Tensors { path: folder.into(), problems });
@@ -232,6 +242,13 @@ fn check(
             remedy: "give the bf16, f16 or f32 checkpoint".into(),
         }),
         None => Ok(tensors),
+    }
+}
+
+/// Adds what is not the last already: the parts of one tensor stand side by side.
+fn push_new(list: &mut Vec<String>, text: String) {
+    if list.last() != Some(&text) {
+        list.push(text);
     }
 }
 

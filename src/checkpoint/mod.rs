@@ -6,6 +6,7 @@
 pub mod archive;
 pub mod config;
 pub mod entry;
+mod family;
 mod file;
 mod folder;
 mod json;

@@ -5,7 +5,7 @@ use super::{
     value::{Metadata, Value},
 };
 use crate::{
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision},
     vocab::{Piece, PieceKind, Vocab},
 };
 
@@ -30,6 +30,14 @@ pub fn read_architecture(metadata: &Metadata) -> Result<Architecture, String> {
         Some("yuan2") => Ok(Architecture::Dense),
         Some(other) => Err(format!("the architecture {other}")),
         None => Err("a file without general.architecture".into()),
+    }
+}
+
+/// The family that a file names; files without the key are of Yuan 2.0.
+pub fn read_family(metadata: &Metadata) -> Result<Family, String> {
+    match metadata.text("yuan.family")? {
+        None => Ok(Family::default()),
+        Some(name) => Family::from_name(name).ok_or_else(|| format!("the family {name}")),
     }
 }
 
@@ -89,6 +97,7 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
             .ok_or_else(|| format!("yuan.rope.precision {name} is not known"))?,
     };
     let config = ModelConfig {
+        family: read_family(metadata)?,
         architecture,
         vocab: dim("token_embd.weight", 1)?,
         hidden,
@@ -136,6 +145,9 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
     set("expert_feed_forward_length", number(config.ffn));
     set("attention.layer_norm_rms_epsilon", Value::F32(config.rms_eps));
     set("rope.freq_base", Value::F32(config.rope_base));
+    if config.family != Family::default() {
+        m.set("yuan.family", Value::String(config.family.name().into()));
+    }
     m.set("yuan.attention.projection", number(config.projection));
     m.set("yuan.norm_topk_prob", Value::Bool(config.norm_topk));
     m.set("yuan.rope.precision", Value::String(config.rope_precision.name().into()));

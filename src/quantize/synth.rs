@@ -6,13 +6,14 @@ use super::encode_tensor::Weights;
 pub use super::random_blocks::random_tensor;
 use crate::{
     checkpoint::names::{self, Role},
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision},
     error::{Error, Result},
 };
 
 /// Yuan2.0-M32 as published.
 pub fn m32() -> ModelConfig {
     ModelConfig {
+        family: Family::Yuan2,
         architecture: Architecture::Moe,
         vocab: 135_040,
         hidden: 2048,
