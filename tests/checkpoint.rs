@@ -19,9 +19,9 @@ use yuan::{
         pickle::parse_pickle,
         safetensors::{header_len, parse_header},
         sentencepiece::parse_pieces,
-        vocab::read_vocab,
+        vocab::{read_vocab, read_vocab_of},
     },
-    config::ModelConfig,
+    config::{Family, ModelConfig},
     error::{Error, TensorProblems},
     vocab::PieceKind,
 };
@@ -309,11 +309,11 @@ fn all_fixtures_open() {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.names_rope_base(), path == demo());
         assert!(checkpoint.data_bytes() > 1 << 20);
-        let vocab = read_vocab(&path, Some(checkpoint.config().vocab)).unwrap();
+        let vocab = read_vocab(&path, Some(checkpoint.config())).unwrap();
         assert_eq!(vocab.pieces.len(), checkpoint.config().vocab);
         assert_eq!(vocab, read_vocab(&path, None).unwrap());
         assert!(vocab.eod.is_some() && vocab.sep.is_some());
-        let few = read_vocab(&path, Some(100)).unwrap_err().to_string();
+        let few = read_vocab_of(&path, Family::Yuan2, Some(100)).unwrap_err().to_string();
         assert!(few.contains("100"), "{few}");
     }
 }
@@ -322,7 +322,7 @@ fn all_fixtures_open() {
 fn special_strings_have_the_ids_of_the_authors_tokenizer() {
     let Some(path) = fixture("yuan-tokenizer") else { return };
     let goldens: Value = serde_json::from_slice(&fs::read(path.join("goldens.json")).unwrap()).unwrap();
-    let full = read_vocab(&path, Some(135_040)).unwrap();
+    let full = read_vocab_of(&path, Family::Yuan2, Some(135_040)).unwrap();
     assert_eq!(read_vocab(&path, None).unwrap().pieces.len(), 134_958);
     assert_eq!(full.pieces.len(), 135_040);
     for (text, id) in goldens["special_ids"].as_object().unwrap() {

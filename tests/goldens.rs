@@ -243,7 +243,7 @@ fn rotary_tables_equal_the_reference() {
     let positions = goldens.ids("positions");
     for dims in [64, 128] {
         for precision in ALL {
-            let rope = yuan::model::rope::Rope::new(dims, 10_000.0, precision);
+            let rope = yuan::model::rope::Rope::new(dims, 10_000.0, precision, None);
             let name = precision.name();
             for (i, &position) in positions.iter().enumerate() {
                 let half = dims / 2;

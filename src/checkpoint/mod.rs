@@ -20,4 +20,4 @@ pub mod sentencepiece;
 mod tensors;
 pub mod vocab;
 
-pub use folder::Checkpoint;
+pub use folder::{Checkpoint, LeftOut};

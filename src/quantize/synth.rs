@@ -28,8 +28,21 @@ pub fn m32() -> ModelConfig {
         rope_base: 40_890.0,
         rope_dims: 128,
         rope_precision: RopePrecision::Mixed,
+        yarn: None,
         context: 16_384,
         tied_embeddings: false,
+    }
+}
+
+/// Yuan3.0 Flash, as the authors' training script and the template of its config have it.
+pub fn flash() -> ModelConfig {
+    ModelConfig {
+        family: Family::Yuan3,
+        vocab: 136_064,
+        rope_base: 1_000_000.0,
+        rope_precision: RopePrecision::F32,
+        context: 131_072,
+        ..m32()
     }
 }
 
@@ -140,6 +153,7 @@ mod tests {
     #[test]
     fn geometries_are_valid() {
         m32().validate().unwrap();
+        flash().validate().unwrap();
         tiny().validate().unwrap();
     }
 

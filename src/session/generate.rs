@@ -118,7 +118,7 @@ impl Session {
         let _call = self.state.cancel.begin();
         let engine = self.engine.clone();
         let tokenizer = engine.tokenizer();
-        let eod = tokenizer.eod().filter(|_| !limits.ignore_eod);
+        let ends = tokenizer.ends().filter(|_| !limits.ignore_eod);
         let mut stream = tokenizer.stream();
         let context = self.tokens.len().saturating_sub(CONTEXT_OF_TEXT);
         for &token in &self.tokens[context..] {
@@ -128,7 +128,7 @@ impl Session {
         sampler.follow(&self.tokens);
 
         let guide = limits.constraint.as_ref().map(|c| c.guide(stream.at_start())).transpose()?;
-        let ends = eod.into_iter().chain(limits.stop_tokens.iter().copied()).collect();
+        let ends = ends.chain(limits.stop_tokens.iter().copied()).collect();
         let mut course = Course { guide, forced: VecDeque::new(), ends };
 
         let mut chosen = 0;

@@ -65,7 +65,7 @@ pub fn exact() -> Options {
 pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
     let vocab = match checkpoint.folder().join("tokenizer.model").exists() {
-        true => read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary"),
+        true => read_vocab(checkpoint.folder(), Some(checkpoint.config())).expect("the vocabulary"),
         false => letters(checkpoint.config().vocab),
     };
     let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
