@@ -8,6 +8,7 @@ pub mod paging;
 pub mod schedule;
 pub mod sessions;
 pub mod weights;
+pub mod yuan3;
 
 use std::{
     collections::HashMap,
