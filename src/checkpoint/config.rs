@@ -3,7 +3,8 @@
 use std::{fmt::Display, path::Path};
 
 use super::{
-    family::{Description, describe},
+    family::describe,
+    features::{check_architecture, check_features, check_values, check_whole, unsupported},
     json::{Object, parse_object},
 };
 use crate::{
@@ -186,51 +187,6 @@ fn agreed<'a, T: PartialEq + Display>(
     Ok(found.map(|(_, value)| value))
 }
 
-fn unsupported(path: &Path, what: impl Into<String>, remedy: &str) -> Error {
-    Error::Unsupported { path: path.into(), what: what.into(), remedy: remedy.to_owned() }
-}
-
-const FAMILIES: &str = "this runtime runs Yuan2.0-M32, Yuan2.0-2B (YuanForCausalLM) and the text model of Yuan 3.0 (YuanVLChatModel)";
-
-/// A config that has its text model apart is one of Yuan 3.0 with its vision tower, and only such.
-fn check_whole(whole: &Object<'_>, has_text_model: bool, path: &Path) -> Result<()> {
-    const NAME: &str = "YuanVLChatModel";
-    let architectures = whole.texts("architectures")?;
-    let model_type = whole.text("model_type")?;
-    let known = architectures.contains(&NAME) || (architectures.is_empty() && model_type == Some("yuanvl"));
-    match (has_text_model, known) {
-        (true, false) => {
-            let name = architectures.first().copied().or(model_type).unwrap_or("without a name");
-            Err(unsupported(path, format!("the architecture {name} with an llm_config"), FAMILIES))
-        }
-        (true, true) if model_type.is_some_and(|name| name != "yuanvl") => {
-            Err(unsupported(path, format!("the model type {}", model_type.unwrap_or_default()), FAMILIES))
-        }
-        (false, true) => {
-            Err(whole.wrong("llm_config", format!("it is missing, and the architecture is {NAME}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_architecture(top: &Object<'_>, path: &Path) -> Result<()> {
-    const REMEDY: &str = FAMILIES;
-    let architectures = top.texts("architectures")?;
-    let model_type = top.text("model_type")?;
-    if !architectures.is_empty() && !architectures.contains(&"YuanForCausalLM") {
-        return Err(unsupported(path, format!("the architecture {}", architectures.join(", ")), REMEDY));
-    }
-    match model_type {
-        Some(name) if !["yuan", "yuan2", "yuan2_moe"].contains(&name) => {
-            Err(unsupported(path, format!("the model type {name}"), REMEDY))
-        }
-        None if architectures.is_empty() => {
-            Err(unsupported(path, "a config without architectures and model_type", REMEDY))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn check_quantization(top: &Object<'_>, path: &Path) -> Result<()> {
     let Some(quantization) = top.object("quantization_config", "quantization_config.")? else {
         return Ok(());
@@ -241,72 +197,6 @@ fn check_quantization(top: &Object<'_>, path: &Path) -> Result<()> {
         format!("a checkpoint quantized by {method}"),
         "give the bf16 checkpoint (Yuan2-M32-hf): quantizing twice loses more",
     ))
-}
-
-/// The keys that the family allows one value.
-fn check_values(object: &Object<'_>, path: &Path, about: &Description) -> Result<()> {
-    let no = |key: &str, value: &str| unsupported(path, format!("{key} {value}"), BUILT);
-    for (key, built) in about.flags {
-        if object.flag(key)?.is_some_and(|value| value != *built) {
-            return Err(no(key, if *built { "false" } else { "true" }));
-        }
-    }
-    for (key, built) in about.numbers {
-        if let Some(value) = object.number(key)?.filter(|value| value != built) {
-            return Err(no(key, &value.to_string()));
-        }
-    }
-    match about.nothing.iter().find(|key| object.get(key).is_some()) {
-        Some(key) => Err(no(key, "(anything but null)")),
-        None => Ok(()),
-    }
-}
-
-const BUILT: &str = "the runtime computes what the published models of Yuan 2.0 and Yuan 3.0 compute";
-
-/// Refuses what changes the math: any of these keys in any place with any value but the one that is built.
-fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
-    let no = |key: &str, value: &str| unsupported(path, format!("{key} {value}"), BUILT);
-
-    if let Some(act) = object.text("hidden_act")?.filter(|act| *act != "silu") {
-        return Err(no("hidden_act", act));
-    }
-    for (key, built) in [
-        ("gated_linear_unit", true),
-        ("causal_mask", true),
-        ("use_shareqk", false),
-        ("use_bias", false),
-        ("attention_bias", false),
-        ("mlp_bias", false),
-        ("rotary_interleaved", false),
-    ] {
-        if object.flag(key)?.is_some_and(|value| value != built) {
-            return Err(no(key, if built { "false" } else { "true" }));
-        }
-    }
-    for key in [
-        "num_shared_experts",
-        "n_shared_experts",
-        "moe_num_shared_experts",
-        "shared_expert_intermediate_size",
-    ] {
-        if let Some(n) = object.size(key)?.filter(|n| *n > 0) {
-            return Err(no(key, &n.to_string()));
-        }
-    }
-    for key in ["router_type", "moe_router_type"] {
-        if let Some(router) =
-            object.text(key)?.filter(|r| !["attn_router", "attention_router", "attention"].contains(r))
-        {
-            return Err(no(key, router));
-        }
-    }
-    for key in ["rope_scaling", "sliding_window", "per_layer_experts_blocks"] {
-        if object.get(key).is_some() {
-            return Err(no(key, "(anything but null)"));
-        }
-    }
-    Ok(())
 }
 
 /// Heads must all have their own keys and values, and the width that the projection gives them.

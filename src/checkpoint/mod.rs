@@ -7,6 +7,7 @@ pub mod archive;
 pub mod config;
 pub mod entry;
 mod family;
+mod features;
 mod file;
 mod folder;
 mod json;
