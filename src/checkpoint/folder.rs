@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map},
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
@@ -218,10 +218,15 @@ fn check(
                 let bytes = entry.element.bytes().zip(elements(&entry.shape));
                 let bytes = bytes.and_then(|(width, n)| n.checked_mul(width));
                 left_out.push(LeftOut { name: entry.name, bytes });
-            } else if found.contains_key(&name) {
-                twice.insert(name);
-            } else {
-                found.insert(name, (file, entry));
+                continue;
+            }
+            match found.entry(name) {
+                btree_map::Entry::Occupied(first) => {
+                    twice.insert(first.key().clone());
+                }
+                btree_map::Entry::Vacant(place) => {
+                    place.insert((file, entry));
+                }
             }
         }
     }

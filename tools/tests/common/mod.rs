@@ -14,7 +14,7 @@ use std::{
 use serde_json::Value;
 
 #[allow(unused_imports)]
-pub use fixture::skip;
+pub use fixture::{fixture, skip};
 
 pub fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/demo-model")
