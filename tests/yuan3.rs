@@ -5,7 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{
-    fixture, mutate,
+    fixture, mutate, sessions,
     yuan3::{self, Form},
 };
 use serde_json::{Value, json};
@@ -20,8 +20,10 @@ use yuan::{
     container::Container,
     convert::Conversion,
     error::{Error, Result},
-    model::{Model, Options},
+    model::{KvType, Model, Options},
     quantize::{self, Plan, synth},
+    sampler::{Sampler, Settings},
+    session::{Engine, Finish, Limits},
 };
 
 fn parse(config: &Value) -> Result<Parsed> {
@@ -326,6 +328,30 @@ fn containers_keep_the_family_and_yarn() {
         let options = Options { rope: Some(RopePrecision::Mixed), ..common::float() };
         let error = Model::load(&container, &options).unwrap_err().to_string();
         assert!(error.contains("mixed"), "{error}");
+    }
+}
+
+#[test]
+fn an_answer_ends_at_either_of_its_ends() {
+    let Some(folder) = yuan3::folder(Form::Published, &[]) else { return };
+    let container = common::convert(folder.path(), &common::exact(), &folder.path().join("m.gguf"));
+    let engine = Engine::new(container, &common::float()).unwrap();
+    let ends: Vec<u32> = engine.tokenizer().ends().collect();
+    assert_eq!(
+        ends.iter().map(|id| engine.tokenizer().piece(*id)).collect::<Vec<_>>(),
+        ["<eod>", "<|end_of_sentence|>"]
+    );
+    for end in ends {
+        let always = Settings { logit_bias: vec![(end, 1e6)], ..Settings::default() };
+        let mut sampler = Sampler::new(always).unwrap();
+        let mut session = sessions::fresh(&engine, &[1, 2, 3], KvType::F32);
+        let limits = Limits::tokens(1);
+        assert_eq!(
+            sessions::answer(&mut session, &mut sampler, &limits),
+            (vec![], String::new(), Finish::Stop)
+        );
+        let (tokens, _, finish) = sessions::answer(&mut session, &mut sampler, &sessions::endless(1));
+        assert_eq!((tokens, finish), (vec![end], Finish::Length));
     }
 }
 
