@@ -152,6 +152,21 @@ fn a_type_that_weights_cannot_have_is_named_with_its_tensor() {
     }
 }
 
+/// A config alone may be that of either family without a vision tower; the names of the tensors tell.
+#[test]
+fn the_names_of_the_tensors_tell_the_family() {
+    let folder = folder(&[("model.safetensors", &weights::safetensors(&small_tensors()))]);
+    let mut config = small_config();
+    config["rotary_percent"] = json!(0.5);
+    config["moe_config"]["router_type"] = json!("attn_router");
+    let path = folder.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.config().family, Family::Yuan2);
+    config["rms_norm_eps"] = json!(1e-6);
+    assert_eq!(parse_config(&config.to_string(), &path).unwrap().config.family, Family::Yuan3);
+}
+
 #[test]
 fn index_and_shards_must_agree() {
     let tensors = small_tensors();
