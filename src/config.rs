@@ -4,24 +4,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{MOST_CONTEXT, MOST_VOCAB};
 
-/// The two architectures of the Yuan 2.0 family.
+/// A family of models: how its checkpoints name things, what its tokenizer adds, what its conversations look like. What is computed is
+/// the same for all of them, and [`ModelConfig`] has the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// Yuan2.0-M32 and Yuan2.0-2B.
+    #[default]
+    Yuan2,
+    /// Yuan3.0 Flash.
+    Yuan3,
+}
+
+impl Family {
+    /// The spelling of `yuan.family`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Yuan2 => "yuan2",
+            Self::Yuan3 => "yuan3",
+        }
+    }
+
+    /// The inverse of [`Family::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Yuan2, Self::Yuan3].into_iter().find(|family| family.name() == name)
+    }
+}
+
+/// The two architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
-    /// Yuan2.0-M32: mixture of experts, GGUF architecture `yuan2_moe`.
+    /// Yuan2.0-M32 and Yuan 3.0: mixture of experts, GGUF architecture `yuan2_moe`.
     Moe,
     /// Yuan2.0-2B: one dense MLP a layer, GGUF architecture `yuan2`.
     Dense,
-}
-
-impl Architecture {
-    /// As GGUF files call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Moe => "yuan2_moe",
-            Self::Dense => "yuan2",
-        }
-    }
 }
 
 /// How the rotary embedding rounds (MODEL.md, "Rotary embedding"). Logits differ by up to 8 between them.
@@ -53,9 +70,21 @@ impl RopePrecision {
     }
 }
 
+/// A longer context by YaRN, in the form of Yuan 3.0 (MODEL.md, "Rotary embedding").
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Yarn {
+    /// How many times as long the context becomes.
+    pub factor: f32,
+    /// The context of the training before it.
+    pub original: usize,
+}
+
 /// Everything that the forward pass needs to know beside the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
+    /// Which family it belongs to.
+    #[serde(default)]
+    pub family: Family,
     /// Which of the two architectures.
     pub architecture: Architecture,
     /// Rows of the embedding and of the head (V).
@@ -78,12 +107,15 @@ pub struct ModelConfig {
     pub norm_topk: bool,
     /// Epsilon of the RMS norms (the filter's own norm always uses 1e-6).
     pub rms_eps: f32,
-    /// Base of the rotary frequencies.
+    /// Base of the rotary frequencies, those of YaRN included.
     pub rope_base: f32,
     /// Leading dims of each head that rotate.
     pub rope_dims: usize,
     /// Rounding convention of the rotary embedding.
     pub rope_precision: RopePrecision,
+    /// How rotary frequencies are stretched for a longer context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yarn: Option<Yarn>,
     /// Positions that the model was made for.
     pub context: usize,
     /// Whether the head is the embedding.
@@ -94,6 +126,37 @@ impl ModelConfig {
     /// Width of one attention head.
     pub const fn head_dim(&self) -> usize {
         self.projection / self.heads
+    }
+
+    /// What GGUF files call the architecture: by the names of the authors' converter, whose runtime computes the same from the same keys. It knows nothing
+    /// of YaRN, so a model with YaRN has a name that it refuses.
+    pub const fn architecture_name(&self) -> &'static str {
+        match (self.architecture, self.yarn) {
+            (Architecture::Moe, None) => "yuan2_moe",
+            (Architecture::Moe, Some(_)) => "yuan3_moe",
+            (Architecture::Dense, _) => "yuan2",
+        }
+    }
+
+    /// The same model under another rotary convention.
+    ///
+    /// # Errors
+    /// For Yuan 3.0 under one that it never had.
+    pub fn with_rope(self, rope_precision: RopePrecision) -> Result<Self, String> {
+        let config = Self { rope_precision, ..self };
+        config.check_rope().map(|()| config)
+    }
+
+    fn check_rope(&self) -> Result<(), String> {
+        match self.rope_precision {
+            RopePrecision::F32 => Ok(()),
+            other if self.family == Family::Yuan3 => Err(format!(
+                "the rotary convention {} is none of Yuan 3.0, which was trained with f32",
+                other.name()
+            )),
+            _ if self.yarn.is_some() => Err("YaRN is built for the rotary convention f32 only".into()),
+            _ => Ok(()),
+        }
     }
 
     /// Checks every size against its limits and against the others, so that code behind it may divide and
@@ -134,6 +197,22 @@ impl ModelConfig {
         if !(self.rope_base >= 1.0 && self.rope_base.is_finite()) {
             return Err(format!("rotary_base is {}", self.rope_base));
         }
-        Ok(())
+        if let Some(Yarn { factor, original }) = self.yarn {
+            within("max_position_embeddings before YaRN", original, MOST_CONTEXT)?;
+            if !(factor >= 1.0 && factor.is_finite()) {
+                return Err(format!("yarn_scale_factor is {factor}"));
+            }
+            if self.rope_base <= 1.0 {
+                return Err(format!("rotary_base is {}, which has no YaRN", self.rope_base));
+            }
+            if self.architecture == Architecture::Dense {
+                return Err("a dense model has no YaRN".into());
+            }
+        }
+        if self.family == Family::Yuan3 && (self.architecture == Architecture::Dense || self.tied_embeddings)
+        {
+            return Err("a model of Yuan 3.0 has experts and a head of its own".into());
+        }
+        self.check_rope()
     }
 }

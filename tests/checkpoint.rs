@@ -19,9 +19,9 @@ use yuan::{
         pickle::parse_pickle,
         safetensors::{header_len, parse_header},
         sentencepiece::parse_pieces,
-        vocab::read_vocab,
+        vocab::{read_vocab, read_vocab_of},
     },
-    config::ModelConfig,
+    config::{Family, ModelConfig},
     error::{Error, TensorProblems},
     vocab::PieceKind,
 };
@@ -150,6 +150,21 @@ fn a_type_that_weights_cannot_have_is_named_with_its_tensor() {
         assert!(matches!(e, Error::Unsupported { .. }));
         assert!(e.to_string().contains(&tensors[2].name) && e.to_string().contains(dtype), "{e}");
     }
+}
+
+/// A config alone may be that of either family without a vision tower; the names of the tensors tell.
+#[test]
+fn the_names_of_the_tensors_tell_the_family() {
+    let folder = folder(&[("model.safetensors", &weights::safetensors(&small_tensors()))]);
+    let mut config = small_config();
+    config["rotary_percent"] = json!(0.5);
+    config["moe_config"]["router_type"] = json!("attn_router");
+    let path = folder.path().join("config.json");
+    fs::write(&path, config.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.config().family, Family::Yuan2);
+    config["rms_norm_eps"] = json!(1e-6);
+    assert_eq!(parse_config(&config.to_string(), &path).unwrap().config.family, Family::Yuan3);
 }
 
 #[test]
@@ -309,11 +324,11 @@ fn all_fixtures_open() {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.names_rope_base(), path == demo());
         assert!(checkpoint.data_bytes() > 1 << 20);
-        let vocab = read_vocab(&path, Some(checkpoint.config().vocab)).unwrap();
+        let vocab = read_vocab(&path, Some(checkpoint.config())).unwrap();
         assert_eq!(vocab.pieces.len(), checkpoint.config().vocab);
         assert_eq!(vocab, read_vocab(&path, None).unwrap());
         assert!(vocab.eod.is_some() && vocab.sep.is_some());
-        let few = read_vocab(&path, Some(100)).unwrap_err().to_string();
+        let few = read_vocab_of(&path, Family::Yuan2, Some(100)).unwrap_err().to_string();
         assert!(few.contains("100"), "{few}");
     }
 }
@@ -322,7 +337,7 @@ fn all_fixtures_open() {
 fn special_strings_have_the_ids_of_the_authors_tokenizer() {
     let Some(path) = fixture("yuan-tokenizer") else { return };
     let goldens: Value = serde_json::from_slice(&fs::read(path.join("goldens.json")).unwrap()).unwrap();
-    let full = read_vocab(&path, Some(135_040)).unwrap();
+    let full = read_vocab_of(&path, Family::Yuan2, Some(135_040)).unwrap();
     assert_eq!(read_vocab(&path, None).unwrap().pieces.len(), 134_958);
     assert_eq!(full.pieces.len(), 135_040);
     for (text, id) in goldens["special_ids"].as_object().unwrap() {

@@ -4,12 +4,13 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::{Goldens, error};
+use common::{Goldens, error, yuan3};
+use serde_json::json;
 use yuan::{
-    config::RopePrecision,
+    config::{RopePrecision, Yarn},
     container::Container,
-    model::{KvType, Model, Options, Stage, State, Want},
-    quantize::Wishes,
+    model::{KvType, Model, Options, Stage, State, Want, rope::Rope},
+    quantize::{self, Wishes},
     sampler::greedy,
 };
 
@@ -107,6 +108,12 @@ fn check_prompt(model: &Model, goldens: &Goldens, r: &str, p: usize, errors: &mu
     if let Some(golden) = goldens.get(&format!("{at}.layer0.lf_memory_after_prompt")) {
         let last = &golden[config.hidden..];
         errors.check("filter state", &at, &run.state.layers[0].filter.input, last, 3e-5);
+    }
+    let filter = &run.state.layers[0].filter;
+    for (name, found) in [("lf1", &filter.input), ("lf2", &filter.conv1)] {
+        if let Some(golden) = goldens.get(&format!("{at}.layer0.{name}_after_prompt")) {
+            errors.check("filter state", &at, found, golden, 3e-5);
+        }
     }
     if goldens.has_ids(&format!("{at}.greedy_ids")) {
         let golden = goldens.ids(&format!("{at}.greedy_ids"));
@@ -259,6 +266,103 @@ fn q4_0_gguf_of_the_authors_converter_runs_in_place() {
     errors.print("tiny-b-q4_0.gguf");
 }
 
+/// The tiny model of Yuan 3.0, whose config `change` may alter, under one of the conventions of its goldens.
+fn check_yuan3(
+    convention: &str,
+    rope_base: Option<f32>,
+    form: yuan3::Form,
+    change: &[(&str, serde_json::Value)],
+) {
+    let (Some(folder), Some(goldens)) =
+        (yuan3::folder(form, change), common::fixture("goldens/yuan3-tiny.safetensors"))
+    else {
+        return;
+    };
+    let options = quantize::Options { rope_base, ..common::exact() };
+    let container = common::convert(folder.path(), &options, &folder.path().join("exact.gguf"));
+    let (goldens, mut errors) = (Goldens::read(&goldens), Errors::default());
+    let model = common::load(&container, common::float());
+    let golden = goldens.f32(&format!("{convention}.inv_freq"));
+    for (found, golden) in Rope::of(model.config()).frequencies().iter().zip(golden) {
+        errors.check("frequencies, relative", convention, &[found / golden], &[1.0], 5e-7);
+    }
+    for p in 0..4 {
+        check_prompt(&model, &goldens, convention, p, &mut errors);
+    }
+    check_long(&model, &goldens, convention, &mut errors);
+    errors.print(&format!("yuan3-tiny, {convention}"));
+}
+
+/// YaRN as the goldens have it.
+fn yarn() -> [(&'static str, serde_json::Value); 4] {
+    [
+        ("use_yarn", json!(true)),
+        ("yarn_scale_factor", json!(8)),
+        ("max_position_embeddings", json!(512)),
+        ("scaled_max_position_embeddings", json!(4096)),
+    ]
+}
+
+#[test]
+fn yuan3_equals_the_reference() {
+    check_yuan3("f32", None, yuan3::Form::Published, &[]);
+}
+
+#[test]
+fn yuan3_without_its_vision_tower_equals_the_reference() {
+    check_yuan3("f32", None, yuan3::Form::TextOnly, &[]);
+}
+
+#[test]
+fn yuan3_with_yarn_equals_the_reference() {
+    check_yuan3("yarn", None, yuan3::Form::Published, &yarn());
+}
+
+#[test]
+fn yuan3_with_yarn_of_the_base_that_is_asked_for_equals_the_reference() {
+    check_yuan3("yarnbase", Some(1e6), yuan3::Form::TextOnly, &yarn());
+}
+
+/// Angles are products of f32, so the tables can be as far from each other as the frequencies are, times the position.
+#[test]
+fn rotary_tables_of_yuan3_equal_the_reference() {
+    let Some(path) = common::fixture("goldens/rope-yuan3.safetensors") else { return };
+    let goldens = Goldens::read(&path);
+    let positions = goldens.ids("positions");
+    assert_eq!(positions.iter().max(), Some(&131_071));
+    let mut errors = Errors::default();
+    for base in [10_000, 1_000_000] {
+        let yarn = [(32_768, 4), (131_072, 128)].map(|(original, factor)| {
+            (
+                format!("yarn.base{base}.orig{original}.scale{factor}"),
+                Some(Yarn { factor: factor as f32, original }),
+            )
+        });
+        for (name, yarn) in [(format!("f32.base{base}"), None)].into_iter().chain(yarn) {
+            let rope = Rope::new(128, base as f32, RopePrecision::F32, yarn);
+            let golden = goldens.f32(&format!("{name}.inv_freq"));
+            for (found, golden) in rope.frequencies().iter().zip(golden) {
+                errors.check("frequencies, relative", &name, &[found / golden], &[1.0], 5e-7);
+            }
+            for (i, &position) in positions.iter().enumerate() {
+                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.at(position as usize).into_iter().unzip();
+                for (part, found) in [("cos", cos), ("sin", sin)] {
+                    let golden = &goldens.f32(&format!("{name}.{part}"))[i * 64..][..64];
+                    let kind = match position {
+                        0..512 => "tables to position 511",
+                        512..4096 => "tables to position 4095",
+                        4096..32_768 => "tables to position 32767",
+                        _ => "tables to position 131071",
+                    };
+                    let tolerance = 1e-7 + 1.2e-7 * position as f32;
+                    errors.check(kind, &format!("{name}.{part}, {position}"), &found, golden, tolerance);
+                }
+            }
+        }
+    }
+    errors.print("rotary tables of Yuan 3.0");
+}
+
 #[test]
 fn rotary_tables_equal_the_reference() {
     let Some(path) = common::fixture("goldens/rope.safetensors") else { return };
@@ -266,7 +370,7 @@ fn rotary_tables_equal_the_reference() {
     let positions = goldens.ids("positions");
     for dims in [64, 128] {
         for precision in ALL {
-            let rope = yuan::model::rope::Rope::new(dims, 10_000.0, precision);
+            let rope = Rope::new(dims, 10_000.0, precision, None);
             let name = precision.name();
             for (i, &position) in positions.iter().enumerate() {
                 let half = dims / 2;

@@ -8,7 +8,8 @@ use common::{demo, fixture};
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
 use yuan::{
-    checkpoint::vocab::read_vocab,
+    checkpoint::vocab::{read_vocab, read_vocab_of},
+    config::Family,
     tokenizer::{Message, Special, Tokenizer},
     vocab::{Piece, PieceKind, Vocab},
 };
@@ -67,6 +68,54 @@ fn text(value: &Value) -> &str {
 
 fn texts(value: &Value) -> Vec<&str> {
     value.as_array().expect("texts").iter().map(text).collect()
+}
+
+/// The tokenizers of Yuan 3.0: the one that its authors' converter makes of the vocabulary of Yuan 2.0, and that of the tiny model.
+fn yuan3() -> Option<[Tokenizer; 2]> {
+    let (real, tiny) = (fixture("yuan-tokenizer")?, fixture("models/yuan3-tiny")?);
+    let real = read_vocab_of(&real, Family::Yuan3, Some(136_064)).expect("a vocabulary");
+    Some([Tokenizer::new(real).expect("a tokenizer"), open(&tiny)])
+}
+
+#[test]
+fn every_golden_item_of_yuan3_is_reproduced() {
+    let (Some([real, tiny]), Some(path)) = (yuan3(), fixture("goldens/yuan3-text.json")) else { return };
+    let goldens: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    assert_eq!((real.len(), tiny.len()), (136_064, 2048));
+    for item in goldens["items"].as_array().unwrap() {
+        let (given, ids_of_real) = (text(&item["text"]), ids(&item["real_ids"]));
+        assert_eq!(real.encode(given, Special::Parse), ids_of_real, "{given:?}");
+        assert_eq!(tiny.encode(given, Special::Parse), ids(&item["tiny_ids"]), "{given:?}");
+        assert_eq!(real.decode(&ids_of_real), given, "{given:?}");
+    }
+    for chat in goldens["chats"].as_array().unwrap() {
+        let given = text(&chat["text"]);
+        assert_eq!(real.encode(given, Special::Parse), ids(&chat["real_ids"]), "{given:?}");
+        assert_eq!(tiny.encode(given, Special::Parse), ids(&chat["tiny_ids"]), "{given:?}");
+    }
+    for (special, id) in goldens["special_ids"].as_object().unwrap() {
+        assert_eq!(real.encode(special, Special::Parse), [id.as_u64().unwrap() as u32], "{special}");
+    }
+    assert_eq!(real.ends().collect::<Vec<_>>(), [77_185, 135_977]);
+    assert_eq!(tiny.ends().map(|id| tiny.piece(id)).collect::<Vec<_>>(), ["<eod>", "<|end_of_sentence|>"]);
+}
+
+/// What people write makes no special token, but the numbered strings, which the model has seen as tokens only.
+#[test]
+fn text_of_yuan3_has_its_symbols_and_no_special_tokens() {
+    let Some([real, tiny]) = yuan3() else { return };
+    for tokenizer in [real, tiny] {
+        let parsed = |text| tokenizer.encode(text, Special::Parse);
+        for text in ["items123 of s001", "s000s999", "rooms1000"] {
+            assert_eq!(tokenizer.encode(text, Special::AsText), parsed(text));
+        }
+        let text = "<think>s042</think><|User|>";
+        let ids = tokenizer.encode(text, Special::AsText);
+        let special = |id: &&u32| tokenizer.vocab().special.iter().any(|(_, special)| special == *id);
+        assert_eq!(ids.iter().filter(special).count(), 0);
+        assert!(ids.contains(&parsed("s042")[0]));
+        assert_eq!(tokenizer.decode(&ids), text);
+    }
 }
 
 #[test]

@@ -3,16 +3,20 @@
 use std::{fmt::Display, path::Path};
 
 use super::{
+    family::describe,
+    features::{check_architecture, check_features, check_values, check_whole, unsupported},
     gptq,
     json::{Object, parse_object},
 };
 use crate::{
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision, Yarn},
     error::{Error, Result},
 };
 
-/// Base of the rotary frequencies where the config names none (the authors' model file).
-const DEFAULT_ROPE_BASE: f32 = 10_000.0;
+/// Base from which the authors' YaRN computes, whatever `rotary_base` says: it is not handed on to it.
+const YARN_BASE: f32 = 10_000.0;
+/// Scale of YaRN where the config names none (the authors' serving code).
+const YARN_FACTOR: f64 = 128.0;
 /// Epsilon of the norms where the config names none (the authors' model file).
 const DEFAULT_RMS_EPS: f64 = 1e-6;
 
@@ -23,6 +27,10 @@ pub struct Parsed {
     pub config: ModelConfig,
     /// Whether it names the base of the rotary frequencies; where it does not, the one in `config` is the default of the authors' model file.
     pub names_rope_base: bool,
+    /// Whether it says that the convolutions of the filter have biases.
+    pub has_bias: Option<bool>,
+    /// The id that it gives to the end of a document.
+    pub eod: Option<usize>,
 }
 
 /// Reads the text of a `config.json`; `path` is for messages.
@@ -31,18 +39,42 @@ pub struct Parsed {
 /// [`Error::BadFile`] for text that is no JSON object, a missing key, a value of the wrong type, keys that contradict each other and
 /// sizes that cannot be; [`Error::Unsupported`] for another architecture and for features that are not built.
 pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
+    parse_config_of(text, path, None)
+}
+
+/// [`parse_config`] of a folder whose tensors are named as those of `family`, where that is known: Yuan 2.0 and Yuan 3.0 without
+/// its vision tower have configs of the same kind.
+///
+/// # Errors
+/// As [`parse_config`].
+pub(super) fn parse_config_of(text: &str, path: &Path, family: Option<Family>) -> Result<Parsed> {
     let map = parse_object(text, path)?;
-    let top = Object::new(&map, path);
-    check_architecture(&top, path)?;
+    let whole = Object::new(&map, path);
     // What it says is read where weights are, but another method than GPTQ is refused here.
     gptq::Settings::of_config(text, path)?;
-    let moe = top.object("moe_config", "moe_config.")?;
-    check_features(&top, path)?;
-    if let Some(moe) = &moe {
-        check_features(moe, path)?;
+    let text_model = whole.object("llm_config", "llm_config.")?;
+    check_whole(&whole, text_model.is_some(), path)?;
+    let (top, of_moe) = match text_model {
+        Some(text_model) => (text_model, "llm_config.moe_config."),
+        None => (whole, "moe_config."),
+    };
+    check_architecture(&top, path)?;
+    let moe = top.object("moe_config", of_moe)?;
+    let family = match (text_model, family) {
+        (Some(_), _) => Family::Yuan3,
+        (None, Some(family)) => family,
+        (None, None) => Keys { top, moe }.family(),
+    };
+    let about = describe(family);
+    for object in [Some(&top), moe.as_ref()].into_iter().flatten() {
+        check_features(object, path)?;
+        check_values(object, path, about)?;
     }
 
     let nested = Keys { top, moe };
+    if let Some(key) = about.required.iter().find(|key| nested.lacks(key)) {
+        return Err(top.wrong(key, "it is missing, and the authors' programs do not agree on a default"));
+    }
     let need = |key: &str| top.size(key)?.ok_or_else(|| top.wrong(key, "it is missing"));
     let (hidden, heads, layers) =
         (need("hidden_size")?, need("num_attention_heads")?, need("num_hidden_layers")?);
@@ -68,9 +100,15 @@ pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
     } else {
         (0, 0)
     };
-    let base = agreed(&top, &["rotary_base", "rope_theta"], Object::number)?;
+    let base = agreed(&top, about.rope_base_keys, Object::number)?;
+    let (yarn, context) = yarn(&top, need("max_position_embeddings")?)?;
+    let rope_base = match yarn {
+        Some(_) => YARN_BASE,
+        None => base.map_or(about.rope_base, |base| base as f32),
+    };
 
     let config = ModelConfig {
+        family,
         architecture,
         vocab: need("vocab_size")?,
         hidden,
@@ -80,16 +118,19 @@ pub fn parse_config(text: &str, path: &Path) -> Result<Parsed> {
         ffn: feed_forward(&top, moe.as_ref().filter(|_| is_moe))?,
         experts,
         experts_used,
-        norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true),
+        norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true) || about.fixed,
         rms_eps: top.number("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS) as f32,
-        rope_base: base.map_or(DEFAULT_ROPE_BASE, |base| base as f32),
+        rope_base,
         rope_dims: rope_dims(&top, architecture, hidden, heads, projection)?,
-        rope_precision: rope_precision(&top, path)?,
-        context: need("max_position_embeddings")?,
-        tied_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false),
+        rope_precision: rope_precision(&top, path)?.unwrap_or(about.rope_precision),
+        yarn,
+        context,
+        tied_embeddings: top.flag("tie_word_embeddings")?.unwrap_or(false) && !about.fixed,
     };
     config.validate().map_err(|problem| Error::bad_file(path, "the sizes", problem))?;
-    Ok(Parsed { config, names_rope_base: base.is_some() })
+    let has_bias = top.flag("use_lfa_bias")?;
+    let eod = agreed(&top, &["eod_token_id"], Object::size)?;
+    Ok(Parsed { config, names_rope_base: base.is_some(), has_bias, eod })
 }
 
 /// Expert keys stand in `moe_config` as published, but are taken at the top level too.
@@ -109,6 +150,16 @@ impl Keys<'_> {
             }
             _ => Ok(inner.or(outer)),
         }
+    }
+
+    fn lacks(&self, key: &str) -> bool {
+        self.top.get(key).is_none() && self.moe.is_none_or(|moe| moe.get(key).is_none())
+    }
+
+    /// The family of a config without a vision tower, by the keys that both of the authors' programs want of Yuan 3.0.
+    fn family(&self) -> Family {
+        let is_new = !["rotary_percent", "router_type"].into_iter().any(|key| self.lacks(key));
+        if is_new { Family::Yuan3 } else { Family::Yuan2 }
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -135,74 +186,6 @@ fn agreed<'a, T: PartialEq + Display>(
         }
     }
     Ok(found.map(|(_, value)| value))
-}
-
-fn unsupported(path: &Path, what: impl Into<String>, remedy: &str) -> Error {
-    Error::Unsupported { path: path.into(), what: what.into(), remedy: remedy.to_owned() }
-}
-
-fn check_architecture(top: &Object<'_>, path: &Path) -> Result<()> {
-    const REMEDY: &str = "this runtime runs Yuan2.0-M32 and Yuan2.0-2B (YuanForCausalLM)";
-    let architectures = top.texts("architectures")?;
-    let model_type = top.text("model_type")?;
-    if !architectures.is_empty() && !architectures.contains(&"YuanForCausalLM") {
-        return Err(unsupported(path, format!("the architecture {}", architectures.join(", ")), REMEDY));
-    }
-    match model_type {
-        Some(name) if !["yuan", "yuan2", "yuan2_moe"].contains(&name) => {
-            Err(unsupported(path, format!("the model type {name}"), REMEDY))
-        }
-        None if architectures.is_empty() => {
-            Err(unsupported(path, "a config without architectures and model_type", REMEDY))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses what changes the math: any of these keys in any place with any value but the one that is built.
-fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
-    const REMEDY: &str = "the runtime computes what the published Yuan 2.0 models compute";
-    let no = |key: &str, value: &str| unsupported(path, format!("{key} {value}"), REMEDY);
-
-    if let Some(act) = object.text("hidden_act")?.filter(|act| *act != "silu") {
-        return Err(no("hidden_act", act));
-    }
-    for (key, built) in [
-        ("gated_linear_unit", true),
-        ("causal_mask", true),
-        ("use_shareqk", false),
-        ("use_bias", false),
-        ("attention_bias", false),
-        ("mlp_bias", false),
-        ("rotary_interleaved", false),
-    ] {
-        if object.flag(key)?.is_some_and(|value| value != built) {
-            return Err(no(key, if built { "false" } else { "true" }));
-        }
-    }
-    for key in [
-        "num_shared_experts",
-        "n_shared_experts",
-        "moe_num_shared_experts",
-        "shared_expert_intermediate_size",
-    ] {
-        if let Some(n) = object.size(key)?.filter(|n| *n > 0) {
-            return Err(no(key, &n.to_string()));
-        }
-    }
-    for key in ["router_type", "moe_router_type"] {
-        if let Some(router) =
-            object.text(key)?.filter(|r| !["attn_router", "attention_router", "attention"].contains(r))
-        {
-            return Err(no(key, router));
-        }
-    }
-    for key in ["rope_scaling", "sliding_window", "per_layer_experts_blocks"] {
-        if object.get(key).is_some() {
-            return Err(no(key, "(anything but null)"));
-        }
-    }
-    Ok(())
 }
 
 /// Heads must all have their own keys and values, and the width that the projection gives them.
@@ -255,10 +238,25 @@ fn rope_dims(
     })
 }
 
-fn rope_precision(top: &Object<'_>, path: &Path) -> Result<RopePrecision> {
-    let Some(name) = top.text("rope_precision")? else { return Ok(RopePrecision::default()) };
-    RopePrecision::from_name(name)
-        .ok_or_else(|| unsupported(path, format!("rope_precision {name}"), "it is mixed, f32 or hfbf16"))
+fn rope_precision(top: &Object<'_>, path: &Path) -> Result<Option<RopePrecision>> {
+    let Some(name) = top.text("rope_precision")? else { return Ok(None) };
+    let known = RopePrecision::from_name(name);
+    let unknown = || unsupported(path, format!("rope_precision {name}"), "it is mixed, f32 or hfbf16");
+    known.ok_or_else(unknown).map(Some)
+}
+
+/// YaRN, and the context of the model, where `positions` is that without it.
+fn yarn(top: &Object<'_>, positions: usize) -> Result<(Option<Yarn>, usize)> {
+    if !top.flag("use_yarn")?.unwrap_or(false) {
+        return Ok((None, positions));
+    }
+    let factor = top.number("yarn_scale_factor")?.unwrap_or(YARN_FACTOR) as f32;
+    let scaled = top.size("scaled_max_position_embeddings")?.unwrap_or(positions);
+    if scaled < positions {
+        let problem = format!("{scaled} positions are fewer than the {positions} of max_position_embeddings");
+        return Err(top.wrong("scaled_max_position_embeddings", problem));
+    }
+    Ok((Some(Yarn { factor, original: positions }), scaled))
 }
 
 #[cfg(test)]
@@ -310,6 +308,7 @@ mod tests {
     fn the_published_config_is_read() {
         let config = parse(&m32()).unwrap();
         let expected = ModelConfig {
+            family: Family::Yuan2,
             architecture: Architecture::Moe,
             vocab: 135_040,
             hidden: 2048,
@@ -324,6 +323,7 @@ mod tests {
             rope_base: 10_000.0,
             rope_dims: 128,
             rope_precision: RopePrecision::Mixed,
+            yarn: None,
             context: 16_384,
             tied_embeddings: false,
         };
@@ -334,7 +334,7 @@ mod tests {
     fn the_rotary_base_has_two_spellings_and_may_be_missing() {
         assert!(!parsed(&m32()).unwrap().names_rope_base);
         for key in ["rotary_base", "rope_theta"] {
-            let Parsed { config, names_rope_base } = parsed(&with(key, json!(40_890))).unwrap();
+            let Parsed { config, names_rope_base, .. } = parsed(&with(key, json!(40_890))).unwrap();
             assert_eq!((config.rope_base, names_rope_base), (40_890.0, true));
         }
     }

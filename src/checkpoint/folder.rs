@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, btree_map},
     fs::File,
     ops::Range,
     path::{Path, PathBuf},
@@ -10,12 +10,14 @@ use std::{
 
 use super::{
     archive,
-    config::{Parsed, parse_config},
+    config::{Parsed, parse_config_of},
     entry::{ElementType, Entry, elements},
+    family::{self, Description, describe},
     file::{open, read_exact_at, read_text, stamp},
     gptq::{self, Facts, Packed},
     layout::{self, Format, Layout},
-    names, safetensors,
+    names::{self, Role, Source},
+    safetensors,
 };
 use crate::{
     config::ModelConfig,
@@ -38,8 +40,18 @@ pub struct Checkpoint {
     /// How matrices are quantized, and those that are, by the names of their weights.
     quantized: Option<gptq::Settings>,
     modules: HashMap<String, gptq::Module>,
+    left_out: Vec<LeftOut>,
     /// Size and modification time of the config's file.
     config_stamp: (u64, u128),
+}
+
+/// A tensor of the folder that is no part of the text model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Its name.
+    pub name: String,
+    /// Bytes of its elements; none where their type is not known.
+    pub bytes: Option<u64>,
 }
 
 /// An open file of weights.
@@ -55,8 +67,8 @@ pub(super) struct Shard {
 /// Where the elements of a tensor are.
 #[derive(Debug)]
 struct Weights {
-    /// Number of the file.
-    file: usize,
+    /// Number of the file; none for zeros that no file has.
+    file: Option<usize>,
     offset: u64,
     element: ElementType,
     /// Bytes of an element.
@@ -74,7 +86,6 @@ impl Checkpoint {
         let path = folder.join("config.json");
         let config_stamp = stamp(&open(&path)?, &path)?;
         let text = read_text(&path, LARGEST_CONFIG)?;
-        let Parsed { config, names_rope_base } = parse_config(&text, &path)?;
         let quantized = gptq::Settings::find(folder, &text)?;
         let layout = layout::find(folder)?;
         let mut files = Vec::new();
@@ -87,12 +98,25 @@ impl Checkpoint {
             });
             files.push(shard);
         }
-        let (tensors, modules) = check(&config, folder, &layout, tables, quantized.as_ref(), &files)?;
+        let family = family::of_names(tables.iter().flatten().map(|entry| entry.name.as_str()));
+        let Parsed { config, names_rope_base, has_bias, .. } = parse_config_of(&text, &path, family)?;
+        let Found { tensors, modules, left_out } =
+            check(&config, has_bias, folder, &layout, tables, quantized.as_ref(), &files)?;
         if let Some(settings) = &quantized {
             gptq::check_label(settings, &modules, &files)?;
         }
         let folder = folder.into();
-        Ok(Self { folder, config, names_rope_base, files, tensors, quantized, modules, config_stamp })
+        Ok(Self {
+            folder,
+            config,
+            names_rope_base,
+            files,
+            tensors,
+            quantized,
+            modules,
+            left_out,
+            config_stamp,
+        })
     }
 
     /// The shape of the model.
@@ -124,9 +148,15 @@ impl Checkpoint {
         self.names_rope_base
     }
 
+    /// Tensors of the folder that are no part of the text model, by name.
+    pub fn left_out(&self) -> &[LeftOut] {
+        &self.left_out
+    }
+
     /// Bytes of all tensors that the config asks for.
     pub fn data_bytes(&self) -> u64 {
-        let plain = self.tensors.values().map(|weights| weights.elements * weights.width).sum::<u64>();
+        let there = self.tensors.values().filter(|weights| weights.file.is_some());
+        let plain = there.map(|weights| weights.elements * weights.width).sum::<u64>();
         plain + self.modules.values().map(gptq::Module::bytes).sum::<u64>()
     }
 
@@ -194,7 +224,11 @@ impl Checkpoint {
         if range.start > range.end || range.end as u64 > weights.elements {
             return Err(argument(format!("elements {range:?} of {}", weights.elements)));
         }
-        let shard = &self.files[weights.file];
+        let Some(file) = weights.file else {
+            out.resize(out.len() + range.len(), 0.0);
+            return Ok(());
+        };
+        let shard = &self.files[file];
         let width = weights.width as usize;
         out.reserve(range.len());
         BUFFER.with_borrow_mut(|buffer| {
@@ -224,68 +258,107 @@ impl Shard {
 }
 
 /// Whether a tensor that the table of names does not have may be there all the same.
-fn is_ignored(name: &str, config: &ModelConfig) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || (config.tied_embeddings && name == "lm_head.weight")
+fn is_ignored(name: &str, config: &ModelConfig, about: &Description) -> bool {
+    about.is_computed(name) || (config.tied_embeddings && name == "lm_head.weight")
+}
+
+/// What is in a folder.
+struct Found {
+    /// By the names of the runtime.
+    tensors: HashMap<String, Weights>,
+    modules: HashMap<String, gptq::Module>,
+    left_out: Vec<LeftOut>,
 }
 
 /// Compares the tables of the files (in the order of the layout) with the config and with the index.
 fn check(
     config: &ModelConfig,
+    has_bias: Option<bool>,
     folder: &Path,
     layout: &Layout,
     tables: Vec<Vec<Entry>>,
     quantized: Option<&gptq::Settings>,
     files: &[Shard],
-) -> Result<(HashMap<String, Weights>, HashMap<String, gptq::Module>)> {
+) -> Result<Found> {
+    let about = describe(config.family);
+    let mut left_out = Vec::new();
     let mut problems = TensorProblems::default();
     let mut found = gptq::Found::new();
     let mut twice = HashSet::new();
     for (file, table) in tables.into_iter().enumerate() {
         for entry in table {
-            if let Some((name, _)) = found.get_key_value(&entry.name) {
-                twice.insert(name.clone());
-            } else {
-                found.insert(entry.name.clone(), (file, entry));
+            let name = about.text_name(&entry.name).to_owned();
+            if about.is_beside(&name) {
+                let bytes = entry.element.bytes().zip(elements(&entry.shape));
+                let bytes = bytes.and_then(|(width, n)| n.checked_mul(width));
+                left_out.push(LeftOut { name: entry.name, bytes });
+                continue;
+            }
+            match found.entry(name) {
+                btree_map::Entry::Occupied(first) => {
+                    twice.insert(first.key().clone());
+                }
+                btree_map::Entry::Vacant(place) => {
+                    place.insert((file, entry));
+                }
             }
         }
     }
     problems.duplicate.extend(twice);
     problems.duplicate.sort_unstable();
     let places: BTreeMap<String, usize> =
-        found.iter().map(|(name, (file, _))| (name.clone(), *file)).collect();
+        found.values().map(|(file, entry)| (entry.name.clone(), *file)).collect();
+    let bias = bias(config, has_bias, &found)
+        .map_err(|problem| Error::bad_file(folder.join("config.json"), "key use_lfa_bias", problem))?;
 
     let specs = names::tensors(config);
     let mut tensors = HashMap::new();
     let modules = gptq::take_modules(quantized, &specs, &mut found, files, &mut problems)?;
     let is_plain = |spec: &names::TensorSpec| !modules.contains_key(&spec.hf);
     let mut wrong_type = None;
+    let mut used = HashSet::new();
     for spec in specs.into_iter().filter(is_plain) {
-        let Some((file, entry)) = found.remove(&spec.hf) else {
-            problems.missing.push(spec.hf);
-            continue;
-        };
-        if !entry.shape.iter().copied().eq(spec.shape.iter().map(|&dim| dim as u64)) {
-            problems
-                .misshapen
-                .push(format!("{}: found {:?}, expected {:?}", spec.hf, entry.shape, spec.shape));
+        let Source { tensor, shape, first_row } = spec.source;
+        if spec.role == Role::ConvBias && !bias {
+            let elements = spec.shape[0] as u64;
+            let zeros = Weights { file: None, offset: 0, element: ElementType::F32, width: 4, elements };
+            tensors.insert(spec.hf, zeros);
             continue;
         }
+        let Some((file, entry)) = found.get(&tensor) else {
+            push_new(&mut problems.missing, tensor);
+            continue;
+        };
+        used.insert(tensor.clone());
+        if !entry.shape.iter().copied().eq(shape.iter().map(|&dim| dim as u64)) {
+            push_new(
+                &mut problems.misshapen,
+                format!("{tensor}: found {:?}, expected {shape:?}", entry.shape),
+            );
+            continue;
+        }
+        // The whole tensor has a size, and the weights are some of its rows.
+        let row: u64 = entry.shape[1..].iter().product();
         match (entry.element.weight_bytes(), elements(&entry.shape)) {
-            (Some(width), Some(elements)) => {
-                let weights = Weights { file, offset: entry.offset, element: entry.element, width, elements };
-                tensors.insert(spec.hf, weights);
+            (Some(width), Some(_)) => {
+                let offset = entry.offset + first_row as u64 * row * width;
+                let element = entry.element.clone();
+                let elements = spec.shape[0] as u64 * row;
+                tensors.insert(spec.hf, Weights { file: Some(*file), offset, element, width, elements });
             }
             _ => {
-                wrong_type.get_or_insert((file, entry));
+                wrong_type.get_or_insert((*file, entry.clone()));
             }
         }
     }
-    problems.unexpected.extend(found.into_keys().filter(|name| !is_ignored(name, config)));
+    found.retain(|name, _| !used.contains(name));
+    problems.unexpected.extend(found.into_keys().filter(|name| !is_ignored(name, config, about)));
     if !problems.is_empty() {
         return Err(Error::Tensors { path: folder.into(), problems });
     }
     if let Some((index, map)) = &layout.index {
-        check_index(&folder.join(index), map, &places, &layout.files)?;
+        let map = map.iter().filter(|(name, _)| !about.is_beside(about.text_name(name)));
+        check_index(&folder.join(index), &map.collect(), &places, &layout.files)?;
     }
     match wrong_type {
         Some((file, Entry { name, element, .. })) => Err(Error::Unsupported {
@@ -293,14 +366,44 @@ fn check(
             what: format!("tensor {name} of type {element}"),
             remedy: "give the bf16, f16 or f32 checkpoint".into(),
         }),
-        None => Ok((tensors, modules.into_iter().filter_map(|(name, m)| Some((name, m?))).collect())),
+        None => {
+            left_out.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+            let modules = modules.into_iter().filter_map(|(name, module)| Some((name, module?)));
+            Ok(Found { tensors, modules: modules.collect(), left_out })
+        }
+    }
+}
+
+/// Whether the filter's convolutions have biases. Where the family leaves it open, the tensors say it, and the config must not say otherwise.
+fn bias(
+    config: &ModelConfig,
+    said: Option<bool>,
+    found: &BTreeMap<String, (usize, Entry)>,
+) -> Result<bool, String> {
+    if !describe(config.family).may_lack_bias {
+        return Ok(true);
+    }
+    let mut wanted = names::tensors(config).into_iter().filter(|spec| spec.role == Role::ConvBias);
+    let there = wanted.find(|spec| found.contains_key(&spec.source.tensor));
+    match (said, there) {
+        (Some(false), Some(spec)) => {
+            Err(format!("it is false, but there is a tensor {}", spec.source.tensor))
+        }
+        (said, there) => Ok(there.is_some() || said == Some(true)),
+    }
+}
+
+/// Adds what is not the last already: the parts of one tensor stand side by side.
+fn push_new(list: &mut Vec<String>, text: String) {
+    if list.last() != Some(&text) {
+        list.push(text);
     }
 }
 
 /// The index must say of every tensor the file that it is in, and of no others.
 fn check_index(
     path: &Path,
-    index: &BTreeMap<String, String>,
+    index: &BTreeMap<&String, &String>,
     places: &BTreeMap<String, usize>,
     files: &[String],
 ) -> Result<()> {
@@ -308,8 +411,8 @@ fn check_index(
         Err(Error::bad_file(path, format!("weight_map, tensor {name}"), problem))
     };
     for (name, listed) in index {
-        match places.get(name).map(|file| &files[*file]) {
-            Some(file) if file == listed => {}
+        match places.get(*name).map(|file| &files[*file]) {
+            Some(file) if file == *listed => {}
             Some(file) => return disagree(name, format!("it is in {file}, not in {listed}")),
             None => return disagree(name, format!("it is not in {listed}")),
         }

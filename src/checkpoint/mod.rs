@@ -6,6 +6,8 @@
 pub mod archive;
 pub mod config;
 pub mod entry;
+mod family;
+mod features;
 mod file;
 mod folder;
 pub mod gptq;
@@ -20,4 +22,4 @@ pub mod sentencepiece;
 mod tensors;
 pub mod vocab;
 
-pub use folder::Checkpoint;
+pub use folder::{Checkpoint, LeftOut};

@@ -3,6 +3,7 @@
 //! The GGUF names are those of the authors' converter. Order is the order of use: embedding, layers, final norm,
 //! head; a container is laid out in it.
 
+use super::family::describe;
 use crate::config::{Architecture, ModelConfig};
 
 /// What a tensor is for; decides the type that it is stored in.
@@ -43,7 +44,7 @@ pub enum Role {
 /// One tensor that a model of some config must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// Name in a Hugging Face checkpoint.
+    /// Name of the weights for the code that reads them: that of Yuan 2.0's checkpoints, whatever the family.
     pub hf: String,
     /// Name in a GGUF file as the authors' converter writes it.
     pub gguf: String,
@@ -51,22 +52,48 @@ pub struct TensorSpec {
     pub shape: Vec<usize>,
     /// What it is for.
     pub role: Role,
+    /// Where it lies in a checkpoint.
+    pub source: Source,
 }
 
-/// Every tensor that `config` asks for, in the order in which the forward pass uses them.
-/// A model with tied embeddings has no head.
+/// Where weights lie in a checkpoint of their family: a tensor of it, or some rows of one that has several fused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Its shape, outermost first.
+    pub shape: Vec<usize>,
+    /// The first of its rows that belongs to the weights; the others follow it.
+    pub first_row: usize,
+}
+
+/// Every tensor that `config` asks for, in the order in which the forward pass uses them. Those that lie in one tensor of a checkpoint
+/// stand side by side, in the order of its rows. A model with tied embeddings has no head.
 pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
+    let family = describe(config.family);
     let (h, p, f, v) = (config.hidden, config.projection, config.ffn, config.vocab);
     let mut all = Vec::new();
-    let mut add = |hf: String, gguf: String, shape: &[usize], role| {
-        all.push(TensorSpec { hf, gguf, shape: shape.to_vec(), role });
+    let mut add = |hf: String, gguf: &str, shape: &[usize], role, source| {
+        all.push(TensorSpec { hf, gguf: gguf.into(), shape: shape.to_vec(), role, source });
     };
+    let whole =
+        |tensor: &str, shape: &[usize]| Source { tensor: tensor.into(), shape: shape.to_vec(), first_row: 0 };
 
-    add("model.embed_tokens.weight".into(), "token_embd.weight".into(), &[v, h], Role::Embedding);
+    let embedding = "model.embed_tokens.weight";
+    add(embedding.into(), "token_embd.weight", &[v, h], Role::Embedding, whole(embedding, &[v, h]));
     for layer in 0..config.layers {
         let hf = |name: &str| format!("model.layers.{layer}.{name}");
         let gguf = |name: &str| format!("blk.{layer}.{name}");
-        let mut local = |from: &str, to: &str, shape: &[usize], role| add(hf(from), gguf(to), shape, role);
+        let mut local = |from: &str, to: &str, shape: &[usize], role| {
+            let source = match family.fused(from) {
+                Some((tensor, part, parts)) => {
+                    let rows = [&[parts * shape[0]], &shape[1..]].concat();
+                    Source { first_row: part * shape[0], ..whole(&hf(tensor), &rows) }
+                }
+                None => whole(&hf(from), shape),
+            };
+            add(hf(from), &gguf(to), shape, role, source);
+        };
 
         local("input_layernorm.weight", "attn_norm.weight", &[h], Role::Norm);
         local("self_attn.lf_gate.conv1.weight", "conv1.weight", &[h / 2, h, 2, 1], Role::Conv);
@@ -91,17 +118,22 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
                 local("mlp.gate.key.weight", "mlp_attn_k.weight", &[e, h], Role::Router);
                 local("mlp.gate.value.weight", "mlp_attn_v.weight", &[e, h], Role::Router);
                 for expert in 0..e {
-                    let (w1, w2) = (Role::ExpertIn { layer, expert }, Role::ExpertOut { layer, expert });
-                    let from = |w: &str| format!("mlp.experts.{expert}.{w}.weight");
-                    local(&from("w1"), &format!("ffn_gate.{expert}.weight"), &[2 * f, h], w1);
-                    local(&from("w2"), &format!("ffn_down.{expert}.weight"), &[h, f], w2);
+                    let mut matrix = |w: &str, to: &str, shape: &[usize], role| {
+                        let from = hf(&(family.expert)(w, expert));
+                        let name = hf(&format!("mlp.experts.{expert}.{w}.weight"));
+                        add(name, &gguf(&format!("{to}.{expert}.weight")), shape, role, whole(&from, shape));
+                    };
+                    matrix("w1", "ffn_gate", &[2 * f, h], Role::ExpertIn { layer, expert });
+                    matrix("w2", "ffn_down", &[h, f], Role::ExpertOut { layer, expert });
                 }
             }
         }
     }
-    add("model.norm.weight".into(), "output_norm.weight".into(), &[h], Role::Norm);
+    let norm = "model.norm.weight";
+    add(norm.into(), "output_norm.weight", &[h], Role::Norm, whole(norm, &[h]));
     if !config.tied_embeddings {
-        add("lm_head.weight".into(), "output.weight".into(), &[v, h], Role::Head);
+        let head = "lm_head.weight";
+        add(head.into(), "output.weight", &[v, h], Role::Head, whole(head, &[v, h]));
     }
     all
 }

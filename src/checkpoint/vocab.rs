@@ -6,12 +6,14 @@ use std::{collections::HashSet, io, path::Path};
 use serde_json::Value;
 
 use super::{
-    config::parse_config,
+    config::{Parsed, parse_config},
+    family::describe,
     file::{is_lfs_pointer, lfs_pointer, read, read_text},
     json::parse_object,
     sentencepiece::parse_pieces,
 };
 use crate::{
+    config::{Family, ModelConfig},
     error::{Error, Result},
     vocab::{Piece, PieceKind, Vocab, YUAN3_CHAT_TEMPLATE},
 };
@@ -20,29 +22,46 @@ use crate::{
 const LARGEST_MODEL: u64 = 64 << 20;
 const LARGEST_JSON: u64 = 16 << 20;
 
-/// Special strings that the authors' scripts add behind the pieces, in their order.
-const ADDED: [&str; 5] = ["<mask>", "<predict>", "<FIM_SUFFIX>", "<FIM_PREFIX>", "<FIM_MIDDLE>"];
+/// Reads the vocabulary of a checkpoint folder, that of the model `config`; without it the folder's `config.json` says which that is, and where
+/// there is none either, it is of Yuan 2.0 and ends behind the added strings.
+///
+/// # Errors
+/// As [`read_vocab_of`]; [`Error::BadFile`] when the folder's config has another id for the end of a document.
+pub fn read_vocab(folder: &Path, config: Option<&ModelConfig>) -> Result<Vocab> {
+    let beside = folder_config(folder);
+    let config = config.or(beside.as_ref().map(|parsed| &parsed.config));
+    let family = config.map_or(Family::default(), |config| config.family);
+    let vocab = read_vocab_of(folder, family, config.map(|config| config.vocab))?;
+    let said = beside.as_ref().and_then(|parsed| parsed.eod);
+    match (said, vocab.eod) {
+        (Some(said), Some(eod)) if family == Family::Yuan3 && said != eod as usize => Err(Error::BadFile {
+            path: folder.join("tokenizer.model"),
+            place: "the piece <eod>".into(),
+            problem: format!("it is {eod}, and eod_token_id in config.json is {said}"),
+            remedy: "fetch the tokenizer that belongs to the model",
+        }),
+        _ => Ok(vocab),
+    }
+}
 
-/// Reads the vocabulary of a checkpoint folder. `vocab` is the number of rows of the embedding; without it the folder's
-/// `config.json` says it, and where there is none either, the vocabulary ends behind the added strings.
+/// Reads the vocabulary of a folder as one of `family` with `vocab` rows in the embedding; without a number it ends behind the added strings.
 ///
 /// # Errors
 /// When `tokenizer.model` is missing, damaged, of another kind, or has more pieces than `vocab`.
-pub fn read_vocab(folder: &Path, vocab: Option<usize>) -> Result<Vocab> {
+pub fn read_vocab_of(folder: &Path, family: Family, vocab: Option<usize>) -> Result<Vocab> {
     let path = folder.join("tokenizer.model");
     let bytes = read(&path, LARGEST_MODEL).map_err(missing)?;
     if is_lfs_pointer(&bytes) {
         return Err(lfs_pointer(&path));
     }
     let mut pieces = parse_pieces(&bytes, &path)?;
-    let size = vocab.or_else(|| config_vocab(folder));
-    if let Some(size) = size.filter(|size| *size < pieces.len()) {
+    if let Some(size) = vocab.filter(|size| *size < pieces.len()) {
         let problem = format!("{} pieces, but the model's vocabulary has {size}", pieces.len());
         return Err(Error::bad_file(path, "the pieces", problem));
     }
-    complete(&mut pieces, size);
+    complete(&mut pieces, family, vocab);
 
-    let mut vocab = Vocab::from_pieces(pieces);
+    let mut vocab = Vocab::of(family, pieces);
     if let Some(template) = chat_template(&folder.join("tokenizer_config.json"))? {
         // The one that Yuan 3.0's converter stores joins what users said; the model was trained on roles.
         let has_roles = vocab.chat_template.as_deref() == Some(YUAN3_CHAT_TEMPLATE);
@@ -66,21 +85,22 @@ fn missing(error: Error) -> Error {
     }
 }
 
-/// The vocabulary that the folder's config names, if it has a config that can be read.
-fn config_vocab(folder: &Path) -> Option<usize> {
+/// The folder's config, if it has one that can be read.
+fn folder_config(folder: &Path) -> Option<Parsed> {
     let path = folder.join("config.json");
     let text = read_text(&path, LARGEST_JSON).ok()?;
-    Some(parse_config(&text, &path).ok()?.config.vocab)
+    parse_config(&text, &path).ok()
 }
 
-/// Appends the added strings that are no pieces, as long as there is room, then pieces without a use up to `size`.
-fn complete(pieces: &mut Vec<Piece>, size: Option<usize>) {
+/// Appends the added strings of the family that are no pieces, as long as there is room, then pieces without a use up to `size`.
+fn complete(pieces: &mut Vec<Piece>, family: Family, size: Option<usize>) {
     let known: HashSet<&str> = pieces.iter().map(|piece| piece.text.as_str()).collect();
-    let added: Vec<&str> = ADDED.into_iter().filter(|text| !known.contains(text)).collect();
+    let mut added = (describe(family).added)();
+    added.retain(|text| !known.contains(text.as_str()));
     drop(known);
     let room = size.map_or(usize::MAX, |size| size - pieces.len());
     pieces.extend(added.into_iter().take(room).map(|text| Piece {
-        text: text.to_owned(),
+        text,
         score: 0.0,
         kind: PieceKind::UserDefined,
     }));
@@ -125,7 +145,7 @@ mod tests {
     #[test]
     fn added_strings_stand_behind_the_pieces_and_dummies_fill_the_rest() {
         let mut pieces = vec![piece("a"), piece("<predict>")];
-        complete(&mut pieces, Some(8));
+        complete(&mut pieces, Family::Yuan2, Some(8));
         let expected = [
             "a",
             "<predict>",
@@ -144,10 +164,10 @@ mod tests {
     #[test]
     fn added_strings_need_room() {
         let mut pieces = vec![piece("a")];
-        complete(&mut pieces, Some(3));
+        complete(&mut pieces, Family::Yuan2, Some(3));
         assert_eq!(texts(&pieces), ["a", "<mask>", "<predict>"]);
         let mut pieces = vec![piece("a")];
-        complete(&mut pieces, None);
+        complete(&mut pieces, Family::Yuan2, None);
         assert_eq!(pieces.len(), 6);
     }
 

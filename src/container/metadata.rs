@@ -5,7 +5,7 @@ use super::{
     value::{Metadata, Value},
 };
 use crate::{
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision, Yarn},
     vocab::{Piece, PieceKind, Vocab},
 };
 
@@ -26,10 +26,18 @@ pub enum Layout {
 /// The architecture that a file names.
 pub fn read_architecture(metadata: &Metadata) -> Result<Architecture, String> {
     match metadata.text("general.architecture")? {
-        Some("yuan2_moe") => Ok(Architecture::Moe),
+        Some("yuan2_moe" | "yuan3_moe") => Ok(Architecture::Moe),
         Some("yuan2") => Ok(Architecture::Dense),
         Some(other) => Err(format!("the architecture {other}")),
         None => Err("a file without general.architecture".into()),
+    }
+}
+
+/// The family that a file names; files without the key are of Yuan 2.0.
+pub fn read_family(metadata: &Metadata) -> Result<Family, String> {
+    match metadata.text("yuan.family")? {
+        None => Ok(Family::default()),
+        Some(name) => Family::from_name(name).ok_or_else(|| format!("the family {name}")),
     }
 }
 
@@ -52,7 +60,8 @@ pub fn read_layout(metadata: &Metadata) -> Result<Layout, String> {
 /// is the embedding) is read off the tensors; its files are run with f32 rotary tables, as the fork does.
 pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelConfig, String> {
     let architecture = read_architecture(metadata)?;
-    let prefix = architecture.name();
+    // The name was read just now.
+    let prefix = metadata.text("general.architecture")?.unwrap_or_default();
     let key = |name: &str| format!("{prefix}.{name}");
     let size = |key: &str| -> Result<Option<usize>, String> {
         let number = metadata.number(key)?;
@@ -89,6 +98,7 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
             .ok_or_else(|| format!("yuan.rope.precision {name} is not known"))?,
     };
     let config = ModelConfig {
+        family: read_family(metadata)?,
         architecture,
         vocab: dim("token_embd.weight", 1)?,
         hidden,
@@ -106,16 +116,33 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
         rope_base: metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
         rope_dims: size(&key("rope.dimension_count"))?.unwrap_or(hidden / heads),
         rope_precision: precision,
+        yarn: read_yarn(metadata)?,
         context: need("context_length")?,
         tied_embeddings: !tensors.iter().any(|t| t.name == "output.weight"),
     };
     config.validate()?;
+    if config.architecture_name() != prefix {
+        return Err(format!("the architecture {prefix} does not fit what yuan.rope.yarn.factor says"));
+    }
     Ok(config)
+}
+
+fn read_yarn(metadata: &Metadata) -> Result<Option<Yarn>, String> {
+    const ORIGINAL: &str = "yuan.rope.yarn.original_context";
+    let original = metadata.number(ORIGINAL)?.map(usize::try_from).transpose();
+    match (
+        metadata.float("yuan.rope.yarn.factor")?,
+        original.map_err(|_| format!("{ORIGINAL} is too large"))?,
+    ) {
+        (None, None) => Ok(None),
+        (Some(factor), Some(original)) => Ok(Some(Yarn { factor, original })),
+        _ => Err("yuan.rope.yarn.factor and .original_context need each other".into()),
+    }
 }
 
 /// The keys that say what [`read_config`] and [`read_layout`] read.
 pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
-    let prefix = config.architecture.name();
+    let prefix = config.architecture_name();
     let mut m = Metadata::default();
     let number = |n: usize| Value::U32(n as u32);
     m.set("general.architecture", Value::String(prefix.into()));
@@ -136,9 +163,16 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
     set("expert_feed_forward_length", number(config.ffn));
     set("attention.layer_norm_rms_epsilon", Value::F32(config.rms_eps));
     set("rope.freq_base", Value::F32(config.rope_base));
+    if config.family != Family::default() {
+        m.set("yuan.family", Value::String(config.family.name().into()));
+    }
     m.set("yuan.attention.projection", number(config.projection));
     m.set("yuan.norm_topk_prob", Value::Bool(config.norm_topk));
     m.set("yuan.rope.precision", Value::String(config.rope_precision.name().into()));
+    if let Some(yarn) = config.yarn {
+        m.set("yuan.rope.yarn.factor", Value::F32(yarn.factor));
+        m.set("yuan.rope.yarn.original_context", number(yarn.original));
+    }
     if layout == Layout::Tiles {
         m.set("yuan.layout", Value::String(LAYOUT.into()));
         m.set("yuan.layout.version", Value::U32(LAYOUT_VERSION));
@@ -163,7 +197,7 @@ pub fn read_vocab(metadata: &Metadata) -> Result<Vocab, String> {
         let kind = known.ok_or_else(|| format!("token {text} has the type {kind}"))?;
         Ok::<_, String>(Piece { text: text.clone(), score, kind })
     });
-    let mut vocab = Vocab::from_pieces(pieces.collect::<Result<_, _>>()?);
+    let mut vocab = Vocab::of(read_family(metadata)?, pieces.collect::<Result<_, _>>()?);
     if let (Some(special), Some(Value::U32s(ids))) =
         (metadata.texts("yuan.tokenizer.special.tokens")?, metadata.get("yuan.tokenizer.special.ids"))
     {

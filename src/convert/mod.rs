@@ -101,8 +101,7 @@ impl<'a> Conversion<'a> {
     /// Those of the container.
     pub fn repack(container: &'a Container, options: &Options) -> Result<Conversion<'a>> {
         let mut config = container.config().clone();
-        config.rope_precision = options.rope.unwrap_or(config.rope_precision);
-        config.rope_base = options.rope_base.unwrap_or(config.rope_base);
+        options.set_rope(&mut config)?;
         let tiles = match container.tile_layout() {
             Some(tiles) => Some(tiles),
             None => tileable(container)?,

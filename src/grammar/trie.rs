@@ -27,8 +27,7 @@ impl Env {
     pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
         let count = tokenizer.len();
         let vocab = tokenizer.vocab();
-        let marks = [vocab.eod, vocab.sep, vocab.pad].into_iter().flatten();
-        let special: HashSet<u32> = vocab.special.iter().map(|(_, id)| *id).chain(marks).collect();
+        let special: HashSet<u32> = vocab.marked().collect();
         let mut has_prefix = false;
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(count + 2);
         for (id, piece) in (0..).zip(&vocab.pieces) {

@@ -103,7 +103,9 @@ impl Model {
         progress: Progress<'_>,
     ) -> Result<Self> {
         let mut config = container.config().clone();
-        config.rope_precision = options.rope.unwrap_or(config.rope_precision);
+        if let Some(rope) = options.rope {
+            config = config.with_rope(rope).map_err(Error::Argument)?;
+        }
         let compute =
             Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
         let placement = Placement::new(container, options)?;

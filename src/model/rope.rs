@@ -1,8 +1,13 @@
 //! Rotary embedding of the leading dims of each head, under the three rounding conventions (MODEL.md).
 
+use std::f64::consts::TAU;
+
 use half::bf16;
 
-use crate::config::{ModelConfig, RopePrecision};
+use crate::config::{ModelConfig, RopePrecision, Yarn};
+
+/// Full turns within the original context from which on YaRN leaves a frequency alone, and up to which it stretches it by the whole factor.
+const YARN_TURNS: (f64, f64) = (32.0, 1.0);
 
 /// Rounded to bf16 and widened again.
 fn bf(x: f32) -> f32 {
@@ -17,16 +22,25 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// `base^(-2j / dims)` for `j < dims / 2`, rounded as the convention says.
-    pub fn new(dims: usize, base: f32, precision: RopePrecision) -> Self {
-        let frequency = |j: usize| 1.0 / base.powf((2 * j) as f32 / dims as f32);
+    /// `base^(-2j / dims)` for `j < dims / 2`, stretched by `yarn` and rounded as the convention says.
+    pub fn new(dims: usize, base: f32, precision: RopePrecision, yarn: Option<Yarn>) -> Self {
+        let base = f64::from(base);
+        let frequency = |j: usize| base.powf(-((2 * j) as f64) / dims as f64);
+        let stretch = yarn.map(|yarn| stretch(dims, base, yarn));
+        let stretched = |j: usize| stretch.as_ref().map_or(1.0, |stretch| stretch(j));
         let round = |f: f32| if precision == RopePrecision::F32 { f } else { bf(f) };
-        Self { inverse: (0..dims / 2).map(|j| round(frequency(j))).collect(), precision }
+        let inverse = (0..dims / 2).map(|j| round((frequency(j) / stretched(j)) as f32));
+        Self { inverse: inverse.collect(), precision }
     }
 
     /// The rotation of `config`'s heads.
     pub fn of(config: &ModelConfig) -> Self {
-        Self::new(config.rope_dims, config.rope_base, config.rope_precision)
+        Self::new(config.rope_dims, config.rope_base, config.rope_precision, config.yarn)
+    }
+
+    /// The frequencies, in radians for each position.
+    pub fn frequencies(&self) -> &[f32] {
+        &self.inverse
     }
 
     /// Dims that rotate.
@@ -51,6 +65,19 @@ impl Rope {
     }
 }
 
+/// By what YaRN divides frequency `j`: 1 where it makes many turns in the original context, the factor where it makes none, and between them what
+/// Yuan 3.0 has, which is `(1 - keep) factor + keep`. (Elsewhere the frequency is multiplied by `(1 - keep) / factor + keep`.)
+fn stretch(dims: usize, base: f64, yarn: Yarn) -> impl Fn(usize) -> f64 {
+    let turns = |turns: f64| dims as f64 * (yarn.original as f64 / (turns * TAU)).ln() / (2.0 * base.ln());
+    let low = turns(YARN_TURNS.0).floor().max(0.0);
+    let high = turns(YARN_TURNS.1).ceil().min(dims as f64 - 1.0);
+    let high = if high == low { high + 0.001 } else { high };
+    move |j| {
+        let keep = 1.0 - ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        (1.0 - keep) * f64::from(yarn.factor) + keep
+    }
+}
+
 /// Rotates the first `2 * angles.len()` entries of `head` in place: entry `j` pairs with entry `j + dims / 2`
 /// (the rotate-half form); the others pass.
 pub fn rotate(head: &mut [f32], angles: &[(f32, f32)]) {
@@ -68,7 +95,7 @@ mod tests {
     fn position_zero_leaves_a_head_alone() {
         for precision in [RopePrecision::Mixed, RopePrecision::F32, RopePrecision::HfBf16] {
             let mut head: Vec<f32> = (0..8).map(|i| i as f32).collect();
-            rotate(&mut head, &Rope::new(4, 10000.0, precision).at(0));
+            rotate(&mut head, &Rope::new(4, 10000.0, precision, None).at(0));
             assert_eq!(head, [0., 1., 2., 3., 4., 5., 6., 7.]);
         }
     }

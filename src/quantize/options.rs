@@ -3,7 +3,7 @@
 use yuan_kernels::DType;
 
 use crate::{
-    config::RopePrecision,
+    config::{ModelConfig, RopePrecision},
     error::{Error, Result},
 };
 
@@ -45,10 +45,22 @@ impl Options {
         }
         match self.rope_base {
             Some(base) if !(base >= 1.0 && base.is_finite()) => Err(Error::Argument(format!(
-                "a rotary base of {base} makes no sense; published ones are 10000 and 40890"
+                "a rotary base of {base} makes no sense; published ones are 10000 and 40890, and 1000000 for Yuan 3.0"
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// Puts what is chosen of the rotary embedding into `config`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the model has no such.
+    pub(crate) fn set_rope(&self, config: &mut ModelConfig) -> Result<()> {
+        config.rope_base = self.rope_base.unwrap_or(config.rope_base);
+        if let Some(rope) = self.rope {
+            *config = config.clone().with_rope(rope).map_err(Error::Argument)?;
+        }
+        Ok(())
     }
 }
 

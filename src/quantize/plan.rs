@@ -15,12 +15,15 @@ use crate::{
         Checkpoint,
         names::{self, Role, TensorSpec},
     },
-    config::{Architecture, ModelConfig},
+    config::{Architecture, Family, ModelConfig},
     error::{Error, Result},
 };
 
 /// Base with which the authors fine-tuned and evaluated Yuan2.0-M32, whose published config names none.
 const M32_ROPE_BASE: u32 = 40_890;
+
+/// Base with which the authors' script trains Yuan3.0 Flash; the template of their config has another, which their converter replaces.
+const FLASH_ROPE_BASE: u32 = 1_000_000;
 
 /// Weights that one worker reads and encodes at a time.
 pub(super) const CHUNK_WEIGHTS: usize = 1 << 20;
@@ -79,12 +82,20 @@ impl Plan {
     /// for quantized matrices, those that hold their weights exactly.
     ///
     /// # Errors
-    /// As [`Plan::new`]; [`Error::Argument`] for tensors that would lose something although `wishes` say that nothing may; [`Error::BadFile`] for a checkpoint of Yuan2.0-M32's shape whose rotary base neither the config nor `wishes` name.
+    /// As [`Plan::new`]; [`Error::Argument`] for tensors that would lose something although `wishes` say that nothing may; [`Error::BadFile`] for a checkpoint of the published shape whose rotary base neither the config nor `wishes` name.
     pub fn of_checkpoint(checkpoint: &Checkpoint, wishes: &Wishes) -> Result<(Self, Vec<String>)> {
         let config = checkpoint.config();
-        let warning = match checkpoint.names_rope_base() || wishes.rope_base.is_some() {
-            true => None,
-            false => without_rope_base(config, &checkpoint.folder().join("config.json"))?,
+        let path = checkpoint.folder().join("config.json");
+        let warning = match (wishes.rope_base, config.yarn) {
+            (Some(_), _) => None,
+            (None, Some(_)) => Some(format!(
+                "{} turns YaRN on: its frequencies are computed from the base {}, as by the authors' code, whatever rotary_base says; \
+                 --rope-base gives another",
+                path.display(),
+                config.rope_base
+            )),
+            (None, None) if checkpoint.names_rope_base() => None,
+            (None, None) => without_rope_base(config, &path)?,
         };
         let plan = match checkpoint.quantized().is_some() || wishes.lossless {
             true => choose::plan(checkpoint, wishes)?,
@@ -113,8 +124,7 @@ impl Plan {
         options: &Options,
         type_of: &dyn Fn(&TensorSpec, usize) -> Result<DType>,
     ) -> Result<Self> {
-        config.rope_precision = options.rope.unwrap_or(config.rope_precision);
-        config.rope_base = options.rope_base.unwrap_or(config.rope_base);
+        options.set_rope(&mut config)?;
         let tiles = matches!(options.experts, DType::Q4_K | DType::Q4_0).then_some(options.experts);
         let tiles = tiles.filter(|_| config.experts > 0);
         if tiles.is_some() && !config.hidden.is_multiple_of(TILE_NEURONS) {
@@ -188,24 +198,34 @@ impl Item {
 /// What is to be said of a config that leaves the rotary base to the authors' model file. The dense model was trained with that one.
 ///
 /// # Errors
-/// [`Error::BadFile`] for the shape of Yuan2.0-M32, which was trained with two of them: a wrong one costs quality and looks like none.
+/// [`Error::BadFile`] for the shape of Yuan2.0-M32 and Yuan3.0 Flash, for which there are several: a wrong one costs quality and looks like none.
 fn without_rope_base(config: &ModelConfig, path: &Path) -> Result<Option<String>> {
     let default = config.rope_base;
+    let missing = |problem: String, remedy| {
+        Err(Error::BadFile { path: path.into(), place: "rotary_base".into(), problem, remedy })
+    };
     match config.architecture {
         Architecture::Dense => Ok(None),
         Architecture::Moe if (config.hidden, config.experts, config.projection) == (2048, 32, 4096) => {
-            Err(Error::BadFile {
-                path: path.into(),
-                place: "rotary_base".into(),
-                problem: format!(
-                    "it is missing, and Yuan2.0-M32 has two values: {default} is the default of the authors' model file, {M32_ROPE_BASE} is what \
-                     they fine-tuned and evaluated with"
+            match config.family {
+                Family::Yuan2 => missing(
+                    format!(
+                        "it is missing, and Yuan2.0-M32 has two values: {default} is the default of the authors' model file, {M32_ROPE_BASE} is \
+                         what they fine-tuned and evaluated with"
+                    ),
+                    "choose with --rope-base; for the published Yuan2-M32-hf it is --rope-base 40890",
                 ),
-                remedy: "choose with --rope-base; for the published Yuan2-M32-hf it is --rope-base 40890",
-            })
+                Family::Yuan3 => missing(
+                    format!(
+                        "it is missing, and Yuan3.0 Flash has two values: {default} is the default of the authors' serving code, \
+                         {FLASH_ROPE_BASE} is what their training script has"
+                    ),
+                    "fetch the config again, or choose with --rope-base",
+                ),
+            }
         }
         Architecture::Moe => Ok(Some(format!(
-            "{} says nothing of rotary_base: {default} is used, the default of the authors' model file; --rope-base gives another",
+            "{} says nothing of rotary_base: {default} is used, the default of the authors' code; --rope-base gives another",
             path.display()
         ))),
     }

@@ -6,13 +6,14 @@ use super::encode_tensor::Weights;
 pub use super::random_blocks::random_tensor;
 use crate::{
     checkpoint::names::{self, Role},
-    config::{Architecture, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision},
     error::{Error, Result},
 };
 
 /// Yuan2.0-M32 as published.
 pub fn m32() -> ModelConfig {
     ModelConfig {
+        family: Family::Yuan2,
         architecture: Architecture::Moe,
         vocab: 135_040,
         hidden: 2048,
@@ -27,8 +28,21 @@ pub fn m32() -> ModelConfig {
         rope_base: 40_890.0,
         rope_dims: 128,
         rope_precision: RopePrecision::Mixed,
+        yarn: None,
         context: 16_384,
         tied_embeddings: false,
+    }
+}
+
+/// Yuan3.0 Flash, as the authors' training script and the template of its config have it.
+pub fn flash() -> ModelConfig {
+    ModelConfig {
+        family: Family::Yuan3,
+        vocab: 136_064,
+        rope_base: 1_000_000.0,
+        rope_precision: RopePrecision::F32,
+        context: 131_072,
+        ..m32()
     }
 }
 
@@ -139,6 +153,7 @@ mod tests {
     #[test]
     fn geometries_are_valid() {
         m32().validate().unwrap();
+        flash().validate().unwrap();
         tiny().validate().unwrap();
     }
 

@@ -18,11 +18,11 @@ const CONTEXT_OF_TEXT: usize = 8;
 pub struct Limits {
     /// Tokens at most.
     pub most: usize,
-    /// Tokens that end the answer and are no part of it, beside `<eod>`.
+    /// Tokens that end the answer and are no part of it, beside those of the vocabulary (`<eod>`).
     pub stop_tokens: Vec<u32>,
     /// Texts that end the answer and are not shown.
     pub stop_texts: Vec<String>,
-    /// Goes on after `<eod>`.
+    /// Goes on after `<eod>`, and after `<|end_of_sentence|>` of Yuan 3.0.
     pub ignore_eod: bool,
     /// What happens when the context is full: an error, or, with `Some(keep)`, the first `keep` tokens of the timeline are kept, the
     /// older half of the others is dropped, and the rest is run again.
@@ -49,7 +49,7 @@ impl Limits {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it with `<eod>` or another stop token, or it is all that its grammar has.
+    /// The model ended it with `<eod>`, `<|end_of_sentence|>` or another stop token, or it is all that its grammar has.
     Stop,
     /// The stop text in this place of the list came.
     StopText(usize),
@@ -118,7 +118,7 @@ impl Session {
         let _call = self.state.cancel.begin();
         let engine = self.engine.clone();
         let tokenizer = engine.tokenizer();
-        let eod = tokenizer.eod().filter(|_| !limits.ignore_eod);
+        let ends = tokenizer.ends().filter(|_| !limits.ignore_eod);
         let mut stream = tokenizer.stream();
         let context = self.tokens.len().saturating_sub(CONTEXT_OF_TEXT);
         for &token in &self.tokens[context..] {
@@ -128,7 +128,7 @@ impl Session {
         sampler.follow(&self.tokens);
 
         let guide = limits.constraint.as_ref().map(|c| c.guide(stream.at_start())).transpose()?;
-        let ends = eod.into_iter().chain(limits.stop_tokens.iter().copied()).collect();
+        let ends = ends.chain(limits.stop_tokens.iter().copied()).collect();
         let mut course = Course { guide, forced: VecDeque::new(), ends };
 
         let mut chosen = 0;

@@ -17,9 +17,9 @@ use std::{
 use serde_json::{Map, Value};
 
 use super::{
-    Special, Tokenizer,
+    Tokenizer,
     message::{Call, Chat, Message},
-    special::{self, Part, Specials},
+    special::{Part, Specials},
     template,
 };
 use crate::error::{Error, Result};
@@ -55,7 +55,7 @@ impl Tokenizer {
         let mut ids = Vec::new();
         for part in self.specials.cut(&text) {
             match part {
-                Part::Text(text) => ids.extend(self.encode(&guard.restore(text), Special::AsText)),
+                Part::Text(text) => self.encode_part(&guard.restore(text), &mut ids),
                 Part::Special(id) => ids.push(id),
             }
         }
@@ -100,12 +100,10 @@ struct Guard {
 }
 
 impl Guard {
-    /// Stand-ins for the first and last characters of special strings, none of which occurs anywhere else. Words that are special are no concern:
-    /// they are cut out of what people write, too.
+    /// Stand-ins for the first and last characters of special strings, none of which occurs anywhere else.
     fn new(specials: &Specials, chat: &Chat<'_>, template: &str) -> Result<Self> {
         let ends: BTreeSet<char> = specials
             .strings()
-            .filter(|s| !special::is_word(s))
             .flat_map(|s| s.chars().next().into_iter().chain(s.chars().next_back()))
             .collect();
         let private = |c: &char| PRIVATE.iter().any(|range| range.contains(c));
@@ -204,6 +202,7 @@ fn replace(text: &str, by: &BTreeMap<char, char>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tokenizer::Special;
     use crate::vocab::{Piece, PieceKind, Vocab};
 
     /// Every byte, the usual specials, and this template.
@@ -236,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_people_write_is_special_but_words() {
+    fn nothing_that_people_write_is_special() {
         let template = "{{ messages[0].content }}{{ messages[0].tool_calls | tojson }}{{ tools | tojson }}";
         let mut tokenizer = tokenizer(Some(template));
         let word = "s12";
         let id = tokenizer.len() as u32;
         let mut vocab = tokenizer.vocab.clone();
         vocab.pieces.push(Piece { text: word.into(), score: 0.0, kind: PieceKind::Normal });
-        vocab.special.push((word.into(), id));
+        vocab.symbols.push((word.into(), id));
         tokenizer = Tokenizer::new(vocab).unwrap();
         let arguments = serde_json::json!({ "<eod>": ["<sep>", word] }).as_object().cloned().unwrap();
         let calls = vec![Call { name: "<s>".into(), arguments }];

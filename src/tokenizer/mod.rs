@@ -30,8 +30,7 @@ const SPACE_TEXT: &str = "\u{2581}";
 /// Whether special strings in a text become special tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
-    /// They are text like any other: for what a user wrote. Only those that are words, as `s000` to `s999` of Yuan 3.0, are tokens in any text, as in
-    /// all that the model was trained on.
+    /// They are text like any other: for what a user wrote.
     AsText,
     /// They become special tokens, as in `LlamaTokenizer`: for what a program composed.
     Parse,
@@ -52,8 +51,7 @@ pub struct Tokenizer {
     vocab: Vocab,
     merges: Merges,
     specials: Specials,
-    /// Those of them that are cut out of any text.
-    words: Specials,
+    symbols: Specials,
     fallback: Fallback,
 }
 
@@ -76,39 +74,39 @@ impl Tokenizer {
         if let Some(id) = pieces.iter().position(|p| p.score.is_nan()) {
             return Err(unusable(format!("the score of piece {id} is not a number")));
         }
-        let marks = [vocab.eod, vocab.sep, vocab.pad].into_iter().flatten();
-        let special: HashSet<u32> = vocab.special.iter().map(|(_, id)| *id).chain(marks).collect();
+        let special: HashSet<u32> = vocab.marked().collect();
         if let Some(id) = special.iter().find(|id| **id >= count) {
             return Err(unusable(format!("it has no piece {id}, which is to be special")));
         }
         let fallback = fallback(pieces).map_err(unusable)?;
         // What is special must not come out of ordinary text, whatever the merges are.
         let merges = Merges::new(pieces, |id| !special.contains(&id));
-        let specials = Specials::new(&vocab.special);
-        let words: Vec<_> =
-            vocab.special.iter().filter(|(text, _)| special::is_word(text)).cloned().collect();
-        Ok(Self { words: Specials::new(&words), vocab, merges, specials, fallback })
+        let (specials, symbols) = (Specials::new(&vocab.special), Specials::new(&vocab.symbols));
+        Ok(Self { vocab, merges, specials, symbols, fallback })
     }
 
     /// The ids of `text`, without any mark at its beginning or end. O(n log n) in the length of the text.
     pub fn encode(&self, text: &str, special: Special) -> Vec<u32> {
         let mut ids = Vec::new();
-        let cut = match special {
-            Special::AsText => &self.words,
-            Special::Parse => &self.specials,
-        };
-        cut.cut(text).for_each(|part| match part {
-            Part::Text(text) => self.encode_part(text, &mut ids),
-            Part::Special(id) => ids.push(id),
-        });
+        match special {
+            Special::AsText => self.encode_part(text, &mut ids),
+            Special::Parse => self.specials.cut(text).for_each(|part| match part {
+                Part::Text(text) => self.encode_part(text, &mut ids),
+                Part::Special(id) => ids.push(id),
+            }),
+        }
         ids
     }
 
-    /// Appends the ids of a text without special strings.
+    /// Appends the ids of a text without special strings. It is cut at symbols, and every part between them is a text of its own.
     fn encode_part(&self, text: &str, ids: &mut Vec<u32>) {
-        if text.is_empty() {
-            return;
-        }
+        self.symbols.cut(text).for_each(|part| match part {
+            Part::Text(text) => self.encode_text(text, ids),
+            Part::Special(id) => ids.push(id),
+        });
+    }
+
+    fn encode_text(&self, text: &str, ids: &mut Vec<u32>) {
         let mut spaced = String::with_capacity(text.len() + text.len() / 4 + SPACE.len_utf8());
         spaced.push(SPACE);
         spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
@@ -166,7 +164,7 @@ impl Tokenizer {
     /// The text of the ids that are not special, as if there were no others: a dummy prefix is dropped at the beginning only. So
     /// has it `skip_special_tokens` of `LlamaTokenizer`, which drops a second space at the beginning beside.
     pub fn decode_skipping_special(&self, ids: &[u32]) -> String {
-        let ordinary: Vec<u32> = ids.iter().copied().filter(|&id| self.specials.text(id).is_none()).collect();
+        let ordinary: Vec<u32> = ids.iter().copied().filter(|&id| self.special_text(id).is_none()).collect();
         self.decode(&ordinary)
     }
 
@@ -183,7 +181,7 @@ impl Tokenizer {
     /// The bytes of one token by itself: with a space at its beginning where it begins a word, the string of a special token, and none of a
     /// control piece or an id outside the vocabulary.
     pub fn bytes(&self, id: u32) -> Vec<u8> {
-        if let Some(special) = self.specials.text(id) {
+        if let Some(special) = self.special_text(id) {
             return special.as_bytes().to_vec();
         }
         let Some(piece) = self.get(id) else { return Vec::new() };
@@ -194,6 +192,11 @@ impl Tokenizer {
         }
     }
 
+    /// The string of a token that was cut out of a text.
+    fn special_text(&self, id: u32) -> Option<&str> {
+        self.specials.text(id).or_else(|| self.symbols.text(id))
+    }
+
     fn get(&self, id: u32) -> Option<&Piece> {
         self.vocab.pieces.get(usize::try_from(id).ok()?)
     }
@@ -201,6 +204,11 @@ impl Tokenizer {
     /// End of document, if there is such a token: it ends an answer.
     pub fn eod(&self) -> Option<u32> {
         self.vocab.eod
+    }
+
+    /// The tokens that end an answer.
+    pub fn ends(&self) -> impl Iterator<Item = u32> {
+        self.vocab.eod.into_iter().chain(self.vocab.end)
     }
 
     /// End of prompt, if there is such a token.

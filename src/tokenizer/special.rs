@@ -24,11 +24,6 @@ pub(super) enum Part<'a> {
     Special(u32),
 }
 
-/// Whether a special string is a word, which stands in texts without a special meaning.
-pub(super) fn is_word(text: &str) -> bool {
-    text.chars().all(char::is_alphanumeric)
-}
-
 impl Specials {
     /// These strings; of equal strings, or of strings with the same id, the first counts. Empty strings match nothing.
     pub(super) fn new(special: &[(String, u32)]) -> Self {

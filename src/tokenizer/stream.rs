@@ -41,7 +41,7 @@ impl<'t> Stream<'t> {
     }
 
     pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
-        if let Some(special) = self.tokenizer.specials.text(id) {
+        if let Some(special) = self.tokenizer.special_text(id) {
             self.finish_to(text);
             text.push_str(special);
             // Behind a special token a new text begins, with its own dummy prefix.

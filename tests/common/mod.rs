@@ -9,6 +9,7 @@ pub mod paging;
 pub mod schedule;
 pub mod sessions;
 pub mod weights;
+pub mod yuan3;
 
 use std::{
     collections::HashMap,
@@ -66,7 +67,7 @@ pub fn exact() -> Options {
 pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
     let vocab = match checkpoint.folder().join("tokenizer.model").exists() {
-        true => read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary"),
+        true => read_vocab(checkpoint.folder(), Some(checkpoint.config())).expect("the vocabulary"),
         false => letters(checkpoint.config().vocab),
     };
     let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
@@ -78,7 +79,7 @@ pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container
 /// Converts a checkpoint folder as the tools do, opens the container, and says what it cost.
 pub fn convert_as(checkpoint: &Path, wishes: &Wishes, output: &Path) -> (Container, Vec<Loss>) {
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
-    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config().vocab)).expect("the vocabulary");
+    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config())).expect("the vocabulary");
     let (plan, _) = Plan::of_checkpoint(&checkpoint, wishes).expect("a plan");
     let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");

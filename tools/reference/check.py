@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -99,6 +100,10 @@ def check_prompt(model, goldens, rope, p, report):
         before = seen["input norm", 0][-2] if len(tokens) > 1 else np.zeros_like(older)
         report.check("filter state", at, before, older, 3e-5)
 
+    for name, last in [("lf1", state.layers[0][1].input), ("lf2", state.layers[0][1].conv1)]:
+        if (of := golden.get(f"layer0.{name}_after_prompt")) is not None:
+            report.check("filter state", at, last, of, 3e-5)
+
     for chunks in chunkings(len(tokens)):
         cut, cut_seen, _ = run(model, tokens, chunks)
         report.check("cached against uncached", at, cut, logits, 5e-4)
@@ -138,6 +143,44 @@ def check_digests(folder, golden, report):
     report.same("matrices", "digests", [digest(module) for module in golden], [m["f32"] for m in golden.values()])
 
 
+def check_yuan3(folder, path, dtype):
+    """The tiny model of Yuan 3.0, without YaRN, with it, and with it on the base of the config."""
+    report, goldens = Report("yuan3-tiny"), read_safetensors(path)
+    yarn = json.loads(path.with_suffix(".json").read_text())["yarn_overrides"]
+    for convention in ("f32", "yarn", "yarnbase"):
+        model = Model(folder, dtype=dtype, changes={} if convention == "f32" else yarn)
+        if convention == "yarnbase":
+            model.config.rope_base = Model(folder, dtype=dtype).config.rope_base
+            model.use_rope("f32")
+        report.check("frequencies, relative", convention, model.rope.inverse / goldens[f"{convention}.inv_freq"],
+                     np.ones_like(model.rope.inverse), 5e-7)
+        for p in range(4):
+            check_prompt(model, goldens, convention, p, report)
+        logits = run(model, goldens["long.input_ids"])[0]
+        report.check("logits of 520 tokens", convention, logits[-8:], goldens[f"{convention}.long.logits_last8"], 1e-3)
+    return report.print()
+
+
+def check_yuan3_rope(path):
+    report, goldens = Report("rotary tables of Yuan 3.0"), read_safetensors(path)
+    positions = goldens["positions"]
+    for name in sorted(name.removesuffix(".inv_freq") for name in goldens if name.endswith(".inv_freq")):
+        numbers = {key: int(n) for key, n in re.findall(r"(base|orig|scale)(\d+)", name)}
+        rope = Rope(128, numbers["base"], "f32", (numbers["scale"], numbers["orig"]) if "orig" in numbers else None)
+        ones = np.ones_like(rope.inverse)
+        report.check("frequencies, relative", name, rope.inverse / goldens[f"{name}.inv_freq"], ones, 5e-7)
+        for part, table in zip(("cos", "sin"), rope.at(positions)):
+            for last in (511, 4095, 32767, 131071):
+                near = positions <= last
+                golden, tolerance = goldens[f"{name}.{part}"][near], 1e-7 + 1.2e-7 * last
+                report.check(f"to position {last}", f"{name}.{part}", table[near], golden, tolerance)
+        # From the authors' frequencies the tables follow exactly, but for the last bit of cos and sin.
+        rope.inverse = goldens[f"{name}.inv_freq"]
+        for part, table in zip(("cos", "sin"), rope.at(positions)):
+            report.check("from the frequencies of the reference", name, table, goldens[f"{name}.{part}"], 2e-7)
+    return report.print()
+
+
 def check_rope(path):
     report, goldens = Report("rotary tables"), read_safetensors(path)
     positions = goldens["positions"]
@@ -172,6 +215,13 @@ def main():
             good &= check_model(name, folder, goldens, args.dtype)
         else:
             print(f"{name}: skipped: not in {full} or tests/fixtures")
+    folder, goldens = find("models/yuan3-tiny"), find("goldens/yuan3-tiny.safetensors")
+    if folder and goldens:
+        good &= check_yuan3(folder, goldens, args.dtype)
+    else:
+        print(f"yuan3-tiny: skipped: not in {full} or tests/fixtures")
+    if (path := find("goldens/rope-yuan3.safetensors")):
+        good &= check_yuan3_rope(path)
     good &= check_rope(find("goldens/rope.safetensors"))
     sys.exit(0 if good else 1)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The forward pass of the Yuan 2.0 family in NumPy: the executable twin of MODEL.md.
+"""The forward pass of Yuan 2.0 and Yuan 3.0 in NumPy: the executable twin of MODEL.md.
 
 The sections, names and steps are those of src/model/*.rs; read the two side by side. It is made to be read and to
 check numbers, not for speed: all weights are widened when the checkpoint is opened.
@@ -8,6 +8,7 @@ Shapes: T tokens, V vocabulary, H hidden, n heads, hd head dim, P = n * hd, E ex
 """
 import argparse
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ PRECISIONS = ("mixed", "f32", "hfbf16")
 # ---- Checkpoint: a Hugging Face folder with one safetensors file or shards of them, floats or GPTQ.
 
 class Config:
-    """The facts of config.json under the names of src/config.rs; `experts` is 0 in a dense model."""
+    """The facts of config.json under the names of src/config.rs; `experts` is 0 in a dense model. `changes` replace keys."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, family, changes):
         c = json.loads((folder / "config.json").read_text())
+        c = {**c.get("llm_config", c), **changes}
         moe = c.get("moe_config") or {}
         assert moe.get("gated_linear_unit", True), "experts without a gated linear unit are not described"
         self.vocab, self.hidden = c["vocab_size"], c["hidden_size"]
@@ -33,9 +35,13 @@ class Config:
         self.norm_topk = moe.get("norm_topk_prob", True)
         self.rms_eps = c["rms_norm_eps"]
         self.rope_base = c.get("rotary_base") or c.get("rope_theta") or 10000.0
+        # (factor, original context); the authors' code does not hand the base on to it.
+        self.yarn = None
+        if c.get("use_yarn"):
+            self.yarn, self.rope_base = (c.get("yarn_scale_factor", 128), c["max_position_embeddings"]), 10000.0
         share = c.get("rotary_percent") or c.get("partial_rotary_factor")
         self.rope_dims = round(share * self.head_dim) if share else self.hidden // self.heads
-        self.tied_embeddings = c.get("tie_word_embeddings", False)
+        self.tied_embeddings = family == "yuan2" and c.get("tie_word_embeddings", False)
 
 
 def read_safetensors(path):
@@ -96,6 +102,32 @@ def dequantize_gptq(qweight, qzeros, scales, g_idx, bits, group, shift):
     return np.ascontiguousarray((scales.astype(np.float32)[g_idx] * steps.astype(np.float32)).T)
 
 
+# ---- Families
+
+def unify(w):
+    """The family of these tensors, and the tensors under the names of Yuan 2.0: those of Yuan 3.0 are fused and named otherwise."""
+    if not any(name.endswith("get_query_key.weight") for name in w):
+        return "yuan2", w
+    parts = {
+        "self_attn.get_query_key.weight": [f"self_attn.{x}_proj.weight" for x in "qk"],
+        "mlp.router.query_key_value.weight": [f"mlp.gate.{x}.weight" for x in ("query", "key", "value")],
+    }
+    out = {}
+    for name, x in w.items():
+        name = name.removeprefix("language_model.")
+        if name.startswith(("vision_model.", "imagemlp")) or "rotary_pos_emb" in name:
+            continue
+        if (expert := re.fullmatch(r"(.*mlp\.experts)\.(w[12])\.(\d+)\.weight", name)):
+            name = "{}.{}.{}.weight".format(expert[1], expert[3], expert[2])
+        fused = next((fused for fused in parts if name.endswith(fused)), None)
+        if fused is None:
+            out[name] = x
+            continue
+        for part, rows in zip(parts[fused], np.split(x, len(parts[fused]))):
+            out[name.removesuffix(fused) + part] = rows
+    return "yuan3", out
+
+
 # ---- Norm
 
 def rms_norm(x, weight, eps):
@@ -112,11 +144,11 @@ def bf(x):
 
 
 class Rope:
-    """The inverse frequencies of one convention. Always float32: the conventions are about rounding."""
+    """The inverse frequencies of one convention. float32 in the end: the conventions are about rounding."""
 
-    def __init__(self, dims, base, precision):
-        exponent = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
-        inverse = np.float32(1) / np.float32(base) ** exponent
+    def __init__(self, dims, base, precision, yarn=None):
+        exponent = np.arange(0, dims, 2) / dims
+        inverse = (float(base) ** -exponent / (stretch(dims, base, *yarn) if yarn else 1)).astype(np.float32)
         self.inverse = inverse if precision == "f32" else bf(inverse)
         self.precision = precision
 
@@ -128,6 +160,14 @@ class Rope:
             return bf(np.cos(angle)), bf(np.sin(angle))
         angle = positions * self.inverse
         return np.cos(angle), np.sin(angle)
+
+
+def stretch(dims, base, factor, original):
+    """By what YaRN divides the frequencies in Yuan 3.0: 1 for many turns in the original context, `factor` for none."""
+    turns = lambda turns: dims * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(base))
+    low, high = max(np.floor(turns(32)), 0), min(np.ceil(turns(1)), dims - 1)
+    keep = 1 - np.clip((np.arange(dims // 2) - low) / (high - low or 0.001), 0, 1)
+    return (1 - keep) * factor + keep
 
 
 def rotate(heads, cos, sin):
@@ -153,8 +193,10 @@ class Filter:
 
     def __init__(self, w, at):
         taps = lambda conv: np.moveaxis(w[f"{at}{conv}.weight"][..., 0], 2, 0)  # [2, out, in]: previous, current
-        self.conv1, self.bias1 = taps("conv1"), w[f"{at}conv1.bias"]
-        self.conv2, self.bias2 = taps("conv2"), w[f"{at}conv2.bias"]
+        # Models of Yuan 3.0 may have no biases.
+        bias = lambda conv: w.get(f"{at}{conv}.bias", np.zeros(1, w[f"{at}{conv}.weight"].dtype))
+        self.conv1, self.bias1 = taps("conv1"), bias("conv1")
+        self.conv2, self.bias2 = taps("conv2"), bias("conv2")
         self.norm = w[f"{at}output_layernorm.weight"]
 
     def apply(self, a, state):
@@ -288,18 +330,20 @@ class Layer:
 class Model:
     """A checkpoint, ready to run under one rotary convention."""
 
-    def __init__(self, folder, rope="mixed", dtype=np.float32):
+    def __init__(self, folder, rope=None, dtype=np.float32, changes={}):
         folder = Path(folder)
-        self.config, self.dtype = Config(folder), np.dtype(dtype)
-        w = {name: x.astype(dtype) for name, x in read_weights(folder).items()}
+        self.family, w = unify(read_weights(folder))
+        self.config, self.dtype = Config(folder, self.family, changes), np.dtype(dtype)
+        w = {name: x.astype(dtype) for name, x in w.items()}
         self.embedding = w["model.embed_tokens.weight"]
         self.layers = [Layer(w, f"model.layers.{l}.", self.config) for l in range(self.config.layers)]
         self.final_norm = w["model.norm.weight"]
         self.head = self.embedding if self.config.tied_embeddings else w["lm_head.weight"]
-        self.use_rope(rope)
+        self.use_rope(rope or ("mixed" if self.family == "yuan2" else "f32"))
 
     def use_rope(self, precision):
-        self.rope = Rope(self.config.rope_dims, self.config.rope_base, precision)
+        assert precision == "f32" or self.family == "yuan2", "Yuan 3.0 has one convention, f32"
+        self.rope = Rope(self.config.rope_dims, self.config.rope_base, precision, self.config.yarn)
 
     def forward(self, tokens, state, probe=lambda stage, layer, rows: None):
         """Runs `tokens` behind those that `state` holds and returns their logits [T, V]."""
@@ -353,10 +397,10 @@ class Model:
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Logits of a Yuan 2.0 checkpoint, computed by the twin of MODEL.md.")
+    parser = argparse.ArgumentParser(description="Logits of a Yuan checkpoint, computed by the twin of MODEL.md.")
     parser.add_argument("checkpoint", type=Path, help="folder with config.json and safetensors files")
     parser.add_argument("--tokens", required=True, help="token ids, for example 1,2,3")
-    parser.add_argument("--rope", choices=PRECISIONS, default="mixed")
+    parser.add_argument("--rope", choices=PRECISIONS, help="by default mixed for Yuan 2.0, f32 for Yuan 3.0")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--output", type=Path, help="write the logits [T, V] to this .npy file")
     parser.add_argument("--greedy", type=int, default=0, metavar="N", help="continue with the N likeliest tokens")

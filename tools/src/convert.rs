@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use yuan::{
-    checkpoint::{Checkpoint, vocab::read_vocab},
+    checkpoint::{Checkpoint, LeftOut, vocab::read_vocab},
+    config::Family,
     container::Container,
     convert::Conversion,
     quantize::{Loss, Plan, SourceOf, Wishes},
@@ -32,7 +33,7 @@ impl Input {
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         if path.is_dir() {
             let checkpoint = Checkpoint::open(path)?;
-            let vocab = read_vocab(path, Some(checkpoint.config().vocab))?;
+            let vocab = read_vocab(path, Some(checkpoint.config()))?;
             return Ok(Self::Checkpoint(Box::new(checkpoint), vocab));
         }
         Ok(Self::Gguf(Box::new(Container::open(path)?)))
@@ -53,6 +54,7 @@ pub struct Job<'a> {
     warnings: Vec<String>,
     /// Of a GPTQ checkpoint: what it is.
     quantized: Option<Quantized>,
+    left_out: &'a [LeftOut],
 }
 
 /// How the matrices of a GPTQ checkpoint fare.
@@ -90,17 +92,33 @@ impl<'a> Job<'a> {
             }
             Input::Gguf(container) => (Conversion::repack(container, &wishes.options())?, vec![], None),
         };
-        Ok(Self { conversion, warnings, quantized })
+        let left_out = match input {
+            Input::Checkpoint(checkpoint, _) => checkpoint.left_out(),
+            Input::Gguf(_) => &[],
+        };
+        Ok(Self { conversion, warnings, quantized, left_out })
     }
 
     /// A conversion that was planned elsewhere.
     pub fn of(conversion: Conversion<'a>) -> Self {
-        Self { conversion, warnings: Vec::new(), quantized: None }
+        Self { conversion, warnings: Vec::new(), quantized: None, left_out: &[] }
     }
 
     /// What the user should know before it runs.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// What of the input goes into no tensor, in one sentence; none where everything does.
+    fn left_out(&self) -> Option<String> {
+        let (count, bytes) =
+            (self.left_out.len(), self.left_out.iter().filter_map(|tensor| tensor.bytes).sum());
+        let first = self.left_out.first()?;
+        Some(format!(
+            "left out: {count} tensors, {}, that are no part of the text model ({}, …): pictures are not understood",
+            size(bytes),
+            first.name
+        ))
     }
 
     /// Prints every tensor with its type and size, the totals, and the memory that a run takes.
@@ -126,6 +144,13 @@ impl<'a> Job<'a> {
             say!("{}", quantized.summary())?;
         }
         say!("{} tensors, {} in all", self.conversion.tensors().len(), size(self.conversion.file_bytes()))?;
+        for tensor in self.left_out {
+            let bytes = tensor.bytes.map_or_else(|| "?".to_owned(), |bytes| bytes.to_string());
+            say!("{:<36} {:<12} {bytes:>14}", tensor.name, "left out")?;
+        }
+        if let Some(left_out) = self.left_out() {
+            say!("{left_out}")?;
+        }
         say!("about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
         Ok(())
     }
@@ -152,6 +177,9 @@ impl<'a> Job<'a> {
             tell_losses(&self.conversion.losses(), written.resumed);
         }
         tell!("{}: {}", output.display(), size(written.bytes));
+        if let Some(left_out) = self.left_out() {
+            tell!("{left_out}");
+        }
         Ok(())
     }
 }
@@ -212,5 +240,21 @@ fn tell_losses(losses: &[Loss], resumed: usize) {
 /// Those of the container and of writing.
 pub fn export(model: &Path, output: &Path) -> anyhow::Result<()> {
     let container = Container::open(model)?;
-    Job::of(Conversion::export(&container)?).run(output)
+    Job::of(Conversion::export(&container)?).run(output)?;
+    let config = container.config();
+    if config.family == Family::Yuan3 {
+        let name = config.architecture_name();
+        match config.yarn {
+            None => tell!(
+                "the architecture is called {name}, as of Yuan2.0-M32: programs that read it compute the same from these tensors, with f32 rotary \
+                 tables of the base {}; they know no conversations of Yuan 3.0",
+                config.rope_base
+            ),
+            Some(_) => tell!(
+                "the architecture is called {name}, which only this program reads: the model has YaRN in a form of its own, and programs that read \
+                 yuan2_moe would leave it out"
+            ),
+        }
+    }
+    Ok(())
 }

@@ -58,10 +58,13 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
         Architecture::Dense => format!("dense, {} neurons a layer", config.ffn),
     };
     say!("file        {}", show.model.display())?;
-    say!("model       {kind}")?;
+    say!("model       {}, {kind}", config.family.name())?;
     say!("shape       {} layers, hidden {}, vocabulary {}", config.layers, config.hidden, config.vocab)?;
     say!("attention   {} heads of {}, {} dims rotate", config.heads, config.head_dim(), config.rope_dims)?;
     say!("rotary      base {}, {} precision", config.rope_base, config.rope_precision.name())?;
+    if let Some(yarn) = config.yarn {
+        say!("yarn        factor {}, from a context of {} tokens", yarn.factor, yarn.original)?;
+    }
     say!("context     {} tokens", config.context)?;
     say!("layout      {}", container.layout_name())?;
     say!("data        {}", size(container.data_bytes()))?;

@@ -1,4 +1,4 @@
-//! `yuan-quant`: convert checkpoints of the Yuan 2.0 family to containers.
+//! `yuan-quant`: convert checkpoints of Yuan 2.0 and Yuan 3.0 to containers.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use yuan_tools::{
 
 mod synth;
 
-/// Convert checkpoints of the Yuan 2.0 family to containers
+/// Convert checkpoints of Yuan 2.0 and Yuan 3.0 to containers
 #[derive(Parser)]
 #[command(
     name = "yuan-quant",
@@ -34,6 +34,7 @@ Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --rope-base 40890 --experts q4_0 --dry-run
   yuan-quant Yuan2-M32-gptq-int4 -o yuan2-m32.q4_0.gguf --rope-base 40890
+  yuan-quant Yuan3.0-Flash -o yuan3-flash.gguf --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
 A run that was killed continues where it stopped when it is started again with the same arguments."
@@ -97,10 +98,11 @@ pub struct Types {
     /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, what a GGUF input has, or what holds the weights of GPTQ exactly
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dense: Option<DType>,
-    /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed
+    /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed; Yuan 3.0 has f32 only
     #[arg(long, value_name = "KIND", value_parser = rope)]
     rope: Option<RopePrecision>,
-    /// Base of the rotary frequencies to record; by default the config's (that of the published Yuan2-M32-hf has none: give 40890)
+    /// Base of the rotary frequencies to record; by default the config's (that of the published Yuan2-M32-hf has none: give 40890), and 10000 with
+    /// YaRN, as in the authors' code
     #[arg(long, value_name = "BASE")]
     rope_base: Option<f32>,
 }

@@ -15,10 +15,10 @@ use yuan::{
         config::parse_config,
         names::{self, TensorSpec},
     },
-    config::{Architecture, ModelConfig},
+    config::{Architecture, Family, ModelConfig},
     convert::Conversion,
     quantize::{Plan, Weights, synth},
-    vocab::{Piece, PieceKind, Vocab},
+    vocab::{Piece, PieceKind, SPECIAL_OF_YUAN3, Vocab},
 };
 use yuan_tools::{
     console::{byte_bar, size, stopped},
@@ -38,12 +38,13 @@ const PIECE: usize = 4 << 20;
 #[command(after_help = "\
 Examples:
   yuan-quant synth --geometry m32 -o m32.gguf             the full 40 B geometry, straight to a container
+  yuan-quant synth --geometry 3-flash -o flash.gguf       the geometry of Yuan3.0 Flash
   yuan-quant synth --geometry tiny -o tiny-checkpoint     a Hugging Face folder
   yuan-quant synth --geometry my/config.json -o my.gguf --experts q4_0 --seed 7
 An output that ends in .gguf is a container, any other is a folder. The same seed gives the same file.")]
 pub struct Synth {
-    /// The shape of the model: m32, tiny, or a config.json
-    #[arg(long, value_name = "m32|tiny|FILE")]
+    /// The shape of the model: m32, 3-flash, tiny, or a config.json
+    #[arg(long, value_name = "m32|3-flash|tiny|FILE")]
     geometry: String,
     /// The container (.gguf) or the checkpoint folder to write
     #[arg(long, short, value_name = "FILE|DIR")]
@@ -65,17 +66,20 @@ impl Synth {
     pub fn run(&self) -> anyhow::Result<()> {
         let mut config = match self.geometry.as_str() {
             "m32" => synth::m32(),
+            "3-flash" => synth::flash(),
             "tiny" => synth::tiny(),
             file => {
                 let text = fs::read_to_string(file).with_context(|| {
-                    format!("the geometry {file} is neither m32 nor tiny nor a file that can be read")
+                    format!(
+                        "the geometry {file} is neither m32, 3-flash nor tiny, nor a file that can be read"
+                    )
                 })?;
                 parse_config(&text, Path::new(file))?.config
             }
         };
         config.layers = self.layers.unwrap_or(config.layers);
         config.validate().map_err(anyhow::Error::msg)?;
-        let vocab = Vocab::from_pieces(pieces(config.vocab));
+        let vocab = Vocab::of(config.family, pieces(&config));
         if self.output.extension().is_some_and(|e| e == "gguf") {
             let plan = Plan::new(config, &self.types.options())?;
             let job = Job::of(Conversion::synth(plan, self.seed, &vocab)?);
@@ -109,7 +113,7 @@ impl Synth {
                 1 => "model.safetensors".to_owned(),
                 n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
             };
-            map.extend(shard.iter().map(|spec| (spec.hf.clone(), Value::from(name.as_str()))));
+            map.extend(shard.iter().map(|spec| (spec.source.tensor.clone(), Value::from(name.as_str()))));
             let path = folder.join(name);
             write_shard(&path, shard, &source, &|done| bar.inc(done))
                 .with_context(|| format!("writing {}", path.display()))?;
@@ -130,13 +134,13 @@ fn bytes(spec: &TensorSpec) -> u64 {
     2 * spec.shape.iter().map(|&d| d as u64).product::<u64>()
 }
 
-/// The tensors, cut into shards.
+/// The tensors, cut into shards. Parts of one tensor stand side by side, and stay together.
 fn shards(specs: Vec<TensorSpec>) -> Vec<Vec<TensorSpec>> {
     let (mut shards, mut room) = (Vec::<Vec<TensorSpec>>::new(), 0);
     for spec in specs {
         let bytes = bytes(&spec);
         match shards.last_mut() {
-            Some(shard) if bytes <= room => shard.push(spec),
+            Some(shard) if bytes <= room || spec.source.first_row > 0 => shard.push(spec),
             _ => {
                 room = SHARD_BYTES;
                 shards.push(vec![spec]);
@@ -155,12 +159,15 @@ fn write_shard(
 ) -> anyhow::Result<()> {
     let (mut header, mut at) = (Map::new(), 0);
     for spec in specs {
-        let end = at + bytes(spec);
-        header.insert(
-            spec.hf.clone(),
-            json!({ "dtype": "BF16", "shape": spec.shape, "data_offsets": [at, end] }),
-        );
-        at = end;
+        // The first part of a tensor that has several describes all of it.
+        if spec.source.first_row == 0 {
+            let end = at + 2 * spec.source.shape.iter().map(|&d| d as u64).product::<u64>();
+            header.insert(
+                spec.source.tensor.clone(),
+                json!({ "dtype": "BF16", "shape": spec.source.shape, "data_offsets": [at, end] }),
+            );
+            at = end;
+        }
     }
     let mut header = serde_json::to_vec(&header)?;
     header.resize(header.len().next_multiple_of(8), b' ');
@@ -213,21 +220,38 @@ fn config_json(c: &ModelConfig) -> Value {
             "gated_linear_unit": true, "ffn_hidden_size": c.ffn,
         });
     }
+    if c.family == Family::Yuan3 {
+        config["head_dim"] = c.head_dim().into();
+        config["rotary_percent"] = (c.rope_dims as f64 / c.head_dim() as f64).into();
+        config["use_lfa_bias"] = true.into();
+        config["moe_config"]["router_type"] = "attn_router".into();
+    }
+    if let Some(yarn) = c.yarn {
+        config["use_yarn"] = true.into();
+        config["yarn_scale_factor"] = yarn.factor.into();
+        config["max_position_embeddings"] = yarn.original.into();
+        config["scaled_max_position_embeddings"] = c.context.into();
+    }
     config
 }
 
 /// A vocabulary for tests: bytes, the special strings, ASCII letter by letter, and made-up words for the rest.
-fn pieces(vocab: usize) -> Vec<Piece> {
+fn pieces(config: &ModelConfig) -> Vec<Piece> {
     let fixed = [("<unk>", PieceKind::Unknown), ("<s>", PieceKind::Control), ("</s>", PieceKind::Control)];
     let fixed = fixed.map(|(text, kind)| (text.to_owned(), kind));
     let bytes = (0..256).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
     let special =
         ["<eod>", "<n>", "<sep>", "<pad>", "\u{2581}"].map(|text| (text.to_owned(), PieceKind::Normal));
     let ascii = ('!'..='~').map(|c| (c.to_string(), PieceKind::Normal));
+    let of_family = if config.family == Family::Yuan3 { &SPECIAL_OF_YUAN3[..] } else { &[] };
+    let of_family = of_family.iter().map(|text| ((*text).to_owned(), PieceKind::Normal));
     let words = (0..).map(|i| (format!("\u{2581}w{i}"), PieceKind::Normal));
-    let all = fixed.into_iter().chain(bytes).chain(special).chain(ascii).chain(words);
+    let all = fixed.into_iter().chain(bytes).chain(special).chain(ascii).chain(of_family).chain(words);
     let score = |i: usize| -(i as f32);
-    all.take(vocab).enumerate().map(|(i, (text, kind))| Piece { text, score: score(i), kind }).collect()
+    all.take(config.vocab)
+        .enumerate()
+        .map(|(i, (text, kind))| Piece { text, score: score(i), kind })
+        .collect()
 }
 
 /// The vocabulary as a SentencePiece model: the protobuf message with its pieces (field 1) and the model type BPE

@@ -64,7 +64,7 @@ pub async fn show(Asked(model, Show {}): Asked<Show>) -> Result<Json<Value>, Pro
     let (config, tokenizer) = (engine.model().config(), engine.tokenizer());
     let mut abilities = vec!["completion", "embedding"];
     abilities.extend(fim::is_there(tokenizer).then_some("insert"));
-    let family = config.architecture.name();
+    let family = config.architecture_name();
     let info = json!({
         "general.architecture": family, "general.basename": served.name, "general.parameter_count": weights(&model),
         (format!("{family}.context_length")): served.context,
@@ -97,7 +97,7 @@ fn details(model: &Loaded) -> Value {
         *types.entry(tensor.stored.name()).or_default() += tensor.bytes;
     }
     let most = types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_uppercase());
-    let family = model.served.engine.model().config().architecture.name();
+    let family = model.served.engine.model().config().architecture_name();
     json!({
         "parent_model": "", "format": "gguf", "family": family, "families": [family],
         "parameter_size": short(weights(model)), "quantization_level": most,

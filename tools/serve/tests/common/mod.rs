@@ -32,7 +32,7 @@ pub fn engine() -> Arc<Engine> {
         let path = folder.path().join("demo.gguf");
         let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo-model");
         let checkpoint = Checkpoint::open(&demo).unwrap();
-        let vocab = read_vocab(&demo, Some(checkpoint.config().vocab)).unwrap();
+        let vocab = read_vocab(&demo, Some(checkpoint.config())).unwrap();
         let plan = Plan::new(checkpoint.config().clone(), &Types::default()).unwrap();
         let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").unwrap();
         conversion.write(&path, &|_| true).unwrap();
