@@ -246,7 +246,7 @@ fn zeros_that_differ_fit_q8_0() {
 fn a_killed_conversion_goes_on_to_the_same_bytes() {
     let Some(folder) = fixture("models/gptq-tiny-int4") else { return };
     let (checkpoint, out) = (Checkpoint::open(&folder).unwrap(), common::folder());
-    let vocab = yuan::checkpoint::vocab::read_vocab(&folder, Some(checkpoint.config().vocab)).unwrap();
+    let vocab = yuan::checkpoint::vocab::read_vocab(&folder, Some(checkpoint.config())).unwrap();
     let conversion = || {
         let (plan, _) = Plan::of_checkpoint(&checkpoint, &Wishes::default()).unwrap();
         Conversion::of_checkpoint(plan, &checkpoint, &vocab, &checkpoint.identity()).unwrap()
