@@ -145,6 +145,9 @@ fn handles_that_are_null_freed_or_of_another_kind_are_errors() {
     ok(yuan_session_free(null_mut()));
 }
 
+/// A token, its logarithm, and the best in its place with theirs.
+type HeardScore = (u32, f32, Vec<(u32, f32)>);
+
 unsafe extern "C" fn hear_score(
     token: u32,
     logprob: f32,
@@ -153,7 +156,7 @@ unsafe extern "C" fn hear_score(
     count: usize,
     heard: *mut c_void,
 ) -> i32 {
-    let heard = unsafe { &mut *heard.cast::<Vec<(u32, f32, Vec<(u32, f32)>)>>() };
+    let heard = unsafe { &mut *heard.cast::<Vec<HeardScore>>() };
     let best = (0..count).map(|i| unsafe { (*best.add(i), *logprobs.add(i)) }).collect();
     heard.push((token, logprob, best));
     i32::from(heard.len() == 6)
@@ -164,7 +167,7 @@ fn scores_are_told_with_the_best_in_each_place() {
     let engine = engine();
     let session = session(engine);
     let all: Vec<u32> = (0..100).map(|i| i * 37 % 512).collect();
-    let score = |from: usize, top: usize, heard: &mut Vec<(u32, f32, Vec<(u32, f32)>)>| unsafe {
+    let score = |from: usize, top: usize, heard: &mut Vec<HeardScore>| unsafe {
         let heard = (&raw mut *heard).cast();
         yuan_session_score(session, all.as_ptr(), all.len(), from, top, Some(hear_score), heard)
     };
