@@ -145,56 +145,6 @@ fn handles_that_are_null_freed_or_of_another_kind_are_errors() {
     ok(yuan_session_free(null_mut()));
 }
 
-/// A token, its logarithm, and the best in its place with theirs.
-type HeardScore = (u32, f32, Vec<(u32, f32)>);
-
-unsafe extern "C" fn hear_score(
-    token: u32,
-    logprob: f32,
-    best: *const u32,
-    logprobs: *const f32,
-    count: usize,
-    heard: *mut c_void,
-) -> i32 {
-    let heard = unsafe { &mut *heard.cast::<Vec<HeardScore>>() };
-    let best = (0..count).map(|i| unsafe { (*best.add(i), *logprobs.add(i)) }).collect();
-    heard.push((token, logprob, best));
-    i32::from(heard.len() == 6)
-}
-
-#[test]
-fn scores_are_told_with_the_best_in_each_place() {
-    let engine = engine();
-    let session = session(engine);
-    let all: Vec<u32> = (0..100).map(|i| i * 37 % 512).collect();
-    let score = |from: usize, top: usize, heard: &mut Vec<HeardScore>| unsafe {
-        let heard = (&raw mut *heard).cast();
-        yuan_session_score(session, all.as_ptr(), all.len(), from, top, Some(hear_score), heard)
-    };
-    let mut heard = Vec::new();
-    ok(unsafe { yuan_session_return_to(session, [95].as_ptr(), 1) });
-    ok(score(95, 3, &mut heard));
-    assert_eq!(tokens(session), all);
-    // By the logits of what is before each.
-    for (i, (token, logprob, best)) in (95..100).zip(&heard).rev() {
-        assert_eq!(*token, all[i]);
-        ok(yuan_session_rewind(session, i));
-        let logits: Vec<f32> = logits(session).into_iter().map(f32::from_bits).collect();
-        let wanted = yuan::session::Score::of(&logits, *token, 3);
-        assert_eq!((*logprob, best), (wanted.logprob, &wanted.best), "{i}");
-    }
-    assert_eq!(heard.len(), 5);
-    heard.clear();
-    fails(score(90, 0, &mut heard), YUAN_ERROR_CANCELLED, "");
-    assert!(heard.len() == 6 && heard.iter().all(|(.., best)| best.is_empty()));
-    fails(score(0, 0, &mut heard), YUAN_ERROR_ARGUMENT, "place 0");
-    fails(score(101, 0, &mut heard), YUAN_ERROR_ARGUMENT, "place 101");
-    ok(unsafe { yuan_session_score(session, all.as_ptr(), 50, 1, 0, None, null_mut()) });
-    assert_eq!(tokens(session), all[..50]);
-    ok(yuan_session_free(session));
-    ok(yuan_engine_free(engine));
-}
-
 #[cfg(feature = "grammar")]
 #[test]
 fn an_answer_has_the_form_of_its_session_until_that_is_taken_away() {
