@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 4
+#define YUAN_ABI_VERSION 5
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -187,6 +187,18 @@ typedef int32_t (*yuan_progress_callback)(uint64_t done, uint64_t total, void *u
  * the answer.
  */
 typedef int32_t (*yuan_token_callback)(uint32_t token, const char *text, size_t length, void *user_data);
+
+/**
+ * Hears how likely a token was in its place, on the thread that made the call: the natural logarithm of its probability, before any setting of a
+ * sampler, and the likeliest tokens in its place with theirs, `count` of them, best first. A token has the same number in both. The arrays stand until
+ * the callback returns. Another value than 0 stops the call, which returns YUAN_ERROR_CANCELLED.
+ */
+typedef int32_t (*yuan_score_callback)(uint32_t token,
+                                       float logprob,
+                                       const uint32_t *best,
+                                       const float *best_logprobs,
+                                       size_t count,
+                                       void *user_data);
 
 #ifdef __cplusplus
 extern "C" {
@@ -664,6 +676,28 @@ yuan_status yuan_session_generate(yuan_session *session,
                                   yuan_token_callback on_token,
                                   void *user_data,
                                   yuan_finish *finish);
+
+/**
+ * Makes the session hold exactly these tokens, as yuan_session_sync, and tells `on_score`, which may be NULL, of each token from the place `from` on how
+ * likely it was behind those before it, with the `top` likeliest in its place. `from` is 1 or more, since the first token has nothing before it, and
+ * `count` at most. What lists have in common at their beginning is not run again, in this session or in another. One call at a time.
+ */
+yuan_status yuan_session_score(yuan_session *session,
+                               const uint32_t *tokens,
+                               size_t count,
+                               size_t from,
+                               size_t top,
+                               yuan_score_callback on_score,
+                               void *user_data);
+
+/**
+ * Keeps what it takes to go back to these places, 15 at most, as yuan_session_sync and yuan_session_score pass them: of another list that is the
+ * same up to there nothing is run again before it, or for scores one token. Without it a few tokens more are. It holds until it is said anew. One call at a
+ * time.
+ */
+yuan_status yuan_session_return_to(yuan_session *session,
+                                   const size_t *places,
+                                   size_t count);
 
 /**
  * From now on yuan_session_generate answers with JSON that meets this JSON schema: tokens that do not fit are not chosen, what has to follow is not

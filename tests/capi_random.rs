@@ -317,7 +317,22 @@ impl Caller<'_> {
         let (start, count) = self.spoil(tokens.as_mut_ptr(), tokens.len());
         let progress =
             if self.one_in(2) { Some(progress as unsafe extern "C" fn(_, _, _) -> _) } else { None };
-        let status = match self.random.below(4) {
+        let mut place = self.random.below(CONTEXT);
+        let status = match self.random.below(6) {
+            4 => {
+                let on_score = if self.one_in(2) {
+                    Some(score as unsafe extern "C" fn(_, _, _, _, _, _) -> _)
+                } else {
+                    None
+                };
+                unsafe {
+                    yuan_session_score(session, start, count, place % 9, place % 5, on_score, user_data)
+                }
+            }
+            5 => {
+                let (places, count) = self.spoil(&raw mut place, 1);
+                unsafe { yuan_session_return_to(session, places, count) }
+            }
             0 => yuan_session_rewind(session, self.random.below(CONTEXT)),
             1 => unsafe { yuan_session_sync(session, start, count, progress, user_data) },
             _ => unsafe { yuan_session_eval(session, start, count, progress, user_data) },
@@ -375,6 +390,22 @@ impl Caller<'_> {
 unsafe extern "C" fn hear(_: u32, _: *const c_char, _: usize, random: *mut c_void) -> i32 {
     let random = unsafe { &mut *random.cast::<Random>() };
     i32::from(random.below(10) == 0)
+}
+
+unsafe extern "C" fn score(
+    _: u32,
+    logprob: f32,
+    best: *const u32,
+    logprobs: *const f32,
+    count: usize,
+    random: *mut c_void,
+) -> i32 {
+    assert!(logprob <= 0.0);
+    for i in 0..count {
+        assert!(unsafe { *best.add(i) < u32::MAX && *logprobs.add(i) <= 0.0 });
+    }
+    let random = unsafe { &mut *random.cast::<Random>() };
+    i32::from(random.below(20) == 0)
 }
 
 unsafe extern "C" fn progress(done: u64, total: u64, random: *mut c_void) -> i32 {

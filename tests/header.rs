@@ -23,6 +23,7 @@ fn header() -> String {
         "session",
         "sampler",
         "generate",
+        "score",
         "grammar",
         "save",
     ];

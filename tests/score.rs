@@ -70,15 +70,82 @@ fn scores_have_the_bits_of_the_logits() {
     let last = Score::of(logits(&engine, &all).last().unwrap(), 7, 3);
     assert_eq!(Score::of(one.logits().unwrap(), 7, 3), last, "the session stands behind the last token");
     // What is there already is not run again before the place, and what others have run neither.
-    for from in [1, 2, 511, 512, 513, 1026, 1299, 1300] {
-        assert!(scores(&mut one, &all, from, 3) == wanted[from - 1..], "from {from}");
+    for (more, from) in (4..).zip([1, 2, 511, 512, 513, 1026, 1299, 1300]) {
+        assert!(scores(&mut one, &all, from, 3) == wanted[from - 1..], "from {from}, known");
+        // Nobody knows so many of the best.
+        let found = scores(&mut session(&engine), &all, from, more);
+        let found: Vec<_> = found.into_iter().map(|s| Score { best: s.best[..3].to_vec(), ..s }).collect();
+        assert!(found == wanted[from - 1..], "from {from}");
         let mut other = session(&engine);
-        assert!(scores(&mut other, &all, from, 3) == wanted[from - 1..], "from {from}");
+        assert!(scores(&mut other, &all, from, 3) == wanted[from - 1..], "from {from}, known to another");
         assert_eq!(bits(other.logits().unwrap()), bits(fresh(&engine, &all, KvType::F16).logits().unwrap()));
     }
     let mut other = session(&engine);
-    let synced = other.score(&all, 1200, 0, |_| ControlFlow::Continue(())).unwrap();
+    let synced = other.score(&all, 1200, 100, |_| ControlFlow::Continue(())).unwrap();
     assert_eq!((synced.shared, synced.computed), (1152, 148));
+}
+
+/// The choices of a question: lists that part from each other at any place.
+fn choices() -> Vec<Vec<u32>> {
+    let question = tokens(231, 40);
+    let choice = |common: usize, n: usize, seed: u64| {
+        [&question, &tokens(6, 50)[..common], &tokens(n, seed)[..]].concat()
+    };
+    vec![choice(0, 9, 41), choice(2, 5, 42), choice(2, 8, 43), choice(5, 4, 44)]
+}
+
+#[test]
+fn what_lists_have_in_common_is_run_once() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let lists = choices();
+    let wanted: Vec<_> = lists.iter().map(|list| wanted(&engine, list, 1, 1)).collect();
+    // In one session, which is told where they part: what is there once is run once, and only the last token in common again, for what is behind it.
+    let mut one = session(&engine);
+    let before = engine.counts().tokens;
+    for (list, wanted) in lists.iter().zip(&wanted) {
+        one.return_to(&[231, 233, 236]);
+        assert!(scores(&mut one, list, 1, 1) == *wanted);
+    }
+    assert_eq!(engine.counts().tokens - before, (231 + 9) + (1 + 2 + 5) + (1 + 8) + (1 + 3 + 4));
+    drop(one);
+    // In sessions of their own, one after another, pages of others reach to the last 64.
+    let before = engine.counts().tokens;
+    let others: Vec<_> = [60, 61].iter().map(|&seed| [&lists[0][..231], &tokens(7, seed)].concat()).collect();
+    for list in &others {
+        let mut session = session(&engine);
+        let mut found = Vec::new();
+        let synced = session.score(list, 1, 1, |score| {
+            found.push(score);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(synced.unwrap(), yuan::session::Synced { reused: 192, shared: 192, computed: 46 });
+        assert!(found == self::wanted(&engine, list, 1, 1));
+    }
+    assert_eq!(engine.counts().tokens - before, 2 * 46);
+}
+
+#[test]
+fn scores_of_a_file_are_believed_by_its_session_alone() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let all = tokens(300, 9);
+    let path = folder.path().join("s.session");
+    fresh(&engine, &all[..250], KvType::F16).save(&path, None).unwrap();
+    // The keys and values in the file are not the model's.
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.truncate(bytes.len() - 32);
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 4000].iter_mut().for_each(|byte| *byte ^= 1);
+    let digest = blake3::hash(&bytes);
+    bytes.extend_from_slice(digest.as_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let engine = Engine::open(engine.container().path(), &two_threads()).unwrap();
+    let wanted = wanted(&engine, &all, 1, 1);
+    let mut restored = Session::restore(engine.clone(), &path, Some(400)).unwrap().session;
+    assert!(scores(&mut session(&engine), &all[..251], 1, 1) == wanted[..250]);
+    assert!(scores(&mut restored, &all, 1, 1) != wanted);
+    assert!(scores(&mut session(&engine), &all, 1, 1) == wanted);
 }
 
 #[test]

@@ -23,6 +23,20 @@ pub type yuan_token_callback = Option<
     unsafe extern "C" fn(token: u32, text: *const c_char, length: usize, user_data: *mut c_void) -> i32,
 >;
 
+/// Hears how likely a token was in its place, on the thread that made the call: the natural logarithm of its probability, before any setting of a
+/// sampler, and the likeliest tokens in its place with theirs, `count` of them, best first. A token has the same number in both. The arrays stand until
+/// the callback returns. Another value than 0 stops the call, which returns YUAN_ERROR_CANCELLED.
+pub type yuan_score_callback = Option<
+    unsafe extern "C" fn(
+        token: u32,
+        logprob: f32,
+        best: *const u32,
+        best_logprobs: *const f32,
+        count: usize,
+        user_data: *mut c_void,
+    ) -> i32,
+>;
+
 /// A progress callback with its data.
 #[derive(Clone, Copy)]
 pub(super) struct Progress {
@@ -62,6 +76,24 @@ impl Tokens {
         bytes.push(0);
         // SAFETY: as in `Progress::tell`; the text outlives the callback.
         flow(unsafe { callback(token, bytes.as_ptr().cast(), length, self.user_data) })
+    }
+}
+
+/// A score callback with its data.
+#[derive(Clone, Copy)]
+pub(super) struct Scores {
+    pub callback: yuan_score_callback,
+    pub user_data: *mut c_void,
+}
+
+impl Scores {
+    /// `best` and `logprobs` have one length.
+    pub fn tell(self, token: u32, logprob: f32, best: &[u32], logprobs: &[f32]) -> ControlFlow<()> {
+        let Some(callback) = self.callback else { return ControlFlow::Continue(()) };
+        // SAFETY: as in `Progress::tell`; both arrays have `best.len()` elements and outlive the callback.
+        flow(unsafe {
+            callback(token, logprob, best.as_ptr(), logprobs.as_ptr(), best.len(), self.user_data)
+        })
     }
 }
 

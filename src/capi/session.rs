@@ -240,7 +240,7 @@ pub unsafe extern "C" fn yuan_session_sample(
 }
 
 /// A call on a session: its arguments are checked first, then nobody else may use the session.
-fn with<A>(
+pub(super) fn with<A>(
     session: *const yuan_session,
     args: impl FnOnce() -> Result<A, Failure>,
     body: impl FnOnce(&mut Session, A) -> Result<(), Failure>,

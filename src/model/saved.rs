@@ -75,7 +75,7 @@ impl State {
             let mut filters: Vec<_> = self.layers.iter().map(|_| FilterState::new(hidden)).collect();
             let hidden = read_filters(input, filters.iter_mut())?;
             if !History::is_regular(position) {
-                self.mark_at(position);
+                self.mark_at([position]);
             }
             self.add(position, filters, hidden);
             previous = position;

@@ -27,8 +27,8 @@ pub struct State {
     pub(super) position: usize,
     pub(super) hidden: Vec<f32>,
     pub(super) history: History,
-    /// A position that is to be marked when it is reached.
-    wanted: Option<usize>,
+    /// Positions that are to be marked when they are reached.
+    wanted: Vec<usize>,
     capacity: usize,
     kv: KvType,
     pool: Member,
@@ -102,7 +102,7 @@ impl State {
             position: 0,
             hidden: Vec::new(),
             history: History::new(),
-            wanted: None,
+            wanted: Vec::new(),
             capacity,
             kv,
             pool: Member::of(pool),
@@ -269,6 +269,11 @@ impl State {
         self.kv
     }
 
+    /// Whether a part of it was read from a file.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
     /// The last token's hidden state behind the final norm, \[H\]; empty before the first token.
     pub fn hidden(&self) -> &[f32] {
         &self.hidden
@@ -311,25 +316,23 @@ impl State {
     /// those that are taken at regular distances. Where the pool has no room for it, there is none.
     pub fn mark(&mut self) {
         if self.position > 0 {
-            self.wanted = Some(self.position);
+            self.wanted = vec![self.position];
             self.add_here();
         }
     }
 
-    /// As [`State::mark`], at a later `position`, when the model has run so many tokens. Only the last such wish counts.
-    pub fn mark_at(&mut self, position: usize) {
-        self.wanted = Some(position);
+    /// As [`State::mark`], at later `positions`, when the model has run so many tokens. Only the last such wish counts.
+    pub fn mark_at(&mut self, positions: impl IntoIterator<Item = usize>) {
+        self.wanted = positions.into_iter().collect();
     }
 
     /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
     pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
         let mut ends = History::ends(self.position, tokens);
-        let wanted = self.wanted.and_then(|p| p.checked_sub(self.position));
-        if let Some(wanted) = wanted.filter(|&n| n > 0 && n < tokens)
-            && let Err(place) = ends.binary_search(&wanted)
-        {
-            ends.insert(place, wanted);
-        }
+        let wanted = self.wanted.iter().filter_map(|p| p.checked_sub(self.position));
+        ends.extend(wanted.filter(|&n| n > 0 && n < tokens));
+        ends.sort_unstable();
+        ends.dedup();
         ends
     }
 
@@ -347,7 +350,7 @@ impl State {
         }
         self.position = start + tokens;
         self.hidden = hidden(*tokens);
-        if self.wanted == Some(self.position) || History::is_regular(self.position) {
+        if self.wanted.contains(&self.position) || History::is_regular(self.position) {
             self.add_here();
         }
         self.spare = Spare::default();
@@ -361,14 +364,12 @@ impl State {
 
     /// Keeps a snapshot of a regular position, or of one that is wanted.
     pub(super) fn add(&mut self, position: usize, filters: Vec<FilterState>, hidden: Vec<f32>) {
-        let is_wanted = self.wanted == Some(position);
+        let is_wanted = self.wanted.contains(&position);
         let lease = match &mut self.spare.0 {
             Some(spare) if History::is_regular(position) => Some(spare.split(self.snapshot_bytes)),
             _ => self.pool.take(self.snapshot_bytes),
         };
-        if is_wanted {
-            self.wanted = None;
-        }
+        self.wanted.retain(|&p| p != position);
         let Some(lease) = lease else { return };
         let snapshot = Arc::new(Snapshot { filters, hidden, lease });
         if is_wanted {

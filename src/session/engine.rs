@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use super::{passes::Passes, stats::Counts};
+use super::{passes::Passes, scored::Scored, stats::Counts};
 use crate::{
     container::Container,
     error::Result,
@@ -25,6 +25,7 @@ pub struct Engine {
     tokenizer: Tokenizer,
     /// Made for the first grammar.
     words: OnceLock<Words>,
+    scored: Scored,
 }
 
 impl Engine {
@@ -67,7 +68,14 @@ impl Engine {
     ) -> Result<Arc<Self>> {
         let model = Arc::new(Model::load_watched(&container, options, progress)?);
         let passes = Passes::of(&model)?;
-        Ok(Arc::new(Self { passes, container, model, tokenizer, words: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            passes,
+            container,
+            model,
+            tokenizer,
+            words: OnceLock::new(),
+            scored: Scored::default(),
+        }))
     }
 
     /// Brings in the experts that a saved session used ([`super::Restored`]), where they are kept in memory. Without them it is slower
@@ -91,6 +99,11 @@ impl Engine {
     /// The loop that runs what sessions want.
     pub(super) fn passes(&self) -> &Passes {
         &self.passes
+    }
+
+    /// Scores of lists, for those who ask for the same.
+    pub(super) fn scored(&self) -> &Scored {
+        &self.scored
     }
 
     /// What the loop has run so far for all sessions.

@@ -13,6 +13,7 @@ mod runner;
 mod save;
 mod schedule;
 mod score;
+mod scored;
 pub mod stats;
 mod sync;
 mod work;
@@ -49,6 +50,8 @@ pub struct Session {
     tokens: Vec<u32>,
     /// Of the last token, if they are computed.
     logits: Option<Output>,
+    /// Where other timelines will part from this one.
+    returns: Vec<usize>,
     /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
     pub note: String,
 }
@@ -72,7 +75,15 @@ impl Session {
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = engine.model().state(context, kv)?;
         let (number, state) = (engine.passes().join(), Lent::new(state));
-        Ok(Self { engine, number, state, tokens: Vec::new(), logits: None, note: String::new() })
+        Ok(Self {
+            engine,
+            number,
+            state,
+            tokens: Vec::new(),
+            logits: None,
+            returns: Vec::new(),
+            note: String::new(),
+        })
     }
 
     /// The engine.
@@ -137,7 +148,7 @@ impl Session {
         let is_prompt = tokens.len() - own - shared > 1;
         if is_prompt {
             // A chat closes the prompt with a token that the next prompt does not have in this place.
-            self.state.mark_at(tokens.len() - 1);
+            self.state.mark_at(self.returns.iter().copied().chain([tokens.len() - 1]));
         }
         match self.run(Want::Nothing, progress) {
             Ok(found) => shared += found,
@@ -151,6 +162,13 @@ impl Session {
         }
         let reused = own + shared;
         Ok(Synced { reused, shared, computed: tokens.len() - reused })
+    }
+
+    /// Keeps what it takes to go back to these places, fifteen at most, as [`Session::sync`] and [`Session::score`] pass them: of another list of tokens
+    /// that is the same up to there, nothing before it is run again (by [`Session::score`] its last token, whose logits are wanted). It holds until it is said
+    /// anew.
+    pub fn return_to(&mut self, places: &[usize]) {
+        self.returns = places.to_vec();
     }
 
     /// Makes the timeline as many of the first of these `tokens` as need not be run: what it has in common with them, as far as there is a snapshot, or

@@ -36,8 +36,8 @@ impl Session {
     /// Makes the timeline these `tokens`, as [`Session::sync`], and runs them. Of every token from the place `from` on, 1 or later, `show` hears
     /// how likely it was behind those before it, with the `top` likeliest in its place. It can break off.
     ///
-    /// What is before `from` may be there already; the rest is run, whoever else has run it. Memory is taken for the logits of a few tokens, and not
-    /// of all.
+    /// What is before `from` may be there already, and what other lists with the same beginning have been told: the engine remembers scores of some lists (8 MiB
+    /// at most). The rest is run. Memory is taken for the logits of a few tokens, and not of all.
     ///
     /// # Errors
     /// As [`Session::sync`], and [`Error::Argument`] for a place that is not in the list.
@@ -56,16 +56,35 @@ impl Session {
         }
         self.check(tokens)?;
         let _call = self.state.cancel.begin();
-        let synced = self.sync(&tokens[..from - 1], |_| ControlFlow::Continue(()))?;
-        self.tokens.extend_from_slice(&tokens[from - 1..]);
+        let engine = self.engine.clone();
+        let mut scores = engine.scored().find(self.kv_type(), tokens, top);
+        // Of the first so many tokens nothing is to be computed but the state behind them.
+        let known = scores.len().max(from - 1);
+        let synced = self.sync(&tokens[..known], |_| ControlFlow::Continue(()))?;
+        if scores.iter().skip(from - 1).any(|score| show(score.clone()).is_break()) {
+            return Err(Error::Cancelled);
+        }
+        let all = scores.len() == known;
+        self.tokens.extend_from_slice(&tokens[known..]);
         self.logits = None;
-        let scored = self.score_rest(top, &mut show);
+        // What is behind a place is scored by the logits of the token before it.
+        self.state.mark_at(self.returns.iter().filter_map(|place| place.checked_sub(1)));
+        let scored = self.score_rest(top, &mut |score| {
+            if all {
+                scores.push(score.clone());
+            }
+            show(score)
+        });
         if scored.is_err() {
             self.tokens.truncate(self.state.position());
             self.logits = None;
         }
         scored?;
         self.state.mark();
+        // What was read from a file is believed by this session alone.
+        if all && !self.state.is_foreign() {
+            engine.scored().put(self.kv_type(), tokens, top, scores);
+        }
         Ok(Synced { computed: tokens.len() - synced.reused, ..synced })
     }
 

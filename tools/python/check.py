@@ -1,6 +1,7 @@
 """The test of yuan.py: check.py MODEL FILE CHAT, where CHAT is what `yuan generate --chat` says with the settings below."""
 
 import json
+import math
 import sys
 import threading
 
@@ -81,6 +82,20 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert engine.detokenize(session.tokens[len(ids) :]) == whole
     assert len(session.logits()) == engine.describe()["vocab"]
     assert len(session.embedding()) == engine.describe()["hidden"]
+
+    # How likely tokens are: the best ones of an answer without chance, and the numbers of the logits.
+    prompt, answered = len(ids), session.tokens
+    scores = session.score(answered, start=prompt, top=2)
+    assert [score.token for score in scores] == answered[prompt:]
+    assert all(score.best[0] == (score.token, score.logprob) and len(score.best) == 2 for score in scores)
+    assert session.score(answered, top=2)[prompt - 1 :] == scores
+    session.return_to([prompt])
+    session.sync(ids)
+    logits = session.logits()
+    largest = max(logits)
+    total = math.log(sum(math.exp(logit - largest) for logit in logits))
+    assert abs(logits[answered[prompt]] - largest - total - scores[0].logprob) < 1e-5
+    fails("YUAN_ERROR_ARGUMENT", lambda: session.score(answered, start=0))
 
     # Saved in the middle of an answer, it goes on as if nothing had happened.
     chooser = sampler()

@@ -25,11 +25,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Engine", "Error", "Sampler", "Session", "live_handles", "version"]
+__all__ = ["Engine", "Error", "Sampler", "Score", "Session", "live_handles", "version"]
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 OK = 0
 SIZE_MAX = c_size_t(-1).value
 FINISHES = ("stop", "stop_text", "length", "cancelled")
@@ -38,6 +38,7 @@ _Progress = ctypes.CFUNCTYPE(c_int32, c_uint64, c_uint64, c_void_p)
 # Hears how much is done of how much; False stops the call.
 Progress = Callable[[int, int], "bool | None"]
 _OnToken = ctypes.CFUNCTYPE(c_int32, c_uint32, c_void_p, c_size_t, c_void_p)
+_OnScore = ctypes.CFUNCTYPE(c_int32, c_uint32, c_float, POINTER(c_uint32), POINTER(c_float), c_size_t, c_void_p)
 
 
 class Error(Exception):
@@ -46,6 +47,16 @@ class Error(Exception):
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Score(NamedTuple):
+    """How likely a token was in its place."""
+
+    token: int
+    logprob: float
+    """The natural logarithm of its probability."""
+    best: list[tuple[int, float]]
+    """The likeliest tokens in its place with theirs."""
 
 
 def _load() -> ctypes.CDLL:
@@ -318,6 +329,25 @@ class Session(_Handle):
     def sync(self, tokens: Sequence[int], progress: Progress | None = None) -> None:
         """Makes the session hold these tokens; what it has in common with them at the beginning is not run again."""
         self._run("session_sync", tokens, progress)
+
+    def score(self, tokens: Sequence[int], *, start: int = 1, top: int = 0) -> list[Score]:
+        """Makes the session hold these tokens, and says of each from the place `start` on how likely it was behind those before it, with the `top` likeliest in
+        its place. The first has nothing before it. What lists have in common at their beginning is not run again."""
+        scores: list[Score] = []
+
+        def hear(token: int, logprob: float, best: Any, logprobs: Any, count: int, _data: int) -> int:
+            scores.append(Score(token, logprob, list(zip(best[:count], logprobs[:count]))))
+            return 0
+
+        callback = _OnScore(hear)
+        start_at, most = _size("start", start), _size("top", top)
+        _call("session_score", self._handle, _ids(tokens), c_size_t(len(tokens)), start_at, most, callback, None)
+        return scores
+
+    def return_to(self, places: Sequence[int]) -> None:
+        """Keeps what it takes to go back to these places exactly, 15 at most, as `sync` and `score` pass them."""
+        numbers = (c_size_t * len(places))(*(_size("a place", place).value for place in places))
+        _call("session_return_to", self._handle, numbers, c_size_t(len(places)))
 
     def rewind(self, position: int) -> None:
         """Keeps the first `position` tokens."""

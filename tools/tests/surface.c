@@ -34,6 +34,14 @@ static int32_t stop_at_once(uint64_t done, uint64_t total, void *user_data) {
     return 1;
 }
 
+static int32_t count_scores(uint32_t token, float logprob, const uint32_t *best, const float *best_logprobs, size_t count,
+                            void *told) {
+    (void)token;
+    CHECK(count == 2 && best[0] != best[1] && best_logprobs[0] >= logprob);
+    ++*(int *)told;
+    return 0;
+}
+
 static int32_t cancel_it(uint64_t done, uint64_t total, void *session) {
     CHECK(done <= total);
     OK(yuan_session_cancel(session));
@@ -170,6 +178,12 @@ static void sessions(yuan_engine *engine, const uint32_t *tokens, size_t count, 
     OK(yuan_session_tokens(session, held, ROOM, &needed));
     CHECK(needed == count + 2 && memcmp(held, tokens, count * sizeof *held) == 0);
     OK(yuan_session_sync(session, tokens, count, NULL, NULL));
+    /* Every token but the first has a score. */
+    told = 0;
+    OK(yuan_session_return_to(session, &count, 1));
+    OK(yuan_session_score(session, tokens, count, 1, 2, count_scores, &told));
+    CHECK(told == (int)count - 1);
+    FAILS(yuan_session_score(session, tokens, count, 0, 0, NULL, NULL), YUAN_ERROR_ARGUMENT);
     OK(yuan_session_rewind(session, count - 1));
     /* A request to stop is for the call that runs: too early or too late it stops nothing. */
     OK(yuan_session_cancel(session));

@@ -73,7 +73,12 @@ impl Settings {
     /// As [`Settings::parse`].
     pub fn of_config(text: &str, path: &Path) -> Result<Option<Self>> {
         let map = parse_object(text, path)?;
-        let object = Object::new(&map, path).object("quantization_config", "quantization_config.")?;
+        let whole = Object::new(&map, path);
+        let mut object = whole.object("quantization_config", "quantization_config.")?;
+        // Where there is a vision tower beside it, the text model has a config of its own.
+        if let (None, Some(model)) = (&object, whole.object("llm_config", "llm_config.")?) {
+            object = model.object("quantization_config", "llm_config.quantization_config.")?;
+        }
         object.map(|object| Self::of_object(&object, path)).transpose()
     }
 

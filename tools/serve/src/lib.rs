@@ -7,6 +7,7 @@ mod addresses;
 mod anthropic;
 mod asked;
 mod calls;
+mod chains;
 mod constraint;
 mod conversation;
 mod experts;

@@ -120,6 +120,13 @@ pub fn text(server: &Server) -> String {
         text.one("yuan_kv_bytes", "gauge", "Bytes of keys and values of all sequences.", memory.bytes);
         text.one("yuan_kv_pages", "gauge", "Pages of keys and values.", memory.pages);
         text.one(
+            "yuan_kv_pages_kept",
+            "gauge",
+            "Those of them that are of earlier sequences and that nobody holds.",
+            memory.kept,
+        );
+        text.one("yuan_kv_sequences", "gauge", "Sequences that have keys and values.", memory.sequences);
+        text.one(
             "yuan_expert_hits_total",
             "counter",
             "Experts that were in memory when a layer asked for them.",

@@ -19,6 +19,7 @@ use yuan::{
 };
 
 use crate::{
+    chains::{Chain, chains, parts},
     gate::Ticket,
     piece::{Piece, Pieces},
     problem::Problem,
@@ -178,21 +179,21 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
     let span = Span::current();
     let begin = async move {
         let ticket = Arc::new(ticket);
-        for (place, job) in jobs.into_iter().enumerate() {
+        for chain in chains(jobs) {
             let permit = tokio::select! {
                 permit = server.gate.sequence() => permit,
                 () = sender.closed() => return,
             };
             let Some(permit) = permit else {
                 // Where nobody listens any more, nobody misses it.
-                let _ = sender.send((place, Event::Failed(Problem::stopping()))).await;
+                let _ = sender.send((chain[0].0, Event::Failed(Problem::stopping()))).await;
                 return;
             };
             if stop.is_cut() {
                 return;
             }
-            let line = Line {
-                place,
+            let mut line = Line {
+                place: chain[0].0,
                 stop: stop.clone(),
                 sender: sender.clone(),
                 patience: server.options.patience(),
@@ -201,12 +202,8 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
             let span = Span::current();
             tokio::task::spawn_blocking(move || {
                 let _inside = (ticket, permit, span.entered());
-                let last = match run(&server, &model, &stop, &job, &line) {
-                    Ok((finish, figures)) => {
-                        server.metrics.answered(&figures);
-                        figures.log(finish);
-                        Event::End(finish, figures)
-                    }
+                let last = match run_all(&server, &model, &stop, &chain, &mut line) {
+                    Ok((finish, figures)) => Event::End(finish, figures),
                     Err(error) => {
                         tracing::info!(%error, "failed");
                         Event::Failed(error.into())
@@ -251,22 +248,42 @@ impl Line {
     }
 }
 
-fn run(
+/// Runs the jobs of a chain, as long as somebody hears of them.
+fn run_all(
     server: &Shared,
     model: &Loaded,
     stop: &Stop,
-    job: &Job,
-    line: &Line,
+    chain: &Chain,
+    line: &mut Line,
 ) -> yuan::Result<(Finish, Figures)> {
     let mut session = model.served.session()?;
     stop.attach(session.cancel_token());
+    for (i, (place, job)) in chain.iter().enumerate() {
+        line.place = *place;
+        session.return_to(&parts(job, &chain[i + 1..]));
+        let (finish, figures) = run(server, &mut session, job, line)?;
+        server.metrics.answered(&figures);
+        figures.log(finish);
+        // What the last one says comes when the session is gone: who asks next finds what it has left.
+        if i + 1 == chain.len() {
+            return Ok((finish, figures));
+        }
+        if line.send(Event::End(finish, figures)).is_break() {
+            break;
+        }
+    }
+    Err(Error::Cancelled)
+}
+
+fn run(server: &Shared, session: &mut Session, job: &Job, line: &Line) -> yuan::Result<(Finish, Figures)> {
     let slot = server.slots.take(job);
     let mut sampler = Sampler::new(job.settings.clone())?;
     let start = Instant::now();
-    let cached = read(&mut session, job, line, start)?;
+    let cached = read(session, job, line, start)?;
     let prompt_time = start.elapsed();
 
-    let mut pieces = Pieces::new(model.served.engine.tokenizer(), &job.prompt);
+    let engine = session.engine().clone();
+    let mut pieces = Pieces::new(engine.tokenizer(), &job.prompt);
     let (mut answer, mut last) = (0, Instant::now());
     let finish = session.generate_scored(&mut sampler, &job.limits, job.top, |token, text| {
         if let Some(token) = &token {

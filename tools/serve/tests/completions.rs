@@ -125,6 +125,67 @@ fn likelihoods_are_the_models() {
     }
 }
 
+/// A question with several answers to it, as lm-evaluation-harness asks: what they have in common is computed once.
+#[test]
+fn choices_of_a_question_share_it() {
+    let server = Running::new();
+    let question = ids(
+        "Isaiah 45:11-16<sep>Thus saith the LORD, the Holy One of Israel, and his Maker, Ask me of things to come concerning my sons, and concerning the work of my hands command ye me. I have made the earth, and created man upon it: I, even my hands, have stretched out the heavens, and lead me",
+    );
+    let choices = [" beside the still waters.", " beside the sea.", " to Jerusalem.", " out."];
+    let prompts: Vec<_> = choices.iter().map(|choice| [&question[..], &ids(choice)].concat()).collect();
+    let body = |prompts: &[Vec<u32>]| json!({ "prompt": prompts, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": true });
+    let check = |reply: &Value, prompts: &[Vec<u32>]| {
+        for (i, prompt) in prompts.iter().enumerate() {
+            let found = reply["choices"][i]["logprobs"]["token_logprobs"].as_array().unwrap();
+            let wanted = scores(prompt, 0);
+            assert_eq!(found.len(), prompt.len() + 1);
+            for (found, wanted) in found[1..].iter().zip(&wanted) {
+                assert_eq!(found.as_f64().unwrap() as f32, wanted.logprob, "{i}");
+            }
+        }
+    };
+    // What the server counts, and not the engine, which other tests use, too.
+    let counts = || {
+        let [whole, cached, predicted] =
+            ["yuan_prompt_tokens_total", "yuan_prompt_tokens_cached_total", "yuan_tokens_predicted_total"]
+                .map(|name| server.counter(name) as usize);
+        [whole - cached, cached, predicted]
+    };
+    let before = counts();
+    let reply = server.ask(COMPLETIONS, &body(&prompts));
+    let [run, cached, predicted] = {
+        let after = counts();
+        [0, 1, 2].map(|i| after[i] - before[i])
+    };
+    check(&reply, &prompts);
+    // What stands there in any of them is run once; the last token before a place where two part is run for each, for the likelihood of the next.
+    let different: std::collections::BTreeSet<_> =
+        prompts.iter().flat_map(|prompt| (1..=prompt.len()).map(|n| &prompt[..n])).collect();
+    let whole: usize = prompts.iter().map(Vec::len).sum();
+    assert_eq!(run, different.len() + prompts.len() - 1);
+    assert_eq!(cached, whole - run);
+    assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], cached);
+    assert_eq!(predicted, prompts.len(), "the tokens that follow cost no pass of their own");
+    // Each by itself, in whatever order, streamed or not: the same. By pages, all but the last few tokens of the question are there.
+    let before = counts();
+    for (prompt, choice) in prompts.iter().zip(reply["choices"].as_array().unwrap()).rev() {
+        let alone = server.ask(COMPLETIONS, &body(std::slice::from_ref(prompt)));
+        assert_eq!(alone["choices"][0]["logprobs"], choice["logprobs"]);
+        let chunks = server.chunks(COMPLETIONS, &body(std::slice::from_ref(prompt)));
+        assert_eq!(
+            chunks[0]["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap()[..],
+            choice["logprobs"]["token_logprobs"].as_array().unwrap()[..prompt.len()]
+        );
+    }
+    let again = counts()[0] - before[0];
+    assert!(question.len() >= 64);
+    assert!(again <= prompts.iter().map(|prompt| 2 * (prompt.len() - 64)).sum(), "{again}");
+    // Another question does not wait for these, and answers stand in the order of their prompts.
+    let mixed = [ids("春日<sep>国破山河在"), prompts[2].clone(), vec![7, 8], prompts[0].clone()];
+    check(&server.ask(COMPLETIONS, &body(&mixed)), &mixed);
+}
+
 #[test]
 fn an_answers_own_tokens_are_told_without_echo() {
     let server = Running::new();
