@@ -265,6 +265,13 @@ yuan_status yuan_engine_options_set_threads_batch(yuan_engine_options *options,
                                                   size_t threads);
 
 /**
+ * Tokens of prompts and answers that go through the model together at most; 0 for the usual number. YUAN_ERROR_ARGUMENT for more than 65536. One call
+ * at a time.
+ */
+yuan_status yuan_engine_options_set_batch_tokens(yuan_engine_options *options,
+                                                 size_t tokens);
+
+/**
  * The rotary convention in place of the model's own: "mixed", "f32" or "hfbf16"; NULL for the model's. One call at a time.
  */
 yuan_status yuan_engine_options_set_rope(yuan_engine_options *options,

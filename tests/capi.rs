@@ -236,6 +236,12 @@ fn arguments_that_cannot_be_are_errors() {
         ];
         set.into_iter().for_each(|status| fails(status, YUAN_ERROR_ARGUMENT, "this machine takes"));
     }
+    fails(
+        yuan_engine_options_set_batch_tokens(engine_options, 65_537),
+        YUAN_ERROR_ARGUMENT,
+        "65536 are possible",
+    );
+    ok(yuan_engine_options_set_batch_tokens(engine_options, 64));
     ok(yuan_engine_options_free(engine_options));
     ok(yuan_session_options_free(options));
     ok(yuan_session_free(session));

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::RopePrecision,
-    limits::{check_context, check_threads},
+    limits::{MOST_BATCH, check_context, check_threads},
     machine::{budget::Limit, source::DirectIo},
     model::{Arithmetic, KvType, Options},
     pager::Paging,
@@ -82,6 +82,24 @@ pub extern "C" fn yuan_engine_options_set_threads_batch(
 ) -> yuan_status {
     set(options, |options| {
         options.threads_batch = check_threads(threads)?;
+        Ok(())
+    })
+}
+
+/// Tokens of prompts and answers that go through the model together at most; 0 for the usual number. YUAN_ERROR_ARGUMENT for more than 65536. One call
+/// at a time.
+#[unsafe(no_mangle)]
+pub extern "C" fn yuan_engine_options_set_batch_tokens(
+    options: *mut yuan_engine_options,
+    tokens: usize,
+) -> yuan_status {
+    set(options, |options| {
+        if tokens > MOST_BATCH {
+            return Err(Failure::argument(format!(
+                "{tokens} tokens cannot go through the model together: {MOST_BATCH} are possible; ask for fewer"
+            )));
+        }
+        options.batch = tokens;
         Ok(())
     })
 }

@@ -195,15 +195,17 @@ class Engine(_Handle):
     _kind = "engine"
 
     def __init__(
-        self, path: str | os.PathLike[str], *, threads: int = 0, threads_batch: int = 0, rope: str | None = None,
+        self, path: str | os.PathLike[str], *, threads: int = 0, threads_batch: int = 0, batch_tokens: int = 0, rope: str | None = None,
         memory: str | None = None, paging: str = "auto", gpu: str | int = "auto", gpu_memory: str | None = None,
         look_ahead: bool = False, context: int = 0, kv: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
         """`memory` is all that may be used ("8G", "50%"), `gpu_memory` the same of the GPU ("auto", "off" or its number); `context` and `kv` are
-        what sessions will take of both. `progress` hears how many bytes are there of how many that are read first; False stops it."""
+        what sessions will take of both; `batch_tokens` go through the model together at most (0: the usual number).
+        `progress` hears how many bytes are there of how many that are read first; False stops it."""
         with _EngineOptions("engine_options_new") as options, _heard(progress) as callback:
             _call("engine_options_set_threads", options._handle, _size("threads", threads))
             _call("engine_options_set_threads_batch", options._handle, _size("threads_batch", threads_batch))
+            _call("engine_options_set_batch_tokens", options._handle, _size("batch_tokens", batch_tokens))
             _call("engine_options_set_rope", options._handle, rope.encode() if rope else None)
             _call("engine_options_set_memory", options._handle, memory.encode() if memory else None)
             _call("engine_options_set_paging", options._handle, paging.encode())

@@ -62,6 +62,7 @@ static void engines(const char *model, yuan_engine **engine) {
     OK(yuan_engine_options_new(&options));
     OK(yuan_engine_options_set_threads(options, 2));
     OK(yuan_engine_options_set_threads_batch(options, 1));
+    OK(yuan_engine_options_set_batch_tokens(options, 64));
     OK(yuan_engine_options_set_rope(options, "f32"));
     FAILS(yuan_engine_options_set_rope(options, "f31"), YUAN_ERROR_ARGUMENT);
     OK(yuan_engine_options_set_float(options, 0));
