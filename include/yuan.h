@@ -438,6 +438,17 @@ yuan_status yuan_chat_tokenize(const yuan_engine *engine,
                                size_t *needed);
 
 /**
+ * The tokens of a conversation with all that a template can be told: `chat` is JSON as OpenAI's clients write it, NUL-terminated,
+ * `{"messages": [{"role", "content", "reasoning_content", "tool_calls"}], "tools": […], "enable_thinking": true, "add_generation_prompt": true}`. Special
+ * strings in it stay text. `tokens`, `capacity` and `needed` are as in yuan_tokenize. Any thread.
+ */
+yuan_status yuan_chat_tokenize_json(const yuan_engine *engine,
+                                    const char *chat,
+                                    uint32_t *tokens,
+                                    size_t capacity,
+                                    size_t *needed);
+
+/**
  * The id of a special token: "eod" (ends an answer), "sep" (ends a prompt) or "pad"; `YUAN_ERROR_ARGUMENT` where the model has none.
  * Any thread.
  */

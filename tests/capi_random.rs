@@ -379,6 +379,11 @@ impl Caller<'_> {
             2 => unsafe {
                 yuan_chat_tokenize(engine, turns.as_ptr(), turns.as_ptr(), 2, 1, ids, id_room, needed)
             },
+            5 => {
+                let chat = [c"{\"messages\": [{\"role\": \"user\", \"content\": \"春\"}]}", c"{", &text];
+                let chat = chat[self.random.below(3)].as_ptr();
+                unsafe { yuan_chat_tokenize_json(engine, chat, ids, id_room, needed) }
+            }
             3 => unsafe { yuan_special_token(engine, text.as_ptr(), ids) },
             4 => unsafe { yuan_engine_describe(engine, chars, char_room, needed) },
             _ => unsafe { yuan_engine_statistics(engine, chars, char_room, needed) },

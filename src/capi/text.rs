@@ -8,7 +8,7 @@ use super::{
     engine::{ENGINES, yuan_engine},
     status::{Failure, yuan_status},
 };
-use crate::tokenizer::{Message, Special};
+use crate::tokenizer::{Conversation, Message, Special};
 
 /// The tokens of a text, UTF-8 of `length` bytes. With `parse_special` (not 0) special strings such as `<sep>` become special tokens:
 /// for what a program composed; with 0 they are text: for what a person wrote. Nothing is added at either end. Writes up to
@@ -80,6 +80,26 @@ pub unsafe extern "C" fn yuan_chat_tokenize(
         };
         let messages = roles.iter().zip(contents).map(message).collect::<Result<Vec<_>, Failure>>()?;
         buffer.fill(&ENGINES.get(engine)?.tokenizer().chat(&messages, add_generation_prompt != 0)?)
+    })
+}
+
+/// The tokens of a conversation with all that a template can be told: `chat` is JSON as OpenAI's clients write it, NUL-terminated,
+/// `{"messages": [{"role", "content", "reasoning_content", "tool_calls"}], "tools": […], "enable_thinking": true, "add_generation_prompt": true}`. Special
+/// strings in it stay text. `tokens`, `capacity` and `needed` are as in yuan_tokenize. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_chat_tokenize_json(
+    engine: *const yuan_engine,
+    chat: *const c_char,
+    tokens: *mut u32,
+    capacity: usize,
+    needed: *mut usize,
+) -> yuan_status {
+    call(|| {
+        // SAFETY: the contract of the header.
+        let (chat, buffer) =
+            unsafe { (args::c_text("the conversation", chat)?, Buffer::new(tokens, capacity, needed)?) };
+        let conversation = Conversation::parse(chat)?;
+        buffer.fill(&ENGINES.get(engine)?.tokenizer().prompt(&conversation.chat())?)
     })
 }
 

@@ -20,7 +20,7 @@ use crate::{
 use merge::Merges;
 use special::{Part, Specials};
 
-pub use message::{Call, Chat, Message};
+pub use message::{Call, Chat, Conversation, Message};
 pub use stream::Stream;
 
 /// What stands for a space in pieces.

@@ -225,11 +225,15 @@ class Engine(_Handle):
         """The text of tokens."""
         return _text("detokenize", self._handle, _ids(tokens), c_size_t(len(tokens)))
 
-    def chat(self, messages: Sequence[tuple[str, str]], *, answer: bool = True) -> list[int]:
-        """The tokens of a conversation of (role, content), closed so that the model answers."""
-        roles, contents = ((c_char_p * len(messages))(*(m[i].encode() for m in messages)) for i in (0, 1))
-        count = c_size_t(len(messages))
-        return _buffer(c_uint32, "chat_tokenize", self._handle, roles, contents, count, c_int32(answer))
+    def chat(
+        self, messages: Sequence[tuple[str, str] | dict[str, Any]], *, answer: bool = True, tools: Sequence[dict[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[int]:  # fmt: skip
+        """The tokens of a conversation, closed so that the model answers. A message is (role, content), or a dictionary as OpenAI's clients have it
+        (`reasoning_content`, `tool_calls`); `tools` are functions that the model may call, where its template knows of them."""
+        said = [dict(zip(("role", "content"), m)) if isinstance(m, tuple) else m for m in messages]
+        chat = {"messages": said, "tools": list(tools), "add_generation_prompt": answer, "enable_thinking": thinking}
+        return _buffer(c_uint32, "chat_tokenize_json", self._handle, json.dumps(chat, ensure_ascii=False).encode())
 
     def special_token(self, name: str) -> int:
         """The id of "eod", "sep" or "pad"."""

@@ -91,6 +91,15 @@ pub fn readers(text: &str) -> Result<usize, String> {
     number(text, 0, MOST_READERS).map_err(|e| e + ", or 0 for the usual number")
 }
 
+/// `on` or `off`.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("choose on or off".into()),
+    }
+}
+
 /// Tokens that go through the model together.
 pub fn batch(text: &str) -> Result<usize, String> {
     number(text, 0, MOST_BATCH).map_err(|e| e + ", or 0 for the usual number")

@@ -115,6 +115,13 @@ static size_t texts(yuan_engine *engine, uint32_t *tokens) {
     FAILS(yuan_tokenize(engine, "\xff", 1, 1, tokens, ROOM, &needed), YUAN_ERROR_ARGUMENT);
     OK(yuan_chat_tokenize(engine, roles, contents, 2, 1, chat, ROOM, &needed));
     CHECK(needed > 2);
+    const char *role[] = {"user"}, *content[] = {"Ruth 1:1"};
+    uint32_t same[ROOM];
+    size_t length;
+    OK(yuan_chat_tokenize(engine, role, content, 1, 1, chat, ROOM, &needed));
+    OK(yuan_chat_tokenize_json(engine, "{\"messages\": [{\"role\": \"user\", \"content\": \"Ruth 1:1\"}]}", same, ROOM, &length));
+    CHECK(length == needed && memcmp(same, chat, length * sizeof *same) == 0);
+    FAILS(yuan_chat_tokenize_json(engine, "{}", same, ROOM, &length), YUAN_ERROR_ARGUMENT);
     return count;
 }
 

@@ -44,3 +44,30 @@ fn a_random_checkpoint_of_yuan3_converts() {
     let answer = json("yuan", &["generate", &model, "-p", "abc<|User|>", "-n", "2", "--json"]);
     assert!(answer["tokens"].as_array().is_some());
 }
+
+/// Whether it thinks is chosen by one mark at the end of the prompt, in the terminal and in a conversation.
+#[test]
+fn it_is_chosen_whether_the_model_thinks() {
+    let Some(checkpoint) = fixture("models/yuan3-tiny") else { return };
+    let folder = Folder::new();
+    let model = folder.path("m.gguf");
+    text("yuan-quant", &[checkpoint.to_str().unwrap(), "-o", &model]);
+    let ids = |text: &str| json("yuan", &["tokenize", &model, "--special", "--json", text])["ids"].clone();
+    let prompt = |more: &[&str]| {
+        let asked = ["generate", &model, "--chat", "-p", "你好", "-n", "1", "--json"];
+        json("yuan", &[&asked[..], more].concat())["prompt_tokens"].clone()
+    };
+    for (options, end) in
+        [(&["--thinking", "on"][..], "<think>"), (&["--thinking", "off"], "</think>"), (&[], "")]
+    {
+        let wanted = ids(&format!("<|begin_of_sentence|><|User|>你好<|Assistant|>{end}"));
+        assert_eq!(prompt(options), wanted, "{options:?}");
+        let said = common::answers(&model, &[&["-n", "1"], options].concat(), &["你好"]);
+        assert_eq!(said[0]["prompt_tokens"], wanted, "{options:?}");
+    }
+    let both = ["generate", &model, "--chat", "-p", "a", "--thinking", "on", "--json-object"];
+    assert!(complaint("yuan", &both).contains("--thinking off"));
+    let demo = folder.converted("demo.gguf", &[]);
+    let asked = ["generate", &demo, "--chat", "-p", "a", "--thinking", "on"];
+    assert!(complaint("yuan", &asked).contains("leave --thinking out"));
+}

@@ -9,7 +9,7 @@ use yuan::{
     model::State,
     sampler::Sampler,
     session::{Engine, Finish, Limits, Restored, Session, Size},
-    tokenizer::{Message, Special},
+    tokenizer::{Chat, Message, Special},
 };
 use yuan_tools::{
     numbers::{self, Most},
@@ -21,6 +21,7 @@ use yuan_tools::{
 
 use crate::{
     answer::{Answer, answer, to_json},
+    chat::check_thinking,
     grammar::{Form, constraint},
     sampling::Sampling,
 };
@@ -64,6 +65,9 @@ pub struct Generate {
     /// Treat the prompt as a question: put it into the model's chat template
     #[arg(long)]
     chat: bool,
+    /// Whether the model thinks before it answers, where it can: on or off; by default it decides
+    #[arg(long, value_name = "ON|OFF", requires = "chat", value_parser = numbers::switch)]
+    thinking: Option<bool>,
     /// Treat special strings in the prompt, such as <sep>, as ordinary text
     #[arg(long, conflicts_with = "chat")]
     no_special: bool,
@@ -93,7 +97,18 @@ impl Generate {
         let engine = self.run.open_for(|tokenizer, config| {
             anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
             prompt = match (self.chat, self.no_special) {
-                (true, _) => tokenizer.chat(&[Message::new("user", text)], true)?,
+                (true, _) => {
+                    check_thinking(tokenizer, self.thinking, grammar.is_some())?;
+                    let messages = [Message::new("user", text)];
+                    let thinking = self.thinking;
+                    let chat = Chat {
+                        messages: &messages,
+                        add_generation_prompt: true,
+                        thinking,
+                        ..Chat::default()
+                    };
+                    tokenizer.prompt(&chat)?
+                }
                 (false, true) => tokenizer.encode(&text, Special::AsText),
                 (false, false) => tokenizer.encode(&text, Special::Parse),
             };

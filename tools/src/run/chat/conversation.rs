@@ -9,7 +9,7 @@ use yuan::{
     model::KvType,
     sampler::Sampler,
     session::{Engine, Finish, Limits, Session},
-    tokenizer::Message,
+    tokenizer::{Chat, Message},
 };
 
 use super::talk::{Show, Talk, Told};
@@ -27,6 +27,8 @@ pub struct Conversation {
     messages: Vec<Message>,
     /// What ends an answer, but for the number of its tokens.
     limits: Limits,
+    /// Whether the model thinks before it answers, where that is chosen.
+    thinking: Option<bool>,
     /// Of the last answer.
     last: Option<Figures>,
 }
@@ -66,10 +68,11 @@ impl Conversation {
         kv: KvType,
         sampling: Sampling,
         limits: Limits,
+        thinking: Option<bool>,
     ) -> anyhow::Result<Self> {
         let session = Session::new(engine.clone(), context, kv)?;
         let sampler = sampling.sampler(&engine)?;
-        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, last: None })
+        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, thinking, last: None })
     }
 
     fn reply(&mut self, most: usize, show: Show<'_>) -> anyhow::Result<Reply> {
@@ -99,17 +102,22 @@ impl Conversation {
         Ok(Reply { answer, prompt, full, dropped, shifted })
     }
 
+    /// The tokens of these messages.
+    fn tokens(&self, messages: &[Message], add_generation_prompt: bool) -> yuan::Result<Vec<u32>> {
+        let chat = Chat { messages, add_generation_prompt, thinking: self.thinking, ..Chat::default() };
+        self.engine.tokenizer().prompt(&chat)
+    }
+
     /// The tokens of the conversation, and how many questions were dropped from it for that: where it does not fit and that is wanted, the oldest ones
     /// until half of what may go is free, but for those among the tokens that stay.
     fn prompt(&mut self, capacity: usize) -> anyhow::Result<(Vec<u32>, usize)> {
-        let tokenizer = self.engine.tokenizer();
-        let mut prompt = tokenizer.chat(&self.messages, true)?;
+        let mut prompt = self.tokens(&self.messages, true)?;
         let Some(keep) = self.limits.shift.filter(|_| prompt.len() > capacity) else {
             return Ok((prompt, 0));
         };
         let is_question = |m: &Message| m.role == "user";
         let mut first = self.messages.iter().take_while(|m| m.role == SYSTEM).count();
-        let stays = |end: usize| Ok::<_, Error>(tokenizer.chat(&self.messages[..end], false)?.len() <= keep);
+        let stays = |end: usize| Ok::<_, Error>(self.tokens(&self.messages[..end], false)?.len() <= keep);
         while first + 2 < self.messages.len() && stays(first + 2)? {
             first += 2;
         }
@@ -120,7 +128,7 @@ impl Conversation {
             let next = messages[first + 1..].iter().position(is_question).expect("another question");
             messages.drain(first..first + 1 + next);
             dropped += 1;
-            prompt = tokenizer.chat(&messages, true)?;
+            prompt = self.tokens(&messages, true)?;
         }
         if prompt.len() <= capacity {
             self.messages = messages;

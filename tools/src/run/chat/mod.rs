@@ -11,6 +11,7 @@ use clap::{Args, Command, builder::ArgPredicate};
 use yuan::{
     Error,
     session::{Finish, Limits, Size},
+    tokenizer::Tokenizer,
 };
 use yuan_tools::{
     console::{stopped, take_stop},
@@ -75,6 +76,9 @@ pub struct Chat {
     /// Instructions to the model, which stand before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Whether the model thinks before it answers, where it can: on or off; by default it decides
+    #[arg(long, value_name = "ON|OFF", value_parser = numbers::switch)]
+    thinking: Option<bool>,
     /// Continue a saved conversation
     #[arg(long, value_name = "FILE")]
     load: Option<PathBuf>,
@@ -92,6 +96,19 @@ enum Next {
     Exit,
 }
 
+/// Whether one can choose that this model thinks, and have an answer of a form.
+pub fn check_thinking(tokenizer: &Tokenizer, thinking: Option<bool>, form: bool) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        thinking.is_none() || tokenizer.has_thinking(),
+        "this model has no reasoning to choose; leave --thinking out"
+    );
+    anyhow::ensure!(
+        thinking != Some(true) || !form,
+        "the form of an answer holds from its first token on, so there is no room for reasoning: give --thinking off, or ask a server, which has both"
+    );
+    Ok(())
+}
+
 /// With `--server` a model need not be named.
 pub fn server_needs_no_model(command: Command) -> Command {
     command.mut_arg("model", |model| {
@@ -104,7 +121,7 @@ impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
         let grammar = self.form.grammar()?;
         if let Some(url) = &self.server {
-            let remote = Remote::new(url, &self.sampling, grammar.as_ref())?;
+            let remote = Remote::new(url, &self.sampling, grammar.as_ref(), self.thinking)?;
             let greeting = format!("{} at {url}. /help lists the commands.", remote.model());
             return self.talk(remote, &greeting);
         }
@@ -118,7 +135,8 @@ impl Chat {
         let sampling = self.sampling.clone();
         let constraint = constraint(&engine, grammar.as_ref())?;
         let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
-        let talk = Conversation::new(engine, context, self.run.kv, sampling, limits)?;
+        check_thinking(engine.tokenizer(), self.thinking, grammar.is_some())?;
+        let talk = Conversation::new(engine, context, self.run.kv, sampling, limits, self.thinking)?;
         self.talk(talk, &format!("{context} tokens of context. /help lists the commands."))
     }
 

@@ -41,7 +41,12 @@ pub struct Remote {
 
 impl Remote {
     /// A conversation with the model of the server at `url`, which is asked who it is.
-    pub fn new(url: &str, sampling: &Sampling, form: Option<&Grammar>) -> anyhow::Result<Self> {
+    pub fn new(
+        url: &str,
+        sampling: &Sampling,
+        form: Option<&Grammar>,
+        thinking: Option<bool>,
+    ) -> anyhow::Result<Self> {
         let url = url.trim_end_matches('/');
         let url = url.strip_suffix("/v1").unwrap_or(url);
         ensure!(
@@ -52,6 +57,8 @@ impl Remote {
         request.insert("stream".into(), json!(true));
         request.insert("stream_options".into(), json!({ "include_usage": true }));
         request.extend(form.map(asked));
+        let chosen = thinking.map(|thinking| json!({ "enable_thinking": thinking }));
+        request.extend(chosen.map(|chosen| ("chat_template_kwargs".to_owned(), chosen)));
         let agent = Agent::config_builder().http_status_as_error(false).build().into();
         let key = env::var(KEY).ok().filter(|key| !key.trim().is_empty());
         let mut remote =
