@@ -124,7 +124,11 @@ impl Sampler {
             logits
         });
         let logits = changed.as_deref().unwrap_or(logits);
-        if self.settings.temperature == 0.0 { greedy(logits) } else { self.draw(Ranking::new(logits)) }
+        match self.settings.top_k {
+            _ if self.settings.temperature == 0.0 => greedy(logits),
+            0 => self.draw(Ranking::new(logits)),
+            k => self.draw(Ranking::of_best(&best(logits, k.saturating_add(1)))),
+        }
     }
 
     fn changes_logits(&self) -> bool {

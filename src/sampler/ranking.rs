@@ -4,6 +4,8 @@ use std::cmp::Ordering;
 
 /// Tokens that are sorted when someone looks at the first.
 const FIRST: usize = 64;
+/// Tokens of a block, of which only the best is looked at first.
+const BLOCK: usize = 64;
 
 /// From the best to the worst, of equals the lower id first.
 pub fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
@@ -11,9 +13,34 @@ pub fn by_rank(a: &(u32, f32), b: &(u32, f32)) -> Ordering {
 }
 
 /// The best `n` tokens with a finite logit, and their logits: best first, and of equals the lower id first.
+///
+/// The best of blocks are different tokens, so that the nth of those is reached by `n` tokens at least, and the best `n` are in blocks whose best
+/// reaches it: few of many.
 pub fn best(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
-    let mut ranking = Ranking::new(logits);
+    let maxima: Vec<f32> = logits.chunks(BLOCK).map(max_finite).collect();
+    let least = match n {
+        0 => return Vec::new(),
+        n if n <= maxima.len() => *maxima.clone().select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1,
+        _ => f32::NEG_INFINITY,
+    };
+    let blocks = logits.chunks(BLOCK).zip((0..).step_by(BLOCK)).zip(maxima);
+    let mut tokens = Vec::new();
+    for ((block, first), _) in blocks.filter(|(_, max)| *max >= least) {
+        tokens.extend((first..).zip(block.iter().copied()).filter(|(_, l)| l.is_finite() && *l >= least));
+    }
+    let mut ranking = Ranking { tokens, sorted: 0 };
     (0..n.min(ranking.len())).map(|i| ranking.get(i)).collect()
+}
+
+/// The highest finite logit, side by side for many; minus infinity where there is none.
+fn max_finite(block: &[f32]) -> f32 {
+    let better = |max: f32, logit: f32| if logit > max && logit < f32::INFINITY { logit } else { max };
+    let (lanes, rest) = block.as_chunks::<16>();
+    let mut maxima = [f32::NEG_INFINITY; 16];
+    for lane in lanes {
+        maxima.iter_mut().zip(lane).for_each(|(max, logit)| *max = better(*max, *logit));
+    }
+    maxima.iter().chain(rest).copied().fold(f32::NEG_INFINITY, better)
 }
 
 /// All tokens with a finite logit, in order as far as they were asked for.

@@ -278,3 +278,23 @@ fn equals_are_ranked_as_the_draw_ranks_them() {
     assert_eq!(greedy(&[-1.0, -0.0, 0.0, 0.0]), 2);
     assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NAN, -3.0, -3.0]), 2);
 }
+
+/// However the best are found: the same, with ties, with logits that are none, and of few tokens.
+#[test]
+fn the_best_are_those_of_all_in_order() {
+    for len in [0, 1, 63, 64, 65, 1000, 5000] {
+        let mut logits = many(len);
+        logits.iter_mut().step_by(7).for_each(|l| *l = (*l * 4.0).round() / 4.0);
+        logits.iter_mut().skip(3).step_by(11).for_each(|l| *l = f32::NAN);
+        logits.iter_mut().skip(5).step_by(13).for_each(|l| *l = f32::NEG_INFINITY);
+        logits.iter_mut().skip(6).step_by(17).for_each(|l| *l = f32::INFINITY);
+        logits.iter_mut().skip(8).step_by(19).for_each(|l| *l = -0.0);
+        let mut all: Vec<(u32, f32)> =
+            (0..).zip(logits.iter().copied()).filter(|t| t.1.is_finite()).collect();
+        all.sort_unstable_by(by_rank);
+        for n in [0, 1, 2, 15, 16, 41, 78, 79, 500, 6000] {
+            let found = super::best(&logits, n);
+            assert!(found.len() == n.min(all.len()) && found == all[..found.len()], "{n} of {len}");
+        }
+    }
+}
