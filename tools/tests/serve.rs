@@ -322,3 +322,81 @@ fn ctrl_c_stops_the_answer_of_a_server() {
     assert_eq!(output.status.code(), Some(130));
     assert!(common::err(&output).contains("[stopped]"), "{}", common::err(&output));
 }
+
+/// Listens, hands the socket over as systemd does, and becomes the program: `python3 -c THIS PROGRAM ARGUMENTS`.
+const ACTIVATE: &str = "
+import os, socket, sys
+s = socket.socket()
+s.bind(('127.0.0.1', 0))
+s.listen()
+print(s.getsockname()[1], file=sys.stderr, flush=True)
+if s.fileno() != 3:
+    os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn a_socket_that_systemd_gives_is_where_it_listens() {
+    let folder = Folder::new();
+    let yuan = program("yuan");
+    let child = Command::new("python3")
+        .args(["-c", ACTIVATE])
+        .arg(yuan.get_program())
+        // Its own place is none of this machine's, so it must not be asked for.
+        .args(["serve", "--demo", "--host", "192.0.2.1", "--port", "1"])
+        .env("XDG_CACHE_HOME", folder.0.path())
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(child) = child else { return common::skip("no python3 to hand a socket over") };
+    let mut child = Server(child);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let address = format!("127.0.0.1:{}", lines.next().unwrap());
+    assert!(lines.any(|line| line.contains(&format!("is served at http://{address}"))));
+    assert!(reply(request(&address, "GET /v1/models", "")).starts_with("HTTP/1.1 200"));
+    signal(&child, "-TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Killed while it saves again and again: what is there can always be restored, and nothing is beside it.
+#[test]
+fn a_server_that_is_killed_while_it_saves_loses_nothing() {
+    let folder = Folder::new();
+    let kept = folder.path("kept");
+    let ask = |address: &str, path: &str, body: &str| reply(request(address, &format!("POST {path}"), body));
+    let save = r#"{"filename": "talk"}"#;
+    for round in 0..4 {
+        let (mut child, address) = served(&folder, &["--sessions", &kept, "--sequences", "1"]);
+        if round > 0 {
+            let restored = ask(&address, "/slots/0?action=restore", save);
+            assert!(restored.starts_with("HTTP/1.1 200"), "{restored}");
+        }
+        let body = r#"{"prompt": "Ruth 1:1<sep>", "max_tokens": 300, "ignore_eos": true}"#;
+        assert!(ask(&address, "/v1/completions", body).starts_with("HTTP/1.1 200"));
+        while !ask(&address, "/slots/0?action=save", save).starts_with("HTTP/1.1 200") {}
+        let saving = std::thread::spawn({
+            let address = address.clone();
+            move || {
+                // Until the server is gone.
+                while let Ok(mut stream) = TcpStream::connect(&address) {
+                    let head = "POST /slots/0?action=save HTTP/1.1\r\nHost: x\r\nConnection: close";
+                    let sent = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{save}", save.len());
+                    let mut answer = String::new();
+                    if sent.is_err() || stream.read_to_string(&mut answer).is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20 + 31 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        saving.join().unwrap();
+    }
+    let (_child, address) = served(&folder, &["--sessions", &kept]);
+    assert!(ask(&address, "/slots/0?action=restore", save).starts_with("HTTP/1.1 200"));
+    assert!(ask(&address, "/slots/0?action=save", save).starts_with("HTTP/1.1 200"));
+    let names: Vec<_> = std::fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["talk"], "the next save clears away what a killed one has left");
+}

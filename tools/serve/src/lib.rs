@@ -38,7 +38,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
+use listenfd::ListenFd;
 use tokio::sync::watch;
 
 pub use options::Options;
@@ -69,8 +70,19 @@ impl Stopper {
     }
 }
 
+/// The socket that systemd has given the process.
+fn given() -> anyhow::Result<Option<TcpListener>> {
+    let mut sockets = ListenFd::from_env();
+    let count = sockets.len();
+    ensure!(count <= 1, "systemd has given {count} sockets; give one, a stream of TCP");
+    match count {
+        0 => Ok(None),
+        _ => sockets.take_tcp_listener(0).context("systemd has given a socket that is no stream of TCP"),
+    }
+}
+
 impl Bound {
-    /// Listens.
+    /// Listens: on the socket that systemd has given the process, if it has (LISTEN_FDS), and else where the options say.
     ///
     /// # Errors
     /// The address is taken or none of this machine's, the keys cannot be read, or there cannot be a folder for sessions.
@@ -79,10 +91,15 @@ impl Bound {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("--sessions: cannot make the folder {}", folder.display()))?;
         }
-        let place = (options.host.as_str(), options.port);
-        let listener = TcpListener::bind(place).with_context(|| {
-            format!("cannot listen on {}:{}; choose others with --host and --port", place.0, place.1)
-        })?;
+        let listener = match given()? {
+            Some(listener) => listener,
+            None => {
+                let place = (options.host.as_str(), options.port);
+                TcpListener::bind(place).with_context(|| {
+                    format!("cannot listen on {}:{}; choose others with --host and --port", place.0, place.1)
+                })?
+            }
+        };
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         Ok(Self { listener, address, server: Server::new(options)? })

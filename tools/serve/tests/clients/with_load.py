@@ -184,7 +184,10 @@ def drains(program):
     text = next(chunks)["choices"][0]["delta"].get("content") or ""
     server.process.send_signal(signal.SIGTERM)
     try:
-        assert post(server.address, CHAT, body)[0] == 503
+        # The signal takes a moment to arrive.
+        while (status := post(server.address, CHAT, {**body, "max_tokens": 1})[0]) == 200:
+            pass
+        assert status == 503, status
     except OSError:
         pass  # It does not listen any more.
     text += "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
