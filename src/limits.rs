@@ -32,6 +32,19 @@ pub fn check_threads(threads: usize) -> Result<usize> {
     Ok(threads)
 }
 
+/// `tokens` that go through the model together, where they are not too many.
+///
+/// # Errors
+/// [`Error::Argument`] with the largest number that is allowed.
+pub fn check_batch(tokens: usize) -> Result<usize> {
+    if tokens > MOST_BATCH {
+        return Err(Error::Argument(format!(
+            "{tokens} tokens cannot go through the model together: {MOST_BATCH} are possible; ask for fewer"
+        )));
+    }
+    Ok(tokens)
+}
+
 /// `tokens` of a context, where they are not too many.
 ///
 /// # Errors

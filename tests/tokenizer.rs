@@ -10,7 +10,7 @@ use serde_json::Value;
 use yuan::{
     checkpoint::vocab::{read_vocab, read_vocab_of},
     config::Family,
-    tokenizer::{Call, Chat, Message, Special, Tokenizer},
+    tokenizer::{Conversation, Message, Special, Tokenizer},
     vocab::{Piece, PieceKind, Vocab},
 };
 
@@ -438,18 +438,10 @@ fn conversations_of_yuan3_have_the_ids_of_the_authors() {
         let mut seen = 0;
         for chat in goldens["chats"].as_array().unwrap() {
             let input = &chat["input"];
-            let messages =
-                input["messages"].as_array().unwrap().iter().map(message).collect::<Option<Vec<_>>>();
-            // The result of a call that is no text.
-            let Some(messages) = messages else { continue };
-            let none = Vec::new();
-            let asked = Chat {
-                messages: &messages,
-                add_generation_prompt: input["add_generation_prompt"] == true,
-                tools: input["tools"].as_array().unwrap_or(&none),
-                thinking: input["enable_thinking"].as_bool(),
-            };
-            let ids: Vec<u64> = tokenizer.prompt(&asked).unwrap().into_iter().map(u64::from).collect();
+            // One has the result of a call that is no text.
+            let Ok(conversation) = Conversation::parse(&input.to_string()) else { continue };
+            let ids: Vec<u64> =
+                tokenizer.prompt(&conversation.chat()).unwrap().into_iter().map(u64::from).collect();
             let wanted: Vec<u64> =
                 chat[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
             assert_eq!(ids, wanted, "{}: {}", chat["name"], chat["text"]);
@@ -457,24 +449,4 @@ fn conversations_of_yuan3_have_the_ids_of_the_authors() {
         }
         assert_eq!(seen, 14);
     }
-}
-
-/// A message of the goldens; none where its content is no text.
-fn message(said: &Value) -> Option<Message> {
-    let content = match &said["content"] {
-        Value::Array(parts) => parts.iter().map(|part| part["text"].as_str().unwrap()).collect(),
-        content => content.as_str()?.to_owned(),
-    };
-    let call = |call: &Value| {
-        let function = call.get("function").unwrap_or(call);
-        Call {
-            name: function["name"].as_str().unwrap().into(),
-            arguments: function["arguments"].as_object().unwrap().clone(),
-        }
-    };
-    Some(Message {
-        reasoning: said["reasoning_content"].as_str().map(str::to_owned),
-        calls: said["tool_calls"].as_array().into_iter().flatten().map(call).collect(),
-        ..Message::new(said["role"].as_str().unwrap(), content)
-    })
 }

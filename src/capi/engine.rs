@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::RopePrecision,
-    limits::{MOST_BATCH, check_context, check_threads},
+    limits::{check_batch, check_context, check_threads},
     machine::{budget::Limit, source::DirectIo},
     model::{Arithmetic, KvType, Options},
     pager::Paging,
@@ -94,12 +94,7 @@ pub extern "C" fn yuan_engine_options_set_batch_tokens(
     tokens: usize,
 ) -> yuan_status {
     set(options, |options| {
-        if tokens > MOST_BATCH {
-            return Err(Failure::argument(format!(
-                "{tokens} tokens cannot go through the model together: {MOST_BATCH} are possible; ask for fewer"
-            )));
-        }
-        options.batch = tokens;
+        options.batch = check_batch(tokens)?;
         Ok(())
     })
 }

@@ -48,10 +48,23 @@ pub(super) fn check_architecture(top: &Object<'_>, path: &Path) -> Result<()> {
     }
 }
 
-/// The keys that the family allows one value.
+/// Keys that no family may have with another value.
+const FLAGS: [(&str, bool); 7] = [
+    ("gated_linear_unit", true),
+    ("causal_mask", true),
+    ("use_shareqk", false),
+    ("use_bias", false),
+    ("attention_bias", false),
+    ("mlp_bias", false),
+    ("rotary_interleaved", false),
+];
+/// Keys that must be null or missing in every family.
+const NOTHING: [&str; 3] = ["rope_scaling", "sliding_window", "per_layer_experts_blocks"];
+
+/// The keys that every family, or this one, allows one value.
 pub(super) fn check_values(object: &Object<'_>, path: &Path, about: &Description) -> Result<()> {
     let no = |key: &str, value: &str| unsupported(path, format!("{key} {value}"), BUILT);
-    for (key, built) in about.flags {
+    for (key, built) in FLAGS.iter().chain(about.flags) {
         if object.flag(key)?.is_some_and(|value| value != *built) {
             return Err(no(key, if *built { "false" } else { "true" }));
         }
@@ -61,7 +74,7 @@ pub(super) fn check_values(object: &Object<'_>, path: &Path, about: &Description
             return Err(no(key, &value.to_string()));
         }
     }
-    match about.nothing.iter().find(|key| object.get(key).is_some()) {
+    match NOTHING.iter().chain(about.nothing).find(|key| object.get(key).is_some()) {
         Some(key) => Err(no(key, "(anything but null)")),
         None => Ok(()),
     }
@@ -73,19 +86,6 @@ pub(super) fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
 
     if let Some(act) = object.text("hidden_act")?.filter(|act| *act != "silu") {
         return Err(no("hidden_act", act));
-    }
-    for (key, built) in [
-        ("gated_linear_unit", true),
-        ("causal_mask", true),
-        ("use_shareqk", false),
-        ("use_bias", false),
-        ("attention_bias", false),
-        ("mlp_bias", false),
-        ("rotary_interleaved", false),
-    ] {
-        if object.flag(key)?.is_some_and(|value| value != built) {
-            return Err(no(key, if built { "false" } else { "true" }));
-        }
     }
     for key in [
         "num_shared_experts",
@@ -102,11 +102,6 @@ pub(super) fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
             object.text(key)?.filter(|r| !["attn_router", "attention_router", "attention"].contains(r))
         {
             return Err(no(key, router));
-        }
-    }
-    for key in ["rope_scaling", "sliding_window", "per_layer_experts_blocks"] {
-        if object.get(key).is_some() {
-            return Err(no(key, "(anything but null)"));
         }
     }
     Ok(())

@@ -289,9 +289,7 @@ fn check(
         for entry in table {
             let name = about.text_name(&entry.name).to_owned();
             if about.is_beside(&name) {
-                let bytes = entry.element.bytes().zip(elements(&entry.shape));
-                let bytes = bytes.and_then(|(width, n)| n.checked_mul(width));
-                left_out.push(LeftOut { name: entry.name, bytes });
+                left_out.push(LeftOut { bytes: entry.bytes(), name: entry.name });
                 continue;
             }
             match found.entry(name) {
@@ -308,10 +306,10 @@ fn check(
     problems.duplicate.sort_unstable();
     let places: BTreeMap<String, usize> =
         found.values().map(|(file, entry)| (entry.name.clone(), *file)).collect();
-    let bias = bias(config, has_bias, &found)
+    let specs = names::tensors(config);
+    let bias = bias(about, &specs, has_bias, &found)
         .map_err(|problem| Error::bad_file(folder.join("config.json"), "key use_lfa_bias", problem))?;
 
-    let specs = names::tensors(config);
     let mut tensors = HashMap::new();
     let modules = gptq::take_modules(quantized, &specs, &mut found, files, &mut problems)?;
     let is_plain = |spec: &names::TensorSpec| !modules.contains_key(&spec.hf);
@@ -376,14 +374,15 @@ fn check(
 
 /// Whether the filter's convolutions have biases. Where the family leaves it open, the tensors say it, and the config must not say otherwise.
 fn bias(
-    config: &ModelConfig,
+    about: &Description,
+    specs: &[names::TensorSpec],
     said: Option<bool>,
-    found: &BTreeMap<String, (usize, Entry)>,
+    found: &gptq::Found,
 ) -> Result<bool, String> {
-    if !describe(config.family).may_lack_bias {
+    if !about.may_lack_bias {
         return Ok(true);
     }
-    let mut wanted = names::tensors(config).into_iter().filter(|spec| spec.role == Role::ConvBias);
+    let mut wanted = specs.iter().filter(|spec| spec.role == Role::ConvBias);
     let there = wanted.find(|spec| found.contains_key(&spec.source.tensor));
     match (said, there) {
         (Some(false), Some(spec)) => {

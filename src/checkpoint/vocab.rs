@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::{Family, ModelConfig},
     error::{Error, Result},
-    vocab::{Piece, PieceKind, Vocab, YUAN3_CHAT_TEMPLATE},
+    vocab::{Piece, PieceKind, Vocab},
 };
 
 /// Larger than any tokenizer: the one of Yuan2.0-M32 has 2 MB.
@@ -64,8 +64,7 @@ pub fn read_vocab_of(folder: &Path, family: Family, vocab: Option<usize>) -> Res
     let mut vocab = Vocab::of(family, pieces);
     if let Some(template) = chat_template(&folder.join("tokenizer_config.json"))? {
         // The one that Yuan 3.0's converter stores joins what users said; the model was trained on roles.
-        let has_roles = vocab.chat_template.as_deref() == Some(YUAN3_CHAT_TEMPLATE);
-        if !has_roles || template.contains("<|Assistant|>") {
+        if family != Family::Yuan3 || template.contains("<|Assistant|>") {
             vocab.chat_template = Some(template);
         }
     }

@@ -64,16 +64,12 @@ impl Tokenizer {
 
     /// Whether the template tells the model of functions that it may call, and of calls and their results.
     pub fn has_tools(&self) -> bool {
-        self.template_asks("tools")
+        self.asks.tools
     }
 
     /// Whether one can choose that the model thinks before it answers.
     pub fn has_thinking(&self) -> bool {
-        self.template_asks("enable_thinking")
-    }
-
-    fn template_asks(&self, variable: &str) -> bool {
-        self.vocab.chat_template.as_deref().is_some_and(|text| template::asks(text, variable))
+        self.asks.thinking
     }
 
     /// The special strings that templates call by name.

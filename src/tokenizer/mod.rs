@@ -19,6 +19,7 @@ use crate::{
 };
 use merge::Merges;
 use special::{Part, Specials};
+use template::Asks;
 
 pub use message::{Call, Chat, Conversation, Message};
 pub use stream::Stream;
@@ -53,6 +54,8 @@ pub struct Tokenizer {
     specials: Specials,
     symbols: Specials,
     fallback: Fallback,
+    /// What the chat template asks for.
+    asks: Asks,
 }
 
 impl Tokenizer {
@@ -82,7 +85,8 @@ impl Tokenizer {
         // What is special must not come out of ordinary text, whatever the merges are.
         let merges = Merges::new(pieces, |id| !special.contains(&id));
         let (specials, symbols) = (Specials::new(&vocab.special), Specials::new(&vocab.symbols));
-        Ok(Self { vocab, merges, specials, symbols, fallback })
+        let asks = vocab.chat_template.as_deref().map_or_else(Asks::default, Asks::of);
+        Ok(Self { vocab, merges, specials, symbols, fallback, asks })
     }
 
     /// The ids of `text`, without any mark at its beginning or end. O(n log n) in the length of the text.

@@ -31,14 +31,26 @@ pub(super) fn render(
     render_json(template, &variables, marks)
 }
 
-/// Whether a template asks for this variable.
-pub(super) fn asks(template: &str, variable: &str) -> bool {
-    let parsed = environment().and_then(|environment| {
-        environment
-            .template_from_str(template)
-            .map(|template| template.undeclared_variables(false).contains(variable))
-    });
-    parsed.unwrap_or(false)
+/// What a template asks for beside the messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Asks {
+    /// Functions that the model may call.
+    pub tools: bool,
+    /// Whether the model is to think.
+    pub thinking: bool,
+}
+
+impl Asks {
+    /// Those of this template; none of one that does not compile.
+    pub fn of(template: &str) -> Self {
+        let variables = environment().and_then(|environment| {
+            environment.template_from_str(template).map(|template| template.undeclared_variables(false))
+        });
+        variables.map_or_else(
+            |_| Self::default(),
+            |asked| Self { tools: asked.contains("tools"), thinking: asked.contains("enable_thinking") },
+        )
+    }
 }
 
 /// What templates are told.

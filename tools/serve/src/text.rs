@@ -106,8 +106,7 @@ pub struct Template {
 pub async fn apply_template(Asked(model, request): Asked<Template>) -> Result<Json<Value>, Problem> {
     let tokenizer = model.served.engine.tokenizer();
     let (turns, calls) = (turns(&request.messages)?, request.tools.calls()?);
-    let thinking = request.thinking.wanted().filter(|_| tokenizer.has_thinking());
-    let ids =
-        prompt(tokenizer, turns, calls.as_ref(), thinking, request.add_generation_prompt.unwrap_or(true))?;
+    let (thinking, close) = (request.thinking.wanted(), request.add_generation_prompt.unwrap_or(true));
+    let ids = prompt(tokenizer, turns, calls.as_ref(), thinking, close)?;
     Ok(Json(json!({ "prompt": tokenizer.decode(&ids), "tokens": ids })))
 }

@@ -344,11 +344,9 @@ pub async fn embed(
     ticket: Ticket,
     lists: Vec<Vec<u32>>,
 ) -> Result<Vec<Vec<f32>>, Problem> {
-    let permit = server.gate.sequence().await.ok_or_else(Problem::stopping)?;
     let guard = Guard(server.stop());
-    let (model, stop) = (model.clone(), guard.0.clone());
-    let work = tokio::task::spawn_blocking(move || {
-        let _inside = (ticket, permit);
+    let stop = guard.0.clone();
+    as_sequence(server, model, ticket, move |model| {
         let mut session = model.served.session()?;
         stop.attach(session.cancel_token());
         let mut embed = |list: &Vec<u32>| {
@@ -357,10 +355,26 @@ pub async fn embed(
             let norm = hidden.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt().max(1e-30);
             Ok(hidden.iter().map(|x| (f64::from(*x) / norm) as f32).collect())
         };
-        lists.iter().map(&mut embed).collect::<yuan::Result<Vec<_>>>()
+        Ok(lists.iter().map(&mut embed).collect::<yuan::Result<Vec<_>>>()?)
+    })
+    .await
+}
+
+/// Does something else in the place of a sequence, on a thread of its own, when there is room for one.
+///
+/// # Errors
+/// Those of `act`; the server stops.
+pub async fn as_sequence<T: Send + 'static>(
+    server: &Shared,
+    model: &Arc<Loaded>,
+    ticket: Ticket,
+    act: impl FnOnce(&Loaded) -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let permit = server.gate.sequence().await.ok_or_else(Problem::stopping)?;
+    let model = model.clone();
+    let acted = tokio::task::spawn_blocking(move || {
+        let _inside = (ticket, permit);
+        act(&model)
     });
-    match work.await {
-        Ok(vectors) => Ok(vectors?),
-        Err(_) => Err(Problem::internal()),
-    }
+    acted.await.unwrap_or_else(|_| Err(Problem::internal()))
 }

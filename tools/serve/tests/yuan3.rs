@@ -6,14 +6,7 @@ use std::path::PathBuf;
 
 use common::{Running, user};
 use serde_json::{Value, json};
-use yuan::{
-    checkpoint::{Checkpoint, vocab::read_vocab},
-    container::Container,
-    convert::Conversion,
-    model::{KvType, Options as RunOptions},
-    quantize::{Options as Types, Plan},
-    session::Engine,
-};
+use yuan::model::KvType;
 use yuan_serve::{Options, Served};
 
 /// A server of the fixtures' tiny model, if they are there.
@@ -28,20 +21,9 @@ fn server() -> Option<Running> {
         eprintln!("skipped: no {}", folder.display());
         return None;
     }
-    let output = tempfile::tempdir().unwrap();
-    let path = output.path().join("yuan3.gguf");
-    let checkpoint = Checkpoint::open(&folder).unwrap();
-    let vocab = read_vocab(&folder, Some(checkpoint.config())).unwrap();
-    let plan = Plan::new(checkpoint.config().clone(), &Types::default()).unwrap();
-    Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").unwrap().write(&path, &|_| true).unwrap();
-    let options = RunOptions { threads: 2, context: 4096, ..RunOptions::default() };
-    let engine = Engine::new(Container::open(&path).unwrap(), &options).unwrap();
+    let engine = common::converted(&folder);
     let served = Served { engine, name: "yuan3".into(), context: 1024, kv: KvType::F16 };
-    let server = Running::loading(Options::default(), || Ok(served));
-    while server.get("/health").0 != 200 {
-        std::thread::yield_now();
-    }
-    Some(server)
+    Some(Running::of(Options::default(), served))
 }
 
 fn parameters() -> Value {

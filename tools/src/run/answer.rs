@@ -86,18 +86,22 @@ pub fn answer(
     Ok(Answer { synced, tokens, text, finish: finish?, seed: sampler.seed(), prefill, decode, laps, times })
 }
 
-/// The figures of an answer to `prompt`, for programs.
-pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Value {
-    let (prefill, decode) = answer.rates();
-    let finish = match answer.finish {
+/// Why an answer ended, for programs.
+pub fn finish_name(finish: Finish) -> &'static str {
+    match finish {
         Finish::Stop => "stop",
         Finish::StopText(_) => "stop_text",
         Finish::Length => "length",
         Finish::Cancelled => "cancelled",
-    };
+    }
+}
+
+/// The figures of an answer to `prompt`, for programs.
+pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Value {
+    let (prefill, decode) = answer.rates();
     json!({
         "prompt_tokens": prompt, "reused_tokens": answer.synced.reused, "tokens": answer.tokens, "text": answer.text,
-        "finish": finish, "seed": answer.seed, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+        "finish": finish_name(answer.finish), "seed": answer.seed, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
         "token_ms": stats::token_times(&answer.times), "paging": stats::placement(model),
         "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
     })

@@ -10,14 +10,12 @@ pub mod tagged;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use yuan::{grammar::Grammar, tokenizer::Tokenizer};
+use yuan::{config::Family, grammar::Grammar, tokenizer::Tokenizer};
 
 use crate::{constraint::lenient, problem::Problem};
 
 /// Bytes of the longest name.
 const LONGEST_NAME: usize = 64;
-/// What the vocabulary of a model has that writes calls as a list of Python's.
-const PYTHON_MARK: &str = "<tool_calls>";
 
 /// A function of the client.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,8 +140,7 @@ impl Calls {
 
     /// How a model writes them.
     pub fn form(&self, tokenizer: &Tokenizer) -> Form {
-        let is_mark = |(text, _): &(String, u32)| text == PYTHON_MARK;
-        match tokenizer.has_tools() && tokenizer.vocab().special.iter().any(is_mark) {
+        match tokenizer.has_tools() && tokenizer.vocab().family == Family::Yuan3 {
             true => Form::Python(self.tools.iter().map(|tool| tool.name.clone()).collect()),
             false => Form::Tagged,
         }

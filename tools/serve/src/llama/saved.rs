@@ -20,6 +20,7 @@ use crate::{
     asked::Asked,
     problem::Problem,
     server::{Loaded, Shared},
+    work::as_sequence,
 };
 
 /// Bytes of the longest name of a file.
@@ -87,14 +88,7 @@ async fn inside(
     model: &Arc<Loaded>,
     act: impl FnOnce(&Loaded) -> Result<Value, Problem> + Send + 'static,
 ) -> Result<Json<Value>, Problem> {
-    let ticket = server.gate.enter()?;
-    let permit = server.gate.sequence().await.ok_or_else(Problem::stopping)?;
-    let model = model.clone();
-    let acted = tokio::task::spawn_blocking(move || {
-        let _inside = (ticket, permit);
-        act(&model)
-    });
-    acted.await.unwrap_or_else(|_| Err(Problem::internal())).map(Json)
+    as_sequence(server, model, server.gate.enter()?, act).await.map(Json)
 }
 
 /// The tokens of the last conversation of a slot.

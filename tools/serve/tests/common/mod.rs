@@ -24,22 +24,24 @@ use yuan_serve::{Bound, Options, Served, Stopper};
 
 pub const CONTEXT: usize = 1024;
 
-/// The demo model, converted once for all tests of a file. The file is gone when the model is open.
+/// The demo model, converted once for all tests of a file.
 pub fn engine() -> Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
-    let engine = ENGINE.get_or_init(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("demo.gguf");
-        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo-model");
-        let checkpoint = Checkpoint::open(&demo).unwrap();
-        let vocab = read_vocab(&demo, Some(checkpoint.config())).unwrap();
-        let plan = Plan::new(checkpoint.config().clone(), &Types::default()).unwrap();
-        let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").unwrap();
-        conversion.write(&path, &|_| true).unwrap();
-        let options = RunOptions { threads: 2, context: 16 * CONTEXT, ..RunOptions::default() };
-        Engine::new(Container::open(&path).unwrap(), &options).unwrap()
-    });
-    engine.clone()
+    let demo = || converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo-model"));
+    ENGINE.get_or_init(demo).clone()
+}
+
+/// The model of a checkpoint's folder. Its container is gone when it is open.
+pub fn converted(checkpoint: &Path) -> Arc<Engine> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    let checkpoint = Checkpoint::open(checkpoint).unwrap();
+    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config())).unwrap();
+    let plan = Plan::new(checkpoint.config().clone(), &Types::default()).unwrap();
+    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").unwrap();
+    conversion.write(&path, &|_| true).unwrap();
+    let options = RunOptions { threads: 2, context: 16 * CONTEXT, ..RunOptions::default() };
+    Engine::new(Container::open(&path).unwrap(), &options).unwrap()
 }
 
 pub fn served() -> Served {
@@ -60,7 +62,12 @@ impl Running {
     }
 
     pub fn with(options: Options) -> Self {
-        let running = Self::loading(options, || Ok(served()));
+        Self::of(options, served())
+    }
+
+    /// With this model, when it can answer.
+    pub fn of(options: Options, served: Served) -> Self {
+        let running = Self::loading(options, || Ok(served));
         while running.get("/health").0 == 503 {
             thread::sleep(Duration::from_millis(5));
         }

@@ -14,7 +14,7 @@ use yuan::{
 
 use super::talk::{Show, Talk, Told};
 use crate::{
-    answer::{Answer, answer, to_json},
+    answer::{answer, to_json},
     sampling::Sampling,
 };
 
@@ -42,15 +42,6 @@ struct Figures {
     rates: (f64, f64),
 }
 
-/// An answer, and what a full context has done to it.
-struct Reply {
-    answer: Answer,
-    prompt: Vec<u32>,
-    full: bool,
-    dropped: usize,
-    shifted: bool,
-}
-
 /// Messages as they stand in the note of a saved session.
 #[derive(Serialize, Deserialize)]
 struct Note {
@@ -75,7 +66,8 @@ impl Conversation {
         Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, thinking, last: None })
     }
 
-    fn reply(&mut self, most: usize, show: Show<'_>) -> anyhow::Result<Reply> {
+    /// The text of the answer to the messages, and what is told of it.
+    fn reply(&mut self, most: usize, show: Show<'_>) -> anyhow::Result<(String, Told)> {
         let capacity = self.session.capacity();
         let (prompt, dropped) = self.prompt(capacity)?;
         if prompt.len() > capacity {
@@ -99,7 +91,8 @@ impl Conversation {
         // Without either limit an answer has its end from the context.
         let full = answer.finish == Finish::Length && room <= most && self.limits.shift.is_none();
         let shifted = self.session.position() < prompt.len() + answer.tokens.len();
-        Ok(Reply { answer, prompt, full, dropped, shifted })
+        let json = to_json(&answer, &prompt, self.engine.model());
+        Ok((answer.text, Told { json, finish: answer.finish, full, dropped, shifted }))
     }
 
     /// The tokens of these messages.
@@ -141,15 +134,12 @@ impl Talk for Conversation {
     fn ask(&mut self, question: &str, most: usize, show: Show<'_>) -> anyhow::Result<Told> {
         self.messages.push(Message::new("user", question));
         let reply = self.reply(most, show);
-        match &reply {
-            Ok(reply) => self.messages.push(Message::new("assistant", reply.answer.text.as_str())),
-            Err(_) => {
-                self.messages.pop();
-            }
+        if reply.is_err() {
+            self.messages.pop();
         }
-        let Reply { answer, prompt, full, dropped, shifted } = reply?;
-        let json = to_json(&answer, &prompt, self.engine.model());
-        Ok(Told { json, finish: answer.finish, full, dropped, shifted })
+        let (text, told) = reply?;
+        self.messages.push(Message::new("assistant", text));
+        Ok(told)
     }
 
     fn set_system(&mut self, text: &str) {

@@ -11,12 +11,12 @@ use std::{
 
 use anyhow::{Context, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
-use ureq::{Agent, Body, http::Response};
+use ureq::{Agent, Body, RequestBuilder, http::Response};
 use yuan::{Error, files, grammar::Grammar, session::Finish};
 use yuan_tools::console::stopped;
 
 use super::talk::{Show, Talk, Told};
-use crate::sampling::Sampling;
+use crate::{answer::finish_name, sampling::Sampling};
 
 /// Where the key of a server stands.
 const KEY: &str = "YUAN_API_KEY";
@@ -76,22 +76,35 @@ impl Remote {
     }
 
     fn get(&self, path: &str) -> anyhow::Result<Response<Body>> {
-        let request = self.agent.get(format!("{}{path}", self.url));
-        let request = match &self.key {
-            Some(key) => request.header("Authorization", format!("Bearer {key}")),
-            None => request,
-        };
-        fine(request.call().with_context(|| format!("cannot reach {}; is the server running?", self.url))?)
+        self.fine(self.keyed(self.agent.get(format!("{}{path}", self.url))).call())
     }
 
     fn post(&self, path: &str, body: &Value) -> anyhow::Result<Response<Body>> {
         let request = self.agent.post(format!("{}{path}", self.url)).content_type("application/json");
-        let request = match &self.key {
+        self.fine(self.keyed(request).send(body.to_string()))
+    }
+
+    /// With the key, if there is one.
+    fn keyed<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
+        match &self.key {
             Some(key) => request.header("Authorization", format!("Bearer {key}")),
             None => request,
-        };
-        let response = request.send(body.to_string());
-        fine(response.with_context(|| format!("cannot reach {}; is the server running?", self.url))?)
+        }
+    }
+
+    /// A reply that is none of a failure.
+    fn fine(&self, response: Result<Response<Body>, ureq::Error>) -> anyhow::Result<Response<Body>> {
+        let response =
+            response.with_context(|| format!("cannot reach {}; is the server running?", self.url))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = read(response).unwrap_or_default();
+        let said: Value = serde_json::from_str(&text).unwrap_or_default();
+        let said = said["error"]["message"].as_str().unwrap_or(text.trim());
+        let remedy = if status == 401 { format!("; put the key into {KEY}") } else { String::new() };
+        bail!("the server says: {said} (status {}){remedy}", status.as_u16())
     }
 
     /// The answer to the messages.
@@ -159,12 +172,9 @@ impl Talk for Remote {
         }
         let (text, finish) = answered?;
         self.messages.push(json!({ "role": "assistant", "content": text }));
-        let name = match finish {
-            Finish::Length => "length",
-            Finish::Cancelled => "cancelled",
-            _ => "stop",
-        };
-        let json = json!({ "text": text, "finish": name, "usage": self.last["usage"], "timings": self.last["timings"] });
+        let json = json!({
+            "text": text, "finish": finish_name(finish), "usage": self.last["usage"], "timings": self.last["timings"],
+        });
         // As many tokens as the context has room for.
         let full = finish == Finish::Length && most == usize::MAX;
         Ok(Told { json, finish, full, dropped: 0, shifted: false })
@@ -195,17 +205,14 @@ impl Talk for Remote {
     }
 
     fn load(&mut self, file: &Path) -> anyhow::Result<()> {
-        let is_small = fs::metadata(file).is_ok_and(|meta| meta.len() <= LARGEST);
-
+        let other = || format!("{} is no conversation that /save has written with --server", file.display());
+        ensure!(fs::metadata(file).map_err(Error::io("read", file))?.len() <= LARGEST, other());
         let text = fs::read_to_string(file).map_err(Error::io("read", file))?;
         let saved: Value = serde_json::from_str(&text).unwrap_or_default();
-        let messages = saved["messages"].as_array().filter(|_| is_small).filter(|list| {
+        let messages = saved["messages"].as_array().filter(|list| {
             list.iter().all(|message| message["role"].is_string() && message["content"].is_string())
         });
-        let messages = messages.with_context(|| {
-            format!("{} is no conversation that /save has written with --server", file.display())
-        })?;
-        self.messages = messages.clone();
+        self.messages = messages.with_context(other)?.clone();
         self.last = Value::Null;
         Ok(())
     }
@@ -240,19 +247,6 @@ fn asked(form: &Grammar) -> (String, Value) {
         Grammar::Regex(regex) => ("grammar", json!(format!("start: /{}/", regex.replace('/', "\\/")))),
     };
     (name.to_owned(), value)
-}
-
-/// A reply that is none of a failure.
-fn fine(response: Response<Body>) -> anyhow::Result<Response<Body>> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let text = read(response).unwrap_or_default();
-    let said: Value = serde_json::from_str(&text).unwrap_or_default();
-    let said = said["error"]["message"].as_str().unwrap_or(text.trim());
-    let remedy = if status == 401 { format!("; put the key into {KEY}") } else { String::new() };
-    bail!("the server says: {said} (status {}){remedy}", status.as_u16())
 }
 
 fn read(response: Response<Body>) -> anyhow::Result<String> {
