@@ -1,5 +1,5 @@
-//! All addresses, once: where a request goes, and what `GET /openapi.json` says of it. The schema of a body is derived from the type that the handler
-//! takes, so that the two cannot differ.
+//! All addresses, once: where a request goes, and what `GET /openapi.json` says of it. The schemas of a body and of a reply are derived from the types
+//! that handlers take and write. Events and lines have none: OpenAPI has no words for them.
 
 use axum::{
     Json, Router,
@@ -7,29 +7,44 @@ use axum::{
     handler::Handler,
     routing::{MethodRouter, delete, get, post},
 };
-use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::{asked::Asked, server::Shared};
+use crate::{asked::Asked, dialect::Dialect, server::Shared};
 
 /// What a reply is when all is well.
 #[derive(Clone, Copy, Debug)]
 pub struct Reply {
-    media: &'static [&'static str],
-    /// What its JSON is.
-    kind: &'static str,
+    json: Option<fn(&mut SchemaGenerator) -> Schema>,
+    /// What else it may be.
+    other: Option<&'static str>,
 }
 
-/// An object.
-pub const JSON: Reply = Reply { media: &["application/json"], kind: "object" };
-/// A list.
-pub const LIST: Reply = Reply { kind: "array", ..JSON };
-/// An object, or events where the client wants the answer as it comes.
-pub const EVENTS: Reply = Reply { media: &["application/json", "text/event-stream"], ..JSON };
-/// An object, or one a line where the client wants the answer as it comes.
-pub const LINES: Reply = Reply { media: &["application/json", "application/x-ndjson"], ..JSON };
-/// A text.
-pub const TEXT: Reply = Reply { media: &["text/plain"], ..JSON };
+impl Reply {
+    /// JSON of a type.
+    pub fn of<T: JsonSchema>() -> Self {
+        Self { json: Some(SchemaGenerator::subschema_for::<T>), other: None }
+    }
+
+    /// A text.
+    pub const TEXT: Self = Self { json: None, other: Some("text/plain") };
+
+    /// Or events, where the client wants the answer as it comes.
+    pub fn or_events(self) -> Self {
+        Self { other: Some("text/event-stream"), ..self }
+    }
+
+    /// Or one JSON a line, where the client wants the answer as it comes.
+    pub fn or_lines(self) -> Self {
+        Self { other: Some("application/x-ndjson"), ..self }
+    }
+
+    fn content(self, schemas: &mut SchemaGenerator) -> Map<String, Value> {
+        let json = self.json.map(|schema| ("application/json", json!({ "schema": schema(schemas) })));
+        let other = self.other.map(|media| (media, json!({})));
+        json.into_iter().chain(other).map(|(media, content)| (media.to_owned(), content)).collect()
+    }
+}
 
 /// The arguments of a handler that reads a body.
 pub trait Body {
@@ -90,8 +105,14 @@ impl Addresses {
     }
 
     /// `DELETE` of `path`.
-    pub fn delete<T: 'static, H: Handler<T, Shared>>(self, path: &str, what: &str, handler: H) -> Self {
-        self.add(path, "delete", what, JSON, None, delete(handler))
+    pub fn delete<T: 'static, H: Handler<T, Shared>>(
+        self,
+        path: &str,
+        what: &str,
+        reply: Reply,
+        handler: H,
+    ) -> Self {
+        self.add(path, "delete", what, reply, None, delete(handler))
     }
 
     fn add(
@@ -103,16 +124,14 @@ impl Addresses {
         body: Option<Value>,
         route: MethodRouter<Shared>,
     ) -> Self {
-        let content = |media: &&str| match *media {
-            media @ "application/json" => (media.to_owned(), json!({ "schema": { "type": reply.kind } })),
-            media => (media.to_owned(), json!({})),
-        };
-        let content: Map<String, Value> = reply.media.iter().map(content).collect();
+        let content = reply.content(&mut self.schemas);
+        let failure =
+            json!({ "application/json": { "schema": Dialect::of(path).schema(&mut self.schemas) } });
         let mut operation = json!({
             "summary": what,
             "responses": {
                 "200": { "description": "What was asked for.", "content": content },
-                "default": { "$ref": "#/components/responses/problem" },
+                "default": { "description": "What is wrong, and what can be done.", "content": failure },
             },
         });
         if let Some(body) = body {
@@ -132,8 +151,6 @@ impl Addresses {
 
     /// Where requests go, the document among them.
     pub fn router(mut self) -> Router<Shared> {
-        let error = json!({ "description": "What is wrong, and what can be done.", "content": { "application/json": {
-            "schema": { "type": "object" } } } });
         let document = json!({
             "openapi": "3.1.0",
             "info": { "title": "yuan serve", "version": yuan::VERSION, "description": "A Yuan model over HTTP." },
@@ -141,7 +158,6 @@ impl Addresses {
             "paths": self.paths,
             "components": {
                 "schemas": self.schemas.take_definitions(true),
-                "responses": { "problem": error },
                 "securitySchemes": {
                     "bearer": { "type": "http", "scheme": "bearer" },
                     "key": { "type": "apiKey", "in": "header", "name": "x-api-key" },

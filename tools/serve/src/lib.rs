@@ -10,6 +10,7 @@ mod calls;
 mod chains;
 mod constraint;
 mod conversation;
+mod dialect;
 mod experts;
 mod fim;
 mod gate;

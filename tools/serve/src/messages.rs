@@ -1,7 +1,7 @@
 //! Texts as clients send them: one or several, and messages with a role and a text or a list of parts.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use yuan::tokenizer::Message;
 
@@ -29,6 +29,7 @@ impl Texts {
 
 /// A message as clients send it.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatMessage")]
 pub struct Said {
     role: String,
     content: Option<Content>,
@@ -42,11 +43,13 @@ pub struct Said {
 
 /// A call of a function in a message of the assistant.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "MessageToolCall")]
 pub struct Called {
     function: Function,
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "MessageFunctionCall")]
 struct Function {
     name: String,
     /// JSON, or a text of it.
@@ -140,7 +143,8 @@ pub struct Turn {
 }
 
 /// A call of a function in a turn of the assistant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "FunctionCall")]
 pub struct Call {
     pub name: String,
     /// JSON, as it was written; nothing stands for no arguments.

@@ -5,6 +5,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 use yuan::Error;
 
@@ -119,11 +121,10 @@ impl Problem {
         }
     }
 
-    /// The body.
-    pub fn json(&self) -> Value {
-        json!({ "error": {
-            "message": self.message, "type": self.kind(), "param": self.param, "code": self.code,
-        } })
+    /// As OpenAI writes it.
+    pub fn failure(&self) -> Failure {
+        let message = self.message.clone();
+        Failure { error: Details { message, kind: self.kind(), param: self.param, code: self.code } }
     }
 
     /// The reply with this body.
@@ -143,9 +144,24 @@ impl Problem {
     }
 }
 
+/// What OpenAI's clients are told.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Failure {
+    error: Details,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Details {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = self.reply(self.json());
+        let mut response = self.reply(json!(self.failure()));
         // For addresses of other protocols, which write it in another form.
         response.extensions_mut().insert(self);
         response

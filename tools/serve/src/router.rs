@@ -11,18 +11,19 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tower_http::cors::{AllowHeaders, Any, CorsLayer};
 use tracing::Instrument;
 
 use crate::{
-    addresses::{Addresses, EVENTS, JSON, LINES, LIST, TEXT},
-    anthropic::{self, messages},
+    addresses::{Addresses, Reply},
+    anthropic::messages,
+    dialect::Dialect,
     experts,
     llama::{infill, saved, state},
     metrics,
-    ollama::{self, embed, generate, models as served},
-    openai::{chat::chat, completions::completions, embeddings::embeddings, models, responses},
+    ollama::{embed, generate, models as served},
+    openai::{chat, completions, embeddings, models, output, responses},
     page,
     problem::Problem,
     server::Shared,
@@ -65,41 +66,113 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
 /// All but those that need no key.
 fn addresses() -> Addresses {
     let addresses = ["/v1", ""].into_iter().fold(Addresses::new(), openai);
+    let counted = Reply::of::<messages::Counted>();
     addresses
-        .post("/v1/messages", "Anthropic's messages", EVENTS, messages::messages)
-        .post("/v1/messages/count_tokens", "Tokens of Anthropic's messages", JSON, messages::count_tokens)
-        .post("/api/chat", "Ollama's chat", LINES, generate::chat)
-        .post("/api/generate", "Ollama's continuation of a text", LINES, generate::generate)
-        .post("/api/embed", "Ollama's embeddings", JSON, embed::embed)
-        .post("/api/embeddings", "An embedding, for older clients of ollama", JSON, embed::embeddings)
-        .get("/api/tags", "The model, as ollama lists it", JSON, served::tags)
-        .post("/api/show", "The model, as ollama describes it", JSON, served::show)
-        .get("/api/ps", "The model, as ollama lists what is loaded", JSON, served::ps)
-        .get("/api/version", "The version of ollama whose interface this is", JSON, served::version)
-        .post("/tokenize", "The tokens of a text or of messages", JSON, text::tokenize)
-        .post("/detokenize", "The text of tokens", JSON, text::detokenize)
-        .get("/tokenizer_info", "Special tokens and the chat template", JSON, text::tokenizer_info)
-        .post("/apply-template", "Messages as a prompt", JSON, text::apply_template)
-        .post("/infill", "What stands between two texts", EVENTS, infill::infill)
-        .get("/experts", "What the experts do, once or as events", EVENTS, experts::experts)
-        .get("/slots", "What each sequence does", LIST, state::slots)
-        .post("/slots/{id}", "Saves, restores or erases what a slot has had (action)", JSON, saved::act)
-        .get("/props", "What is served", JSON, state::props)
-        .get("/metrics", "Counters, for Prometheus", TEXT, counters)
+        .post(
+            "/v1/messages",
+            "Anthropic's messages",
+            Reply::of::<messages::Message>().or_events(),
+            messages::messages,
+        )
+        .post("/v1/messages/count_tokens", "Tokens of Anthropic's messages", counted, messages::count_tokens)
+        .post("/api/chat", "Ollama's chat", Reply::of::<generate::Line>().or_lines(), generate::chat)
+        .post(
+            "/api/generate",
+            "Ollama's continuation of a text",
+            Reply::of::<generate::Line>().or_lines(),
+            generate::generate,
+        )
+        .post("/api/embed", "Ollama's embeddings", Reply::of::<embed::Embedded>(), embed::embed)
+        .post(
+            "/api/embeddings",
+            "An embedding, for older clients of ollama",
+            Reply::of::<embed::Embedding>(),
+            embed::embeddings,
+        )
+        .get("/api/tags", "The model, as ollama lists it", Reply::of::<served::Models>(), served::tags)
+        .post(
+            "/api/show",
+            "The model, as ollama describes it",
+            Reply::of::<served::Description>(),
+            served::show,
+        )
+        .get(
+            "/api/ps",
+            "The model, as ollama lists what is loaded",
+            Reply::of::<served::Models>(),
+            served::ps,
+        )
+        .get(
+            "/api/version",
+            "The version of ollama whose interface this is",
+            Reply::of::<served::Version>(),
+            served::version,
+        )
+        .post("/tokenize", "The tokens of a text or of messages", Reply::of::<text::Tokens>(), text::tokenize)
+        .post("/detokenize", "The text of tokens", Reply::of::<text::Text>(), text::detokenize)
+        .get(
+            "/tokenizer_info",
+            "Special tokens and the chat template",
+            Reply::of::<text::Info>(),
+            text::tokenizer_info,
+        )
+        .post("/apply-template", "Messages as a prompt", Reply::of::<text::Prompt>(), text::apply_template)
+        .post(
+            "/infill",
+            "What stands between two texts",
+            Reply::of::<infill::Filled>().or_events(),
+            infill::infill,
+        )
+        .get(
+            "/experts",
+            "What the experts do, once or as events",
+            Reply::of::<experts::Figures>().or_events(),
+            experts::experts,
+        )
+        .get("/slots", "What each sequence does", Reply::of::<Vec<state::Shown>>(), state::slots)
+        .post(
+            "/slots/{id}",
+            "Saves, restores or erases what a slot has had (action)",
+            Reply::of::<saved::Done>(),
+            saved::act,
+        )
+        .get("/props", "What is served", Reply::of::<state::Props>(), state::props)
+        .get("/metrics", "Counters, for Prometheus", Reply::TEXT, counters)
 }
 
 /// OpenAI's addresses, which many clients call without `/v1`, too.
 fn openai(addresses: Addresses, root: &str) -> Addresses {
     let at = |path: &str| format!("{root}{path}");
+    let response = Reply::of::<output::Response>();
     addresses
-        .post(&at("/chat/completions"), "OpenAI's chat completions", EVENTS, chat)
-        .post(&at("/completions"), "OpenAI's completions", EVENTS, completions)
-        .post(&at("/embeddings"), "OpenAI's embeddings", JSON, embeddings)
-        .post(&at("/responses"), "OpenAI's responses", EVENTS, responses::create)
-        .get(&at("/responses/{id}"), "A response that was stored", JSON, responses::get)
-        .delete(&at("/responses/{id}"), "Forgets a response", responses::delete)
-        .get(&at("/models"), "All models, the one", JSON, models::models)
-        .get(&at("/models/{*name}"), "The model by its name", JSON, models::model)
+        .post(
+            &at("/chat/completions"),
+            "OpenAI's chat completions",
+            Reply::of::<chat::ChatCompletion>().or_events(),
+            chat::chat,
+        )
+        .post(
+            &at("/completions"),
+            "OpenAI's completions",
+            Reply::of::<completions::Completion>().or_events(),
+            completions::completions,
+        )
+        .post(
+            &at("/embeddings"),
+            "OpenAI's embeddings",
+            Reply::of::<embeddings::Embeddings>(),
+            embeddings::embeddings,
+        )
+        .post(&at("/responses"), "OpenAI's responses", response.or_events(), responses::create)
+        .get(&at("/responses/{id}"), "A response that was stored", response, responses::get)
+        .delete(
+            &at("/responses/{id}"),
+            "Forgets a response",
+            Reply::of::<responses::Deleted>(),
+            responses::delete,
+        )
+        .get(&at("/models"), "All models, the one", Reply::of::<models::Models>(), models::models)
+        .get(&at("/models/{*name}"), "The model by its name", Reply::of::<models::Model>(), models::model)
 }
 
 /// What web pages of other origins may do.
@@ -143,13 +216,10 @@ async fn check_key(State(server): State<Shared>, request: Request, next: Next) -
 
 /// Writes a refusal in the form of the protocol whose address was asked.
 async fn dialect(request: Request, next: Next) -> Response {
-    let form: fn(&Problem) -> Value = match request.uri().path() {
-        path if path.starts_with("/api/") => ollama::error,
-        path if path.starts_with("/v1/messages") => anthropic::error,
-        _ => return next.run(request).await,
-    };
+    let dialect = Dialect::of(request.uri().path());
     let response = next.run(request).await;
-    response.extensions().get().map(|problem: &Problem| problem.reply(form(problem))).unwrap_or(response)
+    let problem: Option<&Problem> = response.extensions().get().filter(|_| dialect != Dialect::OpenAi);
+    problem.map(|problem| problem.reply(dialect.failure(problem))).unwrap_or(response)
 }
 
 /// Counts and logs a request, which gets a name where it has none. What is said in it is not logged.

@@ -128,6 +128,11 @@ fn biases(value: &Value, vocab: usize) -> Result<Vec<(u32, f32)>, Problem> {
     pairs.into_iter().map(bias).collect()
 }
 
+/// A setting as it was written: 0.8, and not the nearest f32 as an f64.
+pub fn as_written(setting: f32) -> f64 {
+    setting.to_string().parse().unwrap_or_else(|_| setting.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

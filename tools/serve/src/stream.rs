@@ -57,7 +57,7 @@ pub trait Writer: Send + 'static {
     fn end(&mut self) -> Vec<Value>;
     /// The chunks of a failure, behind which nothing comes.
     fn failed(&mut self, problem: &Problem) -> Vec<Value> {
-        vec![problem.json()]
+        vec![json!(problem.failure())]
     }
 }
 
@@ -135,6 +135,14 @@ pub struct Collected {
     pub finish: Option<Finish>,
     /// Its figures.
     pub figures: Figures,
+}
+
+/// All that one sequence says.
+///
+/// # Errors
+/// Its own.
+pub async fn collect_one(answers: Answers) -> Result<Collected, Problem> {
+    collect(answers, 1).await.map(|mut all| all.swap_remove(0))
 }
 
 /// All that so many sequences say.

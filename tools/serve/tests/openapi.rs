@@ -80,3 +80,25 @@ fn fields_are_described() {
     }
     assert_eq!(chat["required"], json!(["messages"]));
 }
+
+/// Clients are generated from the document: each reply has a type, and no two types have one name, of which one would get a number.
+#[test]
+fn replies_have_types_of_their_own() {
+    let server = Running::new();
+    let document = server.get("/openapi.json").1;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            for (status, reply) in operation["responses"].as_object().unwrap() {
+                let Some(json) = reply["content"].get("application/json") else { continue };
+                let mut found = Vec::new();
+                references(json, &mut found);
+                assert_eq!(found.len(), 1, "{method} {path} {status}: {json}");
+            }
+        }
+    }
+    let names = document["components"]["schemas"].as_object().unwrap().keys();
+    let numbered: Vec<_> = names.filter(|name| name.ends_with(|c: char| c.is_ascii_digit())).collect();
+    assert!(numbered.is_empty(), "{numbered:?}");
+    let chat = &document["components"]["schemas"]["ChatCompletion"];
+    assert_eq!(chat["properties"]["choices"]["items"]["$ref"], "#/components/schemas/ChatCompletionChoice");
+}

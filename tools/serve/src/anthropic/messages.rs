@@ -6,12 +6,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use yuan::{session::Finish, tokenizer::Special};
 
 use super::{
-    error,
+    Failure,
     said::{self, Listed, Said, ToolChoice},
 };
 use crate::{
@@ -23,13 +23,14 @@ use crate::{
     problem::Problem,
     sampling::Sampling,
     server::{Loaded, Shared},
-    stream::{Form, Writer, collect, stream},
+    stream::{Form, Writer, collect_one, stream},
     wanted::{Wanted, most},
     work::{Event, Figures, start},
 };
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "MessagesRequest")]
 pub struct Request {
     model: Option<String>,
     max_tokens: Option<i64>,
@@ -42,6 +43,7 @@ pub struct Request {
 
 /// What is counted, and answered.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CountTokensRequest")]
 pub struct Asking {
     messages: Vec<Said>,
     system: Option<Content>,
@@ -88,12 +90,64 @@ impl Asking {
     }
 }
 
+/// How many tokens a prompt has.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CountedTokens")]
+pub struct Counted {
+    input_tokens: usize,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Message {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    role: &'static str,
+    model: String,
+    content: Vec<Block>,
+    stop_reason: Option<&'static str>,
+    stop_sequence: Option<String>,
+    usage: Usage,
+}
+
+/// A part of an answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ContentBlock")]
+enum Block {
+    Thinking { thinking: String, signature: &'static str },
+    Text { text: String },
+    ToolUse { id: String, name: String, input: Value },
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "MessageUsage")]
+struct Usage {
+    input_tokens: usize,
+    cache_creation_input_tokens: usize,
+    cache_read_input_tokens: usize,
+    output_tokens: usize,
+}
+
+impl Usage {
+    /// A prompt's tokens that were there already count apart.
+    fn of(figures: &Figures) -> Self {
+        Self {
+            input_tokens: figures.prompt - figures.cached,
+            cache_creation_input_tokens: 0,
+            cache_read_input_tokens: figures.cached,
+            output_tokens: figures.answer,
+        }
+    }
+}
+
 /// Says how many tokens a prompt has.
 ///
 /// # Errors
 /// It cannot be one.
-pub async fn count_tokens(Asked(model, asking): Asked<Asking>) -> Result<Json<Value>, Problem> {
-    Ok(Json(json!({ "input_tokens": asking.prepare(&model)?.prompt.len() })))
+pub async fn count_tokens(Asked(model, asking): Asked<Asking>) -> Result<Json<Counted>, Problem> {
+    Ok(Json(Counted { input_tokens: asking.prepare(&model)?.prompt.len() }))
 }
 
 /// Answers.
@@ -116,34 +170,35 @@ pub async fn messages(
     if request.stream.unwrap_or(false) {
         return Ok(stream(answers, Streamed { head, parts, blocks: Blocks::default() }));
     }
-    let mut reply = head.message();
-    for one in collect(answers, 1).await? {
-        let whole = Whole::of(parts.clone(), &one.text);
-        reply["content"] = content(&whole, &head.id);
-        reply["usage"] = usage(&one.figures);
-        let end = head.end_of(one.finish.unwrap_or(Finish::Stop), !whole.calls.is_empty());
-        (reply["stop_reason"], reply["stop_sequence"]) = end;
-    }
+    let one = collect_one(answers).await?;
+    let whole = Whole::of(parts, &one.text);
+    let (reason, text) = head.end_of(one.finish.unwrap_or(Finish::Stop), !whole.calls.is_empty());
+    let reply = Message {
+        content: content(whole, &head.id),
+        usage: Usage::of(&one.figures),
+        stop_reason: Some(reason),
+        stop_sequence: text,
+        ..head.message()
+    };
     Ok(Json(reply).into_response())
 }
 
 /// The blocks of a whole answer.
-fn content(whole: &Whole, id: &str) -> Value {
+fn content(whole: Whole, id: &str) -> Vec<Block> {
+    let Whole { text, reasoning, calls } = whole;
     let mut blocks = Vec::new();
-    if !whole.reasoning.is_empty() {
-        blocks.push(json!({ "type": "thinking", "thinking": whole.reasoning, "signature": "" }));
+    if !reasoning.is_empty() {
+        blocks.push(Block::Thinking { thinking: reasoning, signature: "" });
     }
-    if !whole.text.is_empty() || whole.calls.is_empty() {
-        blocks.push(json!({ "type": "text", "text": whole.text }));
+    if !text.is_empty() || calls.is_empty() {
+        blocks.push(Block::Text { text });
     }
-    for (call, number) in whole.calls.iter().zip(1..) {
+    for (call, number) in calls.into_iter().zip(1..) {
         // An answer that was cut short may end in the middle of them.
         let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
-        blocks.push(
-            json!({ "type": "tool_use", "id": call_id(id, number), "name": call.name, "input": input }),
-        );
+        blocks.push(Block::ToolUse { id: call_id(id, number), name: call.name, input });
     }
-    blocks.into()
+    blocks
 }
 
 /// The name of a call of an answer.
@@ -162,32 +217,30 @@ struct Head {
 
 impl Head {
     /// An answer without a text.
-    fn message(&self) -> Value {
-        json!({
-            "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": [], "stop_reason": null,
-            "stop_sequence": null, "usage": usage(&Figures { prompt: self.tokens, ..Figures::default() }),
-        })
+    fn message(&self) -> Message {
+        Message {
+            id: self.id.clone(),
+            kind: "message",
+            role: "assistant",
+            model: self.model.clone(),
+            content: Vec::new(),
+            stop_reason: None,
+            stop_sequence: None,
+            usage: Usage::of(&Figures { prompt: self.tokens, ..Figures::default() }),
+        }
     }
 
     /// Why it ended, and the text that ended it.
-    fn end_of(&self, finish: Finish, called: bool) -> (Value, Value) {
-        let text = if let Finish::StopText(place) = finish { self.stops.get(place) } else { None };
+    fn end_of(&self, finish: Finish, called: bool) -> (&'static str, Option<String>) {
+        let text = if let Finish::StopText(place) = finish { self.stops.get(place).cloned() } else { None };
         let reason = match finish {
             Finish::Length => "max_tokens",
             Finish::StopText(_) => "stop_sequence",
             _ if called => "tool_use",
             Finish::Stop | Finish::Cancelled => "end_turn",
         };
-        (json!(reason), json!(text))
+        (reason, text)
     }
-}
-
-/// A prompt's tokens that were there already count apart.
-fn usage(figures: &Figures) -> Value {
-    json!({
-        "input_tokens": figures.prompt - figures.cached, "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": figures.cached, "output_tokens": figures.answer,
-    })
 }
 
 /// The blocks of an answer as they come.
@@ -206,11 +259,11 @@ impl Blocks {
         let mut events = Vec::new();
         match part {
             Part::Text(text) => {
-                self.within(&mut events, "text", || json!({ "type": "text", "text": "" }));
+                self.within(&mut events, "text", || Block::Text { text: String::new() });
                 events.push(self.delta(json!({ "type": "text_delta", "text": text })));
             }
             Part::Reasoning(text) => {
-                let block = || json!({ "type": "thinking", "thinking": "", "signature": "" });
+                let block = || Block::Thinking { thinking: String::new(), signature: "" };
                 self.within(&mut events, "thinking", block);
                 events.push(self.delta(json!({ "type": "thinking_delta", "thinking": text })));
             }
@@ -218,11 +271,7 @@ impl Blocks {
                 events.extend(self.close());
                 self.calls += 1;
                 let id = call_id(id, self.calls);
-                self.within(
-                    &mut events,
-                    "tool_use",
-                    || json!({ "type": "tool_use", "id": id, "name": name, "input": {} }),
-                );
+                self.within(&mut events, "tool_use", || Block::ToolUse { id, name, input: json!({}) });
             }
             Part::Arguments(json) => {
                 events.push(self.delta(json!({ "type": "input_json_delta", "partial_json": json })));
@@ -232,7 +281,7 @@ impl Blocks {
     }
 
     /// Opens a block of this type, unless it is open.
-    fn within(&mut self, events: &mut Vec<Value>, kind: &'static str, block: impl FnOnce() -> Value) {
+    fn within(&mut self, events: &mut Vec<Value>, kind: &'static str, block: impl FnOnce() -> Block) {
         if self.open == Some(kind) {
             return;
         }
@@ -287,7 +336,7 @@ impl Writer for Streamed {
                 events.extend(self.blocks.close());
                 let (reason, text) = self.head.end_of(finish, self.parts.called());
                 let delta = json!({ "stop_reason": reason, "stop_sequence": text });
-                events.push(json!({ "type": "message_delta", "delta": delta, "usage": usage(&figures) }));
+                events.push(json!({ "type": "message_delta", "delta": delta, "usage": Usage::of(&figures) }));
                 events
             }
             Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
@@ -299,6 +348,6 @@ impl Writer for Streamed {
     }
 
     fn failed(&mut self, problem: &Problem) -> Vec<Value> {
-        vec![error(problem)]
+        vec![json!(Failure::of(problem))]
     }
 }

@@ -12,6 +12,7 @@ use crate::{
 
 /// A message.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicMessage")]
 pub struct Said {
     role: String,
     content: Blocks,
@@ -83,6 +84,7 @@ impl Said {
 
 /// A function.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicTool")]
 pub struct Listed {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -94,6 +96,7 @@ pub struct Listed {
 
 /// Which of them may be called.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AnthropicToolChoice")]
 pub struct ToolChoice {
     #[serde(rename = "type")]
     kind: String,

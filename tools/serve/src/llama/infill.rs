@@ -6,18 +6,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use yuan::session::Finish;
 
 use crate::{
     asked::Asked,
     fim,
-    openai::types::Usage,
+    openai::types::{Timings, Usage},
     problem::Problem,
     sampling::{Sampling, with_defaults},
     server::Shared,
-    stream::{Form, Writer, collect, stream},
+    stream::{Form, Writer, collect_one, stream},
     wanted::{Wanted, most},
     work::{Event, Figures, start},
 };
@@ -27,6 +27,7 @@ const DEFAULTS: [(&str, f64); 4] = [("temperature", 0.8), ("top_k", 40.0), ("top
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InfillRequest")]
 pub struct Request {
     #[serde(default)]
     input_prefix: String,
@@ -39,6 +40,22 @@ pub struct Request {
     stream: Option<bool>,
     #[serde(flatten)]
     sampling: Map<String, Value>,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Filled {
+    index: usize,
+    content: String,
+    stop: bool,
+    model: String,
+    stop_type: &'static str,
+    stopping_word: String,
+    tokens_predicted: usize,
+    tokens_evaluated: usize,
+    tokens_cached: usize,
+    truncated: bool,
+    timings: Timings,
 }
 
 /// Fills the gap.
@@ -55,26 +72,23 @@ pub async fn infill(
     let sampling: Sampling = with_defaults(request.sampling, &DEFAULTS)?;
     let wanted = Wanted { most: most("n_predict", request.n_predict, &[-1, -2])?, ..Wanted::one(&sampling) };
     let jobs = wanted.jobs(&model, vec![prompt])?;
-    let writer = Filled { model: model.served.name.clone(), stops: sampling.stop() };
+    let writer = Streamed { model: model.served.name.clone(), stops: sampling.stop() };
     let answers = start(&server, &model, server.gate.enter()?, jobs);
     if request.stream.unwrap_or(false) {
         return Ok(stream(answers, writer));
     }
-    let mut reply = Value::Null;
-    for one in collect(answers, 1).await? {
-        reply = writer.last(one.finish.unwrap_or(Finish::Stop), one.figures);
-        reply["content"] = json!(one.text);
-    }
-    Ok(Json(reply).into_response())
+    let one = collect_one(answers).await?;
+    let reply = writer.last(one.finish.unwrap_or(Finish::Stop), one.figures);
+    Ok(Json(Filled { content: one.text, ..reply }).into_response())
 }
 
-struct Filled {
+struct Streamed {
     model: String,
     stops: Vec<String>,
 }
 
-impl Filled {
-    fn last(&self, finish: Finish, figures: Figures) -> Value {
+impl Streamed {
+    fn last(&self, finish: Finish, figures: Figures) -> Filled {
         let (kind, word) = match finish {
             Finish::Length => ("limit", ""),
             Finish::StopText(place) => ("word", self.stops.get(place).map_or("", String::as_str)),
@@ -82,21 +96,29 @@ impl Filled {
         };
         let mut usage = Usage::new(1, 1);
         usage.set(0, figures);
-        json!({
-            "index": 0, "content": "", "stop": true, "model": self.model, "stop_type": kind, "stopping_word": word,
-            "tokens_predicted": figures.answer, "tokens_evaluated": figures.prompt, "tokens_cached": figures.cached,
-            "truncated": false, "timings": usage.timings(),
-        })
+        Filled {
+            index: 0,
+            content: String::new(),
+            stop: true,
+            model: self.model.clone(),
+            stop_type: kind,
+            stopping_word: word.to_owned(),
+            tokens_predicted: figures.answer,
+            tokens_evaluated: figures.prompt,
+            tokens_cached: figures.cached,
+            truncated: false,
+            timings: usage.timings(),
+        }
     }
 }
 
-impl Writer for Filled {
+impl Writer for Streamed {
     const FORM: Form = Form::Data { done: false };
 
     fn chunks(&mut self, _: usize, event: Event) -> Vec<Value> {
         match event {
             Event::Piece(piece) => vec![json!({ "index": 0, "content": piece.text, "stop": false })],
-            Event::End(finish, figures) => vec![self.last(finish, figures)],
+            Event::End(finish, figures) => vec![json!(self.last(finish, figures))],
             Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
         }
     }

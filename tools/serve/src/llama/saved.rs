@@ -12,8 +12,7 @@ use axum::{
     extract::{Path, RawQuery, State},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use yuan::session::Session;
 
 use crate::{
@@ -28,9 +27,32 @@ const LONGEST_NAME: usize = 128;
 
 /// The body of a request.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(rename = "SlotFile")]
 pub struct Request {
     /// In the folder of `--sessions`.
     filename: Option<String>,
+}
+
+/// What was done, as llama-server tells it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "SlotAction")]
+pub enum Done {
+    Saved { id_slot: usize, filename: String, n_saved: usize, n_written: u64, timings: SaveTime },
+    Restored { id_slot: usize, filename: String, n_restored: usize, n_read: u64, timings: RestoreTime },
+    Erased { id_slot: usize, n_erased: usize },
+}
+
+/// How long it took.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct SaveTime {
+    save_ms: f64,
+}
+
+/// How long it took.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RestoreTime {
+    restore_ms: f64,
 }
 
 /// Does what the address says.
@@ -42,7 +64,7 @@ pub async fn act(
     Path(id): Path<String>,
     RawQuery(query): RawQuery,
     Asked(model, request): Asked<Request>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Done>, Problem> {
     let places = usize::try_from(server.options.sequences).unwrap_or(usize::MAX);
     let id = id.parse().ok().filter(|id| *id < places).ok_or_else(|| {
         let message = format!("there is no slot {id:?}; give a number from 0 to {}", places - 1);
@@ -71,7 +93,7 @@ pub async fn act(
             server.slots.said(id, Vec::new());
             inside(&server, &model, move |model| {
                 model.served.session()?.forget(&tokens);
-                Ok(json!({ "id_slot": id, "n_erased": tokens.len() }))
+                Ok(Done::Erased { id_slot: id, n_erased: tokens.len() })
             })
             .await
         }
@@ -86,8 +108,8 @@ pub async fn act(
 async fn inside(
     server: &Shared,
     model: &Arc<Loaded>,
-    act: impl FnOnce(&Loaded) -> Result<Value, Problem> + Send + 'static,
-) -> Result<Json<Value>, Problem> {
+    act: impl FnOnce(&Loaded) -> Result<Done, Problem> + Send + 'static,
+) -> Result<Json<Done>, Problem> {
     as_sequence(server, model, server.gate.enter()?, act).await.map(Json)
 }
 
@@ -114,20 +136,23 @@ fn file(server: &Shared, name: Option<&str>) -> Result<PathBuf, Problem> {
     Ok(folder.join(name))
 }
 
-fn save(model: &Loaded, id: usize, path: &FilePath, tokens: &[u32]) -> Result<Value, Problem> {
+fn save(model: &Loaded, id: usize, path: &FilePath, tokens: &[u32]) -> Result<Done, Problem> {
     let begun = Instant::now();
     let mut session = model.served.session()?;
     // What is not there any more is computed again.
     session.sync(tokens, |_| std::ops::ControlFlow::Continue(()))?;
     session.save(path, None)?;
     let bytes = path.metadata().map_or(0, |file| file.len());
-    Ok(json!({
-        "id_slot": id, "filename": name(path), "n_saved": tokens.len(), "n_written": bytes,
-        "timings": { "save_ms": begun.elapsed().as_secs_f64() * 1e3 },
-    }))
+    Ok(Done::Saved {
+        id_slot: id,
+        filename: name(path),
+        n_saved: tokens.len(),
+        n_written: bytes,
+        timings: SaveTime { save_ms: begun.elapsed().as_secs_f64() * 1e3 },
+    })
 }
 
-fn restore(model: &Loaded, id: usize, path: &FilePath) -> Result<(Value, Vec<u32>), Problem> {
+fn restore(model: &Loaded, id: usize, path: &FilePath) -> Result<(Done, Vec<u32>), Problem> {
     let begun = Instant::now();
     let bytes = path.metadata().map_or(0, |file| file.len());
     let served = &model.served;
@@ -150,10 +175,13 @@ fn restore(model: &Loaded, id: usize, path: &FilePath) -> Result<(Value, Vec<u32
     served.engine.warm(&restored.hot);
     // As any session that ends, it leaves what it has to those that begin alike.
     drop(restored);
-    let reply = json!({
-        "id_slot": id, "filename": name(path), "n_restored": tokens.len(), "n_read": bytes,
-        "timings": { "restore_ms": begun.elapsed().as_secs_f64() * 1e3 },
-    });
+    let reply = Done::Restored {
+        id_slot: id,
+        filename: name(path),
+        n_restored: tokens.len(),
+        n_read: bytes,
+        timings: RestoreTime { restore_ms: begun.elapsed().as_secs_f64() * 1e3 },
+    };
     Ok((reply, tokens))
 }
 

@@ -4,8 +4,7 @@ use std::time::Instant;
 
 use axum::{Json, extract::State};
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use yuan::tokenizer::Special;
 
 use crate::{
@@ -22,6 +21,7 @@ const MOST_INPUTS: usize = 2048;
 
 /// The body of a request to `/api/embed`.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaEmbedRequest")]
 pub struct Embed {
     model: Option<String>,
     input: Texts,
@@ -31,8 +31,27 @@ pub struct Embed {
 
 /// The body of a request to `/api/embeddings`.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaEmbeddingRequest")]
 pub struct Embeddings {
     prompt: String,
+}
+
+/// Embeddings of texts; times in nanoseconds.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaEmbeddings")]
+pub struct Embedded {
+    model: String,
+    embeddings: Vec<Vec<f32>>,
+    total_duration: u64,
+    load_duration: u64,
+    prompt_eval_count: usize,
+}
+
+/// An embedding of a text.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaEmbedding")]
+pub struct Embedding {
+    embedding: Vec<f32>,
 }
 
 /// Embeds texts.
@@ -42,7 +61,7 @@ pub struct Embeddings {
 pub async fn embed(
     State(server): State<Shared>,
     Asked(model, request): Asked<Embed>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Embedded>, Problem> {
     let (begun, hidden) = (Instant::now(), model.served.engine.model().config().hidden);
     if request.dimensions.is_some_and(|d| d != hidden && d != 0) {
         return Err(Problem::field(
@@ -59,15 +78,17 @@ pub async fn embed(
     }
     let lists = ids(&model, texts, request.truncate.unwrap_or(true))?;
     let tokens: usize = lists.iter().map(Vec::len).sum();
-    let vectors = match lists.is_empty() {
+    let embeddings = match lists.is_empty() {
         true => Vec::new(),
         false => work::embed(&server, &model, server.gate.enter()?, lists).await?,
     };
-    let time = begun.elapsed().as_nanos() as u64;
-    Ok(Json(json!({
-        "model": model.name(request.model.as_deref()), "embeddings": vectors, "total_duration": time, "load_duration": 0,
-        "prompt_eval_count": tokens,
-    })))
+    Ok(Json(Embedded {
+        model: model.name(request.model.as_deref()),
+        embeddings,
+        total_duration: begun.elapsed().as_nanos() as u64,
+        load_duration: 0,
+        prompt_eval_count: tokens,
+    }))
 }
 
 /// Embeds a text.
@@ -77,10 +98,10 @@ pub async fn embed(
 pub async fn embeddings(
     State(server): State<Shared>,
     Asked(model, request): Asked<Embeddings>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Embedding>, Problem> {
     let lists = ids(&model, vec![request.prompt], true)?;
-    let vectors = work::embed(&server, &model, server.gate.enter()?, lists).await?;
-    Ok(Json(json!({ "embedding": vectors[0] })))
+    let mut vectors = work::embed(&server, &model, server.gate.enter()?, lists).await?;
+    Ok(Json(Embedding { embedding: vectors.swap_remove(0) }))
 }
 
 /// The ids of texts, cut to the context where that is allowed.

@@ -1,6 +1,9 @@
 //! `POST /api/chat` and `POST /api/generate`.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json,
@@ -8,11 +11,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use yuan::{session::Finish, tokenizer::Special};
 
-use super::{Options, error, now};
+use super::{Failure, Options, now};
 use crate::{
     asked::{Asked, refuse},
     calls::Calls,
@@ -20,12 +23,15 @@ use crate::{
     conversation::{Conversation, Prepared, thinks_with},
     fim,
     messages::{Call, Said, Turn, turns},
-    openai::{logprobs, tools::Tools},
+    openai::{
+        logprobs::{self, TokenLogprob},
+        tools::Tools,
+    },
     parts::{Part, Parts, Start, Whole},
     piece::Scored,
     problem::Problem,
     server::{Loaded, Shared},
-    stream::{Form, Writer, collect, stream},
+    stream::{Form, Writer, collect_one, stream},
     wanted::{Wanted, most, top},
     work::{Event, Figures, start},
 };
@@ -45,6 +51,7 @@ pub struct Common {
 
 /// The body of a request to `/api/chat`.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaChatRequest")]
 pub struct Chat {
     #[serde(default)]
     messages: Vec<Said>,
@@ -56,6 +63,7 @@ pub struct Chat {
 
 /// The body of a request to `/api/generate`.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaGenerateRequest")]
 pub struct Generate {
     #[serde(default)]
     prompt: String,
@@ -167,9 +175,8 @@ async fn answer(
     let streams = common.stream.unwrap_or(true);
     let lines = Lines { kind, name: model.name(common.model.as_deref()), begun, scored, model };
     let Some(Prepared { prompt, form, parts }) = prepared else {
-        let mut line = lines.line(Shown::default(), &[]);
-        (line["done"], line["done_reason"]) = (json!(true), json!("load"));
-        return Ok(Json(line).into_response());
+        let line = lines.line(Shown::default(), &[]);
+        return Ok(Json(Line { done: true, done_reason: Some("load"), ..line }).into_response());
     };
     let wanted = Wanted {
         most: most("num_predict", options.num_predict, &[-1, -2])?,
@@ -182,14 +189,90 @@ async fn answer(
     if streams {
         return Ok(stream(answers, Streamed { lines, parts, open: None, calls: 0 }));
     }
-    let mut line = json!(null);
-    for one in collect(answers, 1).await? {
-        let whole = Whole::of(parts.clone(), &one.text);
-        let calls = whole.calls.iter().zip(0..).map(|(call, index)| shown_call(call, index)).collect();
-        line = lines.line(Shown { text: whole.text, thinking: whole.reasoning, calls }, &one.tokens);
-        lines.end_with(&mut line, one.finish.unwrap_or(Finish::Stop), one.figures);
-    }
-    Ok(Json(line).into_response())
+    let one = collect_one(answers).await?;
+    let Whole { text, reasoning: thinking, calls } = Whole::of(parts, &one.text);
+    let calls = calls.into_iter().zip(0..).map(|(call, index)| ToolCall::of(call, index)).collect();
+    let line = lines.line(Shown { text, thinking, calls }, &one.tokens);
+    Ok(Json(lines.last(line, one.finish.unwrap_or(Finish::Stop), one.figures)).into_response())
+}
+
+/// A line of an answer, or the whole of it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaAnswer")]
+pub struct Line {
+    model: String,
+    created_at: String,
+    #[serde(flatten)]
+    shown: Named,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<TokenLogprob>>,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+}
+
+/// What a line shows of the answer, as its endpoint names it.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(rename = "OllamaText")]
+enum Named {
+    Chat { message: Message },
+    Generate(Generated),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaMessage")]
+struct Message {
+    role: &'static str,
+    content: String,
+    #[serde(flatten)]
+    more: More,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaGenerated")]
+struct Generated {
+    response: String,
+    #[serde(flatten)]
+    more: More,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaThinkingAndCalls")]
+struct More {
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    thinking: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaToolCall")]
+struct ToolCall {
+    function: Called,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaFunctionCall")]
+struct Called {
+    index: usize,
+    name: String,
+    arguments: Value,
+}
+
+/// What an answer took; times in nanoseconds.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaCounts")]
+struct Counts {
+    total_duration: u64,
+    /// What an answer waits for here is a sequence, and not a model.
+    load_duration: u64,
+    prompt_eval_count: usize,
+    prompt_eval_duration: u64,
+    eval_count: usize,
+    eval_duration: u64,
 }
 
 /// Under which name the text of an answer stands.
@@ -212,55 +295,50 @@ struct Lines {
 struct Shown {
     text: String,
     thinking: String,
-    calls: Vec<Value>,
+    calls: Vec<ToolCall>,
 }
 
-/// A call as ollama writes it, the arguments being an object. An answer that was cut short may end in the middle of them.
-fn shown_call(call: &Call, index: usize) -> Value {
-    let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
-    json!({ "function": { "index": index, "name": call.name, "arguments": arguments } })
+impl ToolCall {
+    /// The arguments are an object. An answer that was cut short may end in the middle of them.
+    fn of(call: Call, index: usize) -> Self {
+        let arguments = serde_json::from_str(&call.arguments).unwrap_or_else(|_| json!({}));
+        Self { function: Called { index, name: call.name, arguments } }
+    }
 }
 
 impl Lines {
-    fn line(&self, shown: Shown, tokens: &[Scored]) -> Value {
-        let mut line = json!({ "model": self.name, "created_at": now(), "done": false });
-        let message = match self.kind {
-            Kind::Chat => {
-                line["message"] = json!({ "role": "assistant", "content": shown.text });
-                &mut line["message"]
-            }
-            Kind::Generate => {
-                line["response"] = json!(shown.text);
-                &mut line
-            }
+    fn line(&self, shown: Shown, tokens: &[Scored]) -> Line {
+        let Shown { text, thinking, calls } = shown;
+        let more = More { thinking, tool_calls: calls };
+        let shown = match self.kind {
+            Kind::Chat => Named::Chat { message: Message { role: "assistant", content: text, more } },
+            Kind::Generate => Named::Generate(Generated { response: text, more }),
         };
-        if !shown.thinking.is_empty() {
-            message["thinking"] = json!(shown.thinking);
+        let tokenizer = self.model.served.engine.tokenizer();
+        Line {
+            model: self.name.clone(),
+            created_at: now(),
+            shown,
+            done: false,
+            done_reason: None,
+            logprobs: self.scored.then(|| logprobs::chat(tokenizer, tokens).content),
+            counts: None,
         }
-        if !shown.calls.is_empty() {
-            message["tool_calls"] = shown.calls.into();
-        }
-        if self.scored {
-            line["logprobs"] = logprobs::chat(self.model.served.engine.tokenizer(), tokens)["content"].take();
-        }
-        line
     }
 
-    fn end_with(&self, line: &mut Value, finish: Finish, figures: Figures) {
-        let all = self.begun.elapsed();
-        let waited = all.saturating_sub(figures.prompt_time + figures.answer_time);
+    /// This line as the last one.
+    fn last(&self, line: Line, finish: Finish, figures: Figures) -> Line {
+        let (all, ns) = (self.begun.elapsed(), |time: Duration| time.as_nanos() as u64);
+        let counts = Counts {
+            total_duration: ns(all),
+            load_duration: ns(all.saturating_sub(figures.prompt_time + figures.answer_time)),
+            prompt_eval_count: figures.prompt,
+            prompt_eval_duration: ns(figures.prompt_time),
+            eval_count: figures.answer,
+            eval_duration: ns(figures.answer_time),
+        };
         let reason = if finish == Finish::Length { "length" } else { "stop" };
-        (line["done"], line["done_reason"]) = (json!(true), json!(reason));
-        for (name, time) in [
-            ("total_duration", all),
-            // What an answer waits for here is a sequence, and not a model.
-            ("load_duration", waited),
-            ("prompt_eval_duration", figures.prompt_time),
-            ("eval_duration", figures.answer_time),
-        ] {
-            line[name] = json!(time.as_nanos() as u64);
-        }
-        (line["prompt_eval_count"], line["eval_count"]) = (json!(figures.prompt), json!(figures.answer));
+        Line { done: true, done_reason: Some(reason), counts: Some(counts), ..line }
     }
 }
 
@@ -293,7 +371,7 @@ impl Streamed {
         if all.is_empty() && !tokens.is_empty() {
             all.push(Shown::default());
         }
-        let of = |(i, shown)| self.lines.line(shown, if i == 0 { tokens } else { &[] });
+        let of = |(i, shown)| json!(self.lines.line(shown, if i == 0 { tokens } else { &[] }));
         all.into_iter().enumerate().map(of).collect()
     }
 
@@ -301,7 +379,7 @@ impl Streamed {
     fn close(&mut self) -> Option<Shown> {
         let call = self.open.take()?;
         self.calls += 1;
-        Some(Shown { calls: vec![shown_call(&call, self.calls - 1)], ..Shown::default() })
+        Some(Shown { calls: vec![ToolCall::of(call, self.calls - 1)], ..Shown::default() })
     }
 }
 
@@ -317,10 +395,8 @@ impl Writer for Streamed {
             Event::End(finish, figures) => {
                 let parts = self.parts.finish();
                 let mut all = self.shown(parts, &[]);
-                all.extend(self.close().map(|shown| self.lines.line(shown, &[])));
-                let mut last = self.lines.line(Shown::default(), &[]);
-                self.lines.end_with(&mut last, finish, figures);
-                all.push(last);
+                all.extend(self.close().map(|shown| json!(self.lines.line(shown, &[]))));
+                all.push(json!(self.lines.last(self.lines.line(Shown::default(), &[]), finish, figures)));
                 all
             }
             Event::Reading { .. } | Event::Prompt(_) | Event::Failed(_) => Vec::new(),
@@ -332,6 +408,6 @@ impl Writer for Streamed {
     }
 
     fn failed(&mut self, problem: &Problem) -> Vec<Value> {
-        vec![error(problem)]
+        vec![json!(Failure::of(problem))]
     }
 }

@@ -6,8 +6,9 @@ pub mod models;
 
 use std::time::SystemTime;
 
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     problem::Problem,
@@ -21,9 +22,18 @@ const VERSION: &str = "0.13.0";
 const DEFAULTS: [(&str, f64); 4] =
     [("temperature", 0.8), ("top_k", 40.0), ("top_p", 0.9), ("repeat_penalty", 1.1)];
 
-/// A failure as ollama writes it.
-pub fn error(problem: &Problem) -> Value {
-    json!({ "error": problem.message })
+/// What clients are told when something cannot be done.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaFailure")]
+pub struct Failure {
+    error: String,
+}
+
+impl Failure {
+    /// Of a problem.
+    pub fn of(problem: &Problem) -> Self {
+        Self { error: problem.message.clone() }
+    }
 }
 
 /// `options` of a request: the sampler's, and the length of the answer. Those that say how a model is loaded are passed over, for it is.

@@ -7,7 +7,7 @@ use std::{
 
 use axum::{Json, extract::State};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::VERSION;
@@ -21,45 +21,108 @@ use crate::{
 /// The model stays loaded, which for clients is a time far away.
 const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// The version of ollama.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaVersion")]
+pub struct Version {
+    version: &'static str,
+}
+
+/// A list of models.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaModels")]
+pub struct Models {
+    models: [Model; 1],
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaModel")]
+struct Model {
+    name: String,
+    model: String,
+    size: u64,
+    digest: String,
+    details: Details,
+    /// Among all models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    modified_at: Option<String>,
+    /// Among those in memory.
+    #[serde(flatten)]
+    loaded: Option<InMemory>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaLoaded")]
+struct InMemory {
+    expires_at: String,
+    /// What of it is on a GPU is not told apart here.
+    size_vram: u64,
+    context_length: usize,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaDetails")]
+struct Details {
+    parent_model: &'static str,
+    format: &'static str,
+    family: &'static str,
+    families: [&'static str; 1],
+    parameter_size: String,
+    quantization_level: Option<String>,
+}
+
+/// A model, in detail.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OllamaDescription")]
+pub struct Description {
+    license: &'static str,
+    modelfile: String,
+    parameters: &'static str,
+    template: Option<String>,
+    details: Details,
+    model_info: Value,
+    capabilities: Vec<&'static str>,
+    modified_at: String,
+}
+
 /// `GET /api/version`.
-pub async fn version() -> Json<Value> {
-    Json(json!({ "version": VERSION }))
+pub async fn version() -> Json<Version> {
+    Json(Version { version: VERSION })
 }
 
 /// `GET /api/tags`: all models, the one.
 ///
 /// # Errors
 /// It is not there yet.
-pub async fn tags(State(server): State<Shared>) -> Result<Json<Value>, Problem> {
+pub async fn tags(State(server): State<Shared>) -> Result<Json<Models>, Problem> {
     let model = server.model()?;
-    let mut entry = entry(model)?;
-    entry["modified_at"] = json!(time(model.created));
-    Ok(Json(json!({ "models": [entry] })))
+    Ok(Json(Models { models: [Model { modified_at: Some(time(model.created)), ..Model::of(model)? }] }))
 }
 
 /// `GET /api/ps`: the models in memory, the one.
 ///
 /// # Errors
 /// It is not there yet.
-pub async fn ps(State(server): State<Shared>) -> Result<Json<Value>, Problem> {
+pub async fn ps(State(server): State<Shared>) -> Result<Json<Models>, Problem> {
     let model = server.model()?;
-    let mut entry = entry(model)?;
-    let until = SystemTime::now() + FAR;
-    entry["expires_at"] = json!(humantime::format_rfc3339_seconds(until).to_string());
-    // What of it is on a GPU is not told apart here.
-    (entry["size_vram"], entry["context_length"]) = (json!(0), json!(model.served.context));
-    Ok(Json(json!({ "models": [entry] })))
+    let loaded = InMemory {
+        expires_at: humantime::format_rfc3339_seconds(SystemTime::now() + FAR).to_string(),
+        size_vram: 0,
+        context_length: model.served.context,
+    };
+    Ok(Json(Models { models: [Model { loaded: Some(loaded), ..Model::of(model)? }] }))
 }
 
 /// The body of a request to `/api/show`. Whatever it names, there is one model.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "OllamaShowRequest")]
 pub struct Show {}
 
 /// `POST /api/show`: the model.
 ///
 /// # Errors
 /// It is not there yet.
-pub async fn show(Asked(model, Show {}): Asked<Show>) -> Result<Json<Value>, Problem> {
+pub async fn show(Asked(model, Show {}): Asked<Show>) -> Result<Json<Description>, Problem> {
     let (engine, served) = (&model.served.engine, &model.served);
     let (config, tokenizer) = (engine.model().config(), engine.tokenizer());
     let mut abilities = vec!["completion", "embedding"];
@@ -76,32 +139,50 @@ pub async fn show(Asked(model, Show {}): Asked<Show>) -> Result<Json<Value>, Pro
         (format!("{family}.expert_used_count")): config.experts_used,
         "tokenizer.ggml.model": "llama", "tokenizer.ggml.eos_token_id": tokenizer.eod(),
     });
-    Ok(Json(json!({
-        "license": "", "modelfile": format!("FROM {}", served.name), "parameters": "",
-        "template": tokenizer.vocab().chat_template, "details": details(&model), "model_info": info,
-        "capabilities": abilities, "modified_at": time(model.created),
-    })))
-}
-
-fn entry(model: &Loaded) -> Result<Value, Problem> {
-    let (name, container) = (&model.served.name, model.served.engine.container());
-    let digest = container.fingerprint()?.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    Ok(json!({
-        "name": name, "model": name, "size": container.data_bytes(), "digest": digest, "details": details(model),
+    Ok(Json(Description {
+        license: "",
+        modelfile: format!("FROM {}", served.name),
+        parameters: "",
+        template: tokenizer.vocab().chat_template.clone(),
+        details: Details::of(&model),
+        model_info: info,
+        capabilities: abilities,
+        modified_at: time(model.created),
     }))
 }
 
-fn details(model: &Loaded) -> Value {
-    let mut types = BTreeMap::<String, u64>::new();
-    for tensor in model.served.engine.container().tensors() {
-        *types.entry(tensor.stored.name()).or_default() += tensor.bytes;
+impl Model {
+    fn of(model: &Loaded) -> Result<Self, Problem> {
+        let (name, container) = (&model.served.name, model.served.engine.container());
+        Ok(Self {
+            name: name.clone(),
+            model: name.clone(),
+            size: container.data_bytes(),
+            digest: container.fingerprint()?.iter().map(|byte| format!("{byte:02x}")).collect(),
+            details: Details::of(model),
+            modified_at: None,
+            loaded: None,
+        })
     }
-    let most = types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_uppercase());
-    let family = model.served.engine.model().config().architecture_name();
-    json!({
-        "parent_model": "", "format": "gguf", "family": family, "families": [family],
-        "parameter_size": short(weights(model)), "quantization_level": most,
-    })
+}
+
+impl Details {
+    fn of(model: &Loaded) -> Self {
+        let mut types = BTreeMap::<String, u64>::new();
+        for tensor in model.served.engine.container().tensors() {
+            *types.entry(tensor.stored.name()).or_default() += tensor.bytes;
+        }
+        let most = types.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(name, _)| name.to_uppercase());
+        let family = model.served.engine.model().config().architecture_name();
+        Self {
+            parent_model: "",
+            format: "gguf",
+            family,
+            families: [family],
+            parameter_size: short(weights(model)),
+            quantization_level: most,
+        }
+    }
 }
 
 /// Numbers that the model consists of.

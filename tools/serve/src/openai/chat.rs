@@ -8,14 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use yuan::session::Finish;
 
 use super::{
-    logprobs,
-    tools::{self, Deltas, Tools},
-    types::{Chunks, Common, Head, Usage, finish_reason, reading},
+    logprobs::{self, Logprobs},
+    tools::{Deltas, Message, Tools},
+    types::{Chunks, Common, Head, Tail, Usage, finish_reason, reading},
 };
 use crate::{
     asked::Asked,
@@ -32,6 +32,7 @@ use crate::{
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatRequest")]
 pub struct Request {
     messages: Vec<Said>,
     logprobs: Option<bool>,
@@ -46,6 +47,25 @@ pub struct Request {
     tools: Tools,
     #[serde(flatten)]
     thinking: Thinking,
+}
+
+/// The whole reply.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatCompletion {
+    #[serde(flatten)]
+    head: Head,
+    choices: Vec<Choice>,
+    #[serde(flatten)]
+    tail: Tail,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletionChoice")]
+struct Choice {
+    index: usize,
+    message: Message,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
 }
 
 /// Answers.
@@ -91,18 +111,16 @@ pub async fn chat(
         let parts = vec![(parts, Deltas::default()); choices];
         return Ok(stream(answers, Chat { chunks, parts, scored, model }));
     }
-    let (mut usage, mut listed) = (Usage::new(choices, choices), Vec::new());
+    let (mut usage, mut listed) = (Usage::new(choices, choices), Vec::with_capacity(choices));
     for (index, one) in collect(answers, choices).await?.into_iter().enumerate() {
         usage.set(index, one.figures);
         let logprobs = scored.then(|| logprobs::chat(model.served.engine.tokenizer(), &one.tokens));
         let whole = Whole::of(parts.clone(), &one.text);
-        let reason = one.finish.map(|finish| reason(finish, !whole.calls.is_empty()));
-        let message = tools::message(&whole, &format!("{}_{index}", head.id));
-        listed.push(
-            json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason }),
-        );
+        let finish_reason = one.finish.map(|finish| reason(finish, !whole.calls.is_empty()));
+        let message = Message::of(whole, &format!("{}_{index}", head.id));
+        listed.push(Choice { index, message, logprobs, finish_reason });
     }
-    Ok(Json(head.reply(listed, &usage)).into_response())
+    Ok(Json(ChatCompletion { head, choices: listed, tail: usage.tail() }).into_response())
 }
 
 /// Why an answer, with calls or without, has ended.
@@ -122,13 +140,18 @@ struct Chat {
 }
 
 impl Chat {
-    fn delta(&self, index: usize, delta: Value, logprobs: Option<Value>) -> Value {
+    fn delta(&self, index: usize, delta: Value, logprobs: Option<Logprobs>) -> Value {
         self.chunks
             .chunk(json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": null }))
     }
 
     /// A chunk for each of these parts; the scores come with the first, and by themselves where there are no parts yet.
-    fn deltas(&mut self, index: usize, parts: Vec<parts::Part>, mut logprobs: Option<Value>) -> Vec<Value> {
+    fn deltas(
+        &mut self,
+        index: usize,
+        parts: Vec<parts::Part>,
+        mut logprobs: Option<Logprobs>,
+    ) -> Vec<Value> {
         let id = format!("{}_{index}", self.chunks.head.id);
         let mut deltas: Vec<_> = parts.into_iter().map(|part| self.parts[index].1.of(part, &id)).collect();
         if deltas.is_empty() && logprobs.is_some() {

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use yuan::{
     session::Score,
@@ -17,7 +17,7 @@ use yuan::{
 
 use super::{
     logprobs::Lists,
-    types::{Chunks, Common, Head, Usage, finish_reason, reading},
+    types::{Chunks, Common, Head, Tail, Usage, finish_reason, reading},
 };
 use crate::{
     asked::Asked,
@@ -35,6 +35,7 @@ const MOST_TOP: u32 = 100;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CompletionRequest")]
 pub struct Request {
     prompt: Prompts,
     logprobs: Option<u32>,
@@ -85,6 +86,25 @@ impl Prompts {
     }
 }
 
+/// The whole reply.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Completion {
+    #[serde(flatten)]
+    head: Head,
+    choices: Vec<Choice>,
+    #[serde(flatten)]
+    tail: Tail,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionChoice")]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<Lists>,
+    finish_reason: Option<&'static str>,
+}
+
 /// Answers.
 ///
 /// # Errors
@@ -125,16 +145,14 @@ pub async fn completions(
         let chunks = Chunks::new(head, common, choices, count);
         return Ok(stream(answers, Completions { chunks, shape }));
     }
-    let (mut usage, mut listed) = (Usage::new(choices, count), Vec::new());
+    let (mut usage, mut listed) = (Usage::new(choices, count), Vec::with_capacity(count));
     for (index, one) in collect(answers, count).await?.into_iter().enumerate() {
         usage.set(index, one.figures);
         let logprobs = shape.logprobs(index, Some(&one.prompt), &one.tokens);
-        listed.push(json!({
-            "index": index, "text": shape.before(index).to_owned() + &one.text, "logprobs": logprobs,
-            "finish_reason": one.finish.map(finish_reason),
-        }));
+        let text = shape.before(index).to_owned() + &one.text;
+        listed.push(Choice { index, text, logprobs, finish_reason: one.finish.map(finish_reason) });
     }
-    Ok(Json(head.reply(listed, &usage)).into_response())
+    Ok(Json(Completion { head, choices: listed, tail: usage.tail() }).into_response())
 }
 
 /// A prompt that stands before its answer.
@@ -172,7 +190,7 @@ impl Shape {
     }
 
     /// The scores of the prompt, if they are to stand here and are wanted, and of these tokens.
-    fn logprobs(&self, index: usize, prompt: Option<&[Score]>, tokens: &[Scored]) -> Option<Value> {
+    fn logprobs(&self, index: usize, prompt: Option<&[Score]>, tokens: &[Scored]) -> Option<Lists> {
         if !self.scored {
             return None;
         }
@@ -186,7 +204,7 @@ impl Shape {
             }
         }
         tokens.iter().for_each(|token| lists.push(tokenizer, &token.score, before + token.offset));
-        Some(lists.json())
+        Some(lists)
     }
 }
 
@@ -196,7 +214,7 @@ struct Completions {
 }
 
 impl Completions {
-    fn choice(&self, index: usize, text: &str, logprobs: Option<Value>) -> Value {
+    fn choice(&self, index: usize, text: &str, logprobs: Option<Lists>) -> Value {
         self.chunks
             .chunk(json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": null }))
     }

@@ -3,8 +3,7 @@
 use axum::{Json, extract::State};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use super::completions::Prompts;
 use crate::{asked::Asked, problem::Problem, server::Shared, wanted::check, work::embed};
@@ -14,6 +13,7 @@ const MOST_INPUTS: usize = 2048;
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "EmbeddingsRequest")]
 pub struct Request {
     input: Prompts,
     model: Option<String>,
@@ -30,6 +30,47 @@ pub enum Encoding {
     Base64,
 }
 
+/// The reply.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Embeddings {
+    object: &'static str,
+    data: Vec<Embedding>,
+    model: String,
+    usage: Usage,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Embedding {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Vector {
+    Floats(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "EmbeddingsUsage")]
+struct Usage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Vector {
+    fn of(floats: Vec<f32>, encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::Float => Self::Floats(floats),
+            Encoding::Base64 => {
+                Self::Base64(STANDARD.encode(floats.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()))
+            }
+        }
+    }
+}
+
 /// Embeds.
 ///
 /// # Errors
@@ -37,7 +78,7 @@ pub enum Encoding {
 pub async fn embeddings(
     State(server): State<Shared>,
     Asked(model, request): Asked<Request>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Embeddings>, Problem> {
     let (engine, context) = (&model.served.engine, model.served.context);
     let config = engine.model().config();
     if request.dimensions.is_some_and(|d| d != config.hidden) {
@@ -58,18 +99,15 @@ pub async fn embeddings(
     }
     let tokens: usize = inputs.iter().map(Vec::len).sum();
     let ticket = server.gate.enter()?;
-    let mut data = Vec::with_capacity(inputs.len());
-    for (index, vector) in embed(&server, &model, ticket, inputs).await?.into_iter().enumerate() {
-        let embedding = match request.encoding_format {
-            Encoding::Float => json!(vector),
-            Encoding::Base64 => {
-                json!(STANDARD.encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()))
-            }
-        };
-        data.push(json!({ "object": "embedding", "index": index, "embedding": embedding }));
-    }
-    let name = request.model.filter(|name| !name.is_empty()).unwrap_or_else(|| model.served.name.clone());
-    Ok(Json(json!({
-        "object": "list", "data": data, "model": name, "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
-    })))
+    let vectors = embed(&server, &model, ticket, inputs).await?;
+    let entry = |(index, floats)| {
+        let embedding = Vector::of(floats, request.encoding_format);
+        Embedding { object: "embedding", index, embedding }
+    };
+    Ok(Json(Embeddings {
+        object: "list",
+        data: vectors.into_iter().enumerate().map(entry).collect(),
+        model: model.name(request.model.as_deref()),
+        usage: Usage { prompt_tokens: tokens, total_tokens: tokens },
+    }))
 }

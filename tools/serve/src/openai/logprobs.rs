@@ -1,30 +1,60 @@
 //! Scores in the two forms that OpenAI gives them.
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use yuan::{session::Score, tokenizer::Tokenizer};
 
 use crate::{piece::Scored, tokens};
 
-/// As chat has them: `{"content": […]}`. A token that ends the answer is no part of it.
-pub fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Value {
-    let token = |id: u32, logprob: f32| {
-        let (name, bytes) = (tokens::name(tokenizer, id), tokenizer.bytes(id));
-        json!({ "token": name, "logprob": logprob, "bytes": bytes })
+/// As chat has them.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Logprobs {
+    pub content: Vec<TokenLogprob>,
+    refusal: (),
+}
+
+/// A token of an answer, with the likeliest ones in its place.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct TokenLogprob {
+    #[serde(flatten)]
+    itself: TopLogprob,
+    top_logprobs: Vec<TopLogprob>,
+}
+
+/// A token and how likely it is.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct TopLogprob {
+    token: String,
+    /// Exactly the one that was computed, as sums want it.
+    logprob: f64,
+    bytes: Vec<u8>,
+}
+
+impl TopLogprob {
+    fn of(tokenizer: &Tokenizer, id: u32, logprob: f32) -> Self {
+        Self { token: tokens::name(tokenizer, id), logprob: logprob.into(), bytes: tokenizer.bytes(id) }
+    }
+}
+
+/// Of these tokens. One that ends the answer is no part of it.
+pub fn chat(tokenizer: &Tokenizer, scored: &[Scored]) -> Logprobs {
+    let entry = |Scored { score, .. }: &Scored| TokenLogprob {
+        itself: TopLogprob::of(tokenizer, score.token, score.logprob),
+        top_logprobs: score
+            .best
+            .iter()
+            .map(|&(id, logprob)| TopLogprob::of(tokenizer, id, logprob))
+            .collect(),
     };
-    let entry = |Scored { score, .. }: &Scored| {
-        let mut entry = token(score.token, score.logprob);
-        entry["top_logprobs"] = score.best.iter().map(|&(id, logprob)| token(id, logprob)).collect();
-        entry
-    };
-    let content: Vec<_> = scored.iter().filter(|s| !s.ends).map(entry).collect();
-    json!({ "content": content, "refusal": null })
+    Logprobs { content: scored.iter().filter(|s| !s.ends).map(entry).collect(), refusal: () }
 }
 
 /// As completions have them: four lists of one length.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct Lists {
     tokens: Vec<String>,
-    token_logprobs: Vec<Option<f32>>,
+    token_logprobs: Vec<Option<f64>>,
     top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
 }
@@ -41,16 +71,9 @@ impl Lists {
     /// One more token, which begins behind so many characters.
     pub fn push(&mut self, tokenizer: &Tokenizer, score: &Score, offset: usize) {
         self.tokens.push(tokens::name(tokenizer, score.token));
-        self.token_logprobs.push(Some(score.logprob));
+        self.token_logprobs.push(Some(score.logprob.into()));
         self.top_logprobs.push(Some(top(tokenizer, score)));
         self.text_offset.push(offset);
-    }
-
-    pub fn json(&self) -> Value {
-        json!({
-            "tokens": self.tokens, "token_logprobs": self.token_logprobs, "top_logprobs": self.top_logprobs,
-            "text_offset": self.text_offset,
-        })
     }
 }
 

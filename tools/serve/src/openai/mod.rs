@@ -5,7 +5,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod logprobs;
 pub mod models;
-mod output;
+pub mod output;
 pub mod responses;
 pub mod stored;
 pub mod tools;

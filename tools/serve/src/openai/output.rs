@@ -2,19 +2,132 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use yuan::{sampler::Settings, session::Finish};
 
-use super::logprobs;
+use super::logprobs::{self, TokenLogprob};
 use crate::{
-    messages::Turn,
+    messages::{Call, Turn},
     parts::{Part, Parts, Whole},
     piece::Scored,
     problem::Problem,
+    sampling::as_written,
     server::{Loaded, Shared},
     stream::{Collected, Form, Writer},
     work::{Event, Figures},
 };
+
+/// What the client is told.
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+pub struct Response {
+    id: String,
+    object: &'static str,
+    created_at: u64,
+    status: &'static str,
+    error: Option<Failed>,
+    incomplete_details: Option<Incomplete>,
+    instructions: Option<String>,
+    max_output_tokens: Option<i64>,
+    metadata: Map<String, Value>,
+    model: String,
+    output: Vec<Item>,
+    parallel_tool_calls: bool,
+    previous_response_id: Option<String>,
+    reasoning: Reasoning,
+    store: bool,
+    temperature: f64,
+    text: Text,
+    tool_choice: Value,
+    tools: Value,
+    top_p: f64,
+    truncation: &'static str,
+    usage: Option<Usage>,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseError")]
+struct Failed {
+    code: &'static str,
+    message: String,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "IncompleteDetails")]
+struct Incomplete {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseReasoning")]
+struct Reasoning {
+    effort: Option<String>,
+    summary: (),
+}
+
+#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseText")]
+struct Text {
+    format: Value,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseUsage")]
+struct Usage {
+    input_tokens: usize,
+    input_tokens_details: InputDetails,
+    output_tokens: usize,
+    output_tokens_details: OutputDetails,
+    total_tokens: usize,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "InputTokensDetails")]
+struct InputDetails {
+    cached_tokens: usize,
+    cache_write_tokens: usize,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "OutputTokensDetails")]
+struct OutputDetails {
+    reasoning_tokens: usize,
+}
+
+/// An item of the output.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "OutputItem")]
+enum Item {
+    Message {
+        id: String,
+        status: &'static str,
+        role: &'static str,
+        content: Vec<ItemPart>,
+    },
+    Reasoning {
+        id: String,
+        status: &'static str,
+        summary: [(); 0],
+        content: Vec<ItemPart>,
+    },
+    FunctionCall {
+        id: String,
+        status: &'static str,
+        call_id: String,
+        #[serde(flatten)]
+        call: Call,
+    },
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "OutputItemPart")]
+enum ItemPart {
+    OutputText { text: String, annotations: [(); 0], logprobs: Vec<TokenLogprob> },
+    ReasoningText { text: String },
+}
 
 /// What a response tells of its request.
 pub struct About {
@@ -49,10 +162,10 @@ pub struct Answer {
     /// Of the next event.
     number: u64,
     /// Items that are whole.
-    items: Vec<Value>,
+    items: Vec<Item>,
     open: Option<Open>,
     /// Scores of tokens whose text has not come.
-    scores: Vec<Value>,
+    scores: Vec<TokenLogprob>,
     whole: Whole,
 }
 
@@ -72,32 +185,29 @@ struct Open {
     id: String,
     /// A text, or arguments.
     text: String,
-    scores: Vec<Value>,
+    scores: Vec<TokenLogprob>,
 }
 
 impl Open {
-    fn part(&self) -> Value {
+    fn part(&self) -> ItemPart {
+        let text = self.text.clone();
         match self.kind {
-            Kind::Reasoning => json!({ "type": "reasoning_text", "text": self.text }),
-            _ => {
-                json!({ "type": "output_text", "text": self.text, "annotations": [], "logprobs": self.scores })
-            }
+            Kind::Reasoning => ItemPart::ReasoningText { text },
+            _ => ItemPart::OutputText { text, annotations: [], logprobs: self.scores.clone() },
         }
     }
 
-    fn item(&self, status: &str) -> Value {
-        let parts = if status == "in_progress" { json!([]) } else { json!([self.part()]) };
+    fn item(&self, status: &'static str) -> Item {
+        let id = self.id.clone();
+        let content = || if status == "in_progress" { Vec::new() } else { vec![self.part()] };
         match &self.kind {
-            Kind::Message => {
-                json!({ "id": self.id, "type": "message", "status": status, "role": "assistant", "content": parts })
+            Kind::Message => Item::Message { id, status, role: "assistant", content: content() },
+            Kind::Reasoning => Item::Reasoning { id, status, summary: [], content: content() },
+            Kind::Call(name) => {
+                let call_id = id.replacen("fc_", "call_", 1);
+                let call = Call { name: name.clone(), arguments: self.text.clone() };
+                Item::FunctionCall { id, status, call_id, call }
             }
-            Kind::Reasoning => {
-                json!({ "id": self.id, "type": "reasoning", "status": status, "summary": [], "content": parts })
-            }
-            Kind::Call(name) => json!({
-                "id": self.id, "type": "function_call", "status": status, "call_id": self.id.replacen("fc_", "call_", 1), "name": name,
-                "arguments": self.text,
-            }),
         }
     }
 }
@@ -130,7 +240,7 @@ impl Answer {
     }
 
     /// The whole response to a request that wants it at once, which is kept if that is wanted.
-    pub fn whole(&mut self, one: &Collected) -> Value {
+    pub fn whole(&mut self, one: &Collected) -> Response {
         self.scores = self.scores_of(&one.tokens);
         let parts = self.parts.push(&one.text);
         self.add(parts);
@@ -150,36 +260,53 @@ impl Answer {
         events
     }
 
-    fn response(&self, status: &str, output: Value, usage: Value) -> Value {
-        let incomplete = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
-        let about = &self.about;
-        json!({
-            "id": self.id, "object": "response", "created_at": about.created, "status": status, "error": null,
-            "incomplete_details": incomplete, "instructions": about.instructions, "max_output_tokens": about.most,
-            "metadata": about.metadata, "model": about.name, "output": output, "parallel_tool_calls": about.several,
-            "previous_response_id": about.previous, "reasoning": { "effort": about.effort, "summary": null }, "store": about.store,
-            "temperature": about.settings.temperature, "text": { "format": about.format }, "tool_choice": about.tool_choice,
-            "tools": about.tools, "top_p": about.settings.top_p, "truncation": "disabled", "usage": usage,
-        })
-    }
-
-    fn scores_of(&self, tokens: &[Scored]) -> Vec<Value> {
-        let tokenizer = self.model.served.engine.tokenizer();
-        match logprobs::chat(tokenizer, tokens)["content"].take() {
-            Value::Array(scores) if self.scored => scores,
-            _ => Vec::new(),
+    fn response(&self, status: &'static str, output: Vec<Item>, usage: Option<Usage>) -> Response {
+        let About { created, name, instructions, previous, most, metadata, .. } = &self.about;
+        let About { format, tools, tool_choice, several, effort, store, settings, .. } = &self.about;
+        let incomplete = Incomplete { reason: "max_output_tokens" };
+        Response {
+            id: self.id.clone(),
+            object: "response",
+            created_at: *created,
+            status,
+            error: None,
+            incomplete_details: (status == "incomplete").then_some(incomplete),
+            instructions: instructions.clone(),
+            max_output_tokens: *most,
+            metadata: metadata.clone(),
+            model: name.clone(),
+            output,
+            parallel_tool_calls: *several,
+            previous_response_id: previous.clone(),
+            reasoning: Reasoning { effort: effort.clone(), summary: () },
+            store: *store,
+            temperature: as_written(settings.temperature),
+            text: Text { format: format.clone() },
+            tool_choice: tool_choice.clone(),
+            tools: tools.clone(),
+            top_p: as_written(settings.top_p),
+            truncation: "disabled",
+            usage,
         }
     }
 
+    fn scores_of(&self, tokens: &[Scored]) -> Vec<TokenLogprob> {
+        if !self.scored {
+            return Vec::new();
+        }
+        logprobs::chat(self.model.served.engine.tokenizer(), tokens).content
+    }
+
     /// The whole response, which is kept if that is wanted.
-    fn finish(&mut self, finish: Finish, figures: Figures) -> Value {
-        let usage = json!({
-            "input_tokens": figures.prompt,
-            "input_tokens_details": { "cached_tokens": figures.cached, "cache_write_tokens": 0 },
-            "output_tokens": figures.answer, "output_tokens_details": { "reasoning_tokens": 0 },
-            "total_tokens": figures.prompt + figures.answer,
-        });
-        let response = self.response(status(finish), json!(self.items), usage);
+    fn finish(&mut self, finish: Finish, figures: Figures) -> Response {
+        let usage = Usage {
+            input_tokens: figures.prompt,
+            input_tokens_details: InputDetails { cached_tokens: figures.cached, cache_write_tokens: 0 },
+            output_tokens: figures.answer,
+            output_tokens_details: OutputDetails { reasoning_tokens: 0 },
+            total_tokens: figures.prompt + figures.answer,
+        };
+        let response = self.response(status(finish), self.items.clone(), Some(usage));
         if self.about.store {
             let mut said = std::mem::take(&mut self.said);
             said.push(self.whole.turn());
@@ -269,7 +396,7 @@ impl Answer {
     }
 
     /// The item that is open ends.
-    fn close(&mut self, status: &str) -> Vec<Value> {
+    fn close(&mut self, status: &'static str) -> Vec<Value> {
         let Some(open) = &mut self.open else { return Vec::new() };
         if open.kind == Kind::Message {
             open.scores.append(&mut self.scores);
@@ -307,7 +434,7 @@ impl Writer for Answer {
     const FORM: Form = Form::Events { ping: None };
 
     fn begin(&mut self) -> Vec<Value> {
-        let response = self.response("in_progress", json!([]), Value::Null);
+        let response = self.response("in_progress", Vec::new(), None);
         vec![
             self.event("response.created", json!({ "response": response })),
             self.event("response.in_progress", json!({ "response": response })),
@@ -339,8 +466,8 @@ impl Writer for Answer {
     }
 
     fn failed(&mut self, problem: &Problem) -> Vec<Value> {
-        let mut response = self.response("failed", json!([]), Value::Null);
-        response["error"] = json!({ "code": "server_error", "message": problem.message });
+        let error = Failed { code: "server_error", message: problem.message.clone() };
+        let response = Response { error: Some(error), ..self.response("failed", Vec::new(), None) };
         vec![self.event("response.failed", json!({ "response": response }))]
     }
 }

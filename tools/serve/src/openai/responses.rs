@@ -3,14 +3,14 @@
 use axum::{
     Json,
     extract::{Path, State},
-    response::{IntoResponse, Response},
+    response::{self, IntoResponse},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{
-    output::{About, Answer},
+    output::{About, Answer, Response},
     tools,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     problem::Problem,
     sampling::Sampling,
     server::{Shared, now},
-    stream::{collect, stream},
+    stream::{collect_one, stream},
     wanted::{self, Wanted, most},
     work::start,
 };
@@ -32,6 +32,7 @@ const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// The body of a request.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ResponseRequest")]
 pub struct Request {
     model: Option<String>,
     #[serde(default)]
@@ -58,6 +59,7 @@ pub struct Request {
 
 /// A function.
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+#[schemars(rename = "ResponseTool")]
 struct Listed {
     #[serde(rename = "type")]
     kind: String,
@@ -89,6 +91,7 @@ impl Default for Input {
 
 /// An item; which of its fields there are is said by its type.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "InputItem")]
 struct Item {
     #[serde(rename = "type")]
     kind: Option<String>,
@@ -155,7 +158,7 @@ impl Input {
 pub async fn create(
     State(server): State<Shared>,
     Asked(model, request): Asked<Request>,
-) -> Result<Response, Problem> {
+) -> Result<response::Response, Problem> {
     let none = "there is none of it here; leave it out";
     for (name, value) in [
         ("background", &request.background),
@@ -211,11 +214,8 @@ pub async fn create(
     if request.stream.unwrap_or(false) {
         return Ok(stream(answers, writer));
     }
-    let (mut reply, mut writer) = (Value::Null, writer);
-    for one in collect(answers, 1).await? {
-        reply = writer.whole(&one);
-    }
-    Ok(Json(reply).into_response())
+    let (one, mut writer) = (collect_one(answers).await?, writer);
+    Ok(Json(writer.whole(&one)).into_response())
 }
 
 /// The functions that the answer may call, if there are any.
@@ -244,17 +244,25 @@ fn calls(
 ///
 /// # Errors
 /// It is not there, or no more.
-pub async fn get(State(server): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+pub async fn get(State(server): State<Shared>, Path(id): Path<String>) -> Result<Json<Response>, Problem> {
     server.responses().response(&id).cloned().map(Json).ok_or_else(|| missing(&id))
+}
+
+/// What is told of a response that was forgotten.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Deleted {
+    id: String,
+    object: &'static str,
+    deleted: bool,
 }
 
 /// Forgets a response.
 ///
 /// # Errors
 /// It is not there, or no more.
-pub async fn delete(State(server): State<Shared>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+pub async fn delete(State(server): State<Shared>, Path(id): Path<String>) -> Result<Json<Deleted>, Problem> {
     match server.responses().forget(&id) {
-        true => Ok(Json(json!({ "id": id, "object": "response", "deleted": true }))),
+        true => Ok(Json(Deleted { id, object: "response", deleted: true })),
         false => Err(missing(&id)),
     }
 }

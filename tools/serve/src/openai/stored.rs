@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use serde_json::Value;
+use serde_json::json;
 
+use super::output::Response;
 use crate::messages::Turn;
 
 /// Responses that are kept.
@@ -22,16 +23,16 @@ pub struct Responses {
 #[derive(Debug)]
 struct Kept {
     id: String,
-    response: Value,
+    response: Response,
     said: Vec<Turn>,
     bytes: usize,
 }
 
 impl Responses {
     /// Keeps one: what the client is told of it, and all that was said up to its end.
-    pub fn keep(&mut self, id: String, response: Value, said: Vec<Turn>) {
+    pub fn keep(&mut self, id: String, response: Response, said: Vec<Turn>) {
         let text: usize = said.iter().map(Turn::bytes).sum();
-        let bytes = response.to_string().len() + text;
+        let bytes = json!(response).to_string().len() + text;
         self.bytes += bytes;
         self.kept.push_back(Kept { id, response, said, bytes });
         while self.kept.len() > MOST || self.bytes > MOST_BYTES {
@@ -41,7 +42,7 @@ impl Responses {
     }
 
     /// What the client is told of this one, if it is there.
-    pub fn response(&self, id: &str) -> Option<&Value> {
+    pub fn response(&self, id: &str) -> Option<&Response> {
         self.find(id).map(|place| &self.kept[place].response)
     }
 
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     fn keep(responses: &mut Responses, name: usize, bytes: usize) {
-        responses.keep(name.to_string(), Value::Null, vec![Turn::new("user", "a".repeat(bytes))]);
+        responses.keep(name.to_string(), Response::default(), vec![Turn::new("user", "a".repeat(bytes))]);
     }
 
     #[test]
@@ -90,6 +91,6 @@ mod tests {
         keep(&mut responses, 1, 100);
         assert_eq!(responses.said("1").unwrap()[0].content.len(), 100);
         assert!(responses.forget("1") && !responses.forget("1"));
-        assert_eq!((responses.bytes, responses.response("1")), (0, None));
+        assert!(responses.bytes == 0 && responses.response("1").is_none());
     }
 }

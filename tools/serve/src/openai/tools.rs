@@ -1,11 +1,12 @@
 //! Calls of functions as OpenAI writes them.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
     calls::{Calls, Choice, Tool},
+    messages::Call,
     parts::{Part, Whole},
     problem::Problem,
 };
@@ -19,6 +20,7 @@ pub struct Tools {
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "ChatTool")]
 struct Listed {
     #[serde(rename = "type")]
     kind: String,
@@ -26,6 +28,7 @@ struct Listed {
 }
 
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "FunctionDefinition")]
 struct Function {
     name: String,
     description: Option<String>,
@@ -118,23 +121,39 @@ impl Deltas {
 }
 
 /// A whole message.
-pub fn message(whole: &Whole, id: &str) -> Value {
-    let calls = whole.calls.iter().zip(1..).map(|(call, number)| {
-        json!({
-            "id": format!("call_{id}_{number}"), "type": "function",
-            "function": { "name": call.name, "arguments": call.arguments },
-        })
-    });
-    let calls: Vec<Value> = calls.collect();
-    let content = if whole.text.is_empty() && !calls.is_empty() { Value::Null } else { json!(whole.text) };
-    let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
-    if !whole.reasoning.is_empty() {
-        message["reasoning_content"] = json!(whole.reasoning);
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "AssistantMessage")]
+pub struct Message {
+    role: &'static str,
+    content: Option<String>,
+    refusal: (),
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    reasoning_content: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct ToolCall {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    function: Call,
+}
+
+impl Message {
+    /// Of an answer with this name.
+    pub fn of(whole: Whole, id: &str) -> Self {
+        let Whole { text, reasoning, calls } = whole;
+        let content = (!text.is_empty() || calls.is_empty()).then_some(text);
+        let call = |(function, number): (Call, usize)| ToolCall {
+            id: format!("call_{id}_{number}"),
+            kind: "function",
+            function,
+        };
+        let tool_calls = calls.into_iter().zip(1..).map(call).collect();
+        Self { role: "assistant", content, refusal: (), reasoning_content: reasoning, tool_calls }
     }
-    if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
-    }
-    message
 }
 
 #[cfg(test)]

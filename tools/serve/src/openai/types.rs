@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use yuan::session::Finish;
 
@@ -80,35 +80,62 @@ impl Common {
 }
 
 /// A reply or a chunk without its choices.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct Head {
     pub id: String,
     pub object: &'static str,
     created: u64,
     model: String,
-    fingerprint: String,
+    system_fingerprint: String,
 }
 
 impl Head {
     /// With the name of the model as the client knows it.
     pub fn new(id: String, object: &'static str, model: &Loaded, asked: Option<&str>) -> Self {
-        let (created, fingerprint) = (now().as_secs(), model.fingerprint.clone());
-        Self { id, object, created, model: model.name(asked), fingerprint }
-    }
-
-    /// The whole reply.
-    pub fn reply(&self, choices: Vec<Value>, usage: &Usage) -> Value {
-        let mut reply = self.with(choices.into());
-        (reply["usage"], reply["timings"]) = (usage.json(), usage.timings());
-        reply
+        let (created, system_fingerprint) = (now().as_secs(), model.fingerprint.clone());
+        Self { id, object, created, model: model.name(asked), system_fingerprint }
     }
 
     /// With these choices.
-    pub fn with(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id, "object": self.object, "created": self.created, "model": self.model,
-            "system_fingerprint": self.fingerprint, "choices": choices,
-        })
+    fn with(&self, choices: Value) -> Value {
+        let mut value = json!(self);
+        value["choices"] = choices;
+        value
     }
+}
+
+/// What comes behind the choices of a whole reply.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Tail {
+    usage: Counts,
+    timings: Timings,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Usage")]
+struct Counts {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+    prompt_tokens_details: Cached,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "PromptTokensDetails")]
+struct Cached {
+    cached_tokens: usize,
+}
+
+/// As llama-server has it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub struct Timings {
+    cache_n: usize,
+    prompt_n: usize,
+    prompt_ms: f64,
+    prompt_per_second: f64,
+    predicted_n: usize,
+    predicted_ms: f64,
+    predicted_per_second: f64,
 }
 
 /// As OpenAI names it.
@@ -138,28 +165,39 @@ impl Usage {
         self.all[place] = figures;
     }
 
+    /// What comes behind the choices.
+    pub fn tail(&self) -> Tail {
+        Tail { usage: self.counts(), timings: self.timings() }
+    }
+
     /// A prompt counts once, however many answers it has.
-    pub fn json(&self) -> Value {
+    fn counts(&self) -> Counts {
         let prompts = || self.all.iter().step_by(self.choices);
         let (prompt, answer) =
             (prompts().map(|f| f.prompt).sum::<usize>(), self.all.iter().map(|f| f.answer).sum::<usize>());
-        json!({
-            "prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,
-            "prompt_tokens_details": { "cached_tokens": prompts().map(|f| f.cached).sum::<usize>() },
-        })
+        Counts {
+            prompt_tokens: prompt,
+            completion_tokens: answer,
+            total_tokens: prompt + answer,
+            prompt_tokens_details: Cached { cached_tokens: prompts().map(|f| f.cached).sum() },
+        }
     }
 
-    /// As llama-server has it, of all answers together.
-    pub fn timings(&self) -> Value {
+    /// Of all answers together.
+    pub fn timings(&self) -> Timings {
         let sum = |of: fn(&Figures) -> usize| self.all.iter().map(of).sum::<usize>();
         let time = |of: fn(&Figures) -> Duration| self.all.iter().map(of).sum::<Duration>().as_secs_f64();
         let (prompt, answer) = (sum(|f| f.prompt - f.cached), sum(|f| f.answer));
         let (prompt_time, answer_time) = (time(|f| f.prompt_time), time(|f| f.answer_time));
-        json!({
-            "cache_n": sum(|f| f.cached), "prompt_n": prompt, "prompt_ms": prompt_time * 1e3,
-            "prompt_per_second": rate(prompt, prompt_time), "predicted_n": answer, "predicted_ms": answer_time * 1e3,
-            "predicted_per_second": rate(answer, answer_time),
-        })
+        Timings {
+            cache_n: sum(|f| f.cached),
+            prompt_n: prompt,
+            prompt_ms: prompt_time * 1e3,
+            prompt_per_second: rate(prompt, prompt_time),
+            predicted_n: answer,
+            predicted_ms: answer_time * 1e3,
+            predicted_per_second: rate(answer, answer_time),
+        }
     }
 }
 
@@ -208,13 +246,18 @@ impl Chunks {
     pub fn last(&mut self, place: usize, figures: Figures, choice: Value) -> Value {
         self.usage.set(place, figures);
         let mut chunk = self.chunk(choice);
-        chunk["timings"] = self.usage.timings();
+        chunk["timings"] = json!(self.usage.timings());
         chunk
     }
 
     /// The chunk behind all answers.
     pub fn end(&self) -> Vec<Value> {
-        if self.include_usage { vec![self.head.reply(Vec::new(), &self.usage)] } else { Vec::new() }
+        if !self.include_usage {
+            return Vec::new();
+        }
+        let (mut chunk, Tail { usage, timings }) = (self.head.with(json!([])), self.usage.tail());
+        (chunk["usage"], chunk["timings"]) = (json!(usage), json!(timings));
+        vec![chunk]
     }
 }
 
