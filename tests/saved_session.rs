@@ -113,6 +113,26 @@ fn sessions_of_other_models_and_settings_are_refused() {
     assert!(Session::restore(engine.clone(), folder.path(), None).is_err());
 }
 
+/// Keys that were stored before they were rotated are not taken for rotated ones.
+#[test]
+fn sessions_in_q4_0_of_before_the_rotation_are_refused() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let file = folder.path().join("s.session");
+    fresh(&engine, &tokens(10, 1), KvType::Q4_0).save(&file, None).unwrap();
+    let mut bytes = fs::read(&file).unwrap();
+    // The type stands behind the magic, the version and the fingerprint.
+    assert_eq!(bytes[44..48], 4u32.to_le_bytes());
+    bytes[44..48].copy_from_slice(&3u32.to_le_bytes());
+    let end = bytes.len() - 32;
+    let digest = blake3::hash(&bytes[..end]);
+    bytes[end..].copy_from_slice(digest.as_bytes());
+    fs::write(&file, &bytes).unwrap();
+    let refused = Session::restore(engine, &file, None).unwrap_err();
+    assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
+    assert!(refused.to_string().contains("before keys were rotated"), "{refused}");
+}
+
 /// A header may ask for room that nobody has: it is refused before a byte of it is taken, with the file's name and the remedy.
 #[test]
 fn a_file_gets_no_more_memory_than_the_model_may_take() {
