@@ -223,6 +223,7 @@ fn arguments_that_cannot_be_are_errors() {
         YUAN_ERROR_ARGUMENT,
         "choose f16, q8_0, q4_0 or f32",
     );
+    ok(unsafe { yuan_session_options_set_kv_type(options, c"q8_0:q4_0".as_ptr()) });
     for context in [usize::MAX, 1 << 50, MOST_CONTEXT + 1] {
         let set = [yuan_session_options_set_context(options, context), unsafe {
             yuan_engine_options_set_sessions(engine_options, context, c"f16".as_ptr())

@@ -20,7 +20,7 @@ use yuan::{
 fn a_sequence_does_not_notice_its_neighbours_on_a_gpu() {
     let folder = common::folder();
     let container = container(&folder);
-    let alone = Alone::new(&resident(&container), &KvType::ALL);
+    let alone = Alone::new(&resident(&container), &KvType::SAMPLES);
     for (i, (experts, costs)) in [(24, COPY), (5, BOTH), (0, NEVER)].into_iter().enumerate() {
         let fake = fake(Schedule::Late);
         let model = Model::load(&container, &on_gpu(&container, &fake, experts, costs, KvType::F16)).unwrap();

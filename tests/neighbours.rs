@@ -29,7 +29,7 @@ fn seeds(usual: u64) -> std::ops::Range<u64> {
 }
 
 fn alone(container: &Container) -> Alone {
-    Alone::new(&resident(container), &KvType::ALL)
+    Alone::new(&resident(container), &KvType::SAMPLES)
 }
 
 #[test]

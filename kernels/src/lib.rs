@@ -38,6 +38,7 @@ pub mod blocks;
 pub mod columns;
 mod dequant;
 pub mod encode;
+mod hadamard;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod panel;

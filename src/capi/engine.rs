@@ -225,7 +225,8 @@ pub unsafe extern "C" fn yuan_engine_options_set_sessions(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
-        (options.context, options.kv) = (check_context(tokens)?, named(name, KvType::from_name, KV_TYPES)?);
+        (options.context, options.kv) =
+            (check_context(tokens)?, named(name, KvType::from_name, KvType::CHOICES)?);
         Ok(())
     })
 }
@@ -264,9 +265,6 @@ fn set(
         change(&mut exclusive("engine options", &options)?.options)
     })
 }
-
-/// The choices of [`KvType::from_name`].
-pub(super) const KV_TYPES: &str = "f16, q8_0, q4_0 or f32";
 
 /// A choice by its name.
 pub(super) fn named<T>(name: &str, from_name: fn(&str) -> Option<T>, choices: &str) -> Result<T, Failure> {

@@ -5,7 +5,7 @@ use std::{ffi::c_char, sync::Mutex};
 use super::{
     args::{self, Out},
     border::call,
-    engine::{KV_TYPES, named},
+    engine::named,
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
@@ -65,7 +65,7 @@ pub extern "C" fn yuan_session_options_set_context(
     })
 }
 
-/// The type of the key-value cache: "f16", "q8_0", "q4_0" or "f32". One call at a time.
+/// The type of the key-value cache: "f16", "q8_0", "q4_0" or "f32", or two of them for keys and values, as in "q8_0:q4_0". One call at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn yuan_session_options_set_kv_type(
     options: *mut yuan_session_options,
@@ -74,7 +74,7 @@ pub unsafe extern "C" fn yuan_session_options_set_kv_type(
     set(options, |options| {
         // SAFETY: the contract of the header.
         let name = unsafe { args::c_text("the type of the cache", kv_type) }?;
-        options.kv = named(name, KvType::from_name, KV_TYPES)?;
+        options.kv = named(name, KvType::from_name, KvType::CHOICES)?;
         Ok(())
     })
 }

@@ -5,71 +5,20 @@ use std::{ops::Range, sync::Arc};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
-use yuan_kernels::{BlockQ4_0, BlockQ8, BlockQ8_0, Kernels, blocks::QK, encode::best_encoders};
+use yuan_kernels::{BlockQ8, Kernels, blocks::QK, encode::best_encoders};
 
+pub use super::kv_type::{KvType, Stored};
 use super::{
     page::{Page, STEP},
     pool::Lease,
 };
-
-/// The type that keys and values are kept in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvType {
-    /// 2 bytes a value.
-    #[default]
-    F16,
-    /// 4 bytes a value: for comparison with other implementations.
-    F32,
-    /// 8.5 bits a value, in blocks of 32.
-    Q8_0,
-    /// 4.5 bits a value, in blocks of 32.
-    Q4_0,
-}
-
-impl KvType {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::F16, Self::F32, Self::Q8_0, Self::Q4_0];
-
-    /// The name of the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-            Self::Q8_0 => "q8_0",
-            Self::Q4_0 => "q4_0",
-        }
-    }
-
-    /// The inverse of [`KvType::name`].
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|t| t.name() == name)
-    }
-
-    /// Values of one block: a head's width must be a multiple of it.
-    pub const fn block_len(self) -> usize {
-        match self {
-            Self::F16 | Self::F32 => 1,
-            Self::Q8_0 | Self::Q4_0 => 32,
-        }
-    }
-
-    /// Bytes of `values` values, a whole number of blocks.
-    pub const fn bytes(self, values: usize) -> usize {
-        match self {
-            Self::F16 => 2 * values,
-            Self::F32 => 4 * values,
-            Self::Q8_0 => values / 32 * size_of::<BlockQ8_0>(),
-            Self::Q4_0 => values / 32 * size_of::<BlockQ4_0>(),
-        }
-    }
-}
 
 /// Positions of a page. Attention takes the positions of a page together, so the bits of all results depend on this number.
 pub const SPAN: usize = 512;
 /// Values that one thread encodes at least, where several share the work.
 const ENCODED_TOGETHER: usize = 1 << 16;
 
-/// Keys and values of one layer in pages of [`SPAN`] positions; a page has the keys [head][position][dim], then the values.
+/// Keys and values of one layer in pages of [`SPAN`] positions; a page has the keys [head][position][dim], then the values: 2 * heads stripes.
 ///
 /// A copy shares the pages: one that is not full is copied when it is written.
 #[derive(Clone, Debug)]
@@ -126,11 +75,11 @@ impl KvCache {
     /// Makes pages of its own for the positions up to `end`, out of `lease`, which has what is missing; or returns `None` where the system has
     /// no memory for them.
     pub fn reserve(&mut self, end: usize, lease: &mut Lease) -> Option<()> {
-        let stripe = self.stripe();
+        let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
         for i in self.written(end) {
             let filled = self.filled(i, end);
             let Some(page) = self.pages.get_mut(i) else {
-                let page = Page::new(2 * self.heads * stripe, lease.split(filled))?;
+                let page = Page::new(heads * SPAN * kv.bytes(dim), lease.split(filled))?;
                 self.pages.push(Arc::new(page));
                 continue;
             };
@@ -139,9 +88,16 @@ impl KvCache {
                 continue;
             }
             let mut own = Page::new(page.bytes().len(), lease.split(filled))?;
-            let keep = self.len.saturating_sub(i * SPAN) * self.kv.bytes(self.head_dim);
-            let stripes = own.bytes_mut().chunks_exact_mut(stripe).zip(page.bytes().chunks_exact(stripe));
-            stripes.for_each(|(to, from)| to[..keep].copy_from_slice(&from[..keep]));
+            let keep = self.len.saturating_sub(i * SPAN);
+            let border = heads * SPAN * kv.keys.bytes(dim);
+            let (keys, values) = own.bytes_mut().split_at_mut(border);
+            let (old_keys, old_values) = page.bytes().split_at(border);
+            for (to, from, row) in
+                [(keys, old_keys, kv.keys.bytes(dim)), (values, old_values, kv.values.bytes(dim))]
+            {
+                let stripes = to.chunks_exact_mut(SPAN * row).zip(from.chunks_exact(SPAN * row));
+                stripes.for_each(|(to, from)| to[..keep * row].copy_from_slice(&from[..keep * row]));
+            }
             *page = Arc::new(own);
         }
         Some(())
@@ -155,7 +111,7 @@ impl KvCache {
     /// Bytes of a page that are counted when the positions up to `end` are filled.
     fn filled(&self, page: usize, end: usize) -> u64 {
         let steps = end.saturating_sub(page * SPAN).min(SPAN).div_ceil(STEP);
-        (2 * self.heads * steps * STEP * self.row()) as u64
+        (self.heads * steps * STEP * self.kv.bytes(self.head_dim)) as u64
     }
 
     /// The page that the next position belongs to, where it holds positions before that.
@@ -192,12 +148,9 @@ impl KvCache {
 
     /// The bytes of the first `positions`: keys, head by head, then values, head by head.
     pub fn pieces(&self, positions: usize) -> impl Iterator<Item = &[u8]> {
-        let stripe = self.stripe();
         (0..2 * self.heads).flat_map(move |i| {
-            let pages = self.pages.iter().zip((0..positions).step_by(SPAN));
-            pages.map(move |(page, start)| {
-                &page.bytes()[i * stripe..][..(positions - start).min(SPAN) * self.row()]
-            })
+            let starts = (0..positions).step_by(SPAN);
+            starts.map(move |start| self.stored(i, &(start..positions.min(start + SPAN))))
         })
     }
 
@@ -205,13 +158,12 @@ impl KvCache {
     pub fn pieces_mut(&mut self, positions: usize) -> Vec<&mut [u8]> {
         assert!(self.len == 0 && positions <= self.pages.len() * SPAN, "{NO_PAGE}");
         self.len = positions;
-        let (stripe, row) = (self.stripe(), self.row());
-        let own = self.pages.iter_mut().map(|page| own(page).chunks_exact_mut(stripe));
-        let mut pages: Vec<_> = own.collect();
-        let mut pieces = Vec::with_capacity(2 * self.heads * pages.len());
-        for _ in 0..2 * self.heads {
+        let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
+        let mut pages: Vec<_> = self.pages.iter_mut().map(|page| stripes(kv, heads, dim, page)).collect();
+        let mut pieces = Vec::with_capacity(2 * heads * pages.len());
+        for _ in 0..2 * heads {
             for (page, start) in pages.iter_mut().zip((0..positions).step_by(SPAN)) {
-                let stripe = page.next().unwrap_or_default();
+                let Some((row, stripe)) = page.next() else { continue };
                 pieces.push(&mut stripe[..(positions - start).min(SPAN) * row]);
             }
         }
@@ -227,35 +179,53 @@ impl KvCache {
     /// Adds `rows` positions, all of one page that is there, and gives their bytes, in the order of [`KvCache::pieces`], to be written.
     #[cfg(feature = "gpu")]
     pub fn extend(&mut self, rows: usize) -> impl Iterator<Item = &mut [u8]> {
-        let (stripe, row, place) = (self.stripe(), self.row(), self.len % SPAN);
+        let place = self.len % SPAN;
         assert!(place + rows <= SPAN, "positions of one page");
         let page = self.pages.get_mut(self.len / SPAN).expect(NO_PAGE);
         self.len += rows;
-        own(page).chunks_exact_mut(stripe).map(move |stripe| &mut stripe[place * row..][..rows * row])
+        stripes(self.kv, self.heads, self.head_dim, page)
+            .map(move |(row, stripe)| &mut stripe[place * row..][..rows * row])
     }
 
     /// Adds the next positions, for which there are pages: `keys` (rotated) and `values` are [T, heads * head_dim].
     pub fn push(&mut self, keys: &[f32], values: &[f32]) {
         let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
-        let (stripe, row, width) = (self.stripe(), self.row(), heads * dim);
+        let (width, rotation) = (heads * dim, self.rotation());
         let mut rest = [keys, values];
         while !rest[0].is_empty() {
             let place = self.len % SPAN;
             let n = (SPAN - place).min(rest[0].len() / width);
             let parts = rest.map(|data| &data[..n * width]);
             rest = rest.map(|data| &data[n * width..]);
-            let page = own(self.pages.get_mut(self.len / SPAN).expect(NO_PAGE));
-            let stripes = page.par_chunks_exact_mut(stripe).enumerate();
-            stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim)).for_each(|(i, stripe)| {
+            let page = self.pages.get_mut(self.len / SPAN).expect(NO_PAGE);
+            let stripes: Vec<_> = stripes(kv, heads, dim, page).collect();
+            let stripes = stripes.into_par_iter().enumerate();
+            stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim)).for_each(|(i, (row, stripe))| {
+                let (data, stored) = if i < heads { (parts[0], kv.keys) } else { (parts[1], kv.values) };
                 let rows = stripe[place * row..].chunks_exact_mut(row);
-                let data = parts[i / heads].chunks_exact(width).map(|data| &data[i % heads * dim..][..dim]);
-                rows.zip(data).for_each(|(to, data)| encode(kv, data, to));
+                let data = data.chunks_exact(width).map(|data| &data[i % heads * dim..][..dim]);
+                if let Some(rotation) = rotation.filter(|_| i < heads) {
+                    let mut rotated = vec![0.0; dim];
+                    rows.zip(data).for_each(|(to, data)| {
+                        rotated.copy_from_slice(data);
+                        (best_encoders().rotate)(&mut rotated, rotation);
+                        encode(stored, &rotated, to);
+                    });
+                } else {
+                    rows.zip(data).for_each(|(to, data)| encode(stored, data, to));
+                }
             });
             self.len += n;
         }
     }
 
-    /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given, which are of one page, and queries [T, head_dim].
+    /// How many numbers of a key are rotated together, where keys are: the largest power of two that divides a head.
+    pub fn rotation(&self) -> Option<usize> {
+        self.kv.rotates_keys().then(|| 1 << self.head_dim.trailing_zeros())
+    }
+
+    /// `scores[t][i] = q[t] · key of position i` of one head, for the `positions` given, which are of one page, and queries [T, head_dim],
+    /// rotated as the keys are.
     pub fn scores(
         &self,
         kernels: &Kernels,
@@ -268,11 +238,11 @@ impl KvCache {
             return;
         }
         let (dim, keys) = (self.head_dim, self.stored(head, &positions));
-        match self.kv {
-            KvType::F16 => (kernels.scores_f16)(q, dim, cast_slice(keys), scores),
-            KvType::F32 => (kernels.scores_f32)(q, dim, cast_slice(keys), scores),
-            KvType::Q8_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q8_0),
-            KvType::Q4_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q4_0),
+        match self.kv.keys {
+            Stored::F16 => (kernels.scores_f16)(q, dim, cast_slice(keys), scores),
+            Stored::F32 => (kernels.scores_f32)(q, dim, cast_slice(keys), scores),
+            Stored::Q8_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q8_0),
+            Stored::Q4_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q4_0),
         }
     }
 
@@ -282,29 +252,24 @@ impl KvCache {
             return;
         }
         let (dim, values) = (self.head_dim, self.stored(self.heads + head, &positions));
-        match self.kv {
-            KvType::F16 => (kernels.mix_f16)(p, dim, cast_slice(values), y),
-            KvType::F32 => (kernels.mix_f32)(p, dim, cast_slice(values), y),
-            KvType::Q8_0 => (kernels.mix_q8_0)(p, dim, cast_slice(values), y),
-            KvType::Q4_0 => (kernels.mix_q4_0)(p, dim, cast_slice(values), y),
+        match self.kv.values {
+            Stored::F16 => (kernels.mix_f16)(p, dim, cast_slice(values), y),
+            Stored::F32 => (kernels.mix_f32)(p, dim, cast_slice(values), y),
+            Stored::Q8_0 => (kernels.mix_q8_0)(p, dim, cast_slice(values), y),
+            Stored::Q4_0 => (kernels.mix_q4_0)(p, dim, cast_slice(values), y),
         }
-    }
-
-    /// Bytes of one position of one head.
-    fn row(&self) -> usize {
-        self.kv.bytes(self.head_dim)
-    }
-
-    /// Bytes of all positions that a page has of one head.
-    fn stripe(&self) -> usize {
-        SPAN * self.row()
     }
 
     /// The bytes of some positions of one page: keys of head `i`, or, from `heads` on, values.
     fn stored(&self, i: usize, positions: &Range<usize>) -> &[u8] {
         let (page, place) = (positions.start / SPAN, positions.start % SPAN);
         assert!(place + positions.len() <= SPAN, "positions of one page");
-        &self.pages[page].bytes()[i * self.stripe() + place * self.row()..][..positions.len() * self.row()]
+        let [keys, values] = [self.kv.keys, self.kv.values].map(|stored| stored.bytes(self.head_dim));
+        let (row, before) = match i.checked_sub(self.heads) {
+            None => (keys, i * SPAN * keys),
+            Some(i) => (values, SPAN * (self.heads * keys + i * values)),
+        };
+        &self.pages[page].bytes()[before + place * row..][..positions.len() * row]
     }
 }
 
@@ -315,13 +280,26 @@ fn own(page: &mut Arc<Page>) -> &mut [u8] {
     Arc::get_mut(page).expect(NO_PAGE).bytes_mut()
 }
 
+/// The stripes of a page that nobody else has, each with the bytes of one of its positions.
+fn stripes(
+    kv: KvType,
+    heads: usize,
+    dim: usize,
+    page: &mut Arc<Page>,
+) -> impl Iterator<Item = (usize, &mut [u8])> {
+    let [keys, values] = [kv.keys, kv.values].map(|stored| stored.bytes(dim));
+    let (key_stripes, value_stripes) = own(page).split_at_mut(heads * SPAN * keys);
+    let keys = key_stripes.chunks_exact_mut(SPAN * keys).map(move |stripe| (keys, stripe));
+    keys.chain(value_stripes.chunks_exact_mut(SPAN * values).map(move |stripe| (values, stripe)))
+}
+
 /// One head's numbers as they are stored.
-fn encode(kv: KvType, data: &[f32], to: &mut [u8]) {
-    match kv {
-        KvType::F16 => cast_slice_mut::<u8, f16>(to).convert_from_f32_slice(data),
-        KvType::F32 => cast_slice_mut(to).copy_from_slice(data),
-        KvType::Q8_0 => (best_encoders().q8_0)(data, to),
-        KvType::Q4_0 => (best_encoders().q4_0)(data, to),
+fn encode(stored: Stored, data: &[f32], to: &mut [u8]) {
+    match stored {
+        Stored::F16 => cast_slice_mut::<u8, f16>(to).convert_from_f32_slice(data),
+        Stored::F32 => cast_slice_mut(to).copy_from_slice(data),
+        Stored::Q8_0 => (best_encoders().q8_0)(data, to),
+        Stored::Q4_0 => (best_encoders().q4_0)(data, to),
     }
 }
 
@@ -373,11 +351,15 @@ mod tests {
     /// What [`KvCache::pieces`] gives of rows that were never in pages.
     fn expected(kv: KvType, keys: &[f32], values: &[f32]) -> Vec<u8> {
         let mut out = Vec::new();
-        for (data, head) in [keys, values].into_iter().flat_map(|d| (0..HEADS).map(move |h| (d, h))) {
-            for row in data.chunks_exact(WIDTH) {
-                let mut bytes = vec![0u64; kv.bytes(DIM).div_ceil(8)];
-                let bytes = &mut cast_slice_mut(&mut bytes)[..kv.bytes(DIM)];
-                encode(kv, &row[head * DIM..][..DIM], bytes);
+        for (data, stored, is_key) in [(keys, kv.keys, true), (values, kv.values, false)] {
+            for (head, row) in (0..HEADS).flat_map(|h| data.chunks_exact(WIDTH).map(move |row| (h, row))) {
+                let mut bytes = vec![0u64; stored.bytes(DIM).div_ceil(8)];
+                let bytes = &mut cast_slice_mut(&mut bytes)[..stored.bytes(DIM)];
+                let mut row = row[head * DIM..][..DIM].to_vec();
+                if is_key && kv.rotates_keys() {
+                    (best_encoders().rotate)(&mut row, DIM);
+                }
+                encode(stored, &row, bytes);
                 out.extend_from_slice(bytes);
             }
         }
@@ -391,7 +373,7 @@ mod tests {
     /// Three caches that are pushed to, cut and copied from one another: each always holds its own rows, in the order of a saved session.
     #[test]
     fn a_cache_holds_its_rows_whatever_its_copies_do() {
-        for kv in KvType::ALL {
+        for kv in KvType::SAMPLES.into_iter().chain(KvType::from_name("q4_0:f16")) {
             let mut caches: Vec<_> =
                 (0..3).map(|_| (KvCache::new(HEADS, DIM, kv), Vec::new(), Vec::new())).collect();
             for step in 0..60 {
@@ -463,7 +445,7 @@ mod tests {
     fn pages_are_counted_as_they_fill() {
         let pool = Pool::new(u64::MAX, 1);
         let mut cache = KvCache::new(HEADS, DIM, KvType::F16);
-        let step = (2 * STEP * KvType::F16.bytes(WIDTH)) as u64;
+        let step = (STEP * KvType::F16.bytes(WIDTH)) as u64;
         let mut run = |cut: usize, rows: usize| {
             cache.truncate(cut);
             let end = cache.len() + rows;

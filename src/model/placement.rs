@@ -20,6 +20,36 @@ const PROGRAM: u64 = 96 << 20;
 /// Streamed: an eighth of what trunk and cache leave may go to the intermediate results of a batch, since every expert is read once a batch.
 const SCRATCH_SHARE: u64 = 8;
 
+/// What the parts of a container take: all that has to be known of it, so that one can be planned for that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of all tensors.
+    pub data: u64,
+    /// Bytes of one expert; 0 where they are not in tiles.
+    pub expert: u64,
+    /// Bytes of the embedding, where it is not the head, too: streamed, its rows are read when they are needed, and not kept.
+    pub embedding: u64,
+    /// Whether experts can be streamed.
+    pub streams: bool,
+}
+
+impl Sizes {
+    /// Those of a container.
+    pub fn of(container: &Container) -> Self {
+        let tiles = container.tile_layout();
+        let embedding = match container.tensor("token_embd.weight") {
+            Some(view) if !container.config().tied_embeddings => view.bytes.len() as u64,
+            _ => 0,
+        };
+        Self {
+            data: container.data_bytes(),
+            expert: tiles.map_or(0, |t| t.expert_bytes() as u64),
+            embedding,
+            streams: tiles.is_some() && is_mapped(container),
+        }
+    }
+}
+
 /// How a container would run.
 #[derive(Clone, Debug)]
 pub struct Placement {
@@ -60,22 +90,35 @@ impl Placement {
     /// # Errors
     /// [`Error::Memory`] with the smallest budget that works, when this one is too small; [`Error::Argument`] when streaming or a GPU is asked for and cannot be.
     pub fn new(container: &Container, options: &Options) -> Result<Self> {
-        let config = container.config();
+        let sizes = Sizes::of(container);
+        if options.paging.mode == Paging::Streamed && !sizes.streams {
+            let path = container.path().display();
+            return Err(Error::Argument(format!(
+                "the experts of {path} are not in tiles and cannot be streamed; convert it with yuan-quant"
+            )));
+        }
         let budget = Budget::of(options.paging.memory);
+        let mut placement = Self::of(container.config(), &sizes, budget, options)?;
+        placement.gpu = GpuPlacement::new(container, options, placement.batch.min(BATCH))?;
+        if placement.gpu.room().is_some() {
+            placement.batch = placement.batch.min(BATCH);
+        }
+        Ok(placement)
+    }
+
+    /// [`Placement::new`] of a model whose container need not be there, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] as there.
+    pub fn of(config: &ModelConfig, sizes: &Sizes, budget: Budget, options: &Options) -> Result<Self> {
         let experts = config.layers * config.experts;
-        let tiles = container.tile_layout();
-        let expert_bytes = tiles.map_or(0, |t| t.expert_bytes() as u64);
-        let trunk = container.data_bytes() - expert_bytes * experts as u64;
+        let Sizes { data, expert: expert_bytes, embedding, streams: can_stream } = *sizes;
+        let trunk = data - expert_bytes * experts as u64;
         let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
         let (transient, token) =
             (transient_slots(config.experts_used, options.paging.look_ahead), scratch_bytes(config));
         // Those of a pass, and those that its sequences have taken.
         let logits = (2 * 4 * LOGIT_ROWS * config.vocab) as u64;
-        // Streamed, rows of the embedding are read when they are needed, and not kept.
-        let embedding = match container.tensor("token_embd.weight") {
-            Some(view) if !config.tied_embeddings => view.bytes.len() as u64,
-            _ => 0,
-        };
         let sequence = State::bytes(config, options.kv, options.context);
         let fixed = (PROGRAM + trunk - embedding + logits).saturating_add(sequence);
         let smallest = fixed.saturating_add(token * LEAST as u64 + transient as u64 * expert_bytes);
@@ -96,18 +139,11 @@ impl Placement {
             budget,
             gpu: GpuPlacement::Off(String::new()),
         };
-        let can_stream = tiles.is_some() && is_mapped(container);
         let room = placement.budget.bytes.saturating_sub(kv.saturating_add(placement.scratch));
-        let fits = container.data_bytes() <= room / 4 * 3;
-        let container_is = format!("the container of {} bytes", container.data_bytes());
+        let fits = data <= room / 4 * 3;
+        let container_is = format!("the container of {data} bytes");
         placement.mode = match options.paging.mode {
             Paging::Plain => Mode::Plain,
-            Paging::Streamed if !can_stream => {
-                let path = container.path().display();
-                return Err(Error::Argument(format!(
-                    "the experts of {path} are not in tiles and cannot be streamed; convert it with yuan-quant"
-                )));
-            }
             Paging::Streamed => Mode::Streamed,
             Paging::Mapped | Paging::Auto if !can_stream => Mode::Plain,
             Paging::Mapped => Mode::Mapped,
@@ -136,12 +172,8 @@ impl Placement {
             placement.pool = State::bytes(config, options.kv, config.context);
         }
         if placement.mode != Mode::Streamed {
-            let taken = PROGRAM + placement.scratch + container.data_bytes();
+            let taken = PROGRAM + placement.scratch + data;
             placement.pool = placement.pool.max(placement.budget.bytes.saturating_sub(taken));
-        }
-        placement.gpu = GpuPlacement::new(container, options, placement.batch.min(BATCH))?;
-        if placement.gpu.room().is_some() {
-            placement.batch = placement.batch.min(BATCH);
         }
         Ok(placement)
     }
@@ -163,6 +195,13 @@ impl Placement {
         let slots = (left.saturating_sub(self.scratch) / self.expert_bytes) as usize;
         self.resident = slots.saturating_sub(self.transient).min(self.experts);
         Ok(())
+    }
+
+    /// Whether all of it fits into the budget. (A container in rows, or one that is mapped as asked for, may be larger: the system then drops and reads
+    /// again what it wants.)
+    pub fn fits(&self, sizes: &Sizes) -> bool {
+        let all = (PROGRAM + self.scratch + sizes.data).saturating_add(self.pool);
+        self.mode == Mode::Streamed || all <= self.budget.bytes
     }
 
     /// Bytes of the slots of experts.

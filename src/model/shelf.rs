@@ -44,14 +44,14 @@ struct Entry {
 }
 
 /// Numbers below belong to the beginnings of timelines, one for each type of keys and values.
-const FIRST: u64 = 1 << 8;
+const FIRST: u64 = 1 << 16;
 
 impl Shelf {
     /// The blocks of the beginning of `tokens`, as far as there are any. The last one may stand for more tokens than it has in common with these: it
     /// comes with the snapshots of those.
     pub fn find(&self, kv: KvType, tokens: &[u32]) -> Vec<Block> {
         let mut blocks = lock(&self.0);
-        let mut before = kv as u64;
+        let mut before = u64::from(kv.number());
         let mut found = Vec::new();
         blocks.clock += 1;
         let clock = blocks.clock;
@@ -76,7 +76,7 @@ impl Shelf {
     /// the same is kept once. What is here of fewer tokens goes.
     pub fn put(&self, kv: KvType, tokens: &[u32], blocks: &mut [Block]) {
         let mut all = lock(&self.0);
-        let mut before = kv as u64;
+        let mut before = u64::from(kv.number());
         all.clock += 1;
         let (clock, mut next) = (all.clock, all.next);
         for (depth, (tokens, block)) in tokens.chunks(SPAN).zip(blocks).enumerate() {
@@ -116,7 +116,7 @@ impl Shelf {
     /// Drops the blocks of the beginning of `tokens` that no sequence holds and that no other tokens go on from.
     pub fn erase(&self, kv: KvType, tokens: &[u32]) {
         let mut blocks = lock(&self.0);
-        let (mut before, mut chain) = (kv as u64, Vec::new());
+        let (mut before, mut chain) = (u64::from(kv.number()), Vec::new());
         for tokens in tokens.chunks(SPAN) {
             let behind = blocks.behind.get(&before).into_iter().flatten();
             let longest = behind.filter(|e| tokens.starts_with(&e.tokens)).max_by_key(|e| e.tokens.len());

@@ -117,7 +117,7 @@ impl State {
 
     /// Bytes of keys and values that one token takes in all layers.
     pub fn kv_bytes(config: &ModelConfig, kv: KvType) -> usize {
-        2 * config.layers * kv.bytes(config.projection)
+        config.layers * kv.bytes(config.projection)
     }
 
     /// Bytes that a sequence of `context` tokens takes at most: keys and values, and snapshots of earlier positions.
@@ -150,7 +150,7 @@ impl State {
     pub fn resize(&mut self, capacity: usize) -> Result<()> {
         let capacity = capacity.max(self.position);
         let kv = &self.layers.first().ok_or_else(|| too_large(capacity))?.kv;
-        check_size(2 * self.layers.len() * self.kv.bytes(kv.heads() * kv.head_dim()), capacity)?;
+        check_size(self.layers.len() * self.kv.bytes(kv.heads() * kv.head_dim()), capacity)?;
         self.capacity = capacity;
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::{
     config::RopePrecision,
     error::{Error, Result},
     limits::MOST_CONTEXT,
-    model::{Extent, KvType, State},
+    model::{Extent, KvType, State, UNROTATED_Q4_0},
     sampler::Sampler,
 };
 
@@ -196,6 +196,11 @@ impl<'p> Reader<'p> {
 
     /// Whether the session is one of this model and its settings.
     fn check_model(&self, header: &Header, engine: &Engine) -> Result<()> {
+        if header.kv == UNROTATED_Q4_0 {
+            let what =
+                "a session whose keys and values are in q4_0 as it was before keys were rotated".into();
+            return Err(self.differs(what, "run its prompt again and save the session anew"));
+        }
         let (shape, arithmetic, rope) = identity(engine.model());
         if header.fingerprint != engine.container().fingerprint()? || header.shape != shape {
             let model = engine.container().path().display();
@@ -224,8 +229,7 @@ impl<'p> Reader<'p> {
     }
 
     fn session(mut self, engine: Arc<Engine>, header: &Header, context: Option<usize>) -> Result<Restored> {
-        let kv = *KvType::ALL
-            .get(header.kv as usize)
+        let kv = KvType::from_number(header.kv)
             .ok_or_else(|| self.damaged("the header", format!("there is no key-value type {}", header.kv)))?;
         let position = header.position as usize;
         let capacity = context.unwrap_or(header.capacity as usize);

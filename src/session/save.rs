@@ -25,7 +25,7 @@ pub(super) const DIGEST: usize = 32;
 pub(super) struct Header {
     /// [`crate::container::Container::fingerprint`] of the model.
     pub fingerprint: [u8; 32],
-    /// Place in [`KvType::ALL`].
+    /// [`KvType::number`].
     pub kv: u32,
     /// 0 integer, 1 float.
     pub arithmetic: u32,
@@ -67,7 +67,7 @@ impl Header {
 
     /// Bytes of the whole file; `None` where they cannot be counted.
     pub fn file_bytes(&self, model: &Model) -> Option<u64> {
-        let kv = *KvType::ALL.get(self.kv as usize)?;
+        let kv = KvType::from_number(self.kv)?;
         let extent = Extent {
             position: usize::try_from(self.position).ok()?,
             snapshots: usize::try_from(self.snapshots).ok()?,
@@ -109,7 +109,7 @@ impl Session {
         let extent = self.state.extent();
         let header = Header {
             fingerprint: self.engine.container().fingerprint()?,
-            kv: KvType::ALL.iter().position(|&k| k == self.kv_type()).unwrap_or(0) as u32,
+            kv: self.kv_type().number(),
             arithmetic,
             rope,
             shape,

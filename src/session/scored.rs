@@ -18,7 +18,7 @@ pub struct Scored(Mutex<Lists>);
 /// In order, so that of all lists a neighbour has the longest beginning in common with one that is looked for.
 #[derive(Debug, Default)]
 struct Lists {
-    of: BTreeMap<(u8, Vec<u32>), List>,
+    of: BTreeMap<(u32, Vec<u32>), List>,
     bytes: usize,
     /// Counts what was done, and so tells what was used last.
     clock: u64,
@@ -39,7 +39,7 @@ impl Scored {
     pub fn find(&self, kv: KvType, tokens: &[u32], top: usize) -> Vec<Score> {
         let mut lists = lock(&self.0);
         lists.clock += 1;
-        let (clock, key) = (lists.clock, (kv as u8, tokens.to_vec()));
+        let (clock, key) = (lists.clock, (kv.number(), tokens.to_vec()));
         let mut longest = (0, None);
         let (before, behind) = (lists.of.range(..=&key).next_back(), lists.of.range(&key..).next());
         for (found, list) in [before, behind].into_iter().flatten() {
@@ -63,7 +63,7 @@ impl Scored {
         }
         let mut lists = lock(&self.0);
         lists.clock += 1;
-        let (used, key) = (lists.clock, (kv as u8, tokens.to_vec()));
+        let (used, key) = (lists.clock, (kv.number(), tokens.to_vec()));
         // A longer list says the same and more, and this one more than a shorter one.
         if let Some((found, list)) = lists.of.range_mut(&key..).next()
             && found.0 == key.0
@@ -92,7 +92,7 @@ impl Scored {
 }
 
 impl Lists {
-    fn remove(&mut self, key: &(u8, Vec<u32>)) {
+    fn remove(&mut self, key: &(u32, Vec<u32>)) {
         if let Some(list) = self.of.remove(key) {
             self.bytes -= list.bytes;
         }

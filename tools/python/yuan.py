@@ -200,7 +200,7 @@ class Engine(_Handle):
         look_ahead: bool = False, context: int = 0, kv: str = "f16", progress: Progress | None = None,
     ) -> None:  # fmt: skip
         """`memory` is all that may be used ("8G", "50%"), `gpu_memory` the same of the GPU ("auto", "off" or its number); `context` and `kv` are
-        what sessions will take of both; `batch_tokens` go through the model together at most (0: the usual number).
+        what sessions will take of both (`kv`: "f16", "q8_0", "q4_0", "f32", or "q8_0:q4_0" for keys and values); `batch_tokens` go through the model together at most (0: the usual number).
         `progress` hears how many bytes are there of how many that are read first; False stops it."""
         with _EngineOptions("engine_options_new") as options, _heard(progress) as callback:
             _call("engine_options_set_threads", options._handle, _size("threads", threads))

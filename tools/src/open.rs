@@ -37,7 +37,7 @@ pub struct RunArgs {
     /// Number of tokens of prompts and answers that go through the model together at most; 0 means the usual number
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::batch)]
     pub batch_tokens: usize,
-    /// Type of the key-value cache: f16, q8_0, q4_0 or f32
+    /// Type of the key-value cache: f16, q8_0, q4_0 or f32, or KEYS:VALUES, as in q8_0:q4_0
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = kv_type)]
     pub kv: KvType,
     /// Rotary convention to use instead of the container's: mixed, f32 or hfbf16
@@ -182,8 +182,9 @@ fn direct_io(name: &str) -> Result<DirectIo, String> {
     DirectIo::from_name(name).ok_or_else(|| "choose one of auto, on, off".into())
 }
 
-fn kv_type(name: &str) -> Result<KvType, String> {
-    KvType::from_name(name).ok_or_else(|| "choose f16, q8_0, q4_0 or f32".into())
+/// Parses a type of the key-value cache.
+pub fn kv_type(name: &str) -> Result<KvType, String> {
+    KvType::from_name(name).ok_or_else(|| format!("choose {}", KvType::CHOICES))
 }
 
 /// Parses a rotary convention.

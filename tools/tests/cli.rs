@@ -451,6 +451,37 @@ fn the_version_names_the_commit_where_the_build_knows_it() {
     }
 }
 
+/// The table of a plan, of a model that is not there: what it says of a context is what a sequence of it takes, and more memory never holds less.
+#[test]
+fn a_plan_says_which_contexts_fit() {
+    let table = |memory: &str| {
+        let speeds = ["--memory-speed", "50", "--drive-speed", "2"];
+        let arguments = ["plan", "--geometry", "3-flash", "--memory", memory, "--json"];
+        json("yuan", &[&arguments[..], &speeds].concat())["table"].take()
+    };
+    let mut before = 0;
+    for memory in ["8G", "16G", "24G", "32G", "64G"] {
+        let table = table(memory);
+        let per_token = &table["kv_bytes_per_token"];
+        assert_eq!((&per_token["f16"], &per_token["q8_0:q4_0"]), (&393_216.into(), &159_744.into()));
+        let all = table["contexts"].as_array().unwrap();
+        assert_eq!(all.len(), 6 * 4);
+        let fits: Vec<_> = all.iter().filter(|fit| fit["fits"] == true).collect();
+        for fit in &fits {
+            let context = fit["context"].as_u64().unwrap();
+            let bytes = per_token[fit["kv"].as_str().unwrap()].as_u64().unwrap();
+            assert_eq!(fit["kv_bytes"], context * bytes);
+            assert!(fit["tokens_per_second"].as_f64().unwrap() > 0.0, "{fit}");
+        }
+        assert!(fits.len() >= before, "{memory}");
+        before = fits.len();
+    }
+    assert_eq!(before, 24, "64 GB hold every context");
+    let people = text("yuan", &["plan", "--geometry", "tiny", "--memory", "1G", "--memory-speed", "10"]);
+    assert!(people.contains("q8_0:q4_0") && people.contains("2.0 GB/s, assumed"), "{people}");
+    assert!(complaint("yuan", &["plan"]).contains("--geometry"));
+}
+
 #[test]
 fn help_has_examples() {
     for (name, command) in [

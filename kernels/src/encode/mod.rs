@@ -9,8 +9,13 @@ mod small;
 
 use bytemuck::{Pod, bytes_of};
 
+use crate::hadamard::rotate;
+
 /// An encoder of one format: whole blocks of finite weights into exactly the bytes that they take.
 pub type Encoder = fn(weights: &[f32], out: &mut [u8]);
+
+/// The rotation of blocks of `width` numbers, a power of two, in place (`hadamard.rs`).
+pub type Rotation = fn(x: &mut [f32], width: usize);
 
 /// The encoders, all compiled for one instruction set.
 #[derive(Debug)]
@@ -22,6 +27,7 @@ pub struct Encoders {
     pub q8_0: Encoder,
     pub q4_k: Encoder,
     pub q6_k: Encoder,
+    pub rotate: Rotation,
 }
 
 static BASELINE: Encoders = Encoders {
@@ -30,6 +36,7 @@ static BASELINE: Encoders = Encoders {
     q8_0: |weights, out| each(weights, out, small::q8_0),
     q4_k: |weights, out| each(weights, out, q4_k::encode),
     q6_k: |weights, out| each(weights, out, q6_k::encode),
+    rotate,
 };
 
 /// The encoders that this CPU runs, fastest first. All give the same bytes.
@@ -50,13 +57,14 @@ pub fn best_encoders() -> &'static Encoders {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::{Encoders, each, q4_k, q6_k, small};
+    use crate::hadamard;
 
     pub fn table() -> Option<&'static Encoders> {
         /// A plain function of one that needs the instructions.
         macro_rules! enter {
             ($function:ident) => {
                 // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2.
-                |weights, out| unsafe { $function(weights, out) }
+                |from, to| unsafe { $function(from, to) }
             };
         }
         static TABLE: Encoders = Encoders {
@@ -65,6 +73,7 @@ mod avx2 {
             q8_0: enter!(q8_0),
             q4_k: enter!(q4_k),
             q6_k: enter!(q6_k),
+            rotate: enter!(rotate),
         };
         is_x86_feature_detected!("avx2").then_some(&TABLE)
     }
@@ -87,6 +96,11 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn q6_k(weights: &[f32], out: &mut [u8]) {
         each(weights, out, q6_k::encode);
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn rotate(x: &mut [f32], width: usize) {
+        hadamard::rotate(x, width);
     }
 }
 

@@ -75,7 +75,7 @@ pub const fn dtype(kv: KvType) -> Option<DType> {
     match kv {
         KvType::F16 => Some(DType::F16),
         KvType::Q8_0 => Some(DType::Q8_0),
-        KvType::F32 | KvType::Q4_0 => None,
+        _ => None,
     }
 }
 

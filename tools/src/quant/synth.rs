@@ -11,10 +11,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use yuan::{
-    checkpoint::{
-        config::parse_config,
-        names::{self, TensorSpec},
-    },
+    checkpoint::names::{self, TensorSpec},
     config::{Architecture, Family, ModelConfig},
     convert::Conversion,
     quantize::{Plan, Weights, synth},
@@ -23,6 +20,7 @@ use yuan::{
 use yuan_tools::{
     console::{byte_bar, size, stopped},
     convert::Job,
+    geometry::geometry,
     tell,
 };
 
@@ -64,19 +62,7 @@ pub struct Synth {
 
 impl Synth {
     pub fn run(&self) -> anyhow::Result<()> {
-        let mut config = match self.geometry.as_str() {
-            "m32" => synth::m32(),
-            "3-flash" => synth::flash(),
-            "tiny" => synth::tiny(),
-            file => {
-                let text = fs::read_to_string(file).with_context(|| {
-                    format!(
-                        "the geometry {file} is neither m32, 3-flash nor tiny, nor a file that can be read"
-                    )
-                })?;
-                parse_config(&text, Path::new(file))?.config
-            }
-        };
+        let mut config = geometry(&self.geometry)?;
         config.layers = self.layers.unwrap_or(config.layers);
         config.validate().map_err(anyhow::Error::msg)?;
         let vocab = Vocab::of(config.family, pieces(&config));

@@ -6,13 +6,13 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
-    model::{LOGIT_ROWS, Model, State, Want},
+    model::{KvType, LOGIT_ROWS, Model, State, Want},
     session::{Engine, stats},
     tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
     console::{cancel_on_stop, stopped, token_bar},
-    open::RunArgs,
+    open::{RunArgs, kv_type},
     say,
 };
 
@@ -22,6 +22,7 @@ use yuan_tools::{
 Examples:
   yuan perplexity model.gguf --file text.txt
   yuan perplexity q4.gguf --file heldout.txt --documents 1-58 --against bf16.gguf
+  yuan perplexity model.gguf --file text.txt --kv q4_0 --against model.gguf --against-kv f16
 Documents are divided by lines that say <eod>. Each is run by itself from an empty state; every token but its first \
             is predicted, special tokens and the closing <eod> included. With --against, --memory is for each of the two models.")]
 pub struct Perplexity {
@@ -36,6 +37,9 @@ pub struct Perplexity {
     /// Also report the mean Kullback-Leibler divergence from this model's predictions
     #[arg(long, value_name = "MODEL")]
     against: Option<PathBuf>,
+    /// Type of that model's key-value cache, where it is not --kv
+    #[arg(long, value_name = "TYPE", value_parser = kv_type, requires = "against")]
+    against_kv: Option<KvType>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -63,7 +67,10 @@ impl Perplexity {
         let context = documents.iter().map(Vec::len).max().unwrap_or(0);
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?),
+            Some(path) => {
+                let kv = self.against_kv.unwrap_or(self.run.kv);
+                Some(RunArgs { model: path.clone(), kv, ..self.run.clone() }.open(context)?)
+            }
         };
         if let Some(other) = &other {
             let (a, b) = (engine.model().config().vocab, other.model().config().vocab);
@@ -102,10 +109,10 @@ impl Perplexity {
         other: Option<&Model>,
         score: &mut Score,
     ) -> anyhow::Result<()> {
-        let states = |model: &Model| model.state(tokens.len(), self.run.kv);
-        let mut state = states(model)?;
+        let mut state = model.state(tokens.len(), self.run.kv)?;
         let _stop = cancel_on_stop(state.cancel.clone());
-        let mut other = other.map(|m| Ok::<_, yuan::Error>((m, states(m)?))).transpose()?;
+        let kv = self.against_kv.unwrap_or(self.run.kv);
+        let mut other = other.map(|m| Ok::<_, yuan::Error>((m, m.state(tokens.len(), kv)?))).transpose()?;
         if let Some((_, other)) = &mut other {
             other.cancel = state.cancel.clone();
         }

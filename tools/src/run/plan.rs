@@ -7,13 +7,24 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    model::{GpuPlacement, Placement, threads::usable_cores},
+    machine::budget::Budget,
+    model::{GpuPlacement, Placement, Sizes, threads::usable_cores},
     pager::{self, Mode, trace::Trace},
     session::stats::gpu,
 };
-use yuan_tools::{console::size, numbers, open::RunArgs, say, stats::describe_gpu};
+use yuan_tools::{
+    console::size,
+    geometry::{geometry, sizes},
+    numbers,
+    open::RunArgs,
+    say,
+    stats::describe_gpu,
+};
 
-use crate::bench::read_bandwidth;
+use crate::{
+    bench::read_bandwidth,
+    fits::{Fits, Reads, Speeds},
+};
 
 /// Say how a model would run on this machine, and why
 #[derive(Args)]
@@ -23,11 +34,23 @@ Examples:
   yuan plan model.gguf --memory 8G --context 4096
   yuan plan model.gguf --memory 8G --trace poem.trace
   yuan plan model.gguf --gpu 0 --gpu-memory 6G
-Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers \
+  yuan plan --geometry 3-flash --memory 24G --memory-speed 60 --drive-speed 3
+The table says which contexts fit into the memory with which type of the cache, and how fast the last token of such a context comes. \
+            With --geometry it is that of a model that need not be there, with the types that yuan-quant chooses. Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers \
             the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
+#[command(mut_arg("model", |model| model.required(false).default_value(NO_MODEL).hide_default_value(true)))]
 pub struct Plan {
     #[command(flatten)]
     run: RunArgs,
+    /// Plan for a model of this shape in place of a file: m32, 3-flash, tiny, or a config.json
+    #[arg(long, value_name = "m32|3-flash|tiny|FILE", conflicts_with_all = ["model", "trace"])]
+    geometry: Option<String>,
+    /// GB a second that the memory delivers, of a machine other than this one; by default it is measured
+    #[arg(long, value_name = "GB/S", value_parser = speed)]
+    memory_speed: Option<f64>,
+    /// GB a second that the drive delivers; by default it is measured, or taken to be 2 where there is no file to read
+    #[arg(long, value_name = "GB/S", value_parser = speed)]
+    drive_speed: Option<f64>,
     /// Number of tokens in the prompt and the answer together
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = numbers::tokens)]
     context: usize,
@@ -41,16 +64,21 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> anyhow::Result<()> {
+        if let Some(name) = &self.geometry {
+            return self.run_geometry(name);
+        }
+        ensure!(self.run.model.as_os_str() != NO_MODEL, "give a model, or --geometry m32");
         let container = Container::open(&self.run.model)?;
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
-        let config = container.config();
-        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
-        let memory = read_bandwidth(threads, p.budget.bytes / 2);
-        let drive = match p.expert_bytes {
-            0 => None,
+        let (config, sizes) = (container.config(), Sizes::of(&container));
+        let memory = self.memory_speed(p.budget.bytes);
+        let drive = match (p.expert_bytes, self.drive_speed) {
+            (0, _) => None,
+            (_, Some(given)) => Some(given),
             _ => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
         };
+        let fits = Fits::of(config, &sizes, &p.budget, &options, Speeds { memory, drive });
         let rate = match (&self.trace, p.mode) {
             (_, Mode::Plain | Mode::Mapped) => 1.0,
             (None, Mode::Streamed) => p.resident as f64 / p.experts.max(1) as f64,
@@ -61,11 +89,7 @@ impl Plan {
                 trace.replay(options.paging.eviction, p.resident).decode.rate()
             }
         };
-        let embedding = container.tensor("token_embd.weight").map_or(0, |t| t.bytes.len() as u64);
-        let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
-        // A token reads one row of the embedding; streamed, the trunk is counted without it.
-        let beside = if config.tied_embeddings || p.mode == Mode::Streamed { 0 } else { embedding };
-        let weights = p.trunk - beside + experts;
+        let Reads { weights, experts } = Reads::of(config, &sizes, &p);
         // The CPU reads what the GPU does not have, and the drive delivers of that what memory does not have.
         let (there, on_gpu) = match &p.gpu {
             GpuPlacement::Off(_) => (0.0, 0),
@@ -90,7 +114,7 @@ impl Plan {
                 "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
                 "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
                 "bytes_read_per_token": read, "tokens_per_second": tokens,
-                "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu,
+                "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu, "table": fits.json(),
             });
             return say!("{object}");
         }
@@ -133,6 +157,50 @@ impl Plan {
             say!("prompt     each expert once a batch: {}, {:.1} s", size(once), once as f64 / 1e9 / drive)?;
         }
         say!("expect     at most {tokens:.1} tok/s")?;
-        Ok(())
+        fits.print()
+    }
+
+    /// The table of a model that need not be there.
+    fn run_geometry(&self, name: &str) -> anyhow::Result<()> {
+        let config = geometry(name)?;
+        let sizes = sizes(&config)?;
+        let budget = Budget::of(self.run.paging.memory);
+        let memory = self.memory_speed(budget.bytes);
+        let drive = self.drive_speed.unwrap_or(ASSUMED_DRIVE);
+        let speeds = Speeds { memory, drive: sizes.streams.then_some(drive) };
+        let fits = Fits::of(&config, &sizes, &budget, &self.run.options(self.context), speeds);
+        if self.json {
+            let object = json!({
+                "geometry": name, "budget": budget.bytes, "budget_is": budget.set_by, "container_bytes": sizes.data,
+                "expert_bytes": sizes.expert, "memory_gb_per_second": memory, "drive_gb_per_second": speeds.drive, "table": fits.json(),
+            });
+            return say!("{object}");
+        }
+        say!("container  {} of {name}, with the types that yuan-quant chooses", size(sizes.data))?;
+        say!("budget     {} ({})", size(budget.bytes), budget.set_by)?;
+        let how = |given: bool, otherwise| if given { "as given" } else { otherwise };
+        say!("memory     {memory:.1} GB/s, {}", how(self.memory_speed.is_some(), "measured here"))?;
+        if speeds.drive.is_some() {
+            say!("drive      {drive:.1} GB/s, {}", how(self.drive_speed.is_some(), "assumed"))?;
+        }
+        fits.print()
+    }
+
+    /// As given, or measured with up to half of the budget.
+    fn memory_speed(&self, budget: u64) -> f64 {
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
+        self.memory_speed.unwrap_or_else(|| read_bandwidth(threads, budget / 2))
+    }
+}
+
+/// A folder is no model.
+const NO_MODEL: &str = ".";
+/// GB a second of a drive that nobody has measured.
+const ASSUMED_DRIVE: f64 = 2.0;
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(speed) if (0.001..1e5).contains(&speed) => Ok(speed),
+        _ => Err("give GB a second, as in 2.5".into()),
     }
 }
