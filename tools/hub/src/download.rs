@@ -59,8 +59,7 @@ pub fn download(
     let (part, list) = (beside(path, ".part"), beside(path, ".blocks"));
     let blocks = usize::try_from(remote.size.div_ceil(BLOCK))?;
     let url = hub.url(&remote.path);
-    // A file whose contents are another has another digest, or is of another commit.
-    let identity = format!("{} {}", remote.sha256.as_deref().unwrap_or(&url), remote.size);
+    let identity = hub.identity(remote);
     let on_disk = || format!("cannot write {}", part.display());
     let mut journal = Journal::open(&list, &identity, blocks).with_context(on_disk)?;
     if fs::metadata(&part).map_or(0, |there| there.len()) != remote.size && journal.there().contains(&true) {

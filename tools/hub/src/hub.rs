@@ -46,7 +46,11 @@ pub struct Hub {
 
 impl Hub {
     /// The repository on its hub, or on a mirror at `endpoint`. The token that the hub's own tools use is sent, to it alone.
+    ///
+    /// Without an address it is that of the environment (`HF_ENDPOINT`, `MODELSCOPE_DOMAIN`), or the hub's own.
     pub fn new(repository: &Repository, endpoint: Option<&str>) -> Self {
+        let endpoint = endpoint.map(str::to_owned).or_else(|| named_endpoint(repository.kind));
+        let endpoint = endpoint.unwrap_or_else(|| repository.kind.endpoint().to_owned());
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("yuan/", env!("CARGO_PKG_VERSION")))
@@ -56,7 +60,7 @@ impl Hub {
         Self {
             agent: config.build().into(),
             kind: repository.kind,
-            endpoint: endpoint.unwrap_or(repository.kind.endpoint()).trim_end_matches('/').to_owned(),
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
             id: repository.id.clone(),
             revision: repository.revision.clone(),
             token: token(repository.kind),
@@ -139,6 +143,12 @@ impl Hub {
             check_path(&file.path)?;
         }
         Ok(files)
+    }
+
+    /// A text that is the same as long as the file's contents are: its digest, or its address at the commit that was asked for.
+    pub fn identity(&self, remote: &Remote) -> String {
+        let digest = remote.sha256.clone().unwrap_or_else(|| self.url(&remote.path));
+        format!("{digest} {}", remote.size)
     }
 
     /// Where a file is.
@@ -260,6 +270,18 @@ fn escaped(text: &str) -> String {
     text.bytes()
         .map(|byte| if fine(byte) { (byte as char).to_string() } else { format!("%{byte:02X}") })
         .collect()
+}
+
+/// The address of a mirror that the environment names, as the hub's own tools understand it.
+fn named_endpoint(kind: Kind) -> Option<String> {
+    let of = |name: &str| env::var(name).ok().filter(|text| !text.trim().is_empty());
+    match kind {
+        Kind::HuggingFace => of("HF_ENDPOINT"),
+        Kind::ModelScope => of("MODELSCOPE_DOMAIN").map(|domain| match domain.contains("://") {
+            true => domain,
+            false => format!("https://{domain}"),
+        }),
+    }
 }
 
 /// The token of the hub's own tools: in the environment, or in a file.

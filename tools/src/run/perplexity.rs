@@ -63,7 +63,7 @@ impl Perplexity {
         let context = documents.iter().map(Vec::len).max().unwrap_or(0);
         let other = match &self.against {
             None => None,
-            Some(path) => Some(RunArgs { model: path.clone(), ..self.run.clone() }.open(context)?),
+            Some(path) => Some(RunArgs { model: path.clone().into(), ..self.run.clone() }.open(context)?),
         };
         if let Some(other) = &other {
             let (a, b) = (engine.model().config().vocab, other.model().config().vocab);

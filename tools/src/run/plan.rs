@@ -41,7 +41,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn run(self) -> anyhow::Result<()> {
-        let container = Container::open(&self.run.model)?;
+        let container = Container::open(&self.run.model.path()?)?;
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
         let config = container.config();
