@@ -100,6 +100,13 @@ fn disk(folder: &Path) -> u64 {
     entries.map(|path| if path.is_dir() { disk(&path) } else { of(&path) }).sum()
 }
 
+/// The most memory that a process has had, in kB, where the system tells.
+fn largest_memory(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
 /// Kills many runs at random moments. `YUAN_PULL_KILLS` has their number and `YUAN_PULL_GEOMETRY` a config.json for the full form.
 #[cfg(unix)]
 #[test]
@@ -124,7 +131,7 @@ fn however_often_it_is_killed_the_container_is_the_same() {
     let time = conversion.as_secs_f64() * 2.0 + 1.0;
     let hub = Hub::new(Path::new(&checkpoint), (total as f64 / time) as u64);
     let options = ["--rope-base", "10000", "--json"];
-    let (mut random, mut killed, mut peak) = (1u64, 0, 0);
+    let (mut random, mut killed, mut peak, mut memory) = (1u64, 0, 0, 0);
     let mut watch = |models: &str| peak = disk(Path::new(models)).max(peak);
     let mut runs = 0;
     let said = loop {
@@ -139,6 +146,7 @@ fn however_often_it_is_killed_the_container_is_the_same() {
         let until = Instant::now() + if killed < kills { life } else { Duration::from_secs(3600) };
         let status = loop {
             watch(&models);
+            memory = memory.max(largest_memory(child.id()));
             match child.try_wait().unwrap() {
                 Some(status) => break Some(status),
                 None if Instant::now() >= until => break None,
@@ -168,7 +176,7 @@ fn however_often_it_is_killed_the_container_is_the_same() {
     // The container and two shards, the third of which the first is just making room for.
     let sent: u64 = weights().map(|entry| hub.sent(&entry.file_name().into_string().unwrap())).sum();
     eprintln!(
-        "{killed} kills of {runs} runs; {total} bytes in shards of {largest} to a container of {container}: {peak} on the disk, {sent} sent"
+        "{killed} kills of {runs} runs; {total} bytes in shards of {largest} to a container of {container}: {peak} on the disk, {sent} sent, {memory} kB of memory"
     );
     assert!(peak < container + 3 * largest + (64 << 20), "{peak} bytes on the disk");
 }

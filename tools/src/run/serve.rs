@@ -62,7 +62,9 @@ impl Serve {
     pub fn run(mut self) -> anyhow::Result<()> {
         // First of all, so that whoever watches sees the server while its model is loaded.
         let bound = Bound::new(self.server.clone())?;
-        self.run.model = if self.demo { demo::container()? } else { self.run.model.path()? }.into();
+        if self.demo {
+            self.run.model = demo::container()?.into();
+        }
         let stopper = bound.stopper();
         console::on_stop(move || stopper.stop());
         let (address, sequences) = (bound.address(), self.server.sequences);
