@@ -264,3 +264,29 @@ fn yuan_quant_takes_a_repository_and_may_keep_it() {
     let said = err(&nobody.unwrap());
     assert!(said.contains("check the name"), "{said}");
 }
+
+#[test]
+fn an_index_that_lies_is_an_error() {
+    let folder = Folder::new();
+    let checkpoint = sharded(&folder, "tiny", "1", 3);
+    let (index, models) =
+        (Path::new(&checkpoint).join("model.safetensors.index.json"), folder.path("models"));
+    let text = fs::read_to_string(&index).unwrap();
+    let refused = |index_text: &str| {
+        fs::write(&index, index_text).unwrap();
+        let hub = Hub::new(Path::new(&checkpoint), FAST);
+        let output = pull(&models, &hub, &[]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!Path::new(&models).join("a--b.gguf").exists());
+        err(&output)
+    };
+    let elsewhere = text.replacen("00001", "00002", 1);
+    assert!(refused(&elsewhere).contains("the index names it"), "{}", refused(&elsewhere));
+    let other = text.replacen("lm_head.weight", "lm_tail.weight", 1);
+    let said = refused(&other);
+    assert!(said.contains("missing") && said.contains("lm_tail.weight"), "{said}");
+    // What has come is of use when the index is right.
+    fs::write(&index, &text).unwrap();
+    ends_well(&mut pull(&models, &Hub::new(Path::new(&checkpoint), FAST), &[]));
+    assert_eq!(names(&models), ["a--b.gguf"]);
+}

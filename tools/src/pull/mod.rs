@@ -22,7 +22,7 @@ use yuan_hub::{Remote, Repository, download::download};
 use crate::{
     console::{byte_bar, stopped},
     convert::{Input, Job},
-    models::{COMING, lock},
+    models::{COMING, ENDING, lock},
     tell,
 };
 use choose::{Chosen, choose};
@@ -97,7 +97,7 @@ impl Pull<'_> {
         fs::create_dir_all(&folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
         let lock = lock(&folder)?;
-        if !(folder.join(DONE).exists() && self.output.is_file() && !self.partial().exists()) {
+        if !self.is_done(&folder) {
             self.fetch(&folder)?;
         }
         // Of a run that was killed behind its last step.
@@ -108,8 +108,13 @@ impl Pull<'_> {
         Ok(Pulled { bytes: fs::metadata(self.output)?.len() })
     }
 
-    fn partial(&self) -> PathBuf {
-        self.output.with_added_extension("partial")
+    /// Whether an earlier run has given the container its name, and was killed then.
+    fn is_done(&self, folder: &Path) -> bool {
+        let is_container = |path: PathBuf| path.extension().is_some_and(|ending| ending == ENDING);
+        let waits =
+            || fs::read_dir(folder).into_iter().flatten().flatten().any(|file| is_container(file.path()));
+        let has_name = || !self.output.with_added_extension("partial").exists() && !waits();
+        folder.join(DONE).exists() && self.output.is_file() && has_name()
     }
 
     /// Removes what has been fetched, or gives it the name that it keeps.
