@@ -37,7 +37,7 @@ const LISTING: &str = "listing";
 /// How the hub is asked, and what stays.
 #[derive(Args, Clone, Debug)]
 pub struct Hub {
-    /// Address of a mirror in place of the hub's own (https://huggingface.co, https://modelscope.cn); by default what HF_ENDPOINT or MODELSCOPE_DOMAIN
+    /// Address of a mirror in place of the hub's own, huggingface.co or modelscope.cn; by default what HF_ENDPOINT or MODELSCOPE_DOMAIN
     /// names. The token is that of the hub's own tools: HF_TOKEN, or ~/.cache/huggingface/token; MODELSCOPE_API_TOKEN
     #[arg(long, value_name = "URL", help_heading = "Hub")]
     pub endpoint: Option<String>,
