@@ -243,16 +243,21 @@ fn only_the_code_of_tests_is_passed_over() {
 }
 
 /// What sources of the tools do without: `yuan` runs models and converts none, but for its demo; the C surface is for others.
-const TOOLS: [(&str, &[&str]); 5] = [
+const TOOLS: [(&str, &[&str]); 6] = [
     ("tools/src/", &["capi"]),
     ("tools/src/run/", &["capi", "convert", "quantize"]),
     ("tools/src/run/demo.rs", &["capi"]),
+    // It knows files, and no models.
+    (
+        "tools/hub/src/",
+        &["capi", "checkpoint", "container", "convert", "gpu", "model", "pager", "quantize", "session"],
+    ),
     ("tools/serve/src/", &["capi", "convert", "gpu", "quantize"]),
     ("tools/src/quant/", &["capi", "gpu", "pager", "sampler", "session"]),
 ];
 
 fn tools() -> impl Iterator<Item = (String, String)> {
-    ["tools/src", "tools/serve/src"].into_iter().flat_map(sources)
+    ["tools/src", "tools/serve/src", "tools/hub/src"].into_iter().flat_map(sources)
 }
 
 #[test]
@@ -290,7 +295,7 @@ fn kernels_know_no_files_threads_or_environment() {
 
 #[test]
 fn unsafe_stays_in_its_rooms() {
-    for folder in ["src", "kernels/src", "tools/src", "tools/serve/src"] {
+    for folder in ["src", "kernels/src", "tools/src", "tools/serve/src", "tools/hub/src"] {
         for (path, text) in sources(folder) {
             let said =
                 code(&text).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
@@ -328,7 +333,7 @@ fn tools_speak_by_their_own_macros() {
 
 #[test]
 fn files_have_one_idea() {
-    for folder in ["src", "kernels", "tools/src", "tools/serve", "tests"] {
+    for folder in ["src", "kernels", "tools/src", "tools/serve", "tools/hub", "tests"] {
         for (path, text) in sources(folder) {
             assert!(
                 text.lines().count() <= LONGEST,

@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result, TensorProblems},
 };
 
-const LARGEST_CONFIG: u64 = 16 << 20;
+pub(super) const LARGEST_CONFIG: u64 = 16 << 20;
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 18;
 
@@ -66,14 +66,14 @@ pub(super) struct Shard {
 
 /// Where the elements of a tensor are.
 #[derive(Debug)]
-struct Weights {
+pub(super) struct Weights {
     /// Number of the file; none for zeros that no file has.
-    file: Option<usize>,
+    pub file: Option<usize>,
     offset: u64,
     element: ElementType,
     /// Bytes of an element.
     width: u64,
-    elements: u64,
+    pub elements: u64,
 }
 
 impl Checkpoint {
@@ -92,10 +92,7 @@ impl Checkpoint {
         let mut tables = Vec::new();
         for name in &layout.files {
             let shard = Shard::open(folder, name)?;
-            tables.push(match layout.format {
-                Format::Safetensors => safetensors::read_entries(&shard.file, shard.len, &shard.path)?,
-                Format::Torch => archive::read_entries(&shard.file, shard.len, &shard.path)?,
-            });
+            tables.push(shard.entries(layout.format)?);
             files.push(shard);
         }
         let family = family::of_names(tables.iter().flatten().map(|entry| entry.name.as_str()));
@@ -208,9 +205,6 @@ impl Checkpoint {
     /// # Errors
     /// [`Error::Argument`] for a tensor that the model does not have, and a range beyond its end; [`Error::Io`].
     pub fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
-        thread_local! {
-            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
         let argument = |problem: String| Error::Argument(format!("tensor {name}: {problem}"));
         if let Some(module) = self.modules.get(name) {
             if range.start > range.end || range.end > module.elements() {
@@ -228,23 +222,12 @@ impl Checkpoint {
             out.resize(out.len() + range.len(), 0.0);
             return Ok(());
         };
-        let shard = &self.files[file];
-        let width = weights.width as usize;
-        out.reserve(range.len());
-        BUFFER.with_borrow_mut(|buffer| {
-            for start in range.clone().step_by(PIECE / width) {
-                let count = (range.end - start).min(PIECE / width);
-                buffer.resize(count * width, 0);
-                shard.read(buffer, weights.offset + start as u64 * weights.width)?;
-                weights.element.widen(buffer, out);
-            }
-            Ok(())
-        })
+        self.files[file].widen(weights, range, out)
     }
 }
 
 impl Shard {
-    fn open(folder: &Path, name: &str) -> Result<Self> {
+    pub(super) fn open(folder: &Path, name: &str) -> Result<Self> {
         let path = folder.join(name);
         let file = open(&path)?;
         let (len, modified) = stamp(&file, &path)?;
@@ -255,6 +238,45 @@ impl Shard {
     pub fn read(&self, buffer: &mut [u8], offset: u64) -> Result<()> {
         read_exact_at(&self.file, buffer, offset).map_err(Error::io("read", &self.path))
     }
+
+    /// The table of its tensors.
+    pub(super) fn entries(&self, format: Format) -> Result<Vec<Entry>> {
+        match format {
+            Format::Safetensors => safetensors::read_entries(&self.file, self.len, &self.path),
+            Format::Torch => archive::read_entries(&self.file, self.len, &self.path),
+        }
+    }
+
+    /// Appends elements of weights that this file has, widened to f32.
+    pub(super) fn widen(&self, weights: &Weights, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let width = weights.width as usize;
+        out.reserve(range.len());
+        BUFFER.with_borrow_mut(|buffer| {
+            for start in range.clone().step_by(PIECE / width) {
+                let count = (range.end - start).min(PIECE / width);
+                buffer.resize(count * width, 0);
+                self.read(buffer, weights.offset + start as u64 * weights.width)?;
+                weights.element.widen(buffer, out);
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Weights {
+    /// What `spec` wants of the tensor `entry` in a file; none where that has a type that weights cannot have.
+    pub(super) fn of(spec: &names::TensorSpec, file: usize, entry: &Entry) -> Option<Self> {
+        let width = entry.element.weight_bytes()?;
+        elements(&entry.shape)?;
+        // The whole tensor has a size, and the weights are some of its rows.
+        let row: u64 = entry.shape[1..].iter().product();
+        let offset = entry.offset + spec.source.first_row as u64 * row * width;
+        let elements = spec.shape[0] as u64 * row;
+        Some(Self { file: Some(file), offset, element: entry.element.clone(), width, elements })
+    }
 }
 
 /// Whether a tensor that the table of names does not have may be there all the same.
@@ -263,15 +285,15 @@ fn is_ignored(name: &str, config: &ModelConfig, about: &Description) -> bool {
 }
 
 /// What is in a folder.
-struct Found {
+pub(super) struct Found {
     /// By the names of the runtime.
-    tensors: HashMap<String, Weights>,
+    pub tensors: HashMap<String, Weights>,
     modules: HashMap<String, gptq::Module>,
-    left_out: Vec<LeftOut>,
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Compares the tables of the files (in the order of the layout) with the config and with the index.
-fn check(
+pub(super) fn check(
     config: &ModelConfig,
     has_bias: Option<bool>,
     folder: &Path,
@@ -316,7 +338,7 @@ fn check(
     let mut wrong_type = None;
     let mut used = HashSet::new();
     for spec in specs.into_iter().filter(is_plain) {
-        let Source { tensor, shape, first_row } = spec.source;
+        let Source { tensor, shape, .. } = spec.source.clone();
         if spec.role == Role::ConvBias && !bias {
             let elements = spec.shape[0] as u64;
             let zeros = Weights { file: None, offset: 0, element: ElementType::F32, width: 4, elements };
@@ -335,18 +357,9 @@ fn check(
             );
             continue;
         }
-        // The whole tensor has a size, and the weights are some of its rows.
-        let row: u64 = entry.shape[1..].iter().product();
-        match (entry.element.weight_bytes(), elements(&entry.shape)) {
-            (Some(width), Some(_)) => {
-                let offset = entry.offset + first_row as u64 * row * width;
-                let element = entry.element.clone();
-                let elements = spec.shape[0] as u64 * row;
-                tensors.insert(spec.hf, Weights { file: Some(*file), offset, element, width, elements });
-            }
-            _ => {
-                wrong_type.get_or_insert((*file, entry.clone()));
-            }
+        match Weights::of(&spec, *file, entry) {
+            Some(weights) => drop(tensors.insert(spec.hf, weights)),
+            None => drop(wrong_type.get_or_insert((*file, entry.clone()))),
         }
     }
     found.retain(|name, _| !used.contains(name));
@@ -359,16 +372,21 @@ fn check(
         check_index(&folder.join(index), &map.collect(), &places, &layout.files)?;
     }
     match wrong_type {
-        Some((file, Entry { name, element, .. })) => Err(Error::Unsupported {
-            path: folder.join(&layout.files[file]),
-            what: format!("tensor {name} of type {element}"),
-            remedy: "give the bf16, f16 or f32 checkpoint".into(),
-        }),
+        Some((file, entry)) => Err(wrong_type_of(&entry, folder.join(&layout.files[file]))),
         None => {
             left_out.sort_unstable_by(|a, b| a.name.cmp(&b.name));
             let modules = modules.into_iter().filter_map(|(name, module)| Some((name, module?)));
             Ok(Found { tensors, modules: modules.collect(), left_out })
         }
+    }
+}
+
+/// The error for a tensor of a type that weights cannot have.
+pub(super) fn wrong_type_of(entry: &Entry, path: PathBuf) -> Error {
+    Error::Unsupported {
+        path,
+        what: format!("tensor {} of type {}", entry.name, entry.element),
+        remedy: "give the bf16, f16 or f32 checkpoint".into(),
     }
 }
 

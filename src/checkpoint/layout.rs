@@ -16,7 +16,7 @@ use super::file::read_text;
 use crate::error::{Error, Result};
 
 /// Larger than any index: a tensor takes about a hundred bytes.
-const LARGEST_INDEX: u64 = 64 << 20;
+pub(super) const LARGEST_INDEX: u64 = 64 << 20;
 
 /// The two ways in which weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! and nothing in it is run.
 
 pub mod archive;
+mod arriving;
 pub mod config;
 pub mod entry;
 mod family;
@@ -22,4 +23,5 @@ pub mod sentencepiece;
 mod tensors;
 pub mod vocab;
 
+pub use arriving::Arriving;
 pub use folder::{Checkpoint, LeftOut};

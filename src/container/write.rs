@@ -80,6 +80,12 @@ impl Writer {
         self.tensors[i].bytes
     }
 
+    /// Bytes from the end of tensor `i` to the next one, or to the end of the file.
+    pub fn behind(&self, i: usize) -> usize {
+        let next = self.tensors.get(i + 1).map_or(self.file_bytes, |next| next.offset);
+        (next - self.offset(i) - self.size(i)) as usize
+    }
+
     /// Bytes of the whole file.
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes

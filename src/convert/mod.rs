@@ -35,6 +35,8 @@ pub struct Conversion<'a> {
     identity: Vec<u8>,
     /// Files that are read.
     inputs: Vec<PathBuf>,
+    /// In which order the tensors are made.
+    order: Vec<usize>,
     make: Make<'a>,
     /// What it cost to quantize quantized matrices once more, as far as it is known.
     losses: Arc<Mutex<Vec<Loss>>>,
@@ -160,6 +162,7 @@ impl<'a> Conversion<'a> {
             tensors,
             identity: identity.to_vec(),
             inputs: Vec::new(),
+            order: (0..plan.items.len()).collect(),
             losses: Arc::default(),
             scratch: plan.scratch_bytes(rayon::current_num_threads()),
             make: Box::new(move |i| make(&plan.items[i], &config, tiles)),
@@ -182,6 +185,7 @@ impl<'a> Conversion<'a> {
             tensors,
             identity: container.identity().to_vec(),
             inputs: vec![container.path().into()],
+            order: (0..pieces.len()).collect(),
             losses: Arc::default(),
             scratch: pieces.iter().map(|p| p.tensor.bytes).max().unwrap_or(0),
             make: Box::new(move |i| {
@@ -195,6 +199,19 @@ impl<'a> Conversion<'a> {
     /// The conversion reads these files, too: none of them is written over.
     pub fn reading(mut self, files: impl IntoIterator<Item = PathBuf>) -> Self {
         self.inputs.extend(files);
+        self
+    }
+
+    /// The tensors are made in this order, which names each of them once, and not as they lie in the file: that in which their sources come. The
+    /// file is the same.
+    ///
+    /// # Panics
+    /// It is no such order.
+    pub fn in_order(mut self, order: Vec<usize>) -> Self {
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert!(sorted.iter().copied().eq(0..self.tensors.len()), "each tensor once");
+        self.order = order;
         self
     }
 
@@ -232,6 +249,6 @@ impl<'a> Conversion<'a> {
     /// # Errors
     /// Those of the source; [`Error::Argument`] for a `path` that is read or a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`].
     pub fn write(&self, path: &Path, progress: &dyn Fn(u64) -> bool) -> Result<Written> {
-        output::write(path, &self.writer, &self.identity, &self.inputs, &*self.make, progress)
+        output::write(path, &self.writer, &self.identity, &self.inputs, &self.order, &*self.make, progress)
     }
 }

@@ -31,7 +31,8 @@ pub struct Written {
 
 /// Writes the file that `writer` lays out to `path`. `produce(i)` makes the bytes of tensor i; while one tensor is written
 /// and hashed the next is made. `progress` hears the bytes of every finished tensor and says whether to go on.
-/// `identity` names the source: a journal of another one is not resumed. `inputs` are the files that are read, which are never written over.
+/// Tensors are made in `order`, which names each of them once; what they are and where they lie does not depend on it.
+/// `identity` names the source: a journal of another one, or of another order, is not resumed. `inputs` are the files that are read, which are never written over.
 ///
 /// # Errors
 /// Those of `produce`; [`Error::Argument`] for a file that is read and for a folder, [`Error::DiskFull`] before anything is written; [`Error::Io`]; [`Error::Cancelled`], which leaves the
@@ -41,6 +42,7 @@ pub fn write(
     writer: &Writer,
     identity: &[u8],
     inputs: &[PathBuf],
+    order: &[usize],
     produce: &(dyn Fn(usize) -> Result<Vec<u8>> + Sync),
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Written> {
@@ -50,7 +52,14 @@ pub fn write(
     for name in [path, &partial, &journal_path] {
         check_not_read(name, inputs)?;
     }
-    let fingerprint = blake3::Hasher::new().update(&writer.header(None)).update(identity).finalize();
+    let mut fingerprint = blake3::Hasher::new();
+    fingerprint.update(&writer.header(None)).update(identity);
+    if !order.is_sorted() {
+        for &i in order {
+            fingerprint.update(&(i as u64).to_le_bytes());
+        }
+    }
+    let fingerprint = fingerprint.finalize();
 
     let there = fs::metadata(&partial).map_or(0, |m| m.len());
     check_space(path, writer.file_bytes().saturating_sub(there))?;
@@ -64,41 +73,47 @@ pub fn write(
     if let Err(TryLockError::WouldBlock) = file.try_lock() {
         return Err(Error::Argument(format!("another run is writing {}; wait for it", partial.display())));
     }
-    let mut digests = resume(&mut file, &journal_path, writer, &fingerprint);
+    let mut digests = resume(&mut file, &journal_path, writer, order, &fingerprint);
     let resumed = digests.len();
     let mut journal = Journal::open(&journal_path, &fingerprint, &digests)?;
     // Reserves the length, so that padding is zero whatever stood there before.
-    let keep = digests.len().checked_sub(1).map_or(0, |last| writer.offset(last) + writer.size(last));
+    let ends = order[..resumed].iter().map(|&i| writer.offset(i) + writer.size(i));
+    let keep = ends.max().unwrap_or(0);
     file.set_len(keep)
         .and_then(|()| file.set_len(writer.file_bytes()))
         .map_err(Error::io("extend", &partial))?;
-    (0..resumed).for_each(|i| {
+    order[..resumed].iter().for_each(|&i| {
         progress(writer.size(i));
     });
 
-    let tensors = writer.len();
-    let mut ready = if resumed < tensors { Some(produce(resumed)?) } else { None };
+    let padding = (0..writer.len()).map(|i| writer.behind(i)).max().unwrap_or(0);
+    let zeros = vec![0; padding];
+    let mut ready = order.get(resumed).map(|&first| produce(first)).transpose()?;
     while let Some(bytes) = ready.take() {
-        let i = digests.len();
+        let done = digests.len();
+        let i = order[done];
         debug_assert_eq!(bytes.len() as u64, writer.size(i));
         let store = || -> Result<Hash> {
             file.seek(SeekFrom::Start(writer.offset(i)))
                 .and_then(|_| file.write_all(&bytes))
+                .and_then(|()| file.write_all(&zeros[..writer.behind(i)]))
                 .map_err(Error::io("write", &partial))?;
             Ok(blake3::Hasher::new().update_rayon(&bytes).finalize())
         };
-        let next = || if i + 1 < tensors { produce(i + 1).map(Some) } else { Ok(None) };
+        let next = || order.get(done + 1).map(|&next| produce(next)).transpose();
         let (stored, made) = rayon::join(store, next);
         digests.push(stored?);
-        journal.add(&digests[i])?;
+        journal.add(&digests[done])?;
         if !progress(writer.size(i)) {
             return Err(Error::Cancelled);
         }
         ready = made?;
     }
 
+    let mut in_place = digests.clone();
+    order.iter().zip(digests).for_each(|(&i, digest)| in_place[i] = digest);
     file.seek(SeekFrom::Start(0))
-        .and_then(|_| file.write_all(&writer.header(Some(&digests))))
+        .and_then(|_| file.write_all(&writer.header(Some(&in_place))))
         .map_err(Error::io("write", &partial))?;
     put_in_place(&file, &partial, path)?;
     fs::remove_file(&journal_path).map_err(Error::io("remove", &journal_path))?;
@@ -106,7 +121,13 @@ pub fn write(
 }
 
 /// Digests of the tensors that an earlier run of the same plan has written whole.
-fn resume(partial: &mut File, journal: &Path, writer: &Writer, fingerprint: &Hash) -> Vec<Hash> {
+fn resume(
+    partial: &mut File,
+    journal: &Path,
+    writer: &Writer,
+    order: &[usize],
+    fingerprint: &Hash,
+) -> Vec<Hash> {
     let Ok(lines) = File::open(journal) else { return Vec::new() };
     let mut lines = BufReader::new(lines).lines().map_while(io::Result::ok);
     if lines.next().as_deref() != Some(fingerprint.to_hex().as_str()) {
@@ -114,7 +135,7 @@ fn resume(partial: &mut File, journal: &Path, writer: &Writer, fingerprint: &Has
         return Vec::new();
     }
     let mut digests = Vec::new();
-    for (i, line) in lines.enumerate().take(writer.len()) {
+    for (&i, line) in order.iter().zip(lines) {
         let Ok(expected) = Hash::from_hex(line.trim()) else { break };
         if !matches!(digest_of(partial, writer.offset(i), writer.size(i)), Ok(found) if found == expected) {
             break;

@@ -10,7 +10,7 @@ use super::{
     plan::{CHUNK_WEIGHTS, Item, SourceOf},
 };
 use crate::{
-    checkpoint::{Checkpoint, gptq::Packed},
+    checkpoint::{Arriving, Checkpoint, gptq::Packed},
     error::{Error, Result},
 };
 
@@ -38,6 +38,12 @@ impl Weights for Checkpoint {
 
     fn packed(&self, name: &str) -> Result<Option<Packed>> {
         Self::packed(self, name)
+    }
+}
+
+impl Weights for Arriving {
+    fn read_f32(&self, name: &str, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        Self::read_f32(self, name, range, out)
     }
 }
 

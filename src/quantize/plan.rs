@@ -12,7 +12,7 @@ use yuan_kernels::{
 use super::{Options, Wishes, choose};
 use crate::{
     checkpoint::{
-        Checkpoint,
+        Arriving, Checkpoint,
         names::{self, Role, TensorSpec},
     },
     config::{Architecture, Family, ModelConfig},
@@ -85,23 +85,22 @@ impl Plan {
     /// As [`Plan::new`]; [`Error::Argument`] for tensors that would lose something although `wishes` say that nothing may; [`Error::BadFile`] for a checkpoint of the published shape whose rotary base neither the config nor `wishes` name.
     pub fn of_checkpoint(checkpoint: &Checkpoint, wishes: &Wishes) -> Result<(Self, Vec<String>)> {
         let config = checkpoint.config();
-        let path = checkpoint.folder().join("config.json");
-        let warning = match (wishes.rope_base, config.yarn) {
-            (Some(_), _) => None,
-            (None, Some(_)) => Some(format!(
-                "{} turns YaRN on: its frequencies are computed from the base {}, as by the authors' code, whatever rotary_base says; \
-                 --rope-base gives another",
-                path.display(),
-                config.rope_base
-            )),
-            (None, None) if checkpoint.names_rope_base() => None,
-            (None, None) => without_rope_base(config, &path)?,
-        };
+        let warning = about_rope_base(config, checkpoint.names_rope_base(), checkpoint.folder(), wishes)?;
         let plan = match checkpoint.quantized().is_some() || wishes.lossless {
             true => choose::plan(checkpoint, wishes)?,
             false => Self::new(config.clone(), &wishes.options())?,
         };
         Ok((plan, warning.into_iter().collect()))
+    }
+
+    /// [`Plan::of_checkpoint`] of one whose shards are still to come. What may not be lost is not known of it.
+    ///
+    /// # Errors
+    /// As [`Plan::of_checkpoint`].
+    pub fn of_arriving(arriving: &Arriving, wishes: &Wishes) -> Result<(Self, Vec<String>)> {
+        let config = arriving.config();
+        let warning = about_rope_base(config, arriving.names_rope_base(), arriving.folder(), wishes)?;
+        Ok((Self::new(config.clone(), &wishes.options())?, warning.into_iter().collect()))
     }
 
     /// Plans a container of `config`'s model. A row that a type's blocks do not divide takes the next type that fits
@@ -192,6 +191,30 @@ impl Item {
     /// Bytes of the stored tensor.
     pub fn bytes(&self) -> u64 {
         self.rows as u64 * (self.cols / self.dtype.block_len() * self.dtype.block_bytes()) as u64
+    }
+}
+
+/// What is to be said of the rotary base of a checkpoint.
+///
+/// # Errors
+/// As [`without_rope_base`].
+fn about_rope_base(
+    config: &ModelConfig,
+    is_named: bool,
+    folder: &Path,
+    wishes: &Wishes,
+) -> Result<Option<String>> {
+    let path = folder.join("config.json");
+    match (wishes.rope_base, config.yarn) {
+        (Some(_), _) => Ok(None),
+        (None, Some(_)) => Ok(Some(format!(
+            "{} turns YaRN on: its frequencies are computed from the base {}, as by the authors' code, whatever rotary_base says; \
+             --rope-base gives another",
+            path.display(),
+            config.rope_base
+        ))),
+        (None, None) if is_named => Ok(None),
+        (None, None) => without_rope_base(config, &path),
     }
 }
 

@@ -104,6 +104,11 @@ impl<'a> Job<'a> {
         Self { conversion, warnings: Vec::new(), quantized: None, left_out: &[] }
     }
 
+    /// These tensors of the input go into no tensor.
+    pub fn leaving_out(self, left_out: &'a [LeftOut]) -> Self {
+        Self { left_out, ..self }
+    }
+
     /// What the user should know before it runs.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
@@ -155,20 +160,40 @@ impl<'a> Job<'a> {
         Ok(())
     }
 
+    /// Bytes that the progress of [`Job::write`] counts.
+    pub fn data_bytes(&self) -> u64 {
+        self.conversion.data_bytes()
+    }
+
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> u64 {
+        self.conversion.file_bytes()
+    }
+
     /// Writes `output` behind a progress bar.
     ///
     /// # Errors
     /// Those of the conversion; a stopped or failed run leaves `output` alone.
     pub fn run(&self, output: &Path) -> anyhow::Result<()> {
-        let bar = byte_bar(self.conversion.data_bytes(), "convert");
+        let bar = byte_bar(self.data_bytes(), "convert");
+        self.write(output, &|bytes| {
+            bar.inc(bytes);
+            if bar.position() == bar.length().unwrap_or(0) {
+                bar.finish_and_clear();
+            }
+            !stopped()
+        })
+    }
+
+    /// Writes `output`, while `progress` hears the bytes of every finished tensor and says whether to go on.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub fn write(&self, output: &Path, progress: &dyn Fn(u64) -> bool) -> anyhow::Result<()> {
         let written = self
             .conversion
-            .write(output, &|bytes| {
-                bar.inc(bytes);
-                !stopped()
-            })
+            .write(output, progress)
             .with_context(|| format!("converting to {}", output.display()))?;
-        bar.finish_and_clear();
         if written.resumed > 0 {
             tell!("continued after {} tensors of an earlier run", written.resumed);
         }

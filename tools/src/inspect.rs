@@ -1,12 +1,12 @@
 //! What a container holds, for people and for programs.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 use clap::Args;
 use serde_json::json;
 use yuan::{config::Architecture, container::Container};
 
-use crate::{console::size, say};
+use crate::{console::size, models::Model, say};
 
 /// Show what a container holds
 #[derive(Args)]
@@ -16,8 +16,8 @@ Examples:
   yuan inspect model.gguf --tensors
   yuan inspect model.gguf --json")]
 pub struct Show {
-    /// The container, or a GGUF file as published
-    model: PathBuf,
+    #[command(flatten)]
+    model: Model,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -31,7 +31,8 @@ pub struct Show {
 /// # Errors
 /// When it cannot be opened.
 pub fn run(show: &Show) -> anyhow::Result<()> {
-    let container = Container::open(&show.model)?;
+    let path = show.model.path()?;
+    let container = Container::open(&path)?;
     let config = container.config();
     let mut types = BTreeMap::<String, (usize, u64)>::new();
     for tensor in container.tensors() {
@@ -45,7 +46,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
             .map(|t| json!({ "name": t.name, "type": t.stored.name(), "dims": t.dims, "offset": t.offset, "bytes": t.bytes }))
             .collect();
         let object = json!({
-            "file": show.model, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
+            "file": path, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
             "data_bytes": container.data_bytes(), "tensors": tensors,
         });
         return say!("{object}");
@@ -57,7 +58,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
         ),
         Architecture::Dense => format!("dense, {} neurons a layer", config.ffn),
     };
-    say!("file        {}", show.model.display())?;
+    say!("file        {}", path.display())?;
     say!("model       {}, {kind}", config.family.name())?;
     say!("shape       {} layers, hidden {}, vocabulary {}", config.layers, config.hidden, config.vocab)?;
     say!("attention   {} heads of {}, {} dims rotate", config.heads, config.head_dim(), config.rope_dims)?;

@@ -1,11 +1,15 @@
-//! What the two binaries share: the terminal, what is said, numbers with their limits, opening models, conversions, shapes, descriptions, figures.
+//! What the two binaries share: the terminal, what is said, numbers with their limits, opening models and finding them by name, conversions, fetching from a hub, shapes,
+//! descriptions, figures.
 
 pub mod console;
 pub mod convert;
 pub mod geometry;
 pub mod heat;
 pub mod inspect;
+pub mod models;
 pub mod numbers;
 pub mod open;
+pub mod pull;
 pub mod say;
 pub mod stats;
+pub mod types;

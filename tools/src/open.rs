@@ -1,6 +1,6 @@
 //! Opening a model for a command: the options that all commands share.
 
-use std::{ops::ControlFlow, path::PathBuf, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -20,14 +20,16 @@ use yuan::{
 
 use crate::{
     console::{byte_bar, size, stopped},
+    models::Model,
     numbers, tell,
 };
 
 /// Options of every command that runs a model.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
-    /// The model: a container of yuan-quant, or a GGUF file as published
-    pub model: PathBuf,
+    /// Which model
+    #[command(flatten)]
+    pub model: Model,
     /// Number of threads that compute; 0 means one for each physical core that the process may use
     #[arg(long, short = 't', default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::threads)]
     pub threads: usize,
@@ -114,9 +116,9 @@ impl RunArgs {
         &self,
         sizes: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<(usize, usize)>,
     ) -> anyhow::Result<Arc<Engine>> {
-        let container = Container::open(&self.model)?;
-        let vocab =
-            container.vocab().with_context(|| format!("the tokenizer of {}", self.model.display()))?;
+        let path = self.model.path()?;
+        let container = Container::open(&path)?;
+        let vocab = container.vocab().with_context(|| format!("the tokenizer of {}", path.display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
         let ((context, all), trained) = (sizes(&tokenizer, container.config())?, container.config().context);
         let options = self.options(all);

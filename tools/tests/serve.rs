@@ -127,7 +127,7 @@ fn a_drain_of_nothing_cuts_what_runs_and_a_second_signal_does_not_wait() {
 #[test]
 fn what_cannot_be_served_is_said() {
     let folder = Folder::new();
-    assert!(usage("yuan", &["serve"]).contains("MODEL"));
+    assert!(complaint("yuan", &["serve", "--port", "0"]).contains("name a model"));
     assert!(usage("yuan", &["serve", "m.gguf", "--sequences", "0"]).contains("--sequences"));
     let none = folder.path("none.gguf");
     assert!(complaint("yuan", &["serve", &none, "--port", "0"]).contains("none.gguf"));
@@ -298,7 +298,7 @@ fn a_conversation_with_a_server_is_the_one_without() {
     signal(&child, "-TERM");
     child.wait().unwrap();
     assert!(common::err(&talked(&address, &[], &["Ruth 1:1"])).contains("is the server running?"));
-    assert!(usage("yuan", &["chat"]).contains("<MODEL>"));
+    assert!(complaint("yuan", &["chat"]).contains("name a model"));
     let other = program("yuan").args(["chat", "--server", "https://example.org"]).output().unwrap();
     assert!(common::err(&other).contains("begins with http://"));
 }

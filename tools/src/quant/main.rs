@@ -6,17 +6,14 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use yuan::{
-    config::RopePrecision,
-    container::Container,
-    quantize::{DType, Options, Wishes},
-};
+use yuan::{container::Container, quantize::Wishes};
 use yuan_tools::{
     console::{self, byte_bar, size, stopped},
     convert::{self, Input},
     inspect::{self, Show},
-    open::rope,
+    pull::{self, Hub, Pull},
     say, tell,
+    types::Types,
 };
 
 mod synth;
@@ -36,6 +33,7 @@ Examples:
   yuan-quant Yuan2-M32-gptq-int4 -o yuan2-m32.q4_0.gguf --rope-base 40890
   yuan-quant Yuan3.0-Flash -o yuan3-flash.gguf --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
+  yuan-quant hf:IEITYuan/Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
   yuan-quant verify yuan2-m32.q4_k.gguf
 A run that was killed continues where it stopped when it is started again with the same arguments."
 )]
@@ -72,7 +70,8 @@ enum Command {
 /// A conversion.
 #[derive(Args)]
 struct Convert {
-    /// A Hugging Face folder (safetensors or .bin; bf16, f16, f32, or GPTQ of 4 or 8 bits), or a GGUF file as published
+    /// A Hugging Face folder (safetensors or .bin; bf16, f16, f32, or GPTQ of 4 or 8 bits), a GGUF file as published, or hf:OWNER/NAME (ms:OWNER/NAME)
+    /// for a repository of Hugging Face (ModelScope), whose shards are fetched, converted and dropped one after another
     #[arg(required = true)]
     input: Option<PathBuf>,
     /// The container to write
@@ -80,46 +79,14 @@ struct Convert {
     output: Option<PathBuf>,
     #[command(flatten)]
     types: Types,
+    #[command(flatten)]
+    hub: Hub,
     /// Stop unless every weight of the container is exactly the checkpoint's. Types that are not named are then those of the checkpoint
     #[arg(long)]
     lossless: bool,
     /// Print the plan (every tensor, its type and size, of GPTQ whether it is without loss; totals, peak memory) and write nothing
     #[arg(long)]
     dry_run: bool,
-}
-
-/// Types and conventions of the output.
-#[derive(Args, Clone)]
-pub struct Types {
-    /// Type of the experts: q4_k or q4_0 (as neuron tiles, which can be streamed), q8_0, f16, bf16 or f32; by default q4_k, what a GGUF input has, or
-    /// what holds the weights of a GPTQ input exactly (q4_0 of 4 bits, q8_0 of 8 bits)
-    #[arg(long, value_name = "TYPE", value_parser = dtype)]
-    experts: Option<DType>,
-    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, what a GGUF input has, or what holds the weights of GPTQ exactly
-    #[arg(long, value_name = "TYPE", value_parser = dtype)]
-    dense: Option<DType>,
-    /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed; Yuan 3.0 has f32 only
-    #[arg(long, value_name = "KIND", value_parser = rope)]
-    rope: Option<RopePrecision>,
-    /// Base of the rotary frequencies to record; by default the config's (that of the published Yuan2-M32-hf has none: give 40890), and 10000 with
-    /// YaRN, as in the authors' code
-    #[arg(long, value_name = "BASE")]
-    rope_base: Option<f32>,
-}
-
-impl Types {
-    fn wishes(&self) -> Wishes {
-        let Self { experts, dense, rope, rope_base } = *self;
-        Wishes { experts, dense, rope, rope_base, lossless: false }
-    }
-
-    fn options(&self) -> Options {
-        self.wishes().options()
-    }
-}
-
-fn dtype(name: &str) -> Result<DType, String> {
-    DType::from_name(name).ok_or_else(|| "choose q4_k, q4_0, q8_0, q6_k, f16, bf16 or f32".into())
 }
 
 fn main() -> ExitCode {
@@ -135,6 +102,13 @@ fn main() -> ExitCode {
 
 fn convert(args: &Convert) -> anyhow::Result<()> {
     let Some(input) = &args.input else { anyhow::bail!("give a checkpoint folder or a GGUF file") };
+    if let Some(repository) = pull::repository(input)? {
+        let Some(output) = args.output.as_deref().filter(|_| !args.dry_run) else {
+            anyhow::bail!("a dry run needs the checkpoint here: fetch it with --keep, or give its folder");
+        };
+        let wishes = Wishes { lossless: args.lossless, ..args.types.wishes() };
+        return Pull { repository, hub: args.hub.clone(), output, wishes }.run().map(drop);
+    }
     let input = Input::open(input)?;
     let wishes = Wishes { lossless: args.lossless, ..args.types.wishes() };
     let job = convert::Job::new(&input, &wishes)?;

@@ -72,9 +72,10 @@ pub struct Bench {
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
         ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
-        if let Some(file) = &self.trace {
-            let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.routing).cloned().collect();
-            check_output(file, 0, &inputs, "NAME.trace")?;
+        let file = self.run.model.path()?;
+        if let Some(trace) = &self.trace {
+            let inputs: Vec<_> = [file.clone()].into_iter().chain(self.routing.clone()).collect();
+            check_output(trace, 0, &inputs, "NAME.trace")?;
         }
         let depth = self.depth.unwrap_or(self.prompt);
         let context = self.prompt.max(depth) + self.tokens;
@@ -83,7 +84,7 @@ impl Bench {
         // All keys and values have a place in the budget.
         let mut options = self.run.options(context.saturating_mul(most));
         options.paging.throttle = self.throttle.map(|gb| gb * 1e9);
-        let container = Container::open(&self.run.model)?;
+        let container = Container::open(&file)?;
         let placement = Placement::new(&container, &options)?;
         let streamed = placement.mode == Mode::Streamed;
         ensure!(
@@ -153,7 +154,7 @@ impl Bench {
         let weights = decode * bytes as f64 / 1e9;
         if self.json {
             let object = json!({
-                "model": self.run.model, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
+                "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
                 "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
                 "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
                 "bytes_per_token": bytes, "weights_gb_per_second": weights, "memory_gb_per_second": bandwidth,
@@ -210,7 +211,7 @@ impl Bench {
             return Ok(());
         }
         let object = json!({
-            "model": self.run.model, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
+            "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
             "prompt": prompt, "tokens": tokens, "kv": self.run.kv.name(), "repeat": repeat,
             "bytes_per_token": model.bytes_per_token(), "memory_gb_per_second": bandwidth,
             "paging": stats::placement(model), "together": speeds,

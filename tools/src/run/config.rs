@@ -46,10 +46,6 @@ pub fn with_file(command: Command, arguments: &[OsString]) -> anyhow::Result<Com
     let text = fs::read_to_string(file)
         .with_context(|| format!("cannot read {}, the file of --config", file.display()))?;
     let table: Table = text.parse().map_err(|e| anyhow!("{} is no TOML file: {e}", file.display()))?;
-    let command = match table.get("demo") {
-        Some(Value::Boolean(true)) => set(command, "model", &"demo-model".into())?,
-        _ => command,
-    };
     table.iter().try_fold(command, |command, (name, value)| {
         set(command, name, value).with_context(|| format!("in {}", file.display()))
     })

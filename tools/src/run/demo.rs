@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use etcetera::BaseStrategy;
 use yuan::{
     model::KvType,
     pager::Usage,
@@ -69,7 +70,7 @@ impl Demo {
     pub fn run(self) -> anyhow::Result<()> {
         let model = self.convert()?;
         let run = RunArgs {
-            model,
+            model: model.clone().into(),
             threads: self.threads,
             threads_batch: 0,
             batch_tokens: 0,
@@ -95,7 +96,7 @@ impl Demo {
             }
             self.tell(&engine, prompt, self.seed.unwrap_or(Seed(Some(seed))))?;
         }
-        say!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", run.model.display(), PROMPTS[1].0)?;
+        say!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", model.display(), PROMPTS[1].0)?;
         Ok(())
     }
 
@@ -182,10 +183,7 @@ fn find_assets() -> Option<PathBuf> {
 }
 
 fn cache_folder() -> anyhow::Result<PathBuf> {
-    let named = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    named("XDG_CACHE_HOME")
-        .or_else(|| named("HOME").map(|home| home.join(".cache")))
-        .or_else(|| named("LOCALAPPDATA"))
-        .map(|folder| folder.join("yuan"))
-        .context("there is no home folder to keep the converted model in; give one with --cache")
+    let places = etcetera::base_strategy::choose_native_strategy()
+        .context("there is no home folder to keep the converted model in; give one with --cache")?;
+    Ok(places.cache_dir().join("yuan"))
 }

@@ -121,7 +121,7 @@ impl Generate {
             if let Some(file) = &self.save {
                 // What is known of the session already: the state of its prompt.
                 let bytes = State::kv_bytes(config, self.run.kv) * (before + prompt.len());
-                let inputs: Vec<_> = [&self.run.model].into_iter().chain(&self.file).cloned().collect();
+                let inputs: Vec<_> = [self.run.model.path()?].into_iter().chain(self.file.clone()).collect();
                 check_output(file, bytes as u64, &inputs, "NAME.session")?;
             }
             Ok(context)

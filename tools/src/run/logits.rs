@@ -32,7 +32,7 @@ pub struct Logits {
 
 impl Logits {
     pub fn run(self) -> anyhow::Result<()> {
-        check_output(&self.output, 0, std::slice::from_ref(&self.run.model), "logits.npy")?;
+        check_output(&self.output, 0, &[self.run.model.path()?], "logits.npy")?;
         let engine = self.run.open(self.tokens.len())?;
         let model = engine.model();
         let mut state = model.state(self.tokens.len(), self.run.kv)?;

@@ -13,9 +13,12 @@ mod fits;
 mod generate;
 mod grammar;
 mod inspect;
+mod list;
 mod logits;
 mod perplexity;
 mod plan;
+mod pull;
+mod remove;
 mod replay;
 mod sampling;
 mod serve;
@@ -32,11 +35,13 @@ mod trace;
     after_help = "\
 Examples:
   yuan demo
+  yuan pull m32
+  yuan chat m32
   yuan generate model.gguf -p '写一首关于秋天的诗<sep>' -n 128
   yuan chat model.gguf --temp 0.7
   yuan serve model.gguf
   yuan bench model.gguf -p 512 -n 128
-Containers are made by yuan-quant."
+A model is a file, or a name of `yuan list`; where there is one only, none needs to be named. Containers are made by `yuan pull` and yuan-quant."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -53,6 +58,12 @@ enum Command {
     Chat(chat::Chat),
     /// Serve a model over HTTP, for clients of OpenAI, Anthropic, ollama and llama-server
     Serve(Box<serve::Serve>),
+    /// Fetch a published model, by its name, and convert it
+    Pull(pull::Pull),
+    /// Show the models of this machine
+    List(list::List),
+    /// Remove a model of this machine
+    Rm(remove::Remove),
     /// Show the tokens of a text
     Tokenize(tokenize::Tokenize),
     /// Write the logits of given tokens to a NumPy file
@@ -74,18 +85,16 @@ enum Command {
 fn main() -> ExitCode {
     // A negative number is a value, and no option that nobody knows.
     let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
-    let command = command.mut_subcommand("chat", chat::server_needs_no_model);
     let arguments: Vec<OsString> = env::args_os().collect();
     let mut failure = None;
     let command = match arguments.get(1).is_some_and(|name| name == "serve") {
         false => command,
         true => command.mut_subcommand("serve", |serve| {
             let serve = config::with_variables(serve);
-            let with_file = config::with_file(serve.clone(), &arguments).unwrap_or_else(|error| {
+            config::with_file(serve.clone(), &arguments).unwrap_or_else(|error| {
                 failure = Some(error);
                 serve
-            });
-            serve::demo_needs_no_model(with_file)
+            })
         }),
     };
     if let Some(error) = failure {
@@ -105,6 +114,9 @@ fn main() -> ExitCode {
         Command::Generate(c) => c.run(),
         Command::Chat(c) => c.run(),
         Command::Serve(c) => c.run(),
+        Command::Pull(c) => c.run(),
+        Command::List(c) => c.run(),
+        Command::Rm(c) => c.run(),
         Command::Tokenize(c) => c.run(),
         Command::Logits(c) => c.run(),
         Command::Perplexity(c) => c.run(),

@@ -69,7 +69,7 @@ impl Perplexity {
             None => None,
             Some(path) => {
                 let kv = self.against_kv.unwrap_or(self.run.kv);
-                Some(RunArgs { model: path.clone(), kv, ..self.run.clone() }.open(context)?)
+                Some(RunArgs { model: path.clone().into(), kv, ..self.run.clone() }.open(context)?)
             }
         };
         if let Some(other) = &other {

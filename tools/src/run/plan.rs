@@ -38,7 +38,6 @@ Examples:
 The table says which contexts fit into the memory with which type of the cache, and how fast the last token of such a context comes. \
             With --geometry it is that of a model that need not be there, with the types that yuan-quant chooses. Speeds are bounds: a token needs at least the time in which memory delivers its weights, and that in which the drive delivers \
             the experts that are not there. Without a trace (yuan trace) experts are taken to be used evenly, which is the worst case.")]
-#[command(mut_arg("model", |model| model.required(false).default_value(NO_MODEL).hide_default_value(true)))]
 pub struct Plan {
     #[command(flatten)]
     run: RunArgs,
@@ -67,8 +66,7 @@ impl Plan {
         if let Some(name) = &self.geometry {
             return self.run_geometry(name);
         }
-        ensure!(self.run.model.as_os_str() != NO_MODEL, "give a model, or --geometry m32");
-        let container = Container::open(&self.run.model)?;
+        let container = Container::open(&self.run.model.path()?)?;
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
         let (config, sizes) = (container.config(), Sizes::of(&container));
@@ -193,8 +191,6 @@ impl Plan {
     }
 }
 
-/// A folder is no model.
-const NO_MODEL: &str = ".";
 /// GB a second of a drive that nobody has measured.
 const ASSUMED_DRIVE: f64 = 2.0;
 

@@ -1,12 +1,13 @@
 //! `yuan serve`: a model over HTTP.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::{Args, Command};
+use clap::Args;
 use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, model::State};
 use yuan_serve::{Bound, Options, Served};
 use yuan_tools::{
     console::{self, Log, take_stop},
+    models::name_of,
     numbers,
     open::RunArgs,
     tell,
@@ -20,6 +21,7 @@ use crate::demo;
 Examples:
   yuan serve --demo
   yuan serve model.gguf --sequences 16 --context 4096
+  yuan serve m32
   yuan serve --config serve.toml
   yuan serve model.gguf --host 0.0.0.0 --port 80 --api-key-file keys.txt --memory 8G
   curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"写一首关于秋天的诗\"}]}'
@@ -51,18 +53,6 @@ pub struct Serve {
     server: Options,
 }
 
-/// With `--demo` a model need not be named, and where the file of `--config` names one neither.
-pub fn demo_needs_no_model(command: Command) -> Command {
-    command.mut_arg("model", |model| match model.is_required_set() {
-        true => model.required(false).required_unless_present_any(["demo", "print_config"]).default_value_if(
-            "demo",
-            "true",
-            "demo-model",
-        ),
-        false => model,
-    })
-}
-
 impl Serve {
     /// How requests are logged, if they are.
     pub fn log(&self) -> Option<Log> {
@@ -73,7 +63,7 @@ impl Serve {
         // First of all, so that whoever watches sees the server while its model is loaded.
         let bound = Bound::new(self.server.clone())?;
         if self.demo {
-            self.run.model = demo::container()?;
+            self.run.model = demo::container()?.into();
         }
         let stopper = bound.stopper();
         console::on_stop(move || stopper.stop());
@@ -101,8 +91,7 @@ impl Serve {
             }
             Ok((context, self.all(context, config)))
         })?;
-        let name = self.run.model.file_stem().unwrap_or_else(|| Path::new("yuan").as_os_str());
-        Ok(Served { engine, name: name.to_string_lossy().into_owned(), context, kv: self.run.kv })
+        Ok(Served { engine, name: name_of(&self.run.model.path()?), context, kv: self.run.kv })
     }
 
     /// Tokens of all sequences that memory is planned for: of all that may run, where that is no more than a quarter of the budget, and of one in

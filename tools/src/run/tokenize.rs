@@ -1,7 +1,6 @@
 //! `yuan tokenize`: show the tokens of a text.
 
 use std::path::PathBuf;
-use yuan_tools::say;
 
 use clap::Args;
 use serde_json::json;
@@ -10,6 +9,7 @@ use yuan::{
     container::Container,
     tokenizer::{Special, Tokenizer},
 };
+use yuan_tools::{models::resolve, say};
 
 /// Show the tokens of a text: ids and pieces
 #[derive(Args)]
@@ -18,7 +18,7 @@ Examples:
   yuan tokenize model.gguf 'Hello, world'
   yuan tokenize path/to/checkpoint --special --json '你好<sep>'")]
 pub struct Tokenize {
-    /// A container, or a folder with tokenizer.model
+    /// A container, a name of `yuan list`, or a folder with tokenizer.model
     model: PathBuf,
     /// The text
     text: String,
@@ -32,11 +32,9 @@ pub struct Tokenize {
 
 impl Tokenize {
     pub fn run(self) -> anyhow::Result<()> {
-        let vocab = if self.model.is_dir() {
-            read_vocab(&self.model, None)?
-        } else {
-            Container::open(&self.model)?.vocab()?
-        };
+        let model = resolve(&self.model)?;
+        let vocab =
+            if model.is_dir() { read_vocab(&model, None)? } else { Container::open(&model)?.vocab()? };
         let tokenizer = Tokenizer::new(vocab)?;
         let ids = tokenizer.encode(&self.text, if self.special { Special::Parse } else { Special::AsText });
         let pieces: Vec<&str> = ids.iter().map(|&id| tokenizer.piece(id)).collect();

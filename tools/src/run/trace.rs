@@ -34,7 +34,7 @@ impl Trace {
     pub fn run(mut self) -> anyhow::Result<()> {
         // A GPU keeps requests to itself.
         self.run.gpu.gpu = Choice::Off;
-        check_output(&self.output, 0, std::slice::from_ref(&self.run.model), "NAME.trace")?;
+        check_output(&self.output, 0, &[self.run.model.path()?], "NAME.trace")?;
         let (mut prompt, mut context) = (Vec::new(), 0);
         let engine = self.run.open_for(|tokenizer, config| {
             anyhow::ensure!(!self.prompt.is_empty(), "the prompt is empty; give some text");

@@ -21,10 +21,13 @@ pub fn demo_model() -> PathBuf {
 }
 
 pub fn program(name: &str) -> Command {
-    Command::new(match name {
+    let mut command = Command::new(match name {
         "yuan" => env!("CARGO_BIN_EXE_yuan"),
         _ => env!("CARGO_BIN_EXE_yuan-quant"),
-    })
+    });
+    // Not those of whoever runs the tests.
+    command.env("YUAN_MODELS", Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-models"));
+    command
 }
 
 pub fn run(name: &str, args: &[&str]) -> Output {

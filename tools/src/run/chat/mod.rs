@@ -7,7 +7,7 @@ mod talk;
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Command, builder::ArgPredicate};
+use clap::Args;
 use yuan::{
     Error,
     session::{Finish, Limits, Size},
@@ -107,14 +107,6 @@ pub fn check_thinking(tokenizer: &Tokenizer, thinking: Option<bool>, form: bool)
         "the form of an answer holds from its first token on, so there is no room for reasoning: give --thinking off, or ask a server, which has both"
     );
     Ok(())
-}
-
-/// With `--server` a model need not be named.
-pub fn server_needs_no_model(command: Command) -> Command {
-    command.mut_arg("model", |model| {
-        let model = model.required(false).required_unless_present("server");
-        model.default_value_if("server", ArgPredicate::IsPresent, "the server's")
-    })
 }
 
 impl Chat {

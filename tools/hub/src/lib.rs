@@ -1,0 +1,13 @@
+//! Published models, by name: from a hub to this machine, whole or not at all.
+//!
+//! [`Repository`] says where a model is, [`Hub`] asks what there is, and [`download`](download::download) brings a file: in pieces side by side, from
+//! where a run that was killed has stopped, and checked by size and SHA-256 before it has its name.
+
+pub mod download;
+mod hub;
+mod journal;
+mod names;
+mod retry;
+
+pub use hub::{Hub, Remote};
+pub use names::{KNOWN, Kind, Known, Repository};
