@@ -477,7 +477,8 @@ yuan_status yuan_session_options_set_context(yuan_session_options *options,
 /**
  * The type of the key-value cache: "f16", "q8_0", "q4_0" or "f32", or two of them for keys and values, as in "q8_0:q4_0". One call at a time.
  */
-yuan_status yuan_session_options_set_kv_type(yuan_session_options *options, const char *kv_type);
+yuan_status yuan_session_options_set_kv_type(yuan_session_options *options,
+                                             const char *kv_type);
 
 /**
  * What happens when an answer fills the context: by default, and with `on` 0, an error. With 1 the first `keep` tokens are kept, the older

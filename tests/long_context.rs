@@ -1,6 +1,6 @@
 //! Long contexts: every position really runs, and takes the memory that is planned for it.
 //!
-//! By default 8192 positions; with `YUAN_LONG=1` all the 131,072 of Yuan 3.0 (`YUAN_LONG=1 cargo test --release --test long_context`: two minutes on two cores).
+//! By default 8192 positions; with `YUAN_LONG=1` all the 131,072 of Yuan 3.0 (`YUAN_LONG=1 cargo test --release --test long_context`).
 
 mod common;
 
