@@ -130,6 +130,18 @@ impl serde_json::ser::Formatter for Spaced {
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
         out.write_all(b": ")
     }
+
+    /// The same digits and points; an exponent has a sign and at least two digits.
+    fn write_f64<W: ?Sized + io::Write>(&mut self, out: &mut W, value: f64) -> io::Result<()> {
+        let text = format!("{value:?}");
+        match text.split_once('e') {
+            None => out.write_all(text.as_bytes()),
+            Some((digits, exponent)) => {
+                let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+                write!(out, "{digits}e{sign}{exponent:0>2}")
+            }
+        }
+    }
 }
 
 /// Methods of Python's strings and dictionaries that templates call.
@@ -178,11 +190,22 @@ mod tests {
     fn chats_of_yuan3_are_those_of_the_authors() {
         let goldens = include_str!("../../tests/fixtures/yuan3-chats.json");
         let chats: Vec<Json> = serde_json::from_str(goldens).unwrap();
-        assert_eq!(chats.len(), 15);
+        assert_eq!(chats.len(), 23);
         for chat in chats {
             let text = render_json(crate::vocab::YUAN3_CHAT_TEMPLATE, &chat["input"], &[]);
             assert_eq!(text.as_deref().ok(), chat["text"].as_str(), "{}: {text:?}", chat["name"]);
         }
+    }
+
+    #[test]
+    fn json_has_the_numbers_as_python_writes_them() {
+        let numbers = "[1e15, 1e16, 123456789012345680.0, 0.0001, 1e-5, -2.5e-7, -0.0, 1.0, 5e-324, 1.5e300, 3.17377381432233e-11, 18446744073709551615, -7]";
+        let numbers: Json = serde_json::from_str(numbers).unwrap();
+        assert_eq!(
+            tojson(Serde(numbers), Kwargs::from_iter::<[(&str, Value); 0]>([])).unwrap(),
+            "[1000000000000000.0, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -2.5e-07, -0.0, 1.0, 5e-324, 1.5e+300, \
+             3.17377381432233e-11, 18446744073709551615, -7]"
+        );
     }
 
     fn rendered(template: &str) -> Result<String, String> {
