@@ -7,6 +7,7 @@
 mod chat;
 mod merge;
 mod message;
+mod namespace;
 mod special;
 mod stream;
 mod template;

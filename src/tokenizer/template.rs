@@ -10,7 +10,10 @@ use minijinja::{
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::message::{Call, Chat, Message};
+use super::{
+    message::{Call, Chat, Message},
+    namespace::misused,
+};
 
 /// Steps that a template may take, beside those that its messages need: a template from a file must not run without end.
 const FUEL: u64 = 1_000_000;
@@ -86,6 +89,9 @@ fn render_json(
 ) -> Result<String, Error> {
     let variables = serde_json::to_value(variables)
         .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    if let Some(problem) = misused(template) {
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let mut environment = environment()?;
     // One unit pays for one instruction or for 64 bytes: a template can go over the messages dozens of times.
     let bytes = variables.to_string().len();
@@ -129,6 +135,26 @@ impl serde_json::ser::Formatter for Spaced {
 
     fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
         out.write_all(b": ")
+    }
+
+    /// As few digits as say which number it is, of equally near ones the even; an exponent, with a sign and two digits at least, below 1e-4 and from 1e16.
+    fn write_f64<W: ?Sized + io::Write>(&mut self, out: &mut W, value: f64) -> io::Result<()> {
+        let shortest = format!("{value:e}");
+        let (digits, exponent) = shortest.split_once('e').unwrap_or((&shortest, "0"));
+        let behind = digits.bytes().filter(u8::is_ascii_digit).count() - 1;
+        // At this length the digits are those of the nearest number, and ties go to the even one.
+        match exponent.parse::<i32>() {
+            Ok(e) if (-4..16).contains(&e) => {
+                let places = usize::try_from(behind as i32 - e).unwrap_or(0).max(1);
+                write!(out, "{value:.places$}")
+            }
+            _ => {
+                let text = format!("{value:.behind$e}");
+                let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+                let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+                write!(out, "{digits}e{sign}{exponent:0>2}")
+            }
+        }
     }
 }
 
@@ -178,11 +204,22 @@ mod tests {
     fn chats_of_yuan3_are_those_of_the_authors() {
         let goldens = include_str!("../../tests/fixtures/yuan3-chats.json");
         let chats: Vec<Json> = serde_json::from_str(goldens).unwrap();
-        assert_eq!(chats.len(), 15);
+        assert_eq!(chats.len(), 23);
         for chat in chats {
             let text = render_json(crate::vocab::YUAN3_CHAT_TEMPLATE, &chat["input"], &[]);
             assert_eq!(text.as_deref().ok(), chat["text"].as_str(), "{}: {text:?}", chat["name"]);
         }
+    }
+
+    #[test]
+    fn json_has_the_numbers_as_python_writes_them() {
+        let numbers = "[1e15, 1e16, 123456789012345680.0, 0.0001, 1e-5, -2.5e-7, -0.0, 1.0, 5e-324, 1.5e300, 3.17377381432233e-11, 1224390684511910.25, 18446744073709551615, -7]";
+        let numbers: Json = serde_json::from_str(numbers).unwrap();
+        assert_eq!(
+            tojson(Serde(numbers), Kwargs::from_iter::<[(&str, Value); 0]>([])).unwrap(),
+            "[1000000000000000.0, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -2.5e-07, -0.0, 1.0, 5e-324, 1.5e+300, \
+             3.17377381432233e-11, 1224390684511910.2, 18446744073709551615, -7]"
+        );
     }
 
     fn rendered(template: &str) -> Result<String, String> {
@@ -228,6 +265,8 @@ mod tests {
             "{{ 'x' * 9999999999 }}",
             "{{ ('x' * 9999999).replace('x', 'x' * 9999999) }}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
+            "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{{ ns | tojson }}",
             &nested,
         ] {
             assert!(rendered(template).is_err(), "{template:.60}");

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use yuan::{
+    config::Family,
     grammar::Grammar,
     tokenizer::{Chat, Message, Tokenizer},
 };
@@ -105,12 +106,23 @@ pub fn prompt(
             Form::Python(_) => tools.extend(calls.tools.iter().map(|tool| tool.json())),
         }
     }
-    let messages: Vec<Message> = match tokenizer.has_tools() {
+    let mut messages: Vec<Message> = match tokenizer.has_tools() {
         true => turns.iter().map(Turn::message).collect::<Result<_, _>>()?,
         false => turns.into_iter().map(Turn::flat).collect(),
     };
+    if tokenizer.vocab().family == Family::Yuan3 {
+        messages = with_one_system(messages);
+    }
     let chat = Chat { messages: &messages, add_generation_prompt, tools: &tools, thinking };
     Ok(tokenizer.prompt(&chat)?)
+}
+
+/// One message with all that was said as the system: the template of Yuan 3.0 shows the last one only, and clients send several.
+fn with_one_system(messages: Vec<Message>) -> Vec<Message> {
+    let (system, rest): (Vec<_>, Vec<_>) = messages.into_iter().partition(|m| m.role == "system");
+    let said: Vec<&str> = system.iter().map(|message| message.content.as_str()).collect();
+    let one = (!said.is_empty()).then(|| Message::new("system", said.join("\n\n")));
+    one.into_iter().chain(rest).collect()
 }
 
 /// What an answer has to be: of a form that is asked for, with the calls that it may have and the reasoning that may stand before it.

@@ -40,7 +40,8 @@ fn a_conversation_has_the_models_own_form() {
     let arguments = "{\"city\": \"长安\", \"days\": 3}";
     let body = json!({
         "messages": [
-            { "role": "system", "content": "Be brief." },
+            { "role": "system", "content": "Be kind." },
+            { "role": "developer", "content": "Be brief." },
             { "role": "user", "content": "weather? <think>" },
             { "role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [{ "id": "1", "type": "function", "function": { "name": "weather", "arguments": arguments } }] },
             { "role": "tool", "tool_call_id": "1", "content": "21 degrees" },
@@ -50,7 +51,7 @@ fn a_conversation_has_the_models_own_form() {
     let prompt = server.ask("/apply-template", &body)["prompt"].as_str().unwrap().to_owned();
     assert!(prompt.starts_with("<|begin_of_sentence|>") && prompt.contains("# Tools"), "{prompt}");
     for part in [
-        "Be brief.<|User|>weather? <think><|Assistant|><think>",
+        "Be kind.\n\nBe brief.<|User|>weather? <think><|Assistant|><think>",
         "hm",
         "</think>",
         "[weather(city=\"长安\", days=3)]<|end_of_sentence|><|User|>tool_response",
