@@ -10,7 +10,7 @@ use std::{env, fs, path::Path, sync::Once};
 use common::{
     demo, fixture,
     gptq::{self, Form, HIDDEN, OUT, PLAIN},
-    mutate::mutate,
+    mutate::{Random, mutate},
     weights, yuan3,
 };
 use serde_json::json;
@@ -19,7 +19,7 @@ use yuan::{
     config::Family,
     model::rope::Rope,
     tokenizer::{Conversation, Special, Tokenizer},
-    vocab::{CHAT_TEMPLATE, Vocab},
+    vocab::{CHAT_TEMPLATE, Piece, PieceKind, Vocab, YUAN3_CHAT_TEMPLATE},
 };
 
 /// More than any of these files needs, however it is damaged; what asks for more ends the test's process.
@@ -141,6 +141,51 @@ fn settings_of_tokenizers() {
         survive(&format!("tokenizer_config.json with {form}"), |seed| {
             fs::write(folder.path().join("tokenizer_config.json"), mutate(text.as_bytes(), seed)).unwrap();
             read_vocab(folder.path(), None).is_ok_and(is_usable)
+        });
+    }
+}
+
+/// What costs templates time or memory, or stands in them in wrong places.
+const SNIPPETS: [&str; 17] = [
+    "{% for a in range(99999) %}",
+    "{% endfor %}",
+    "{{ 'x' * 99999999 }}",
+    "{{ messages * 9999999 }}",
+    "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(messages) }}",
+    "{% set a = [messages, messages] %}{% for i in range(60) %}{% set a = [a, a] %}{{ a }}{% endfor %}",
+    "{% set x = x ~ x ~ 'ab' %}",
+    "{% if messages[-1] %}",
+    "{% endif %}",
+    "{{ messages[99999999999999999999] }}",
+    "{{ messages | tojson * 1000 }}",
+    "{{ raise_exception('no') }}",
+    "{{ tools | map(attribute='x.y.z') | list | length ** 999 }}",
+    "{{ 'a'.replace('', 'aaaaaaaa').split('') }}",
+    "{% raw %}",
+    "((((((((",
+    "{%- set ns.system = ns.system ~ ns.system -%}",
+];
+
+#[test]
+fn chat_templates() {
+    let bytes = (0..=255).map(|b| (format!("<0x{b:02X}>"), PieceKind::Byte));
+    let marks = ["<unk>", "<eod>", "<sep>", "<think>", "</think>", "<|User|>"]
+        .map(|text| (text.to_owned(), PieceKind::Normal));
+    let pieces = bytes.chain(marks).map(|(text, kind)| Piece { text, score: 0.0, kind });
+    let vocab = Vocab::of(Family::Yuan3, pieces.collect());
+    for (family, template) in [("Yuan 2.0", CHAT_TEMPLATE), ("Yuan 3.0", YUAN3_CHAT_TEMPLATE)] {
+        survive(&format!("the template of {family}"), |seed| {
+            let mut random = Random::new(seed);
+            let mut text = if seed % 2 == 0 { template.to_owned() } else { damaged_text(template, seed) };
+            for _ in 0..random.below(4) {
+                let mut at = random.below(text.len() + 1);
+                while !text.is_char_boundary(at) {
+                    at -= 1;
+                }
+                text.insert_str(at, SNIPPETS[random.below(SNIPPETS.len())]);
+            }
+            let vocab = Vocab { chat_template: Some(text), ..vocab.clone() };
+            Tokenizer::new(vocab).unwrap().prompt(&conversation().chat()).is_ok()
         });
     }
 }

@@ -12,8 +12,8 @@ use yuan_kernels::{Columns, Kernels, encode::best_encoders, exp};
 use super::{
     activations::Activations,
     compute::Compute,
-    kv::{KvCache, SPAN},
     scratch::{Buffer, parts_of},
+    state::{KvCache, SPAN},
 };
 
 /// Queries of one head that share the keys and values.
@@ -201,7 +201,7 @@ fn attend_span(
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{compute::Arithmetic, kv_type::KvType, pool::Pool, threads::Threads},
+        super::{compute::Arithmetic, state::KvType, state::Pool, threads::Threads},
         *,
     };
 

@@ -6,10 +6,10 @@ use super::{
     activations::Activations,
     compute::Compute,
     filter::FilterState,
-    kv::KvCache,
     rope::Rope,
     scratch::Buffer,
     sequence::{Output, Sequence, Want},
+    state::KvCache,
 };
 use crate::{
     error::{Error, Result},

@@ -1,6 +1,10 @@
 //! Chat templates in Jinja, with what the templates of Hugging Face models use beside it.
 
-use std::io;
+use std::{
+    fmt::{self, Write},
+    io,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use minijinja::{
     Environment, Error, ErrorKind, State, Value,
@@ -17,6 +21,9 @@ use super::{
 
 /// Steps that a template may take, beside those that its messages need: a template from a file must not run without end.
 const FUEL: u64 = 1_000_000;
+
+/// Bytes of the longest text that a template may make, beside those of its messages.
+const LONGEST: usize = 16 << 20;
 
 /// The text that `template` makes of this conversation and marks (`eos_token` and so on).
 pub(super) fn render(
@@ -93,13 +100,42 @@ fn render_json(
         return Err(Error::new(ErrorKind::InvalidOperation, problem));
     }
     let mut environment = environment()?;
-    // One unit pays for one instruction or for 64 bytes: a template can go over the messages dozens of times.
+    // One unit pays for one instruction or for 64 bytes: a template can go over the messages dozens of times, and show them as often.
     let bytes = variables.to_string().len();
     environment.set_fuel(Some(FUEL.saturating_add(bytes as u64)));
+    bound(&mut environment, bytes.saturating_mul(TIMES).saturating_add(LONGEST));
     for (name, text) in marks {
         environment.add_global(*name, *text);
     }
     environment.render_str(template, Serde(&variables))
+}
+
+/// How often a template may show its messages.
+const TIMES: usize = 64;
+
+/// Lets a template show so many bytes. Fuel does not pay for what a value becomes when it is shown: a list that was repeated has any length.
+fn bound(environment: &mut Environment<'_>, bytes: usize) {
+    let left = AtomicUsize::new(bytes);
+    environment.set_formatter(move |out, _, value| {
+        let mut bounded = Bounded { out, left: left.load(Relaxed) };
+        write!(bounded, "{value}").map_err(|_| {
+            Error::new(ErrorKind::WriteFailure, format!("the text has more than {bytes} bytes"))
+        })?;
+        left.store(bounded.left, Relaxed);
+        Ok(())
+    });
+}
+
+struct Bounded<'a, W> {
+    out: &'a mut W,
+    left: usize,
+}
+
+impl<W: Write> Write for Bounded<'_, W> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.left = self.left.checked_sub(text.len()).ok_or(fmt::Error)?;
+        self.out.write_str(text)
+    }
 }
 
 /// As transformers sets Jinja up.
@@ -265,6 +301,8 @@ mod tests {
             "{{ 'x' * 9999999999 }}",
             "{{ ('x' * 9999999).replace('x', 'x' * 9999999) }}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ messages * 9999999 }}",
+            "{% for i in range(99) %}{{ messages * 99999 }}{% endfor %}",
             "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}",
             "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{{ ns | tojson }}",
             &nested,

@@ -18,7 +18,7 @@ use crate::{
         driver::Rows,
         memory::{Buffer, Pinned},
     },
-    model::{KvType, State, kv::KvCache},
+    model::{KvType, State, state::KvCache},
 };
 
 /// By what a session is known to the pages that hold a copy of its keys and values. They are free when it is gone.

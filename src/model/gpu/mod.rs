@@ -23,7 +23,7 @@ pub use pages::PAGE;
 
 use yuan_cuda::launch::FEW;
 
-use super::{Arithmetic, GpuPlacement, GpuUse, Model, Options, placement::BATCH};
+use super::{Arithmetic, BATCH, GpuPlacement, GpuUse, Model, Options};
 use crate::{
     config::ModelConfig,
     container::{Container, TileLayout},

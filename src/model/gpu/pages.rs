@@ -20,7 +20,7 @@ use crate::{
         memory::{Buffer, Pinned},
         ops::Cache,
     },
-    model::{State, kv::SPAN},
+    model::{State, state::SPAN},
 };
 
 /// Positions of a page.

@@ -93,20 +93,21 @@ fn decide(
         let (major, minor) = found.compute;
         return Err(format!("{} has compute capability {major}.{minor}, and 7.0 is needed", found.name));
     }
-    let trunk = super::gpu::trunk_bytes(container, options)?;
+    let trunk = super::super::gpu::trunk_bytes(container, options)?;
     let config = container.config();
     // What sessions do not say is taken to be a short one.
     let context = if options.context == 0 { config.context.min(4096) } else { options.context };
     let layout = container.tile_layout().ok_or("its experts are not in tiles; convert it with yuan-quant")?;
-    let page = (super::State::kv_bytes(config, options.kv) as u64).saturating_mul(super::gpu::PAGE as u64);
+    let page = (super::super::State::kv_bytes(config, options.kv) as u64)
+        .saturating_mul(super::super::gpu::PAGE as u64);
     let needs = Needs {
         trunk,
-        kv: page.saturating_mul(context.div_ceil(super::gpu::PAGE) as u64),
+        kv: page.saturating_mul(context.div_ceil(super::super::gpu::PAGE) as u64),
         page,
-        scratch: super::gpu::scratch_bytes(config, &layout, tokens, context),
+        scratch: super::super::gpu::scratch_bytes(config, &layout, tokens, context),
         expert: layout.expert_bytes() as u64,
         experts: config.layers * config.experts,
-        embedding: super::gpu::embedding_bytes(container),
+        embedding: super::super::gpu::embedding_bytes(container),
     };
     let budget = match options.gpu.memory {
         None => Room::usable(found.free),

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::{filter::FilterState, history::History, kv::KvType, state::State};
+use super::{super::filter::FilterState, History, KvType, State};
 use crate::config::ModelConfig;
 
 /// How much a saved state holds.

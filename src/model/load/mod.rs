@@ -5,8 +5,14 @@ use std::{cell::RefCell, ops::ControlFlow};
 
 use yuan_kernels::DType;
 
+mod gpu_placement;
+mod placement;
+
+pub use gpu_placement::{GpuPlacement, GpuUse};
+pub use placement::{BATCH, LOGIT_ROWS, Placement, Sizes};
+
 use super::{
-    GpuPlacement, KvType, Layer, Model, Placement, Pool,
+    KvType, Layer, Model, Pool,
     compute::{Arithmetic, Compute},
     embedding::Embedding,
     feed_forward::{ExpertRows, Experts, FeedForward, Mlp},

@@ -15,7 +15,7 @@ pub struct Pool {
     /// Of the model: a page of a sequence is a page of each.
     layers: usize,
     /// Pages that sequences share, and those that dropped ones have left.
-    pub(super) shelf: Shelf,
+    pub(in crate::model) shelf: Shelf,
 }
 
 /// How the memory of sequences is used.
@@ -46,7 +46,7 @@ struct Ledger {
 
 impl Pool {
     /// A pool of `budget` bytes for a model of so many layers.
-    pub(super) fn new(budget: u64, layers: usize) -> Arc<Self> {
+    pub(in crate::model) fn new(budget: u64, layers: usize) -> Arc<Self> {
         let ledger = Ledger {
             budget,
             bytes: AtomicU64::new(0),
@@ -71,7 +71,7 @@ impl Pool {
     }
 
     /// `bytes` of the budget, if they are there; pages that nobody holds go where they are needed.
-    pub(super) fn take(&self, bytes: u64) -> Option<Lease> {
+    pub(in crate::model) fn take(&self, bytes: u64) -> Option<Lease> {
         let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= self.ledger.budget);
         while self.ledger.bytes.fetch_update(Relaxed, Relaxed, add).is_err() {
             if bytes > self.ledger.budget || !self.shelf.drop_oldest() {
@@ -82,7 +82,7 @@ impl Pool {
     }
 
     /// Why there are not `wanted` bytes for a sequence that would hold `tokens`, and has `own` bytes.
-    pub(super) fn is_full(&self, wanted: u64, tokens: usize, own: u64) -> Error {
+    pub(in crate::model) fn is_full(&self, wanted: u64, tokens: usize, own: u64) -> Error {
         let PoolUse { budget, bytes, sequences, .. } = self.usage();
         Error::Memory(format!(
             "there is no memory for the keys and values of {tokens} tokens: {wanted} bytes more are needed, and of {budget} bytes {bytes} are \
@@ -145,7 +145,7 @@ impl Drop for Counted {
 
 /// A sequence that is counted, and the pool that it takes from.
 #[derive(Debug)]
-pub(super) struct Member(Arc<Pool>);
+pub(in crate::model) struct Member(Arc<Pool>);
 
 impl Member {
     pub fn of(pool: Arc<Pool>) -> Self {

@@ -7,8 +7,8 @@ use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 use yuan_kernels::{BlockQ8, Kernels, blocks::QK, encode::best_encoders};
 
-pub use super::kv_type::{KvType, Stored};
 use super::{
+    kv_type::{KvType, Stored},
     page::{Page, STEP},
     pool::Lease,
 };

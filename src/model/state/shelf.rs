@@ -4,7 +4,8 @@ use std::{cmp::Reverse, collections::HashMap, sync::Arc};
 
 use super::{
     history::Snapshot,
-    kv::{KvType, SPAN},
+    kv::SPAN,
+    kv_type::KvType,
     page::{Page, STEP},
 };
 use crate::pager::sync::{Mutex, lock};

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{filter::FilterState, page::STEP, pool::Lease};
+use super::{super::filter::FilterState, page::STEP, pool::Lease};
 
 /// Snapshots that were asked for ([`History::mark`]) and are kept; the oldest goes first.
 const MARKED: usize = 16;

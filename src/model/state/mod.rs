@@ -2,20 +2,30 @@
 
 use std::sync::Arc;
 
-use super::{
-    cancel::Cancel,
-    filter::FilterState,
-    history::{History, Snapshot},
-    kv::{KvCache, KvType, SPAN},
-    page::STEP,
-    pool::{Lease, Member, Pool},
-    shelf::Block,
-};
+mod history;
+mod kv;
+mod kv_type;
+mod page;
+mod pool;
+mod saved;
+mod shelf;
+
+pub use history::{History, Snapshot};
+pub use kv::{KvCache, SPAN};
+pub(crate) use kv_type::UNROTATED_Q4_0;
+pub use kv_type::{KvType, Stored};
+pub use pool::{Lease, Pool, PoolUse};
+pub(crate) use saved::Extent;
+
+use super::{cancel::Cancel, filter::FilterState};
 use crate::{
     config::ModelConfig,
     error::{Error, Result},
     limits::check_context,
 };
+use page::STEP;
+use pool::Member;
+use shelf::Block;
 
 /// The memory of one sequence: a KV cache and the filter's last inputs for every layer.
 #[derive(Clone, Debug)]

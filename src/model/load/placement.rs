@@ -1,6 +1,6 @@
 //! Where a model's weights will be, decided before any of them is read: mapped or streamed, with how many experts in memory.
 
-use super::{GpuPlacement, Options, State};
+use super::{super::State, GpuPlacement, Options};
 use crate::{
     config::ModelConfig,
     container::{Container, ExpertView},
