@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
@@ -66,7 +66,12 @@ impl Plan {
         if let Some(name) = &self.geometry {
             return self.run_geometry(name);
         }
-        let container = Container::open(&self.run.model.path()?)?;
+        let path = self
+            .run
+            .model
+            .path()
+            .context("there is no model to plan for; --geometry m32 plans for a shape")?;
+        let container = Container::open(&path)?;
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
         let (config, sizes) = (container.config(), Sizes::of(&container));
