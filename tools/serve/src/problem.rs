@@ -46,7 +46,7 @@ impl Problem {
         let message = format!(
             "the prompt has {prompt} tokens and the context holds {context}; shorten the prompt, or start the server with a larger --context"
         );
-        Self::new(StatusCode::BAD_REQUEST, Some("context_length_exceeded"), message)
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Some("context_length_exceeded"), message)
     }
 
     /// A body of more bytes than are read.

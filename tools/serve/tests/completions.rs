@@ -286,7 +286,7 @@ fn what_is_not_supported_is_refused_and_what_is_impossible() {
     }
     let long = vec![3; CONTEXT + 1];
     let (status, reply) = server.post(COMPLETIONS, &json!({ "prompt": long }));
-    assert_eq!((status, &reply["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!((status, &reply["error"]["code"]), (413, &json!("context_length_exceeded")));
     let message = reply["error"]["message"].as_str().unwrap();
     assert!(message.contains("1025") && message.contains("1024"), "{message}");
     // What fills the context exactly still has one token to say.

@@ -148,8 +148,8 @@ def refused(client):
     try:
         client.completions.create(model="demo", prompt=[3] * 100_000)
         raise AssertionError("a prompt beyond the context was accepted")
-    except openai.BadRequestError as error:
-        assert error.code == "context_length_exceeded", error
+    except openai.APIStatusError as error:
+        assert (error.status_code, error.code) == (413, "context_length_exceeded"), error
     wrong = [
         dict(messages=[]),
         dict(messages=[{"role": "user", "content": "a"}], temperature=-1),
