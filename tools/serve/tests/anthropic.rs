@@ -164,7 +164,6 @@ fn what_cannot_be_is_refused_in_its_form() {
         ),
         (asked(json!({ "tool_choice": {"type": "any"} })), "tool_choice"),
         (asked(json!({ "output_config": {"format": {"type": "json_schema"}} })), "schema"),
-        (asked(json!({ "messages": user(&"a ".repeat(2 * CONTEXT)) })), "context"),
         (json!({ "max_tokens": 1 }), "messages"),
     ] {
         let reply = server.post(MESSAGES, &body);
@@ -172,6 +171,10 @@ fn what_cannot_be_is_refused_in_its_form() {
         assert_eq!((status, kind), (400, "invalid_request_error"), "{message}");
         assert!(message.contains(word), "{message}");
     }
+    let long = asked(json!({ "messages": user(&"a ".repeat(2 * CONTEXT)) }));
+    let (status, kind, message) = refused(&server.post(MESSAGES, &long));
+    assert_eq!((status, kind), (413, "request_too_large"));
+    assert!(message.contains("context"), "{message}");
     assert_eq!(refused(&server.get(MESSAGES)).0, 405);
     assert_eq!(refused(&server.get("/v1/messages/none")).1, "not_found_error");
 }

@@ -167,7 +167,7 @@ fn nonsense_is_the_clients_fault() {
     }
     let long = "word ".repeat(3 * CONTEXT);
     let (status, reply) = server.post(CHAT, &json!({ "messages": user(&long), "stream": true }));
-    assert_eq!((status, &reply["error"]["code"]), (400, &json!("context_length_exceeded")));
+    assert_eq!((status, &reply["error"]["code"]), (413, &json!("context_length_exceeded")));
     refused(&server.get("/v1/nothing"), 404);
     refused(&server.get("/v1/models/other"), 404);
     refused(&server.get(CHAT), 405);

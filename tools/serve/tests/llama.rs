@@ -57,13 +57,13 @@ fn a_gap_is_filled() {
     assert!(tokens > server.ask("/tokenize", &prompt)["count"].as_u64().unwrap());
 
     for body in [
-        json!({ "input_prefix": "a ".repeat(2 * CONTEXT) }),
         json!({ "input_prefix": "a", "n_predict": -3 }),
         json!({ "input_prefix": "a", "temperature": "hot" }),
         json!({ "input_prefix": 3 }),
     ] {
         refused(&server.post("/infill", &body), 400);
     }
+    refused(&server.post("/infill", &json!({ "input_prefix": "a ".repeat(2 * CONTEXT) })), 413);
     let ids = json!({ "prompt": [1, 2], "suffix": "a" });
     assert!(refused(&server.post("/v1/completions", &ids), 400).contains("suffix"));
 }

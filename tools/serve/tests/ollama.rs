@@ -174,7 +174,7 @@ fn texts_are_embedded() {
     let long = "Lord ".repeat(2 * CONTEXT);
     assert_eq!(server.ask("/api/embed", &json!({ "input": long }))["prompt_eval_count"], CONTEXT);
     let (status, message) = refused(server.post("/api/embed", &json!({ "input": long, "truncate": false })));
-    assert!(status == 400 && message.contains("context"), "{message}");
+    assert!(status == 413 && message.contains("context"), "{message}");
 }
 
 #[test]
@@ -194,13 +194,14 @@ fn what_cannot_be_is_refused_in_its_form() {
         (GENERATE, json!({ "prompt": "a", "template": "{{ .Prompt }}" }), "template"),
         (GENERATE, json!({ "prompt": "a", "context": [1, 2] }), "context"),
         (GENERATE, json!({ "prompt": "a", "logprobs": true, "top_logprobs": 21 }), "top_logprobs"),
-        (GENERATE, json!({ "prompt": "a ".repeat(2 * CONTEXT), "raw": true }), "context"),
         (GENERATE, json!([]), "body"),
     ] {
         let (status, message) = refused(server.post(path, &body));
         assert_eq!(status, 400, "{message}");
         assert!(message.contains(word), "{message}");
     }
+    let long = json!({ "prompt": "a ".repeat(2 * CONTEXT), "raw": true });
+    assert_eq!(refused(server.post(GENERATE, &long)).0, 413);
     assert_eq!(refused(server.get("/api/nothing")).0, 404);
     assert_eq!(refused(server.get(CHAT)).0, 405);
     // Nothing is asked for here.
