@@ -172,5 +172,6 @@ fn what_cannot_be_is_refused() {
         let message = refused(&server.post(RESPONSES, &body), 400);
         assert!(message.contains(word), "{message}");
     }
-    assert!(refused(&server.post(RESPONSES, &body(&"a ".repeat(2 * CONTEXT))), 413).contains("context"));
+    let long = "a ".repeat(2 * CONTEXT);
+    assert!(refused(&server.post(RESPONSES, &body(long.as_str())), 413).contains("context"));
 }
