@@ -172,7 +172,8 @@ fn what_cannot_be_is_refused_in_its_form() {
         assert!(message.contains(word), "{message}");
     }
     let long = asked(json!({ "messages": user(&"a ".repeat(2 * CONTEXT)) }));
-    let (status, kind, message) = refused(&server.post(MESSAGES, &long));
+    let reply = server.post(MESSAGES, &long);
+    let (status, kind, message) = refused(&reply);
     assert_eq!((status, kind), (413, "request_too_large"));
     assert!(message.contains("context"), "{message}");
     assert_eq!(refused(&server.get(MESSAGES)).0, 405);
