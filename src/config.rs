@@ -31,6 +31,40 @@ impl Family {
     }
 }
 
+/// How the experts of a token are chosen (MODEL.md, "Router").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouterKind {
+    /// Yuan's Attention Router: three projections, and attention among the experts.
+    #[default]
+    Attention,
+    /// The classical router, which that one has replaced: one projection.
+    Linear,
+}
+
+impl RouterKind {
+    /// The spelling of `yuan.router` and of the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::Linear => "linear",
+        }
+    }
+
+    /// The inverse of [`RouterKind::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Attention, Self::Linear].into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Projections of a token, each [E, H].
+    pub const fn projections(self) -> usize {
+        match self {
+            Self::Attention => 3,
+            Self::Linear => 1,
+        }
+    }
+}
+
 /// The two architectures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,6 +137,9 @@ pub struct ModelConfig {
     pub experts: usize,
     /// Experts that a token uses (k); 0 in a dense model.
     pub experts_used: usize,
+    /// How they are chosen.
+    #[serde(default)]
+    pub router: RouterKind,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub norm_topk: bool,
     /// Epsilon of the RMS norms (the filter's own norm always uses 1e-6).
@@ -129,12 +166,12 @@ impl ModelConfig {
     }
 
     /// What GGUF files call the architecture: by the names of the authors' converter, whose runtime computes the same from the same keys. It knows nothing
-    /// of YaRN, so a model with YaRN has a name that it refuses.
+    /// of YaRN and of linear routers, so a model with either has a name that it refuses.
     pub const fn architecture_name(&self) -> &'static str {
-        match (self.architecture, self.yarn) {
-            (Architecture::Moe, None) => "yuan2_moe",
-            (Architecture::Moe, Some(_)) => "yuan3_moe",
-            (Architecture::Dense, _) => "yuan2",
+        match (self.architecture, self.yarn, self.router) {
+            (Architecture::Moe, None, RouterKind::Attention) => "yuan2_moe",
+            (Architecture::Moe, ..) => "yuan3_moe",
+            (Architecture::Dense, ..) => "yuan2",
         }
     }
 
@@ -181,6 +218,8 @@ impl ModelConfig {
             within("experts in all layers", self.layers * self.experts, 1 << 16)?;
         } else if self.experts != 0 || self.experts_used != 0 {
             return Err("a dense model has no experts".into());
+        } else if self.router != RouterKind::default() {
+            return Err(format!("a dense model has no router, and so no {} one", self.router.name()));
         }
         if !self.projection.is_multiple_of(self.heads) {
             return Err(format!("{} heads do not divide the projection of {}", self.heads, self.projection));

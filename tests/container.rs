@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use common::mutate::mutate;
 use yuan::{
-    config::ModelConfig,
+    config::{Architecture, ModelConfig, RouterKind},
     container::{Bytes, Container},
     convert::Conversion,
     error::Error,
@@ -218,29 +218,65 @@ fn float_containers_are_encoded_like_their_checkpoint() {
     assert!(twice.to_string().contains("already"), "{twice}");
 }
 
+/// What is wrong with these bytes.
+fn error(bytes: &[u8]) -> String {
+    Container::parse(Bytes::copy(bytes), Path::new("damaged.gguf")).unwrap_err().to_string()
+}
+
+/// A container with a string of its header changed to another of the same length.
+fn changed(whole: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = whole.to_vec();
+    // The header's digest would give any change away.
+    for (from, to) in [(from, to), (b"yuan.blake3.header", b"yuan.blake3.absent")] {
+        let at = bytes.windows(from.len()).position(|w| w == from).expect("the string is in the header");
+        bytes[at..at + to.len()].copy_from_slice(to);
+    }
+    bytes
+}
+
 #[test]
 fn other_formats_and_versions_are_refused_by_name() {
     let folder = common::folder();
     let path = folder.path().join("m.gguf");
     write(&conversion(smallest(), &Options::default()), &path);
     let whole = fs::read(&path).unwrap();
-    let error = |bytes: &[u8]| Container::parse(Bytes::copy(bytes), &path).unwrap_err().to_string();
     assert!(error(b"PK\x03\x04 a zip archive").contains("does not begin with GGUF"));
-    let replaced = |from: &[u8], to: &[u8]| {
-        let mut bytes = whole.clone();
-        // The header's digest would give any change away.
-        for (from, to) in [(from, to), (b"yuan.blake3.header", b"yuan.blake3.absent")] {
-            let at = bytes.windows(from.len()).position(|w| w == from).expect("the string is in the header");
-            bytes[at..at + to.len()].copy_from_slice(to);
-        }
-        error(&bytes)
-    };
+    let replaced = |from: &[u8], to: &[u8]| error(&changed(&whole, from, to));
     assert!(replaced(b"GGUF\x03", b"GGUF\x09").contains("version 9"));
     assert!(replaced(b"yuan2_moe", b"llama_moe").contains("llama_moe"));
     assert!(replaced(b"neuron-tile", b"neuron-tree").contains("neuron-tree"));
     for bytes in [&whole[..0], &whole[..3], &whole[..23], &whole[..whole.len() / 2]] {
         assert!(Container::parse(Bytes::copy(bytes), &path).is_err());
     }
+}
+
+/// Files without the key have the attention router, as all had before there was another.
+#[test]
+fn containers_say_when_their_router_is_linear() {
+    let folder = common::folder();
+    let path = folder.path().join("m.gguf");
+    let has = |bytes: &[u8], text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+    write(&conversion(smallest(), &Options::default()), &path);
+    assert!(!has(&fs::read(&path).unwrap(), b"yuan.router"));
+    let linear = ModelConfig { router: RouterKind::Linear, ..smallest() };
+    let container = write(&conversion(linear.clone(), &Options::default()), &path);
+    assert_eq!(*container.config(), linear);
+    let whole = fs::read(&path).unwrap();
+    let replaced = |from: &[u8], to: &[u8]| error(&changed(&whole, from, to));
+    assert!(replaced(b"linear", b"lunear").contains("the router lunear"));
+    assert!(
+        replaced(b"yuan.router", b"yuan.rooter").contains("what yuan.router"),
+        "its architecture says so"
+    );
+    assert!(replaced(b"ffn_gate_inp", b"ffn_gate_imp").contains("blk.0.ffn_gate_inp.weight"));
+    let dense = ModelConfig {
+        architecture: Architecture::Dense,
+        experts: 0,
+        experts_used: 0,
+        router: RouterKind::Linear,
+        ..smallest()
+    };
+    assert!(dense.validate().unwrap_err().contains("router"));
 }
 
 /// Parses, verifies and runs what is left of a file. Whatever happens, it is no panic.

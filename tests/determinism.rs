@@ -4,7 +4,7 @@ mod common;
 
 use common::paging;
 use yuan::{
-    config::ModelConfig,
+    config::{ModelConfig, RouterKind},
     container::Container,
     convert::Conversion,
     model::{
@@ -47,6 +47,7 @@ fn logits(model: &Model, tokens: &[u32], pieces: &[usize], kv: KvType) -> Vec<u3
 fn geometries() -> [(ModelConfig, Options); 4] {
     let q4_0 = Options { experts: DType::Q4_0, dense: DType::Q6_K, ..Options::default() };
     let rows = Options { experts: DType::F16, dense: DType::Bf16, ..Options::default() };
+    let linear = ModelConfig { router: RouterKind::Linear, ..synth::tiny() };
     let wide = ModelConfig { ffn: 1280, experts: 3, ..synth::tiny() };
     let dense = ModelConfig {
         architecture: yuan::config::Architecture::Dense,
@@ -55,7 +56,7 @@ fn geometries() -> [(ModelConfig, Options); 4] {
         ffn: 768,
         ..synth::tiny()
     };
-    [(synth::tiny(), Options::default()), (wide, q4_0), (synth::tiny(), rows), (dense, Options::default())]
+    [(synth::tiny(), Options::default()), (wide, q4_0), (linear, rows), (dense, Options::default())]
 }
 
 #[test]

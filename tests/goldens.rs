@@ -4,7 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, HashMap};
 
-use common::{Goldens, error, yuan3};
+use common::{Goldens, error, linear, yuan3};
 use serde_json::json;
 use yuan::{
     config::{RopePrecision, Yarn},
@@ -100,7 +100,9 @@ fn check_prompt(model: &Model, goldens: &Goldens, r: &str, p: usize, errors: &mu
         let found: Vec<f32> =
             (0..config.layers).flat_map(|l| run.seen[&(Stage::RouterLogits, l)].clone()).collect();
         errors.check("router logits", &at, &found, golden, 1e-3);
-        check_choices(&found, config.experts, goldens, &at, errors);
+        let choices =
+            (&goldens.ids(&format!("{at}.topk_ids"))[..], goldens.f32(&format!("{at}.topk_weights")));
+        check_choices(&found, config.experts, choices, &at, errors);
     }
     if p == 2 && goldens.get(&format!("{at}.hidden")).is_some() {
         check_stages(model, &run, goldens, &at, errors);
@@ -129,9 +131,13 @@ fn check_prompt(model: &Model, goldens: &Goldens, r: &str, p: usize, errors: &mu
 }
 
 /// The two experts of every token as a set, and their weights.
-fn check_choices(router_logits: &[f32], experts: usize, goldens: &Goldens, at: &str, errors: &mut Errors) {
-    let ids = goldens.ids(&format!("{at}.topk_ids"));
-    let weights = goldens.f32(&format!("{at}.topk_weights"));
+fn check_choices(
+    router_logits: &[f32],
+    experts: usize,
+    (ids, weights): (&[u32], &[f32]),
+    at: &str,
+    errors: &mut Errors,
+) {
     for (t, logits) in router_logits.chunks_exact(experts).enumerate() {
         let mut order: Vec<usize> = (0..experts).collect();
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
@@ -213,6 +219,35 @@ fn demo_model_equals_the_reference() {
     let container = common::convert(&common::demo(), &common::exact(), &folder.path().join("exact.gguf"));
     let goldens = Goldens::read(&common::demo().join("goldens.safetensors"));
     check_model("demo", &container, &goldens, &ALL);
+}
+
+/// The twin's numbers (tools/reference/linear_router.py): the authors have published no model with such a router.
+#[test]
+fn a_linear_router_equals_the_twin() {
+    let checkpoint = linear::folder();
+    let container =
+        common::convert(checkpoint.path(), &common::exact(), &checkpoint.path().join("exact.gguf"));
+    let model = common::load(&container, common::float());
+    let text = std::fs::read(common::root().join("tests/fixtures/goldens/linear-router.json")).unwrap();
+    let goldens: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+    let (layers, mut errors) = (model.config().layers, Errors::default());
+    for (p, golden) in goldens.iter().enumerate() {
+        let at = format!("p{p}");
+        let floats = |key: &str| serde_json::from_value::<Vec<f32>>(golden[key].clone()).unwrap();
+        let ids = |key: &str| serde_json::from_value::<Vec<u32>>(golden[key].clone()).unwrap();
+        let mut run = run(&model, &ids("ids"), 48);
+        let router: Vec<f32> =
+            (0..layers).flat_map(|l| run.seen[&(Stage::RouterLogits, l)].clone()).collect();
+        errors.check("router logits", &at, &router, &floats("router_logits"), 1e-3);
+        let (chosen, weights) = (ids("chosen"), floats("weights"));
+        check_choices(&router, model.config().experts, (&chosen, &weights), &at, &mut errors);
+        let last = &run.logits[run.logits.len() - model.config().vocab..];
+        errors.check("logits", &at, last, &floats("last_logits"), 1e-3);
+        let golden = ids("greedy_ids");
+        assert_eq!(greedy_ids(&model, &mut run, golden.len(), |_, _| {}), golden, "{at}");
+    }
+    assert!(goldens.len() > 1);
+    errors.print("linear router");
 }
 
 /// The exact blocks of a GPTQ checkpoint: 4 bits in tiles, 8 bits in panels.

@@ -6,9 +6,13 @@ mod gpu;
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use common::damage::{damage, is_damaged, overwrite};
+use common::{
+    damage::{damage, is_damaged, overwrite},
+    linear,
+};
 use gpu::{BOTH, COPY, NEVER, base, bits, demo, fake, go, logits, on_gpu, options, tokens, with_trunk};
 use yuan::{
+    config::RouterKind,
     container::Container,
     gpu::{
         Choice, Costs,
@@ -16,7 +20,7 @@ use yuan::{
     },
     machine::budget::Limit,
     model::{KvType, Model, Options, Output, Placement, Sequence, State, Want},
-    quantize::DType,
+    quantize::{self, DType},
     sampler::{Sampler, Settings},
     session::{Engine, Limits, Session},
     tokenizer::Special,
@@ -114,6 +118,21 @@ fn the_embedding_is_looked_up_where_it_lies() {
     let rows = |tokens: usize| 4 * tokens * gpu.config().hidden;
     let all = |call: &Call| matches!(call, Call::Upload { bytes, .. } if *bytes >= rows(20));
     assert!(!calls.iter().any(all), "{} bytes of rows are not sent", rows(20));
+}
+
+#[test]
+fn a_linear_router_chooses_as_on_the_cpu() {
+    let folder = linear::folder();
+    let types = quantize::Options { experts: DType::Q4_K, dense: DType::Q8_0, rope: None, rope_base: None };
+    let container = common::convert(folder.path(), &types, &folder.path().join("linear.gguf"));
+    let cpu = Model::load(&container, &base(KvType::F16)).unwrap();
+    assert_eq!(cpu.config().router, RouterKind::Linear);
+    for (experts, costs, schedule) in PLACEMENTS {
+        let options = on_gpu(&container, &fake(schedule), experts, costs, KvType::F16);
+        let gpu = Model::load(&container, &options).unwrap();
+        let [found, expected] = [&gpu, &cpu].map(|model| logits(model, &tokens(23), 20, KvType::F16));
+        assert!(found == expected, "{experts} experts");
+    }
 }
 
 #[test]

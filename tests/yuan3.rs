@@ -16,7 +16,7 @@ use yuan::{
         names,
         vocab::read_vocab,
     },
-    config::{Family, ModelConfig, RopePrecision, Yarn},
+    config::{Family, ModelConfig, RopePrecision, RouterKind, Yarn},
     container::Container,
     convert::Conversion,
     error::{Error, Result},
@@ -145,7 +145,7 @@ fn what_is_not_built_is_refused_by_name() {
         return;
     }
     for (key, value) in [
-        ("moe_config.router_type", json!("linear")),
+        ("moe_config.router_type", json!("topk_router")),
         ("use_lf_gate", json!(false)),
         ("use_rope_scaling", json!(true)),
         ("rotary_interleaved", json!(true)),
@@ -220,6 +220,35 @@ fn fused_tensors_are_cut_into_their_rows() {
         }
         assert!(found == whole, "{fused}");
     }
+}
+
+/// One tensor with a row for each expert, under the name that the authors' classes and converter give it.
+#[test]
+fn a_linear_router_is_one_tensor() {
+    let Some(config) = with("moe_config.router_type", json!("linear")) else { return };
+    let config = parse(&config).unwrap().config;
+    assert_eq!(config.router, RouterKind::Linear);
+    let specs = names::tensors(&config);
+    let router: Vec<_> = specs.iter().filter(|spec| spec.role == names::Role::Router).collect();
+    assert_eq!(router.len(), config.layers);
+    let name = "model.layers.0.mlp.router.weight";
+    let (source, shape) = (&router[0].source, vec![config.experts, config.hidden]);
+    assert_eq!((source.tensor.as_str(), source.first_row), (name, 0));
+    assert!(source.shape == shape && router[0].shape == shape);
+    // The three projections of the attention router are none.
+    let mut moe = yuan3::config().unwrap()["llm_config"]["moe_config"].take();
+    moe["router_type"] = json!("linear");
+    let folder = yuan3::folder(Form::TextOnly, &[("moe_config", moe)]).unwrap();
+    let text = |name: &str| name.strip_prefix("language_model.").map(str::to_owned);
+    let problems = || match Checkpoint::open(folder.path()) {
+        Err(Error::Tensors { problems, .. }) => problems,
+        other => panic!("{other:?}"),
+    };
+    assert!(problems().missing.contains(&name.to_owned()), "{:?}", problems().missing);
+    yuan3::rewrite(folder.path(), |name| {
+        text(name).map(|name| name.replace("router.query_key_value", "router"))
+    });
+    assert!(problems().misshapen[0].contains("mlp.router.weight"), "{:?}", problems().misshapen);
 }
 
 #[test]

@@ -4,12 +4,12 @@ use std::{fmt::Display, path::Path};
 
 use super::{
     family::describe,
-    features::{check_architecture, check_features, check_values, check_whole, unsupported},
+    features::{check_architecture, check_features, check_values, check_whole, router, unsupported},
     gptq,
     json::{Object, parse_object},
 };
 use crate::{
-    config::{Architecture, Family, ModelConfig, RopePrecision, Yarn},
+    config::{Architecture, Family, ModelConfig, RopePrecision, RouterKind, Yarn},
     error::{Error, Result},
 };
 
@@ -118,6 +118,7 @@ pub(super) fn parse_config_of(text: &str, path: &Path, family: Option<Family>) -
         ffn: feed_forward(&top, moe.as_ref().filter(|_| is_moe))?,
         experts,
         experts_used,
+        router: nested.router(path)?.filter(|_| is_moe).unwrap_or_default(),
         norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true) || about.fixed,
         rms_eps: top.number("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS) as f32,
         rope_base,
@@ -160,6 +161,19 @@ impl Keys<'_> {
     fn family(&self) -> Family {
         let is_new = !["rotary_percent", "router_type"].into_iter().any(|key| self.lacks(key));
         if is_new { Family::Yuan3 } else { Family::Yuan2 }
+    }
+
+    /// The kind of the router.
+    fn router(&self, path: &Path) -> Result<Option<RouterKind>> {
+        let inner = self.moe.as_ref().map(|moe| router(moe, path)).transpose()?.flatten();
+        let outer = router(&self.top, path)?;
+        match (inner, outer) {
+            (Some(a), Some(b)) if a != b => {
+                let problem = format!("it is {} here and {} in moe_config", b.name(), a.name());
+                Err(self.top.wrong("router_type", problem))
+            }
+            _ => Ok(inner.or(outer)),
+        }
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -318,6 +332,7 @@ mod tests {
             ffn: 8192,
             experts: 32,
             experts_used: 2,
+            router: RouterKind::Attention,
             norm_topk: true,
             rms_eps: 1e-6,
             rope_base: 10_000.0,
@@ -369,6 +384,24 @@ mod tests {
         let config = parse(&config).unwrap();
         assert_eq!((config.architecture, config.rope_dims), (Architecture::Dense, 256));
         assert_eq!((config.experts, config.experts_used), (0, 0));
+    }
+
+    #[test]
+    fn a_router_has_several_names_which_agree() {
+        let router = |config: &Value| parse(config).unwrap().router;
+        for name in ["attn_router", "attention_router", "attention"] {
+            assert_eq!(router(&with("moe_config.router_type", json!(name))), RouterKind::Attention);
+        }
+        for key in ["moe_config.router_type", "moe_router_type", "router_type"] {
+            assert_eq!(router(&with(key, json!("linear"))), RouterKind::Linear);
+        }
+        let mut config = with("moe_config.router_type", json!("linear"));
+        config["router_type"] = json!("attn_router");
+        assert!(message(&config).contains("linear in moe_config"));
+        config["router_type"] = json!("linear");
+        config["moe_router_type"] = json!("attention");
+        assert!(message(&config).contains("moe_router_type"));
+        assert!(message(&with("router_type", json!(1))).contains("router_type"));
     }
 
     #[test]

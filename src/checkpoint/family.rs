@@ -15,7 +15,7 @@ pub(super) struct Description {
     pub beside: &'static [&'static str],
     /// Parts of names of tensors that can be computed, and are not read.
     pub computed: &'static [&'static str],
-    /// Tensors of a layer that have the rows of several others, one after another: its name, and those of its parts in Yuan 2.0.
+    /// Tensors of a layer that have the rows of several others, one after another, or another name for one: its name, and those of its parts in Yuan 2.0.
     pub fused: &'static [(&'static str, &'static [&'static str])],
     /// Name in its layer of the matrix `w1` or `w2` of an expert.
     pub expert: fn(&str, usize) -> String,
@@ -117,6 +117,7 @@ static YUAN3: Description = Description {
             "mlp.router.query_key_value.weight",
             &["mlp.gate.query.weight", "mlp.gate.key.weight", "mlp.gate.value.weight"],
         ),
+        ("mlp.router.weight", &["mlp.gate.weight"]),
     ],
     expert: |matrix, expert| format!("mlp.experts.{matrix}.{expert}.weight"),
     may_lack_bias: true,

@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use super::{family::Description, json::Object};
-use crate::error::{Error, Result};
+use crate::{
+    config::RouterKind,
+    error::{Error, Result},
+};
 
 const FAMILIES: &str = "this runtime runs Yuan2.0-M32, Yuan2.0-2B (YuanForCausalLM) and the text model of Yuan 3.0 (YuanVLChatModel)";
 
@@ -97,14 +100,28 @@ pub(super) fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
             return Err(no(key, &n.to_string()));
         }
     }
+    Ok(())
+}
+
+/// The router that an object names, if it does.
+pub(super) fn router(object: &Object<'_>, path: &Path) -> Result<Option<RouterKind>> {
+    let mut found: Option<(&str, RouterKind)> = None;
     for key in ["router_type", "moe_router_type"] {
-        if let Some(router) =
-            object.text(key)?.filter(|r| !["attn_router", "attention_router", "attention"].contains(r))
-        {
-            return Err(no(key, router));
+        let Some(name) = object.text(key)? else { continue };
+        // The first and the last are what the authors' converter writes.
+        let kind = match name {
+            "attn_router" | "attention_router" | "attention" => RouterKind::Attention,
+            "linear" => RouterKind::Linear,
+            _ => return Err(unsupported(path, format!("{key} {name}"), "it is attn_router or linear")),
+        };
+        match found {
+            Some((other, first)) if first != kind => {
+                return Err(object.wrong(key, format!("it is {name}, but {other} is {}", first.name())));
+            }
+            _ => found = Some((key, kind)),
         }
     }
-    Ok(())
+    Ok(found.map(|(_, kind)| kind))
 }
 
 /// The error for it.

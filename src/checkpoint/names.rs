@@ -4,7 +4,7 @@
 //! head; a container is laid out in it.
 
 use super::family::describe;
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Architecture, ModelConfig, RouterKind};
 
 /// What a tensor is for; decides the type that it is stored in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,7 +21,7 @@ pub enum Role {
     Conv,
     /// Its bias \[out\].
     ConvBias,
-    /// Query, key or value projection of the attention router [E, H].
+    /// Query, key or value projection of the attention router, or the one of a linear router [E, H].
     Router,
     /// gate, up [F, H] or down [H, F] of a dense MLP.
     Mlp,
@@ -114,9 +114,17 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
             }
             Architecture::Moe => {
                 let e = config.experts;
-                local("mlp.gate.query.weight", "mlp_attn_q.weight", &[e, h], Role::Router);
-                local("mlp.gate.key.weight", "mlp_attn_k.weight", &[e, h], Role::Router);
-                local("mlp.gate.value.weight", "mlp_attn_v.weight", &[e, h], Role::Router);
+                match config.router {
+                    RouterKind::Attention => {
+                        local("mlp.gate.query.weight", "mlp_attn_q.weight", &[e, h], Role::Router);
+                        local("mlp.gate.key.weight", "mlp_attn_k.weight", &[e, h], Role::Router);
+                        local("mlp.gate.value.weight", "mlp_attn_v.weight", &[e, h], Role::Router);
+                    }
+                    // The authors' converter to GGUF knows none: the name is llama.cpp's for routers of this form.
+                    RouterKind::Linear => {
+                        local("mlp.gate.weight", "ffn_gate_inp.weight", &[e, h], Role::Router);
+                    }
+                }
                 for expert in 0..e {
                     let mut matrix = |w: &str, to: &str, shape: &[usize], role| {
                         let from = hf(&(family.expert)(w, expert));

@@ -5,7 +5,7 @@ use super::{
     value::{Metadata, Value},
 };
 use crate::{
-    config::{Architecture, Family, ModelConfig, RopePrecision, Yarn},
+    config::{Architecture, Family, ModelConfig, RopePrecision, RouterKind, Yarn},
     vocab::{Piece, PieceKind, Vocab},
 };
 
@@ -111,6 +111,7 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
         ffn,
         experts: if moe { need("expert_count")? } else { 0 },
         experts_used: if moe { need("expert_used_count")? } else { 0 },
+        router: read_router(metadata)?,
         norm_topk: metadata.flag("yuan.norm_topk_prob")?.unwrap_or(true),
         rms_eps: metadata.float(&key("attention.layer_norm_rms_epsilon"))?.unwrap_or(1e-6),
         rope_base: metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
@@ -122,9 +123,19 @@ pub fn read_config(metadata: &Metadata, tensors: &[TensorDesc]) -> Result<ModelC
     };
     config.validate()?;
     if config.architecture_name() != prefix {
-        return Err(format!("the architecture {prefix} does not fit what yuan.rope.yarn.factor says"));
+        return Err(format!(
+            "the architecture {prefix} does not fit what yuan.router and yuan.rope.yarn.factor say"
+        ));
     }
     Ok(config)
+}
+
+/// Files without the key have the attention router.
+fn read_router(metadata: &Metadata) -> Result<RouterKind, String> {
+    match metadata.text("yuan.router")? {
+        None => Ok(RouterKind::default()),
+        Some(name) => RouterKind::from_name(name).ok_or_else(|| format!("the router {name} is not known")),
+    }
 }
 
 fn read_yarn(metadata: &Metadata) -> Result<Option<Yarn>, String> {
@@ -167,6 +178,9 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
         m.set("yuan.family", Value::String(config.family.name().into()));
     }
     m.set("yuan.attention.projection", number(config.projection));
+    if config.router != RouterKind::default() {
+        m.set("yuan.router", Value::String(config.router.name().into()));
+    }
     m.set("yuan.norm_topk_prob", Value::Bool(config.norm_topk));
     m.set("yuan.rope.precision", Value::String(config.rope_precision.name().into()));
     if let Some(yarn) = config.yarn {

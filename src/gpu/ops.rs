@@ -13,7 +13,10 @@ use super::{
     graph::List,
     memory::View,
 };
-use crate::error::{Error, Result};
+use crate::{
+    config::RouterKind,
+    error::{Error, Result},
+};
 
 /// Bytes of `n` numbers.
 pub const fn f32s(n: usize) -> usize {
@@ -398,28 +401,30 @@ impl<'d> Ops<'d> {
         self.launch("ranking", launch::top_k(n, k), &views, &args)
     }
 
-    /// The experts and weights [T, used] of tokens from their projections `qkv` [T, 3E].
+    /// The experts and weights [T, used] of tokens from their projections `x`, those of the attention router [T, 3E] or of the linear one [T, E].
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
     pub fn route(
         &self,
-        qkv: View<'_>,
+        kind: RouterKind,
+        x: View<'_>,
         chosen: View<'_>,
         weights: View<'_>,
         (tokens, experts, used): (usize, usize, usize),
         normalize: bool,
     ) -> Result<()> {
         let slots = 4 * tokens * used;
-        let views = [(qkv, f32s(3 * tokens * experts)), (chosen, slots), (weights, slots)];
+        let views = [(x, f32s(kind.projections() * tokens * experts)), (chosen, slots), (weights, slots)];
         let args = [
-            at(qkv),
+            at(x),
             Arg::At(0),
             at(chosen),
             at(weights),
             int(experts)?,
             int(used)?,
             Arg::I32(normalize.into()),
+            Arg::I32((kind == RouterKind::Linear).into()),
         ];
         self.launch("router", launch::route(experts, used, tokens), &views, &args)
     }

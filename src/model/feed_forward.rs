@@ -45,8 +45,7 @@ impl FeedForward {
                     Experts::Rows(rows) => rows.first().map_or(0, |e| e.w1.len_bytes() + e.w2.len_bytes()),
                     Experts::TilesQ4K { .. } | Experts::TilesQ4_0 { .. } => tiled,
                 };
-                let projections = [&router.query, &router.key, &router.value].map(Matrix::len_bytes);
-                projections.iter().sum::<usize>() + router.used * expert
+                router.projections.len_bytes() + router.used * expert
             }
         }
     }

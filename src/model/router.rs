@@ -1,22 +1,50 @@
-//! The attention router: which experts a token goes to, and with what weights (MODEL.md, "Router").
+//! The router: which experts a token goes to, and with what weights (MODEL.md, "Router").
 
 use rayon::prelude::*;
 
 use super::{activations::Activations, compute::Compute, matrix::Matrix};
 
-/// Weights of the router of one layer, each [E, H].
+/// Weights of the router of one layer.
 #[derive(Clone, Debug)]
 pub struct Router {
-    /// Query projection.
-    pub query: Matrix,
-    /// Key projection.
-    pub key: Matrix,
-    /// Value projection.
-    pub value: Matrix,
+    /// What the logits of the experts come from.
+    pub projections: Projections,
     /// Experts that a token uses.
     pub used: usize,
     /// Whether the weights of the chosen are divided by their sum.
     pub normalize: bool,
+}
+
+/// Projections of a token's input, each [E, H].
+#[derive(Clone, Debug)]
+pub enum Projections {
+    /// Of the attention router: the query, the key and the value of every expert.
+    Attention([Matrix; 3]),
+    /// Of the linear router: the logits.
+    Linear(Matrix),
+}
+
+impl Projections {
+    /// All of them, in their order.
+    pub fn matrices(&self) -> &[Matrix] {
+        match self {
+            Self::Attention(matrices) => matrices,
+            Self::Linear(matrix) => std::slice::from_ref(matrix),
+        }
+    }
+
+    /// E.
+    pub const fn experts(&self) -> usize {
+        match self {
+            Self::Attention([query, ..]) => query.rows,
+            Self::Linear(matrix) => matrix.rows,
+        }
+    }
+
+    /// Bytes of the weights.
+    pub fn len_bytes(&self) -> usize {
+        self.matrices().iter().map(Matrix::len_bytes).sum()
+    }
 }
 
 /// The routing of T tokens.
@@ -38,15 +66,23 @@ impl Routing {
 impl Router {
     /// Routes the T rows of `m`.
     pub fn route(&self, compute: &Compute, m: &Activations) -> Routing {
-        let experts = self.query.rows;
-        let [q, k, v] = [&self.query, &self.key, &self.value].map(|w| compute.product(w, m));
-        let mut logits = vec![0.0; m.rows() * experts];
+        // The logits, or for the attention router the queries that become them, beside its keys and values.
+        let (mut logits, attention) = match &self.projections {
+            Projections::Linear(w) => (compute.product(w, m).to_vec(), None),
+            Projections::Attention(of) => {
+                let [q, k, v] = of.each_ref().map(|w| compute.product(w, m));
+                (q.to_vec(), Some([k, v]))
+            }
+        };
+        let experts = self.projections.experts();
         let rows = logits.par_chunks_exact_mut(experts).enumerate().with_min_len(8);
         let chosen = compute.run(|| {
             rows.map(|(t, logits)| {
-                let [q, k, v] = [&q, &k, &v].map(|x| &x[t * experts..][..experts]);
-                let mut scores = vec![0.0; experts];
-                logits.iter_mut().zip(q).for_each(|(logit, &q)| *logit = attend(q, k, v, &mut scores));
+                if let Some(attention) = &attention {
+                    let [k, v] = attention.each_ref().map(|x| &x[t * experts..][..experts]);
+                    let mut scores = vec![0.0; experts];
+                    logits.iter_mut().for_each(|q| *q = attend(*q, k, v, &mut scores));
+                }
                 choose(logits, self.used, self.normalize)
             })
             .collect()

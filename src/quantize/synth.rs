@@ -6,7 +6,7 @@ use super::encode_tensor::Weights;
 pub use super::random_blocks::random_tensor;
 use crate::{
     checkpoint::names::{self, Role},
-    config::{Architecture, Family, ModelConfig, RopePrecision},
+    config::{Architecture, Family, ModelConfig, RopePrecision, RouterKind},
     error::{Error, Result},
 };
 
@@ -23,6 +23,7 @@ pub fn m32() -> ModelConfig {
         ffn: 8192,
         experts: 32,
         experts_used: 2,
+        router: RouterKind::Attention,
         norm_topk: true,
         rms_eps: 1e-6,
         rope_base: 40_890.0,

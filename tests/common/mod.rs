@@ -4,6 +4,7 @@
 pub mod damage;
 mod fixture;
 pub mod gptq;
+pub mod linear;
 pub mod mutate;
 pub mod paging;
 pub mod schedule;

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks yuan.py against the golden numbers of the authors' own code (tests/fixtures/README.md).
+"""Checks yuan.py against the golden numbers of the authors' own code (tests/fixtures/README.md), and of linear_router.py.
 
 usage: check.py [FIXTURES_DIR] [DEMO_DIR] [--dtype float32|float64]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+import linear_router
 from yuan import PRECISIONS, Model, Rope, State, read_safetensors, read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,6 +182,19 @@ def check_yuan3_rope(path):
     return report.print()
 
 
+def check_linear_router(demo, dtype):
+    """The twin in this type against its numbers in float64."""
+    report, model = Report("linear router"), linear_router.model(demo, dtype)
+    for p, golden in enumerate(json.loads(linear_router.GOLDENS.read_text())):
+        router, chosen, weights, logits, state = linear_router.run(model, golden["ids"])
+        report.check("router logits", f"p{p}", router.ravel(), np.array(golden["router_logits"]), 1e-3)
+        report.same("experts of a token", f"p{p}", chosen.ravel(), golden["chosen"])
+        report.check("expert weights", f"p{p}", weights.ravel(), np.array(golden["weights"]), 5e-4)
+        report.check("logits", f"p{p}", logits[-1], np.array(golden["last_logits"]), 1e-3)
+        report.same("greedy ids", f"p{p}", model.greedy(logits, state, len(golden["greedy_ids"]))[0], golden["greedy_ids"])
+    return report.print()
+
+
 def check_rope(path):
     report, goldens = Report("rotary tables"), read_safetensors(path)
     positions = goldens["positions"]
@@ -215,6 +229,7 @@ def main():
             good &= check_model(name, folder, goldens, args.dtype)
         else:
             print(f"{name}: skipped: not in {full} or tests/fixtures")
+    good &= check_linear_router(args.demo, args.dtype)
     folder, goldens = find("models/yuan3-tiny"), find("goldens/yuan3-tiny.safetensors")
     if folder and goldens:
         good &= check_yuan3(folder, goldens, args.dtype)

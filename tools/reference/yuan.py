@@ -33,6 +33,8 @@ class Config:
         self.ffn = moe.get("ffn_hidden_size") or c["intermediate_size"]
         self.experts, self.experts_used = moe.get("moe_num_experts", 0), moe.get("moe_top_k", 0)
         self.norm_topk = moe.get("norm_topk_prob", True)
+        # The authors' converter writes attn_router or linear.
+        self.router = "linear" if moe.get("router_type") == "linear" else "attention"
         self.rms_eps = c["rms_norm_eps"]
         self.rope_base = c.get("rotary_base") or c.get("rope_theta") or 10000.0
         # (factor, original context); the authors' code does not hand the base on to it.
@@ -111,6 +113,7 @@ def unify(w):
     parts = {
         "self_attn.get_query_key.weight": [f"self_attn.{x}_proj.weight" for x in "qk"],
         "mlp.router.query_key_value.weight": [f"mlp.gate.{x}.weight" for x in ("query", "key", "value")],
+        "mlp.router.weight": ["mlp.gate.weight"],
     }
     out = {}
     for name, x in w.items():
@@ -247,21 +250,25 @@ def softmax(x):
 # ---- Router
 
 class Router:
-    """Three projections [E, H]."""
+    """Projections [E, H]: three of the attention router, one of the linear router."""
 
     def __init__(self, w, at, config):
-        self.query, self.key, self.value = (w[f"{at}{name}.weight"] for name in ("query", "key", "value"))
+        names = {"attention": ("query.", "key.", "value."), "linear": ("",)}[config.router]
+        self.projections = [w[f"{at}{name}weight"] for name in names]
         self.used, self.normalize = config.experts_used, config.norm_topk
 
     def route(self, m):
         """Logits [T, E] before the softmax over the experts; the chosen and their weights [T, used], best first."""
-        q, k, v = m @ self.query.T, m @ self.key.T, m @ self.value.T
-        attention = softmax(q[:, :, None] * k[:, None, :])  # no scale, no mask
-        logits = (attention * v[:, None, :]).sum(-1)
+        logits = self.score(*(m @ projection.T for projection in self.projections))
         p = softmax(logits)
         chosen = np.argsort(-p, -1, "stable")[:, :self.used]
         weights = np.take_along_axis(p, chosen, -1)
         return logits, chosen, weights / weights.sum(-1, keepdims=True) if self.normalize else weights
+
+    @staticmethod
+    def score(q, k=None, v=None):
+        """Of a linear router the one projection; else attention of each expert's query over the keys of all, without scale and mask."""
+        return q if k is None else (softmax(q[:, :, None] * k[:, None, :]) * v[:, None, :]).sum(-1)
 
 
 # ---- Feed forward
@@ -330,9 +337,10 @@ class Layer:
 class Model:
     """A checkpoint, ready to run under one rotary convention."""
 
-    def __init__(self, folder, rope=None, dtype=np.float32, changes={}):
+    def __init__(self, folder, rope=None, dtype=np.float32, changes={}, edit=lambda weights: weights):
+        """`changes` replace keys of the config; `edit` gets the tensors as they are read, and returns those to use."""
         folder = Path(folder)
-        self.family, w = unify(read_weights(folder))
+        self.family, w = unify(edit(read_weights(folder)))
         self.config, self.dtype = Config(folder, self.family, changes), np.dtype(dtype)
         w = {name: x.astype(dtype) for name, x in w.items()}
         self.embedding = w["model.embed_tokens.weight"]

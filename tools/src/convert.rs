@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use yuan::{
     checkpoint::{Checkpoint, LeftOut, vocab::read_vocab},
-    config::Family,
+    config::{Family, RouterKind},
     container::Container,
     convert::Conversion,
     quantize::{Loss, Plan, SourceOf, Wishes},
@@ -267,19 +267,22 @@ pub fn export(model: &Path, output: &Path) -> anyhow::Result<()> {
     let container = Container::open(model)?;
     Job::of(Conversion::export(&container)?).run(output)?;
     let config = container.config();
-    if config.family == Family::Yuan3 {
-        let name = config.architecture_name();
-        match config.yarn {
-            None => tell!(
-                "the architecture is called {name}, as of Yuan2.0-M32: programs that read it compute the same from these tensors, with f32 rotary \
-                 tables of the base {}; they know no conversations of Yuan 3.0",
-                config.rope_base
-            ),
-            Some(_) => tell!(
-                "the architecture is called {name}, which only this program reads: the model has YaRN in a form of its own, and programs that read \
-                 yuan2_moe would leave it out"
-            ),
-        }
+    let name = config.architecture_name();
+    match (config.router, config.yarn) {
+        (RouterKind::Linear, _) => tell!(
+            "the architecture is called {name}, which only this program reads: the model has a linear router, and programs that read yuan2_moe have \
+             the attention router only"
+        ),
+        (_, Some(_)) => tell!(
+            "the architecture is called {name}, which only this program reads: the model has YaRN in a form of its own, and programs that read \
+             yuan2_moe would leave it out"
+        ),
+        _ if config.family == Family::Yuan3 => tell!(
+            "the architecture is called {name}, as of Yuan2.0-M32: programs that read it compute the same from these tensors, with f32 rotary \
+             tables of the base {}; they know no conversations of Yuan 3.0",
+            config.rope_base
+        ),
+        _ => {}
     }
     Ok(())
 }

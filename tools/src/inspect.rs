@@ -53,8 +53,11 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
     }
     let kind = match config.architecture {
         Architecture::Moe => format!(
-            "mixture of experts: {} a layer, {} used, {} neurons each",
-            config.experts, config.experts_used, config.ffn
+            "mixture of experts: {} a layer, {} used, {} neurons each, {} router",
+            config.experts,
+            config.experts_used,
+            config.ffn,
+            config.router.name()
         ),
         Architecture::Dense => format!("dense, {} neurons a layer", config.ffn),
     };

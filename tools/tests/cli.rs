@@ -221,6 +221,40 @@ fn a_synthetic_checkpoint_is_converted_and_runs() {
     }
 }
 
+/// The router that Yuan's has replaced, from a random checkpoint to a container, to a standard file and back.
+#[test]
+fn a_linear_router_is_made_converted_shown_and_exported() {
+    let folder = Folder::new();
+    let [checkpoint, model, standard, again] =
+        ["tiny", "m.gguf", "standard.gguf", "again.gguf"].map(|name| folder.path(name));
+    text("yuan-quant", &["synth", "--geometry", "tiny", "--router", "linear", "-o", &checkpoint]);
+    text("yuan-quant", &[&checkpoint, "-o", &model]);
+    let exported = run("yuan-quant", &["export", &model, "-o", &standard]);
+    let said = String::from_utf8(exported.stderr).unwrap();
+    assert!(
+        exported.status.success() && said.contains("linear router") && said.contains("yuan3_moe"),
+        "{said}"
+    );
+    text("yuan-quant", &[&standard, "-o", &again]);
+    let logits = [&model, &again].map(|model| {
+        assert_eq!(json("yuan", &["inspect", model, "--json"])["config"]["router"], "linear");
+        assert!(text("yuan", &["inspect", model]).contains("linear router"));
+        let output = folder.path("logits.npy");
+        text("yuan", &["logits", model, "--tokens", "1,2,3", "-o", &output]);
+        fs::read(output).unwrap()
+    });
+    assert!(logits[0] == logits[1]);
+    assert!(
+        usage("yuan-quant", &["synth", "--geometry", "tiny", "--router", "switch", "-o", "m.gguf"])
+            .contains("attention or linear")
+    );
+    let config = format!("{checkpoint}/config.json");
+    let other = fs::read_to_string(&config).unwrap().replace("\"linear\"", "\"switch\"");
+    fs::write(&config, other).unwrap();
+    let refused = complaint("yuan-quant", &[&checkpoint, "-o", &model]);
+    assert!(refused.contains("router_type switch") && refused.contains("attn_router or linear"), "{refused}");
+}
+
 #[test]
 fn sequences_decode_together() {
     let folder = Folder::new();

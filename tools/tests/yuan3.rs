@@ -36,13 +36,17 @@ fn a_conversion_says_what_is_left_out_and_an_export_what_it_is_called() {
 fn a_random_checkpoint_of_yuan3_converts() {
     let Some(config) = fixture("models/yuan3-tiny/config.json") else { return };
     let folder = Folder::new();
-    let (checkpoint, model) = (folder.path("checkpoint"), folder.path("m.gguf"));
-    text("yuan-quant", &["synth", "--geometry", config.to_str().unwrap(), "-o", &checkpoint]);
-    text("yuan-quant", &[&checkpoint, "-o", &model]);
-    let config = &json("yuan", &["inspect", &model, "--json"])["config"];
-    assert_eq!((&config["family"], &config["rope_precision"]), (&"yuan3".into(), &"f32".into()));
-    let answer = json("yuan", &["generate", &model, "-p", "abc<|User|>", "-n", "2", "--json"]);
-    assert!(answer["tokens"].as_array().is_some());
+    for router in ["attention", "linear"] {
+        let (checkpoint, model) = (folder.path(router), folder.path(&format!("{router}.gguf")));
+        let geometry = ["--geometry", config.to_str().unwrap(), "--router", router];
+        text("yuan-quant", &[&["synth"], &geometry[..], &["-o", &checkpoint]].concat());
+        text("yuan-quant", &[&checkpoint, "-o", &model]);
+        let config = &json("yuan", &["inspect", &model, "--json"])["config"];
+        assert_eq!((&config["family"], &config["rope_precision"]), (&"yuan3".into(), &"f32".into()));
+        assert_eq!(config["router"], router);
+        let answer = json("yuan", &["generate", &model, "-p", "abc<|User|>", "-n", "2", "--json"]);
+        assert!(answer["tokens"].as_array().is_some());
+    }
 }
 
 /// Whether it thinks is chosen by one mark at the end of the prompt, in the terminal and in a conversation.

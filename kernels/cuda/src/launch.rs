@@ -121,7 +121,7 @@ pub fn attend_many(kv: DType, heads: usize, dim: usize, groups: usize) -> Option
     launch(&format!("attend_many_{}", kv.name()), [heads, groups, 1]).filter(|_| fits)
 }
 
-/// `route`: the experts of `tokens` tokens from their projections.
+/// `route`: the experts of `tokens` tokens from their projections, by either router.
 pub fn route(experts: usize, used: usize, tokens: usize) -> Option<Launch> {
     let fits = experts <= MOST_EXPERTS && (1..=MOST_USED.min(experts)).contains(&used);
     launch("route", [tokens, 1, 1]).filter(|_| fits)

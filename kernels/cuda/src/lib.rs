@@ -63,7 +63,7 @@ kernels! {
     "attend_spans_f16", "attend_spans_q8_0" => [P, P, P, P, I, I, I, I, I];
     "attend_join" => [P, P, P, I, I, I];
     "attend_many_f16", "attend_many_q8_0" => [P, P, P, P, P, I, I, I, I];
-    "route" => [P, P, P, P, I, I, I];
+    "route" => [P, P, P, P, I, I, I, I];
     "sort_slots" => [P, P, P, I, I];
     "expert_gate_up_q4_0", "expert_gate_up_q4_k" => [P, P, P, P, I, I, I];
     "expert_down_q4_0", "expert_down_q4_k" => [P, P, P, P, I, I];

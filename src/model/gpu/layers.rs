@@ -59,7 +59,7 @@ impl Call<'_> {
             ops.rms_norm(x, s.o.view(), layer.post_norm.view(), s.a.views(), rows, eps)?;
             layer.router.product(ops, s.a.views(), s.qkv.view(), tokens)?;
             let (chosen, route) = (s.chosen(l, tokens * shape.used)?, (tokens, shape.experts, shape.used));
-            ops.route(s.qkv.view(), chosen, s.weights.view(), route, layer.normalize)?;
+            ops.route(model.config.router, s.qkv.view(), chosen, s.weights.view(), route, layer.normalize)?;
             slots.apply(Step { ops, model, pass, layer: l, experts, scratch: s, tokens }, x)?;
         }
         // Behind the filters, the residual at every place where a state is wanted.

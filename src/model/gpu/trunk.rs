@@ -52,7 +52,7 @@ pub struct GpuLayer {
     pub v: GpuMatrix,
     pub o: GpuMatrix,
     pub post_norm: Buffer,
-    /// [3E, H]: query, key, value.
+    /// Its projections, one over the other: [3E, H] or [E, H].
     pub router: GpuMatrix,
     pub normalize: bool,
 }
@@ -129,9 +129,9 @@ impl Sender {
     }
 
     fn layer(&mut self, layer: &Layer, router: &Router) -> Result<GpuLayer> {
-        let parts = [&router.query, &router.key, &router.value];
-        let router_bytes = self.bytes(&parts.map(Matrix::bytes))?;
-        let (rows, cols) = (3 * router.query.rows, router.query.cols);
+        let parts = router.projections.matrices();
+        let router_bytes = self.bytes(&parts.iter().map(Matrix::bytes).collect::<Vec<_>>())?;
+        let (rows, cols) = (parts.len() * router.projections.experts(), parts[0].cols);
         Ok(GpuLayer {
             input_norm: self.vector(&layer.input_norm)?,
             conv1: self.conv(&layer.filter.conv1)?,
@@ -195,7 +195,7 @@ pub fn trunk_bytes(container: &Container) -> Result<u64, String> {
             other.dtype.name()
         ));
     }
-    let router = f32s(3 * config.experts * config.hidden);
+    let router = f32s(config.router.projections() * config.experts * config.hidden);
     let vectors = f32s(4 * config.hidden + config.hidden / 2);
     // Every piece begins at a border of 256 bytes.
     let piece = |m: &TensorView| m.bytes.len().next_multiple_of(256) as u64;

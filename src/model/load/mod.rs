@@ -19,12 +19,12 @@ use super::{
     filter::{Conv, Filter, Taps},
     matrix::Matrix,
     rope::Rope,
-    router::Router,
+    router::{Projections, Router},
     threads::Threads,
     work::Log,
 };
 use crate::{
-    config::{Architecture, RopePrecision},
+    config::{Architecture, RopePrecision, RouterKind},
     container::{Bytes, Container, ConvLayout, ExpertView, TensorView, panels_in_memory},
     error::{Error, Result},
     gpu,
@@ -285,9 +285,14 @@ impl<'c> Weights<'c> {
             }),
             Architecture::Moe => FeedForward::Moe {
                 router: Router {
-                    query: router("mlp_attn_q.weight")?,
-                    key: router("mlp_attn_k.weight")?,
-                    value: router("mlp_attn_v.weight")?,
+                    projections: match config.router {
+                        RouterKind::Attention => Projections::Attention([
+                            router("mlp_attn_q.weight")?,
+                            router("mlp_attn_k.weight")?,
+                            router("mlp_attn_v.weight")?,
+                        ]),
+                        RouterKind::Linear => Projections::Linear(router("ffn_gate_inp.weight")?),
+                    },
                     used: config.experts_used,
                     normalize: config.norm_topk,
                 },

@@ -292,15 +292,16 @@ fn softmax(x: &[f32]) -> Vec<f32> {
 }
 
 #[test]
-fn the_router_chooses_as_the_cpu_does() {
+fn routers_choose_as_the_cpu_does() {
     let mut random = Random(27);
-    for (tokens, experts, used, equal) in
-        [(5, 32, 2, false), (2, 8, 8, false), (3, 200, 4, false), (1, 6, 3, true)]
+    let cases = [(5, 32, 2, false), (2, 8, 8, false), (3, 200, 4, false), (1, 6, 3, true)];
+    for ((tokens, experts, used, equal), linear) in cases.into_iter().flat_map(|case| [(case, 0), (case, 1)])
     {
-        let qkv: Vec<f32> = if equal {
-            vec![0.25; tokens * 3 * experts]
+        let width = if linear == 1 { experts } else { 3 * experts };
+        let x: Vec<f32> = if equal {
+            vec![0.25; tokens * width]
         } else {
-            random.floats(tokens * 3 * experts).iter().map(|x| 4.0 * x).collect()
+            random.floats(tokens * width).iter().map(|x| 4.0 * x).collect()
         };
         for normalize in [0, 1] {
             let logits = Buffer::fresh(tokens * experts);
@@ -308,15 +309,16 @@ fn the_router_chooses_as_the_cpu_does() {
                 (Buffer::<i32>::fresh(tokens * used), Buffer::<f32>::fresh(tokens * used));
             run(
                 launch::route(experts, used, tokens),
-                &[&Buffer::of(&qkv), &logits, &chosen, &weights, &experts, &used, &normalize],
+                &[&Buffer::of(&x), &logits, &chosen, &weights, &experts, &used, &normalize, &linear],
             );
-            for (t, row) in qkv.chunks_exact(3 * experts).enumerate() {
-                let (q, k, v) = (&row[..experts], &row[experts..2 * experts], &row[2 * experts..]);
+            for (t, row) in x.chunks_exact(width).enumerate() {
+                let (q, others) = row.split_at(experts);
+                let (k, v) = others.split_at(others.len() / 2);
                 let attend = |q: &f32| {
                     let p = softmax(&k.iter().map(|k| q * k).collect::<Vec<_>>());
                     p.iter().zip(v).map(|(p, v)| p * v).sum::<f32>()
                 };
-                let wanted: Vec<f32> = q.iter().map(attend).collect();
+                let wanted = if linear == 1 { q.to_vec() } else { q.iter().map(attend).collect() };
                 assert_same(&logits.get()[t * experts..][..experts], &wanted, "logits");
                 let mut order: Vec<_> = softmax(&wanted).into_iter().enumerate().collect();
                 order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));

@@ -12,7 +12,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use yuan::{
     checkpoint::names::{self, TensorSpec},
-    config::{Architecture, Family, ModelConfig},
+    config::{Architecture, Family, ModelConfig, RouterKind},
     convert::Conversion,
     quantize::{Plan, Weights, synth},
     vocab::{Piece, PieceKind, SPECIAL_OF_YUAN3, Vocab},
@@ -53,6 +53,9 @@ pub struct Synth {
     /// Number of layers, instead of the geometry's
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// How experts are chosen, instead of the geometry's way: by Yuan's attention router, or by a linear one, which it has replaced
+    #[arg(long, value_name = "attention|linear", value_parser = router)]
+    router: Option<RouterKind>,
     #[command(flatten)]
     types: Types,
     /// Print the plan of a container and write nothing
@@ -64,6 +67,7 @@ impl Synth {
     pub fn run(&self) -> anyhow::Result<()> {
         let mut config = geometry(&self.geometry)?;
         config.layers = self.layers.unwrap_or(config.layers);
+        config.router = self.router.unwrap_or(config.router);
         config.validate().map_err(anyhow::Error::msg)?;
         let vocab = Vocab::of(config.family, pieces(&config));
         if self.output.extension().is_some_and(|e| e == "gguf") {
@@ -114,6 +118,10 @@ impl Synth {
         tell!("{}: {} in {} files", self.output.display(), size(total), shards.len());
         Ok(())
     }
+}
+
+fn router(name: &str) -> Result<RouterKind, String> {
+    RouterKind::from_name(name).ok_or_else(|| "it is attention or linear".into())
 }
 
 fn bytes(spec: &TensorSpec) -> u64 {
@@ -206,11 +214,18 @@ fn config_json(c: &ModelConfig) -> Value {
             "gated_linear_unit": true, "ffn_hidden_size": c.ffn,
         });
     }
+    // Yuan 3.0 has no default.
+    if c.architecture == Architecture::Moe && (c.family == Family::Yuan3 || c.router == RouterKind::Linear) {
+        config["moe_config"]["router_type"] = match c.router {
+            RouterKind::Attention => "attn_router",
+            RouterKind::Linear => "linear",
+        }
+        .into();
+    }
     if c.family == Family::Yuan3 {
         config["head_dim"] = c.head_dim().into();
         config["rotary_percent"] = (c.rope_dims as f64 / c.head_dim() as f64).into();
         config["use_lfa_bias"] = true.into();
-        config["moe_config"]["router_type"] = "attn_router".into();
     }
     if let Some(yarn) = c.yarn {
         config["use_yarn"] = true.into();
