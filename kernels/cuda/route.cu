@@ -1,10 +1,11 @@
-// The attention router and the linear one: one token a block, one expert a thread. Sums over experts go by their numbers, as on the CPU.
+// The attention router and the linear one: one token a block, one expert a thread. Sums over experts go by their
+// numbers, as on the CPU.
 #include "common.cuh"
 
 const int MOST_EXPERTS = 256;
 
-KERNEL __launch_bounds__(BLOCK) route(const float *x, float *logits, int *experts, float *weights, int count,
-                                      int used, int normalize, int linear) {
+KERNEL __launch_bounds__(BLOCK)
+    route(const float *x, float *logits, int *experts, float *weights, int count, int used, int normalize, int linear) {
     __shared__ float keys[MOST_EXPERTS], values[MOST_EXPERTS], p[MOST_EXPERTS], chosen[MOST_EXPERTS];
     int i = threadIdx.x, t = blockIdx.x;
     bool expert = i < count;

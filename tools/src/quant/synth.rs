@@ -38,6 +38,7 @@ Examples:
   yuan-quant synth --geometry m32 -o m32.gguf             the full 40 B geometry, straight to a container
   yuan-quant synth --geometry 3-flash -o flash.gguf       the geometry of Yuan3.0 Flash
   yuan-quant synth --geometry tiny -o tiny-checkpoint     a Hugging Face folder
+  yuan-quant synth --geometry m32 --router linear -o linear.gguf     with the router that Yuan's has replaced
   yuan-quant synth --geometry my/config.json -o my.gguf --experts q4_0 --seed 7
 An output that ends in .gguf is a container, any other is a folder. The same seed gives the same file.")]
 pub struct Synth {
