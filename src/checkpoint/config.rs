@@ -9,7 +9,7 @@ use super::{
     json::{Object, parse_object},
 };
 use crate::{
-    config::{Architecture, Family, ModelConfig, RopePrecision, RouterKind, Yarn},
+    config::{Architecture, Family, ModelConfig, RopePrecision, Yarn},
     error::{Error, Result},
 };
 
@@ -118,7 +118,7 @@ pub(super) fn parse_config_of(text: &str, path: &Path, family: Option<Family>) -
         ffn: feed_forward(&top, moe.as_ref().filter(|_| is_moe))?,
         experts,
         experts_used,
-        router: nested.router(path)?.filter(|_| is_moe).unwrap_or_default(),
+        router: router([moe.as_ref(), Some(&top)], path)?.filter(|_| is_moe).unwrap_or_default(),
         norm_topk: nested.flag("norm_topk_prob")?.unwrap_or(true) || about.fixed,
         rms_eps: top.number("rms_norm_eps")?.unwrap_or(DEFAULT_RMS_EPS) as f32,
         rope_base,
@@ -161,19 +161,6 @@ impl Keys<'_> {
     fn family(&self) -> Family {
         let is_new = !["rotary_percent", "router_type"].into_iter().any(|key| self.lacks(key));
         if is_new { Family::Yuan3 } else { Family::Yuan2 }
-    }
-
-    /// The kind of the router.
-    fn router(&self, path: &Path) -> Result<Option<RouterKind>> {
-        let inner = self.moe.as_ref().map(|moe| router(moe, path)).transpose()?.flatten();
-        let outer = router(&self.top, path)?;
-        match (inner, outer) {
-            (Some(a), Some(b)) if a != b => {
-                let problem = format!("it is {} here and {} in moe_config", b.name(), a.name());
-                Err(self.top.wrong("router_type", problem))
-            }
-            _ => Ok(inner.or(outer)),
-        }
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -278,6 +265,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::config::RouterKind;
 
     /// The published shape of Yuan2.0-M32.
     fn m32() -> Value {
@@ -397,7 +385,7 @@ mod tests {
         }
         let mut config = with("moe_config.router_type", json!("linear"));
         config["router_type"] = json!("attn_router");
-        assert!(message(&config).contains("linear in moe_config"));
+        assert!(message(&config).contains("the linear router"));
         config["router_type"] = json!("linear");
         config["moe_router_type"] = json!("attention");
         assert!(message(&config).contains("moe_router_type"));

@@ -103,10 +103,12 @@ pub(super) fn check_features(object: &Object<'_>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The router that an object names, if it does.
-pub(super) fn router(object: &Object<'_>, path: &Path) -> Result<Option<RouterKind>> {
-    let mut found: Option<(&str, RouterKind)> = None;
-    for key in ["router_type", "moe_router_type"] {
+/// The router that a config names, by keys in any of these objects; where there are several they must agree.
+pub(super) fn router(objects: [Option<&Object<'_>>; 2], path: &Path) -> Result<Option<RouterKind>> {
+    const KEYS: [&str; 2] = ["router_type", "moe_router_type"];
+    let mut found: Option<RouterKind> = None;
+    let places = objects.into_iter().flatten().flat_map(|object| KEYS.map(|key| (object, key)));
+    for (object, key) in places {
         let Some(name) = object.text(key)? else { continue };
         // The first and the last are what the authors' converter writes.
         let kind = match name {
@@ -114,14 +116,13 @@ pub(super) fn router(object: &Object<'_>, path: &Path) -> Result<Option<RouterKi
             "linear" => RouterKind::Linear,
             _ => return Err(unsupported(path, format!("{key} {name}"), "it is attn_router or linear")),
         };
-        match found {
-            Some((other, first)) if first != kind => {
-                return Err(object.wrong(key, format!("it is {name}, but {other} is {}", first.name())));
-            }
-            _ => found = Some((key, kind)),
+        if let Some(other) = found.filter(|other| *other != kind) {
+            let problem = format!("it is {name}, but another key has the {} router", other.name());
+            return Err(object.wrong(key, problem));
         }
+        found = Some(kind);
     }
-    Ok(found.map(|(_, kind)| kind))
+    Ok(found)
 }
 
 /// The error for it.

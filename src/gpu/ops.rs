@@ -416,16 +416,8 @@ impl<'d> Ops<'d> {
     ) -> Result<()> {
         let slots = 4 * tokens * used;
         let views = [(x, f32s(kind.projections() * tokens * experts)), (chosen, slots), (weights, slots)];
-        let args = [
-            at(x),
-            Arg::At(0),
-            at(chosen),
-            at(weights),
-            int(experts)?,
-            int(used)?,
-            Arg::I32(normalize.into()),
-            Arg::I32((kind == RouterKind::Linear).into()),
-        ];
+        let [normalize, linear] = [normalize, kind == RouterKind::Linear].map(|flag| Arg::I32(flag.into()));
+        let args = [at(x), Arg::At(0), at(chosen), at(weights), int(experts)?, int(used)?, normalize, linear];
         self.launch("router", launch::route(experts, used, tokens), &views, &args)
     }
 
