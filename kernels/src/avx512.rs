@@ -44,27 +44,27 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     TABLE.as_ref()
 }
 
-product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2]);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2]);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2]);
-product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2]);
+product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2], _MM_HINT_T1);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q8_0<const T: usize, const ASK: bool>(
+fn block_q8_0<const T: usize, const HINT: i32>(
     walk: Walk<'_, PanelQ8_0>,
     x: [&[BlockQ8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
+        prefetch_header::<HINT, _>(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let mut unsigned = [_mm512_setzero_si512(); 8];
             for g in 0..8 {
-                prefetch::<_MM_HINT_T1, ASK, _>(&lines[s][g], ahead);
+                prefetch::<HINT, _>(&lines[s][g], ahead);
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
@@ -82,18 +82,18 @@ fn block_q8_0<const T: usize, const ASK: bool>(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q4_0<const T: usize, const ASK: bool>(
+fn block_q4_0<const T: usize, const HINT: i32>(
     walk: Walk<'_, PanelQ4_0>,
     x: [&[BlockQ8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
+        prefetch_header::<HINT, _>(panel, ahead);
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let dots = dots::<T, -8>(nibbles::<ASK>(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let dots = dots::<T, -8>(nibbles::<HINT>(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
@@ -107,19 +107,19 @@ fn block_q4_0<const T: usize, const ASK: bool>(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q4_k<const T: usize, const ASK: bool>(
+fn block_q4_k<const T: usize, const HINT: i32>(
     walk: Walk<'_, PanelQ4K>,
     x: [&[BlockQ8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
+        prefetch_header::<HINT, _>(panel, ahead);
         let (scales, mins) = unpack_scales(panel);
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let dots = dots::<T, 0>(nibbles::<ASK>(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let dots = dots::<T, 0>(nibbles::<HINT>(sub_block(&panel.qs, s), ahead), &x, i, s);
             for t in 0..T {
                 sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
@@ -147,14 +147,14 @@ fn block_q4_k<const T: usize, const ASK: bool>(
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn block_q6_k<const T: usize, const ASK: bool>(
+fn block_q6_k<const T: usize, const HINT: i32>(
     walk: Walk<'_, PanelQ6K>,
     x: [&[BlockQ8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
     let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
     for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<_MM_HINT_T1, ASK, _>(panel, ahead);
+        prefetch_header::<HINT, _>(panel, ahead);
         let mut begin = [[[[0; 4]; 2]; 2]; T];
         let mut words = [&[[[0; 4]; 2]; 8]; T];
         for t in 0..T {
@@ -162,7 +162,7 @@ fn block_q6_k<const T: usize, const ASK: bool>(
         }
         let mut sum = [_mm512_setzero_si512(); T];
         for s in 0..8 {
-            let q = six_bits::<ASK>(&panel.sub_blocks[s], ahead);
+            let q = six_bits::<HINT>(&panel.sub_blocks[s], ahead);
             for part in 0..2 {
                 let mut dots = [_mm512_setzero_si512(); T];
                 for t in 0..T {
@@ -212,12 +212,12 @@ fn store<const T: usize>(sums: [__m512; T], acc: &mut [[f32; 16]; T]) {
 /// each line the high ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn nibbles<const ASK: bool>(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
+fn nibbles<const HINT: i32>(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
     let lines: &[[u8; 64]; 4] = bytemuck::cast_ref(nibbles);
     let low = _mm512_set1_epi8(15);
     let mut out = [_mm512_setzero_si512(); 8];
     for g in 0..4 {
-        prefetch::<_MM_HINT_T1, ASK, _>(&lines[g], ahead);
+        prefetch::<HINT, _>(&lines[g], ahead);
         let bytes = cast(lines[g]);
         out[g] = _mm512_and_si512(bytes, low);
         out[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low);
@@ -228,11 +228,11 @@ fn nibbles<const ASK: bool>(nibbles: &[u8; 256], ahead: usize) -> [__m512i; 8] {
 /// The 6-bit numbers of a sub-block, as bytes, in the order of [`nibbles`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn six_bits<const ASK: bool>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
+fn six_bits<const HINT: i32>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
     let lines: &[[u8; 64]; 2] = bytemuck::cast_ref(&bits.high);
-    let mut out = nibbles::<ASK>(&bits.low, ahead);
+    let mut out = nibbles::<HINT>(&bits.low, ahead);
     for j in 0..2 {
-        prefetch::<_MM_HINT_T1, ASK, _>(&lines[j], ahead);
+        prefetch::<HINT, _>(&lines[j], ahead);
         let bits: __m512i = cast(lines[j]);
         let upper =
             [_mm512_slli_epi16::<4>(bits), _mm512_slli_epi16::<2>(bits), bits, _mm512_srli_epi16::<2>(bits)];

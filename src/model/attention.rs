@@ -4,7 +4,7 @@
 //! from the first to the last. So a query's result does not depend on the queries beside it, nor on which thread
 //! took which span.
 
-use std::ops::Range;
+use std::{iter::repeat_n, ops::Range};
 
 use rayon::prelude::*;
 use yuan_kernels::{Columns, Kernels, encode::best_encoders, exp};
@@ -106,18 +106,19 @@ fn rotated(
     sequences: &[(&KvCache, Range<usize>)],
     queries: &[f32],
 ) -> Option<Buffer<f32>> {
-    let mut rotated = None;
-    for (kv, rows) in sequences {
-        let Some(rotation) = kv.rotation() else { continue };
-        let width = kv.heads() * kv.head_dim();
-        let all = rotated.get_or_insert_with(|| compute.scratch.copy(queries));
-        let rows = &mut all[rows.start * width..rows.end * width];
-        compute.run(|| {
-            let rows = rows.par_chunks_exact_mut(width);
-            rows.for_each(|row| (best_encoders().rotate)(row, rotation));
-        });
-    }
-    rotated
+    let rotations = sequences.iter().map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
+    let rotations: Vec<_> = rotations.flatten().collect();
+    rotations.iter().any(Option::is_some).then(|| {
+        let mut rotated = compute.scratch.copy(queries);
+        let rows = rotated.par_chunks_exact_mut(queries.len() / rotations.len());
+        let rotate = |(row, rotation): (&mut [f32], &Option<_>)| {
+            if let Some(rotation) = rotation {
+                (best_encoders().rotate)(row, rotation);
+            }
+        };
+        compute.run(|| rows.zip(&rotations).for_each(rotate));
+        rotated
+    })
 }
 
 /// What a thread uses again from piece to piece.

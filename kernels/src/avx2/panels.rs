@@ -8,17 +8,17 @@ use bytemuck::{Pod, cast};
 use crate::blocks::BlockQ8;
 use crate::panel::{PanelQ4K, SixBits};
 
-/// The function of one kind of panel, by blocks of `$rows` rows of activations, which ask for weights ahead. A single row does so where it is told to; what is
-/// left of several rows finds the weights in the cache.
+/// The function of one kind of panel, by blocks of `$rows` rows of activations, which ask for weights ahead with `$hint`. A single row does so where it is
+/// told to, into the first cache; what is left of several rows finds the weights there.
 macro_rules! product {
-    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*]) => {
+    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*], $hint:ident) => {
         #[target_feature(enable = $features)]
         $visibility fn $name(panels: &[$panel], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
             let walk = Walk { panels, ahead };
             if acc.len() == 1 && ahead > 0 {
-                in_blocks!(walk, x, acc, 1 => $block::<1, true>);
+                in_blocks!(walk, x, acc, 1 => $block::<1, _MM_HINT_T0>);
             } else {
-                in_blocks!(walk, x, acc, $($rows => $block::<$rows, true>,)* 1 => $block::<1, false>);
+                in_blocks!(walk, x, acc, $($rows => $block::<$rows, $hint>,)* 1 => $block::<1, { $crate::avx2::panels::NO_HINT }>);
             }
         }
     };
@@ -29,14 +29,14 @@ pub(crate) use product;
 /// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
 macro_rules! panels {
     ($features:literal) => {
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2]);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2]);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2]);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2]);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2], _MM_HINT_T0);
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q8_0<const T: usize, const ASK: bool>(
+        fn block_q8_0<const T: usize, const HINT: i32>(
             walk: Walk<'_, PanelQ8_0>,
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
@@ -46,9 +46,9 @@ macro_rules! panels {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
-                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
+                prefetch_header::<HINT, _>(panel, ahead);
                 for s in 0..8 {
-                    prefetch::<_MM_HINT_T0, ASK, _>(&lines[s], ahead);
+                    prefetch::<HINT, _>(&lines[s], ahead);
                     for h in 0..2 {
                         let dots = byte_dots(&lines[s], h, &x, i, s);
                         let d = _mm256_cvtph_ps(cast(d[s][h]));
@@ -69,7 +69,7 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_0<const T: usize, const ASK: bool>(
+        fn block_q4_0<const T: usize, const HINT: i32>(
             walk: Walk<'_, PanelQ4_0>,
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
@@ -78,10 +78,10 @@ macro_rules! panels {
             for (i, panel) in walk.panels.iter().enumerate() {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let mut part = [[_mm256_setzero_ps(); 2]; T];
-                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
+                prefetch_header::<HINT, _>(panel, ahead);
                 for (s, d) in d.iter().enumerate() {
                     let nibbles = sub_block(&panel.qs, s);
-                    prefetch::<_MM_HINT_T0, ASK, _>(nibbles, ahead);
+                    prefetch::<HINT, _>(nibbles, ahead);
                     let dots = nibble_dots(nibbles, &x, i, s);
                     for h in 0..2 {
                         let d = _mm256_cvtph_ps(cast(d[h]));
@@ -103,19 +103,19 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q4_k<const T: usize, const ASK: bool>(
+        fn block_q4_k<const T: usize, const HINT: i32>(
             walk: Walk<'_, PanelQ4K>,
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let (mut sums, ahead) = (load(acc), walk.ahead);
             for (i, panel) in walk.panels.iter().enumerate() {
-                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
+                prefetch_header::<HINT, _>(panel, ahead);
                 let (scales, mins) = unpack_scales(panel);
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for (s, scale) in scales.into_iter().enumerate() {
                     let nibbles = sub_block(&panel.qs, s);
-                    prefetch::<_MM_HINT_T0, ASK, _>(nibbles, ahead);
+                    prefetch::<HINT, _>(nibbles, ahead);
                     let scale = _mm256_broadcastsi128_si256(cast(scale));
                     let pairs = nibble_pairs(nibbles, &x, i, s);
                     for h in 0..2 {
@@ -153,7 +153,7 @@ macro_rules! panels {
 
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q6_k<const T: usize, const ASK: bool>(
+        fn block_q6_k<const T: usize, const HINT: i32>(
             walk: Walk<'_, PanelQ6K>,
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
@@ -161,14 +161,14 @@ macro_rules! panels {
             let (mut sums, ahead) = (load(acc), walk.ahead);
             for (i, panel) in walk.panels.iter().enumerate() {
                 let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
-                prefetch_header::<_MM_HINT_T0, ASK, _>(panel, ahead);
+                prefetch_header::<HINT, _>(panel, ahead);
                 let mut starts = [begin_sixes(&x[0][i]); T];
                 for t in 1..T {
                     starts[t] = begin_sixes(&x[t][i]);
                 }
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for s in 0..8 {
-                    prefetch::<_MM_HINT_T0, ASK, _>(&panel.sub_blocks[s], ahead);
+                    prefetch::<HINT, _>(&panel.sub_blocks[s], ahead);
                     for h in 0..2 {
                         let q = six_bits(&panel.sub_blocks[s], h);
                         for part in 0..2 {
@@ -210,26 +210,32 @@ impl<P> Walk<'_, P> {
     }
 }
 
-/// Asks for what lies `ahead` bytes behind each line of these weights, where `ASK` says so.
+/// The hint by which nothing is asked for.
+pub(crate) const NO_HINT: i32 = -1;
+
+/// Asks for what lies `ahead` bytes behind each line of these weights, by `HINT`.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(crate) fn prefetch<const HINT: i32, const ASK: bool, W: Pod>(weights: &W, ahead: usize) {
-    ask::<HINT, ASK>(bytemuck::bytes_of(weights), ahead);
+pub(crate) fn prefetch<const HINT: i32, W: Pod>(weights: &W, ahead: usize) {
+    ask::<HINT>(bytemuck::bytes_of(weights), ahead);
 }
 
 /// [`prefetch`] for the 256 bytes that a panel begins with.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(crate) fn prefetch_header<const HINT: i32, const ASK: bool, P: Pod>(panel: &P, ahead: usize) {
-    ask::<HINT, ASK>(&bytemuck::bytes_of(panel)[..256], ahead);
+pub(crate) fn prefetch_header<const HINT: i32, P: Pod>(panel: &P, ahead: usize) {
+    ask::<HINT>(&bytemuck::bytes_of(panel)[..256], ahead);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-fn ask<const HINT: i32, const ASK: bool>(weights: &[u8], ahead: usize) {
-    if ASK {
-        for line in weights.as_chunks::<64>().0 {
-            _mm_prefetch::<HINT>(line.as_ptr().wrapping_add(ahead).cast());
+fn ask<const HINT: i32>(weights: &[u8], ahead: usize) {
+    for line in weights.as_chunks::<64>().0 {
+        let line = line.as_ptr().wrapping_add(ahead).cast();
+        match HINT {
+            _MM_HINT_T0 => _mm_prefetch::<_MM_HINT_T0>(line),
+            _MM_HINT_T1 => _mm_prefetch::<_MM_HINT_T1>(line),
+            _ => {}
         }
     }
 }
