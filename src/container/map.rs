@@ -160,6 +160,25 @@ impl Bytes {
         }
     }
 
+    /// Whether the system seems to have these bytes in memory, by their first page and their last. Where it does not say, it has not.
+    pub fn is_cached(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner
+            && let Some(last) = self.range.end.checked_sub(1).filter(|&last| last < map.len())
+        {
+            let is_there = |byte: usize| {
+                let mut page = 0_u8;
+                // SAFETY: the page of a byte within the mapping, which is alive; the system writes one byte for it, and to `page` alone.
+                let done = unsafe {
+                    libc::mincore(map.as_ptr().add(byte & !4095).cast_mut().cast(), 1, &raw mut page)
+                };
+                done == 0 && page & 1 == 1
+            };
+            return is_there(self.range.start) && is_there(last);
+        }
+        false
+    }
+
     /// Tells the system that these bytes will not be needed soon.
     pub fn cool(&self) {
         #[cfg(target_os = "linux")]

@@ -1,7 +1,8 @@
-//! The machine: how much memory is free, files that are read past the page cache, how fast they are, and what differs between operating
-//! systems.
+//! The machine: how much memory is free, files that are read past the page cache, how fast they are, what was measured before, and what differs
+//! between operating systems.
 
 pub mod budget;
 pub mod drive;
+pub mod remembered;
 pub mod source;
 pub mod system;

@@ -19,6 +19,9 @@ use super::{
 /// Queries of one head that share the keys and values.
 const QUERIES: usize = 4;
 
+/// Numbers that one thread puts together sooner than two.
+const JOINED_TOGETHER: usize = 32 << 10;
+
 /// Some queries of one head over some spans.
 struct Piece {
     /// Place of the sequence.
@@ -80,7 +83,8 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let mut out = compute.scratch.buffer(queries.len());
     let by_head = Columns::split(&mut out, width, dim);
     compute.run(|| {
-        by_head.into_par_iter().enumerate().for_each(|(head, mut out)| {
+        let heads_together = JOINED_TOGETHER.div_ceil((place / heads).max(1));
+        by_head.into_par_iter().enumerate().with_min_len(heads_together).for_each(|(head, mut out)| {
             let mut joined = Vec::new();
             for (parts, place) in blocks.iter().skip(head).step_by(heads) {
                 let (rows, first) = (pieces[parts.start].rows.clone(), parts.start);
@@ -113,7 +117,7 @@ fn rotated(
         let rows = rotated.par_chunks_exact_mut(queries.len() / rotations.len());
         let rotate = |(row, rotation): (&mut [f32], &Option<_>)| {
             if let Some(rotation) = rotation {
-                (best_encoders().rotate)(row, rotation);
+                (best_encoders().rotate)(row, *rotation);
             }
         };
         compute.run(|| rows.zip(&rotations).for_each(rotate));

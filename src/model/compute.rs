@@ -9,6 +9,7 @@ use yuan_kernels::{
 
 use super::{
     activations::Activations,
+    ahead,
     matrix::Matrix,
     scratch::{Buffer, Scratch},
     threads::Threads,
@@ -44,9 +45,6 @@ const TOKENS: usize = 64;
 /// Tokens for which rows are worth packing into panels.
 const PACKED: usize = 16;
 
-/// Bytes that `YUAN_PREFETCH` may say: what is farther than a core's own cache is lost before it is used.
-const FARTHEST: usize = 1 << 20;
-
 impl Compute {
     /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others; `YUAN_PREFETCH` says how many
     /// bytes ahead one token asks for weights.
@@ -64,15 +62,13 @@ impl Compute {
                 ))
             })?,
         };
-        let ahead = match std::env::var("YUAN_PREFETCH") {
-            Err(_) => kernels.ahead,
-            Ok(bytes) => bytes.parse().ok().filter(|&bytes| bytes <= FARTHEST).ok_or_else(|| {
-                Error::Argument(format!(
-                    "YUAN_PREFETCH={bytes} is no distance; give bytes from 0 (ask for nothing ahead) to {FARTHEST}"
-                ))
-            })?,
-        };
+        let ahead = ahead::named()?.unwrap_or(kernels.ahead);
         Ok(Self { kernels: Kernels { ahead, ..*kernels }, arithmetic, scratch: Scratch::default(), pools })
+    }
+
+    /// Chooses how far ahead one token asks for weights, by trial where need be (`ahead.rs`): for a model that reads so many bytes a token, in so much `memory`.
+    pub fn tune(&mut self, bytes_per_token: usize, memory: u64) {
+        self.kernels.ahead = ahead::best(&self.kernels, &self.pools, bytes_per_token, memory);
     }
 
     /// Threads that share the work.
@@ -123,8 +119,10 @@ impl Compute {
             Columns::split(out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {
             self.run(|| {
+                // Each piece by itself: a thread that comes late finds some left.
                 Columns::split(out, w.rows, chunk)
                     .par_iter_mut()
+                    .with_max_len(1)
                     .for_each(|columns| self.product_rows(w, x, columns));
             });
         }

@@ -1,6 +1,15 @@
 //! The threads that compute: how many, and for what.
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::{
+    hint,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
 use crate::{
     error::{Error, Result},
@@ -47,7 +56,7 @@ impl Threads {
     /// Runs `work` in the pool for this many tokens.
     pub fn enter<R: Send>(&self, tokens: usize, work: impl FnOnce() -> R + Send) -> R {
         let pool = self.batch.as_ref().filter(|_| tokens > 1).unwrap_or(&self.single);
-        pool.install(work)
+        pool.install(|| if tokens == 1 { awake(pool, work) } else { work() })
     }
 
     /// Runs `work` in the pool that this thread works in already, or else in the one for a single token.
@@ -59,6 +68,44 @@ impl Threads {
     pub fn inside(&self) -> bool {
         let in_batch = self.batch.as_ref().and_then(ThreadPool::current_thread_index);
         in_batch.or(self.single.current_thread_index()).is_some()
+    }
+}
+
+/// How long a thread looks for work before it sleeps, while one token passes.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+/// Does `work` while the other threads of `pool`, which this thread is one of, stay awake. One token has dozens of steps of some hundredths of a millisecond
+/// each, and a thread that sleeps between two of them takes nearly as long to wake.
+fn awake<R>(pool: &ThreadPool, work: impl FnOnce() -> R) -> R {
+    struct Ends(Arc<AtomicBool>);
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    if pool.current_num_threads() == 1 {
+        return work();
+    }
+    let ends = Ends(Arc::default());
+    let (ended, caller) = (ends.0.clone(), pool.current_thread_index());
+    pool.spawn_broadcast(move |context| {
+        if Some(context.index()) != caller {
+            look_for_work(&ended);
+        }
+    });
+    work()
+}
+
+/// Takes up work of the pool until the pass has `ended`, or there has been none for a while: a thread may begin this while it waits for others, in the
+/// middle of a step, which then goes on.
+fn look_for_work(ended: &AtomicBool) {
+    let mut since = Instant::now();
+    while !ended.load(Relaxed) {
+        match rayon::yield_now() {
+            Some(Yield::Executed) => since = Instant::now(),
+            _ if since.elapsed() > PATIENCE => return,
+            _ => hint::spin_loop(),
+        }
     }
 }
 

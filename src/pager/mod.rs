@@ -232,6 +232,13 @@ impl Pager {
         self.tiles * self.tile_bytes
     }
 
+    /// Enters the pages of mapped experts that the system has in memory, in the background ([`Views::enter_pages`]).
+    pub fn enter_pages(&self) {
+        if let Backing::Views(views) = &self.backing {
+            views.enter_pages();
+        }
+    }
+
     /// One pass of the model begins, once no other is there: passes wait for each other here, before they enter a thread pool, whose threads
     /// may take up another pass's work while they wait. A thread that has a pass must not begin another: it would wait for itself.
     pub fn begin(&self) -> Pass<'_> {

@@ -34,6 +34,8 @@ pub struct BringingIn {
 struct View {
     slot: Arc<Slot>,
     generation: u64,
+    /// Whether it comes once nothing else is asked for, since nobody has asked for it.
+    guessed: bool,
 }
 
 impl View {
@@ -63,18 +65,43 @@ impl Views {
     /// An expert's slot for a call of this generation, and whether all its tiles are there. Otherwise they are on their way.
     pub fn slot(&self, index: usize, generation: u64) -> (Arc<Slot>, bool) {
         let mut slots = lock(&self.slots);
-        if let Some(View { slot, .. }) = slots[index].as_ref().filter(|view| view.serves(generation)) {
-            return (slot.clone(), slot.is_whole());
+        if let Some(view) = slots[index].as_mut().filter(|view| view.serves(generation)) {
+            let (slot, whole) = (view.slot.clone(), view.slot.is_whole());
+            let guessed = std::mem::take(&mut view.guessed);
+            drop(slots);
+            if let Some(BringingIn { pool, .. }) = self.bringing_in.as_ref().filter(|_| guessed && !whole) {
+                pool.ask(&slot);
+            }
+            return (slot, whole);
         }
         let there = self.bringing_in.is_none();
-        let bytes = self.blobs[index].clone();
-        let slot = Arc::new(Slot::of_bytes(bytes, self.tile_bytes, there, &self.arrivals));
-        slots[index] = Some(View { slot: slot.clone(), generation });
+        let slot = self.new_slot(index, there);
+        slots[index] = Some(View { slot: slot.clone(), generation, guessed: false });
         drop(slots);
         if let Some(BringingIn { pool, .. }) = &self.bringing_in {
             pool.ask(&slot);
         }
         (slot, there)
+    }
+
+    fn new_slot(&self, index: usize, there: bool) -> Arc<Slot> {
+        Arc::new(Slot::of_bytes(self.blobs[index].clone(), self.tile_bytes, there, &self.arrivals))
+    }
+
+    /// Enters the pages of all experts that the system has in memory, whenever nothing else is asked for. Otherwise the first token that wants an
+    /// expert does so, which takes as long as a quarter of its computation.
+    pub fn enter_pages(&self) {
+        let Some(BringingIn { pool, cool: false, .. }) = &self.bringing_in else { return };
+        let generation = self.generation();
+        for index in (0..self.blobs.len()).filter(|&index| self.blobs[index].is_cached()) {
+            let mut slots = lock(&self.slots);
+            if slots[index].is_none() {
+                let slot = self.new_slot(index, false);
+                slots[index] = Some(View { slot: slot.clone(), generation, guessed: true });
+                drop(slots);
+                pool.guess(&slot);
+            }
+        }
     }
 
     /// Which experts were brought in, of all; every one where nothing is brought in.
@@ -125,6 +152,24 @@ mod tests {
         assert!(!whole && !Arc::ptr_eq(&first, &renewed));
         assert!(first.is_whole(), "who holds the old slot keeps it");
         assert_eq!(renewed.tile(1).unwrap(), [7; 64]);
+    }
+
+    /// Written a moment ago, so the system has it in memory.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_the_system_has_in_memory_is_entered_before_anybody_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f");
+        std::fs::write(&path, [7; 128]).unwrap();
+        let views = views(vec![Bytes::map(&path).unwrap(), Bytes::copy(&[7; 128])]);
+        views.enter_pages();
+        let guess = lock(&views.slots)[0].as_ref().map(|view| view.slot.clone()).expect("a slot");
+        assert_eq!((guess.tile(0).unwrap(), guess.tile(1).unwrap()), (&[7; 64][..], &[7; 64][..]));
+        assert!(Arc::ptr_eq(&guess, &views.slot(0, 0).0));
+        assert!(lock(&views.slots)[1].is_none(), "what is no mapping has no pages to enter");
+        views.enter_pages();
+        assert!(Arc::ptr_eq(&guess, &views.slot(0, 0).0));
+        assert!(!Arc::ptr_eq(&guess, &views.slot(0, 1).0), "the system may have dropped pages since");
     }
 
     #[test]

@@ -100,6 +100,7 @@ fn dots<K: Copy, const T: usize>(
     let queries = q.map(|q| &q.as_chunks::<32>().0[..whole.len()]);
     let mut lanes = [[_mm256_setzero_ps(); 4]; T];
     for (i, key) in whole.iter().enumerate() {
+        prefetch(key, 4096);
         for (v, key) in key.as_chunks::<8>().0.iter().enumerate() {
             let key = eight(*key);
             for t in 0..T {

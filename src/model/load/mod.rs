@@ -132,7 +132,6 @@ impl Model {
         let weights = Weights::new(container, &placement, options, progress)?;
         let layers = (0..config.layers).map(|l| weights.layer(l)).collect::<Result<Vec<_>>>()?;
         let head = if config.tied_embeddings { "token_embd.weight" } else { "output.weight" };
-        #[allow(unused_mut, reason = "a GPU is added below, where the build has one")]
         let mut model = Self {
             compute,
             rope: Rope::of(&config),
@@ -152,6 +151,10 @@ impl Model {
             #[cfg(feature = "gpu")]
             gpu: None,
         };
+        // In the memory of intermediate results, of which there are none yet.
+        let (bytes, memory) = (model.bytes_per_token(), model.placement.scratch);
+        model.compute.tune(bytes, memory);
+        model.pager.enter_pages();
         #[cfg(feature = "gpu")]
         model.load_gpu(container, &options.gpu)?;
         Ok(model)
