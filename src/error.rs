@@ -204,6 +204,12 @@ impl Error {
             Self::BadFile { path, place, problem, remedy } => {
                 Self::BadFile { path: path.clone(), place: place.clone(), problem: problem.clone(), remedy }
             }
+            Self::Checksum { path, tensor, expected, found } => Self::Checksum {
+                path: path.clone(),
+                tensor: tensor.clone(),
+                expected: expected.clone(),
+                found: found.clone(),
+            },
             Self::ContextFull { capacity, wanted } => {
                 Self::ContextFull { capacity: *capacity, wanted: *wanted }
             }

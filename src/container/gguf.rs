@@ -6,7 +6,7 @@ use yuan_kernels::{DType, panel::panel_bytes};
 
 use super::{
     tiles::has_tiles,
-    value::{Metadata, Reader, Value, damaged},
+    value::{Metadata, Reach, Reader, Value, damaged},
 };
 use crate::error::{Error, Result};
 
@@ -104,7 +104,12 @@ impl Header {
     /// # Errors
     /// [`Error::BadFile`] with the offset or the name of what is wrong; [`Error::Unsupported`] for other versions.
     pub fn parse(file: &[u8], path: &Path) -> Result<Self> {
-        let mut r = Reader::new(file);
+        Self::parse_coming(file, path, &|_| Ok(()))
+    }
+
+    /// [`Header::parse`] of a file that is still coming: `reach` waits for as many bytes as the header has.
+    pub(super) fn parse_coming(file: &[u8], path: &Path, reach: Reach<'_>) -> Result<Self> {
+        let mut r = Reader::new(file, reach);
         let start = damaged(path, "byte 0");
         if r.take(4).map_err(start)? != b"GGUF" {
             return Err(Error::BadFile {

@@ -1,5 +1,6 @@
 //! GGUF containers: opening and laying them out, panels and tiles.
 
+mod arriving;
 pub mod gguf;
 mod map;
 pub(crate) mod metadata;
@@ -13,6 +14,8 @@ mod verify;
 mod view;
 pub(crate) mod write;
 
+pub use arriving::Arrival;
+pub(crate) use arriving::Arriving;
 pub use map::Bytes;
 pub use metadata::LAYOUT_VERSION;
 pub use open::Container;

@@ -1,8 +1,10 @@
 //! An open container: every name, shape, size and type checked before anything is used.
 
 use std::{
+    cell::{Cell, RefCell},
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use yuan_kernels::{
@@ -11,6 +13,7 @@ use yuan_kernels::{
 };
 
 use super::{
+    arriving::{Arrival, Arriving, come},
     gguf::{Header, Stored, TensorDesc},
     map::Bytes,
     metadata::{Layout, read_architecture, read_config, read_layout, read_vocab},
@@ -39,6 +42,8 @@ pub struct Container {
     index: HashMap<String, usize>,
     /// [`Container::identity`].
     identity: blake3::Hash,
+    /// Of a file that is still coming.
+    arriving: Option<Arc<Arriving>>,
 }
 
 impl Container {
@@ -63,7 +68,50 @@ impl Container {
     /// # Errors
     /// As [`Container::open`].
     pub fn parse(bytes: Bytes, path: &Path) -> Result<Self> {
-        let header = Header::parse(&bytes, path)?;
+        Self::of_header(Header::parse(&bytes, path)?, bytes, path)
+    }
+
+    /// Opens a container that is still coming: a file of its full length, whose bytes `arrival` brings. The header is waited for; loading a model
+    /// ([`Model::load`](crate::model::Model::load)) waits for everything but the experts, and a pass of the model for the experts that it needs. Each
+    /// tensor is compared with its digest before it is used, and one that is wrong is an error of the call that needs it, and is fetched again for the
+    /// next.
+    ///
+    /// # Errors
+    /// As [`Container::open`]; [`Error::Unsupported`] for a container without experts in tiles, or without digests; [`Error::Cancelled`] where `arrival`
+    /// says so.
+    pub fn open_arriving(path: &Path, arrival: Arc<dyn Arrival>) -> Result<Self> {
+        let bytes = Bytes::map(path)?;
+        let (failure, reached) = (RefCell::new(None), Cell::new(0));
+        let reach = |end: usize| {
+            reached.set(end as u64);
+            come(&*arrival, 0..end as u64, &|| true, path).map_err(|problem| {
+                let said = problem.to_string();
+                *failure.borrow_mut() = Some(problem);
+                said
+            })
+        };
+        let header = Header::parse_coming(&bytes, path, &reach);
+        if let Some(problem) = failure.into_inner() {
+            return Err(problem);
+        }
+        let opened = header.and_then(|header| Self::of_header(header, bytes.clone(), path));
+        bytes.check_file(path)?;
+        let mut container = opened.inspect_err(|_| {
+            // What has come may be at fault: the next run asks for it again.
+            arrival.reject(0..reached.get());
+        })?;
+        if container.tile_layout().is_none() {
+            return Err(Error::Unsupported {
+                path: path.into(),
+                what: "running a file without experts in tiles before it is whole".into(),
+                remedy: "fetch all of it first (`yuan pull`)".into(),
+            });
+        }
+        container.arriving = Some(Arc::new(Arriving::new(arrival, &container.header, &bytes, path)?));
+        Ok(container)
+    }
+
+    fn of_header(header: Header, bytes: Bytes, path: &Path) -> Result<Self> {
         verify::header(&header, &bytes, path)?;
         let unsupported = |what: String| Error::Unsupported {
             path: path.into(),
@@ -78,7 +126,8 @@ impl Container {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes[..header.bytes as usize]).update(&(bytes.len() as u64).to_le_bytes());
         let identity = hasher.finalize();
-        let container = Self { path: path.into(), bytes, header, config, layout, index, identity };
+        let path = path.into();
+        let container = Self { path, bytes, header, config, layout, index, identity, arriving: None };
         container.check_tensors()?;
         Ok(container)
     }
@@ -191,6 +240,9 @@ impl Container {
     /// [`Error::Checksum`] that names the first damaged tensor; [`Error::Unsupported`] for files without digests;
     /// [`Error::Cancelled`].
     pub fn verify(&self, progress: &dyn Fn(u64) -> bool) -> Result<()> {
+        if let Some(arriving) = &self.arriving {
+            arriving.bring_all(&|| progress(0))?;
+        }
         let verified = verify::tensors(&self.header, &self.bytes, &self.path, progress);
         self.check_file()?;
         verified
@@ -202,6 +254,11 @@ impl Container {
     /// [`Error::BadFile`] that says what has happened.
     pub fn check_file(&self) -> Result<()> {
         self.bytes.check_file(&self.path)
+    }
+
+    /// The tensors of a file that is still coming.
+    pub(crate) fn arriving(&self) -> Option<&Arc<Arriving>> {
+        self.arriving.as_ref()
     }
 
     /// All bytes of the file.

@@ -67,11 +67,21 @@ fn width(kind: u32) -> Option<usize> {
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Bytes that have come.
+    come: usize,
+    reach: Reach<'a>,
 }
 
+/// Waits until a file has so many bytes from its beginning on.
+pub(super) type Reach<'a> = &'a dyn Fn(usize) -> Result<(), String>;
+
+/// Bytes that a reader waits for together.
+const STEP: usize = 1 << 20;
+
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Self { bytes, at: 0 }
+    /// A reader of a file that may still be coming.
+    pub(super) fn new(bytes: &'a [u8], reach: Reach<'a>) -> Self {
+        Self { bytes, at: 0, come: 0, reach }
     }
 
     /// Byte offset of what is read next.
@@ -88,6 +98,12 @@ impl<'a> Reader<'a> {
         match usize::try_from(n).ok().filter(|n| *n <= self.left()) {
             None => Err(format!("{n} bytes are announced and {} are left", self.left())),
             Some(n) => {
+                let end = self.at + n;
+                if end > self.come {
+                    let wanted = end.next_multiple_of(STEP).min(self.bytes.len());
+                    (self.reach)(wanted)?;
+                    self.come = wanted;
+                }
                 let taken = &self.bytes[self.at..][..n];
                 self.at += n;
                 Ok(taken)

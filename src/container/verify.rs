@@ -37,6 +37,24 @@ pub(super) fn tensors(
     path: &Path,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<()> {
+    let digests = digests(header, path)?;
+    let mut end = header.bytes as usize;
+    let mut previous = "the header";
+    for (tensor, expected) in header.tensors.iter().zip(digests) {
+        let start = tensor.offset as usize;
+        if let Some(at) = file.get(end..start).and_then(|padding| padding.iter().position(|&b| b != 0)) {
+            let problem = "the padding is not zero".into();
+            return Err(damaged(path, format!("byte {}, behind {previous}", end + at))(problem));
+        }
+        end = start + tensor.bytes as usize;
+        previous = &tensor.name;
+        self::tensor(path, &tensor.name, expected, &file[start..end], progress)?;
+    }
+    Ok(())
+}
+
+/// The digests of all tensors, in their order.
+pub(super) fn digests<'h>(header: &'h Header, path: &Path) -> Result<&'h [String]> {
     let Some(digests) = header.metadata.texts(DIGESTS).map_err(damaged(path, "metadata"))? else {
         return Err(Error::Unsupported {
             path: path.into(),
@@ -48,26 +66,25 @@ pub(super) fn tensors(
         let problem = format!("{} digests are recorded for {} tensors", digests.len(), header.tensors.len());
         return Err(damaged(path, DIGESTS)(problem));
     }
-    let mut end = header.bytes as usize;
-    let mut previous = "the header";
-    for (tensor, expected) in header.tensors.iter().zip(digests) {
-        let start = tensor.offset as usize;
-        if let Some(at) = file.get(end..start).and_then(|padding| padding.iter().position(|&b| b != 0)) {
-            let problem = "the padding is not zero".into();
-            return Err(damaged(path, format!("byte {}, behind {previous}", end + at))(problem));
+    Ok(digests)
+}
+
+/// One tensor against its digest.
+pub(super) fn tensor(
+    path: &Path,
+    name: &str,
+    expected: &str,
+    bytes: &[u8],
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<()> {
+    let mut hasher = blake3::Hasher::new();
+    for piece in bytes.chunks(PIECE) {
+        hasher.update_rayon(piece);
+        if !progress(piece.len() as u64) {
+            return Err(Error::Cancelled);
         }
-        end = start + tensor.bytes as usize;
-        previous = &tensor.name;
-        let mut hasher = blake3::Hasher::new();
-        for piece in file[start..end].chunks(PIECE) {
-            hasher.update_rayon(piece);
-            if !progress(piece.len() as u64) {
-                return Err(Error::Cancelled);
-            }
-        }
-        compare(path, &tensor.name, expected, &hasher.finalize())?;
     }
-    Ok(())
+    compare(path, name, expected, &hasher.finalize())
 }
 
 fn compare(path: &Path, tensor: &str, expected: &str, found: &Hash) -> Result<()> {

@@ -29,6 +29,12 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// The system's.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// These bytes will be read soon. A source that has to fetch them begins, and does not wait.
+    fn expect(&self, _offset: u64, _length: u64) {}
+
+    /// Nobody wants to read any more: reads that wait for something fail.
+    fn close(&self) {}
 }
 
 /// Whether reads go past the page cache.
@@ -197,6 +203,14 @@ impl Source for Throttle {
         };
         thread::sleep(done.saturating_duration_since(Instant::now()));
         Ok(read)
+    }
+
+    fn expect(&self, offset: u64, length: u64) {
+        self.source.expect(offset, length);
+    }
+
+    fn close(&self) {
+        self.source.close();
     }
 }
 

@@ -26,6 +26,9 @@ impl Expert<'_> {
 
 /// A tile could not be read; others may be told the same.
 pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
+    if let Some(ours) = problem.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
+        return ours.again();
+    }
     let copy = match problem.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),
         None => io::Error::new(problem.kind(), problem.to_string()),

@@ -4,6 +4,7 @@
 //! their tiles in any order. Behind that, experts are mapped and the page cache is the cache, or they are streamed: read
 //! past the page cache into slots, of which a [`Policy`] keeps the most valuable.
 
+mod arriving;
 mod calibrate;
 mod expert;
 #[cfg(all(test, loom))]
@@ -29,6 +30,7 @@ use crate::{
     error::{Error, Result},
     machine::source::Source,
 };
+pub(crate) use arriving::ArrivingExperts;
 pub use calibrate::calibrate;
 pub use expert::Expert;
 use expert::unread;

@@ -99,6 +99,9 @@ impl Pool {
 
     /// Asks for all tiles of `slot`, behind all that was asked for before.
     pub fn ask(&self, slot: &Arc<Slot>) {
+        if let Some(source) = &self.shared.source {
+            source.expect(slot.offset, slot.bytes());
+        }
         lock(&self.shared.queue).jobs.extend((0..slot.tiles()).map(|t| (slot.clone(), t)));
         self.shared.work.notify_all();
     }
@@ -121,6 +124,9 @@ impl Drop for Pool {
     fn drop(&mut self) {
         lock(&self.shared.queue).stop = true;
         self.shared.work.notify_all();
+        if let Some(source) = &self.shared.source {
+            source.close();
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -146,7 +152,7 @@ impl Shared {
         asked.or_else(|| queue.guesses.pop_front())
     }
 
-    /// A whole read, tried twice.
+    /// A whole read, tried twice where the system has refused it.
     fn read(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         let source = self.source.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         let mut attempt = || match source.read_at(buffer, offset)? {
@@ -157,6 +163,9 @@ impl Shared {
             }
         };
         attempt().or_else(|problem| {
+            if problem.get_ref().is_some_and(|e| e.is::<Error>()) {
+                return Err(problem);
+            }
             tracing::warn!("a read failed and is tried again: {problem}");
             self.retries.fetch_add(1, Relaxed);
             attempt()

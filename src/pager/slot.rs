@@ -183,6 +183,11 @@ impl Slot {
         self.tiles.len()
     }
 
+    /// Bytes of all tiles.
+    pub fn bytes(&self) -> u64 {
+        (self.tiles.len() * self.tile_bytes) as u64
+    }
+
     /// Whether every tile is there.
     pub fn is_whole(&self) -> bool {
         self.tiles.iter().all(|t| t.load(Acquire) == THERE)

@@ -79,8 +79,11 @@ impl Engine {
     }
 
     /// Brings in the experts that a saved session used ([`super::Restored`]), where they are kept in memory. Without them it is slower
-    /// to begin, and nothing else.
+    /// to begin, and nothing else. Those of a container that is still coming are not waited for.
     pub fn warm(&self, hot: &[(usize, usize)]) {
+        if self.container.arriving().is_some() {
+            return;
+        }
         if let Err(error) = self.model.pager().warm(hot) {
             tracing::warn!("the experts of the saved session are not read ahead: {error}");
         }

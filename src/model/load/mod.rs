@@ -29,7 +29,7 @@ use crate::{
     error::{Error, Result},
     gpu,
     machine::source::{DirectIo, FileSource, PAGE, Source, Throttle, in_pages},
-    pager::{Mode, Pager, Policy, Settings, Shape},
+    pager::{ArrivingExperts, Mode, Pager, Policy, Settings, Shape},
 };
 
 /// How to run a model.
@@ -180,12 +180,30 @@ impl<'c> Weights<'c> {
         options: &Options,
         progress: Progress<'c>,
     ) -> Result<Self> {
+        let (mut direct_io, mut trunk) = (options.paging.direct_io, placement.trunk);
+        if let Some(arriving) = container.arriving() {
+            // What has just been written is in the page cache.
+            if direct_io == DirectIo::Auto {
+                direct_io = DirectIo::Off;
+            }
+            trunk = arriving.expect_trunk();
+        }
         let probe = container.tensors().first().map_or(0, |t| t.offset / PAGE as u64 * PAGE as u64);
-        let open = || FileSource::open(container.path(), options.paging.direct_io, probe);
+        let open = || FileSource::open(container.path(), direct_io, probe);
         let file = (placement.mode == Mode::Streamed).then(open).transpose()?;
         let pack = options.arithmetic == Arithmetic::Integer;
         let progress = RefCell::new((progress, 0));
-        Ok(Self { container, mode: placement.mode, file, pack, progress, trunk: placement.trunk })
+        Ok(Self { container, mode: placement.mode, file, pack, progress, trunk })
+    }
+
+    /// Waits for a tensor, where the file is still coming: it is the coming that takes time then, and is told of.
+    fn arrive(&self, view: &TensorView) -> Result<()> {
+        match (self.container.arriving(), view.bytes.file_offset()) {
+            (Some(arriving), Some(offset)) => {
+                arriving.bring(offset, &|bytes| self.tell(bytes as usize).is_ok())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// So many more bytes are there. A tensor that is used twice counts once in the sum.
@@ -207,13 +225,15 @@ impl<'c> Weights<'c> {
 
     /// The tensor in memory, where the mode asks for that: what cannot be read is an error now.
     fn bring_in(&self, view: TensorView) -> Result<TensorView> {
+        self.arrive(&view)?;
+        let comes = self.container.arriving().is_some();
         let bytes = match (&self.file, view.bytes.file_offset()) {
             (Some(file), Some(offset)) => {
                 let length = view.bytes.len();
                 Bytes::collect(length, |give| {
                     file.copy(offset, length, &mut |piece| {
                         give(piece);
-                        self.tell(piece.len())
+                        self.tell(if comes { 0 } else { piece.len() })
                     })
                 })?
             }
@@ -250,7 +270,10 @@ impl<'c> Weights<'c> {
     fn embedding(&self) -> Result<Embedding> {
         let view = self.find("token_embd.weight")?;
         match self.mode {
-            Mode::Streamed => Embedding::streamed(view, self.container.path()),
+            Mode::Streamed => {
+                self.arrive(&view)?;
+                Embedding::streamed(view, self.container.path())
+            }
             Mode::Mapped | Mode::Plain => Embedding::new(self.bring_in(view)?),
         }
     }
@@ -359,7 +382,11 @@ impl<'c> Weights<'c> {
                     true => file,
                     false => FileSource::open(path, DirectIo::Off, 0)?,
                 };
-                let source = Throttle::at(wrap(Box::new(file)), settings.throttle);
+                let file: Box<dyn Source> = match self.container.arriving() {
+                    Some(arriving) => Box::new(ArrivingExperts::new(Box::new(file), arriving.clone())),
+                    None => Box::new(file),
+                };
+                let source = Throttle::at(wrap(file), settings.throttle);
                 let policy =
                     Policy::new(settings.eviction, config.layers, config.experts, placement.resident);
                 let shape = Shape { experts: config.experts, tiles, tile_bytes };

@@ -91,6 +91,17 @@ impl Placement {
     /// [`Error::Memory`] with the smallest budget that works, when this one is too small; [`Error::Argument`] when streaming or a GPU is asked for and cannot be.
     pub fn new(container: &Container, options: &Options) -> Result<Self> {
         let sizes = Sizes::of(container);
+        let mut options = options.clone();
+        if container.arriving().is_some() {
+            if !matches!(options.paging.mode, Paging::Auto | Paging::Streamed) {
+                return Err(Error::Argument(format!(
+                    "{} is still coming, and can only be streamed: leave --paging out, or fetch all of it first (`yuan pull`)",
+                    container.path().display()
+                )));
+            }
+            options.paging.mode = Paging::Streamed;
+        }
+        let options = &options;
         if options.paging.mode == Paging::Streamed && !sizes.streams {
             let path = container.path().display();
             return Err(Error::Argument(format!(
@@ -99,6 +110,9 @@ impl Placement {
         }
         let budget = Budget::of(options.paging.memory);
         let mut placement = Self::of(container.config(), &sizes, budget, options)?;
+        if container.arriving().is_some() {
+            placement.why = "its file is still coming".into();
+        }
         placement.gpu = GpuPlacement::new(container, options, placement.batch.min(BATCH))?;
         if placement.gpu.room().is_some() {
             placement.batch = placement.batch.min(BATCH);

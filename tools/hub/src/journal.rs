@@ -1,4 +1,5 @@
-//! What has come of a file: a list of its blocks beside it, which a killed run leaves whole.
+//! What has come of a file: a list of its blocks beside it, which a killed run leaves whole. An entry is the number of a block that is there, or, with
+//! [`GONE`], of one that is not there any more.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,9 +8,11 @@ use std::{
 };
 
 /// How a journal begins.
-const MAGIC: &[u8] = b"yuan-hub 1\n";
+const MAGIC: &[u8] = b"yuan-hub 2\n";
+/// Of a block that was taken back.
+const GONE: u32 = 1 << 31;
 
-/// The blocks of a file that are there. An entry is written once its block is.
+/// The blocks of a file. An entry is written once its block is.
 #[derive(Debug)]
 pub struct Journal {
     file: File,
@@ -34,8 +37,9 @@ impl Journal {
             // A last entry that is not whole is none.
             let (entries, _) = entries.as_chunks::<4>();
             for entry in entries {
-                if let Some(block) = there.get_mut(u32::from_le_bytes(*entry) as usize) {
-                    *block = true;
+                let entry = u32::from_le_bytes(*entry);
+                if let Some(block) = there.get_mut((entry & !GONE) as usize) {
+                    *block = entry & GONE == 0;
                 }
             }
             let whole = (head.len() + entries.len() * 4) as u64;
@@ -49,7 +53,7 @@ impl Journal {
         Ok(Self { file, there })
     }
 
-    /// Which blocks are there.
+    /// Which blocks were there when it was opened.
     pub fn there(&self) -> &[bool] {
         &self.there
     }
@@ -59,9 +63,15 @@ impl Journal {
     /// # Errors
     /// Those of the system.
     pub fn add(&mut self, block: usize) -> io::Result<()> {
-        self.file.write_all(&(block as u32).to_le_bytes())?;
-        self.there[block] = true;
-        Ok(())
+        self.file.write_all(&(block as u32).to_le_bytes())
+    }
+
+    /// This block is not there any more.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn take_back(&mut self, block: usize) -> io::Result<()> {
+        self.file.write_all(&(block as u32 | GONE).to_le_bytes())
     }
 }
 
@@ -82,7 +92,10 @@ mod tests {
         let mut journal = Journal::open(&path, "a 10", 5).unwrap();
         assert_eq!(journal.there(), [true, false, false, true, false]);
         journal.add(4).unwrap();
-        assert_eq!(Journal::open(&path, "a 10", 5).unwrap().there(), [true, false, false, true, true]);
+        journal.take_back(3).unwrap();
+        journal.take_back(0).unwrap();
+        journal.add(0).unwrap();
+        assert_eq!(Journal::open(&path, "a 10", 5).unwrap().there(), [true, false, false, false, true]);
         assert_eq!(Journal::open(&path, "b 10", 5).unwrap().there(), [false; 5], "of another file");
     }
 }
