@@ -75,8 +75,8 @@ pub(super) struct Reader<'a> {
 /// Waits until a file has so many bytes from its beginning on.
 pub(super) type Reach<'a> = &'a dyn Fn(usize) -> Result<(), String>;
 
-/// Bytes that a reader waits for together.
-const STEP: usize = 1 << 20;
+/// Bytes that a reader waits for together: no more than lie before the first tensor of a container of ours.
+const STEP: usize = 1 << 16;
 
 impl<'a> Reader<'a> {
     /// A reader of a file that may still be coming.

@@ -29,6 +29,11 @@ impl From<PathBuf> for Model {
 }
 
 impl Model {
+    /// What the command line says, where that is text.
+    pub fn named(&self) -> Option<&str> {
+        self.model.as_deref().and_then(Path::to_str)
+    }
+
     /// Its file. A path that is there goes before a name.
     ///
     /// # Errors

@@ -116,9 +116,17 @@ impl RunArgs {
         &self,
         sizes: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<(usize, usize)>,
     ) -> anyhow::Result<Arc<Engine>> {
-        let path = self.model.path()?;
-        let container = Container::open(&path)?;
-        let vocab = container.vocab().with_context(|| format!("the tokenizer of {}", path.display()))?;
+        self.open_container(Container::open(&self.model.path()?)?, sizes)
+    }
+
+    /// [`RunArgs::open_shared`] of a container that is open.
+    pub fn open_container(
+        &self,
+        container: Container,
+        sizes: impl FnOnce(&Tokenizer, &ModelConfig) -> anyhow::Result<(usize, usize)>,
+    ) -> anyhow::Result<Arc<Engine>> {
+        let vocab = container.vocab();
+        let vocab = vocab.with_context(|| format!("the tokenizer of {}", container.path().display()))?;
         let tokenizer = Tokenizer::new(vocab)?;
         let ((context, all), trained) = (sizes(&tokenizer, container.config())?, container.config().context);
         let options = self.options(all);

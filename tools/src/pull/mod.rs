@@ -4,6 +4,7 @@
 //! `OUTPUT.checkpoint`.
 
 mod choose;
+mod meanwhile;
 mod room;
 mod shards;
 mod stream;
@@ -26,6 +27,7 @@ use crate::{
     tell,
 };
 use choose::{Chosen, choose};
+pub use meanwhile::WhilePulling;
 use room::check_room;
 use watch::Bar;
 

@@ -5,7 +5,9 @@ use std::{fs, io::Read, path::PathBuf, sync::Arc};
 use anyhow::Context;
 use clap::Args;
 use yuan::{
+    container::Container,
     files::check_output,
+    grammar::Grammar,
     model::State,
     sampler::Sampler,
     session::{Engine, Finish, Limits, Restored, Session, Size},
@@ -14,6 +16,7 @@ use yuan::{
 use yuan_tools::{
     numbers::{self, Most},
     open::RunArgs,
+    pull::WhilePulling,
     say,
     say::print,
     stats, tell,
@@ -38,11 +41,14 @@ Examples:
   yuan generate model.gguf --chat -p '李白是诗人吗？' --regex '(是|不是)'
   yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
   yuan generate model.gguf --load story.session -n 500
+  yuan generate OWNER/NAME --while-pulling --chat -p '写一首关于秋天的诗'
 A question ends with <sep> (--chat adds it); the answer ends at <eod>. Special strings in the prompt become special \
             tokens unless --no-special or --chat is given.")]
 pub struct Generate {
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    pulling: WhilePulling,
     /// The prompt
     #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["file", "load"])]
     prompt: Option<String>,
@@ -93,8 +99,13 @@ impl Generate {
             (None, None) => String::new(),
         };
         let grammar = self.form.grammar()?;
+        self.pulling.with(&self.run.model, |container| self.run_of(container, text, grammar.as_ref()))
+    }
+
+    fn run_of(&self, container: Container, text: String, grammar: Option<&Grammar>) -> anyhow::Result<()> {
+        let model = container.path().to_owned();
         let (mut prompt, mut context) = (Vec::new(), 0);
-        let engine = self.run.open_for(|tokenizer, config| {
+        let engine = self.run.open_container(container, |tokenizer, config| {
             anyhow::ensure!(!text.is_empty() || self.load.is_some(), "the prompt is empty; give some text");
             prompt = match (self.chat, self.no_special) {
                 (true, _) => {
@@ -121,12 +132,12 @@ impl Generate {
             if let Some(file) = &self.save {
                 // What is known of the session already: the state of its prompt.
                 let bytes = State::kv_bytes(config, self.run.kv) * (before + prompt.len());
-                let inputs: Vec<_> = [self.run.model.path()?].into_iter().chain(self.file.clone()).collect();
+                let inputs: Vec<_> = [model].into_iter().chain(self.file.clone()).collect();
                 check_output(file, bytes as u64, &inputs, "NAME.session")?;
             }
-            Ok(context)
+            Ok((context, context))
         })?;
-        let constraint = constraint(&engine, grammar.as_ref())?;
+        let constraint = constraint(&engine, grammar)?;
         let (mut session, mut sampler) = self.begin(&engine, context)?;
         let timeline = [session.tokens(), &prompt].concat();
         // A context that loses its oldest tokens has room for ever.

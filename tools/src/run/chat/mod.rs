@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use yuan::{
     Error,
+    container::Container,
+    grammar::Grammar,
     session::{Finish, Limits, Size},
     tokenizer::Tokenizer,
 };
@@ -17,6 +19,7 @@ use yuan_tools::{
     console::{stopped, take_stop},
     numbers::{self, Most},
     open::RunArgs,
+    pull::WhilePulling,
     say,
     say::{end_line, print},
     tell,
@@ -48,6 +51,7 @@ A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-
 Examples:
   yuan chat model.gguf --temp 0.7 --top-p 0.9
   yuan chat model.gguf --system '用中文回答。' --load yesterday.session
+  yuan chat OWNER/NAME --while-pulling
   yuan chat --server http://127.0.0.1:8080
   yuan chat model.gguf --json-schema '{{\"type\": \"array\", \"items\": {{\"type\": \"string\"}}}}'
   printf '%s\\n' '写一首关于秋天的诗' '再写一首' | yuan chat model.gguf
@@ -56,8 +60,10 @@ Commands in place of a question:
 pub struct Chat {
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    pulling: WhilePulling,
     /// Talk with the model of a running server instead, such as http://127.0.0.1:8080; YUAN_API_KEY holds its key
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", conflicts_with = "while_pulling")]
     server: Option<String>,
     /// The most tokens of an answer (-1: what the context has room for)
     #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
@@ -117,15 +123,19 @@ impl Chat {
             let greeting = format!("{} at {url}. /help lists the commands.", remote.model());
             return self.talk(remote, &greeting);
         }
+        self.pulling.with(&self.run.model, |container| self.run_of(container, grammar.as_ref()))
+    }
+
+    fn run_of(&self, container: Container, grammar: Option<&Grammar>) -> anyhow::Result<()> {
         let mut context = 0;
-        let engine = self.run.open_for(|_, config| {
+        let engine = self.run.open_container(container, |_, config| {
             let saved =
                 self.load.as_deref().map(Size::of).transpose()?.map_or(0, |size| size.room.max(size.tokens));
             context = if self.context == 0 { config.context } else { self.context }.max(saved);
-            Ok(context)
+            Ok((context, context))
         })?;
         let sampling = self.sampling.clone();
-        let constraint = constraint(&engine, grammar.as_ref())?;
+        let constraint = constraint(&engine, grammar)?;
         let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
         check_thinking(engine.tokenizer(), self.thinking, grammar.is_some())?;
         let talk = Conversation::new(engine, context, self.run.kv, sampling, limits, self.thinking)?;
