@@ -14,12 +14,9 @@ use std::{
 };
 
 use common::{Folder, demo_model, err, out, program, text};
-use hub::{Hub, sha256};
+use hub::{FAST, Hub, sha256};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-
-/// No brake.
-const FAST: u64 = 1 << 40;
 
 /// A checkpoint of random weights, cut into so many shards, whose tensors do not lie in the order of the model.
 fn sharded(folder: &Folder, geometry: &str, layers: &str, shards: usize) -> String {

@@ -1,13 +1,15 @@
 //! A hub on this machine, of one repository `a/b`: a folder's files, slowly, and with what goes wrong on the way.
+#![allow(dead_code)]
 
 use std::{
     collections::HashMap,
     fs::{self, File},
     io::{BufRead, BufReader, Read, Seek, SeekFrom, Write},
     net::{TcpListener, TcpStream},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
@@ -19,6 +21,9 @@ use sha2::{Digest, Sha256};
 
 /// Bytes that are sent at a time.
 const PIECE: usize = 1 << 16;
+
+/// No brake.
+pub const FAST: u64 = 1 << 40;
 
 pub struct Hub {
     pub address: String,
@@ -34,6 +39,19 @@ struct Shared {
     requests: AtomicU64,
     /// By file, the bytes that were sent of it.
     sent: Mutex<HashMap<String, u64>>,
+    faults: Mutex<Faults>,
+    released: Condvar,
+}
+
+/// What goes wrong with containers.
+#[derive(Default)]
+struct Faults {
+    /// Bytes that are not sent.
+    held: Vec<Range<u64>>,
+    /// Replies that wait for them.
+    waiting: usize,
+    /// A byte that is another when it is sent next.
+    lie: Option<u64>,
 }
 
 impl Hub {
@@ -59,6 +77,8 @@ impl Hub {
             line: Mutex::default(),
             requests: AtomicU64::new(0),
             sent: Mutex::default(),
+            faults: Mutex::default(),
+            released: Condvar::new(),
         });
         let serving = shared.clone();
         thread::spawn(move || {
@@ -68,6 +88,27 @@ impl Hub {
             }
         });
         Self { address, shared }
+    }
+
+    /// Replies stop before these bytes of a container.
+    pub fn hold(&self, ranges: Vec<Range<u64>>) {
+        self.shared.faults.lock().unwrap().held = ranges;
+    }
+
+    /// They go on.
+    pub fn release(&self) {
+        self.hold(Vec::new());
+        self.shared.released.notify_all();
+    }
+
+    /// Replies that have stopped.
+    pub fn waiting(&self) -> usize {
+        self.shared.faults.lock().unwrap().waiting
+    }
+
+    /// This byte of a container is another one the next time that it is sent.
+    pub fn lie_once(&self, at: u64) {
+        self.shared.faults.lock().unwrap().lie = Some(at);
     }
 
     /// The bytes that were sent of a file.
@@ -112,6 +153,7 @@ impl Shared {
         let end = if number % 4 == 3 { start + (end - start) / 2 } else { end };
         file.seek(SeekFrom::Start(start)).ok()?;
         let mut left = file.take(end - start);
+        let mut at = start;
         let mut piece = vec![0; PIECE];
         loop {
             let read = left.read(&mut piece).ok()?;
@@ -121,8 +163,28 @@ impl Shared {
             let line = self.line.lock().unwrap();
             thread::sleep(Duration::from_secs_f64(read as f64 / self.rate as f64));
             drop(line);
+            if name.ends_with(".gguf") {
+                self.spoil(&mut piece[..read], at);
+            }
+            at += read as u64;
             stream.write_all(&piece[..read]).ok()?;
             *self.sent.lock().unwrap().entry(name.to_owned()).or_default() += read as u64;
+        }
+    }
+}
+
+impl Shared {
+    /// Waits until these bytes of a container may be sent, and changes what is to be wrong in them.
+    fn spoil(&self, piece: &mut [u8], at: u64) {
+        let end = at + piece.len() as u64;
+        let mut faults = self.faults.lock().unwrap();
+        faults.waiting += 1;
+        let is_held = |faults: &mut Faults| faults.held.iter().any(|held| held.start < end && at < held.end);
+        let mut faults = self.released.wait_while(faults, is_held).unwrap();
+        faults.waiting -= 1;
+        if let Some(lie) = faults.lie.filter(|lie| (at..end).contains(lie)) {
+            piece[(lie - at) as usize] ^= 1;
+            faults.lie = None;
         }
     }
 }
