@@ -154,8 +154,7 @@ fn what_comes_late_and_in_any_order_gives_the_same_bits() {
     for (threads, keep, ahead) in [(1, 0, false), (2, 5, true), (3, 24, false), (2, 24, true)] {
         let far = Far::new(folder.path(), &whole);
         let container = far.open().unwrap();
-        let mut options =
-            if ahead { looking_ahead(&container, keep) } else { keeping(&container, keep) };
+        let mut options = if ahead { looking_ahead(&container, keep) } else { keeping(&container, keep) };
         options.threads = threads;
         let model = Model::load(&container, &options).unwrap();
         assert_eq!(model.pager().mode(), Mode::Streamed);
@@ -210,7 +209,9 @@ fn an_expert_that_does_not_come_or_is_wrong_fails_the_call_and_comes_for_the_nex
     let whole = paging::container(&folder);
     let expert = first_expert(&whole);
     let wanted = logits(&resident(&whole), &tokens(12), 12);
-    for (readers, fate) in [1, 4].into_iter().flat_map(|n| [(n, Fate::Lies), (n, Fate::Fails), (n, Fate::Stops)]) {
+    for (readers, fate) in
+        [1, 4].into_iter().flat_map(|n| [(n, Fate::Lies), (n, Fate::Fails), (n, Fate::Stops)])
+    {
         let far = Far::new(folder.path(), &whole);
         let container = far.open().unwrap();
         let mut options = keeping(&container, 10);
@@ -221,7 +222,9 @@ fn an_expert_that_does_not_come_or_is_wrong_fails_the_call_and_comes_for_the_nex
             far.fate(expert + 7, fate);
             let failed = model.forward_one(&tokens(12), &mut state, Want::All).unwrap_err();
             match (fate, &failed) {
-                (Fate::Lies, Error::Checksum { tensor, .. }) => assert!(tensor.starts_with("blk.0."), "{tensor}"),
+                (Fate::Lies, Error::Checksum { tensor, .. }) => {
+                    assert!(tensor.starts_with("blk.0."), "{tensor}")
+                }
                 (Fate::Fails, Error::Io { action: "fetch", .. }) => {
                     assert!(failed.to_string().ends_with("the hub is gone"), "{failed}");
                 }

@@ -168,12 +168,7 @@ impl Arriving {
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Cancelled`].
-pub fn come(
-    arrival: &dyn Arrival,
-    range: Range<u64>,
-    go_on: &dyn Fn() -> bool,
-    path: &Path,
-) -> Result<()> {
+pub fn come(arrival: &dyn Arrival, range: Range<u64>, go_on: &dyn Fn() -> bool, path: &Path) -> Result<()> {
     arrival.bring(range, go_on).map_err(|problem| match problem.kind() {
         io::ErrorKind::Interrupted => Error::Cancelled,
         _ => Error::io("fetch", path)(problem),

@@ -87,8 +87,10 @@ impl Published {
 
     /// The blocks of which an answer needs nothing.
     fn spare(&self) -> Vec<Range<u64>> {
-        let blocks = (0..self.size()).step_by(BLOCK as usize).map(|start| start..self.size().min(start + BLOCK));
-        let is_needed = |block: &Range<u64>| self.needed.iter().any(|n| n.start < block.end && block.start < n.end);
+        let blocks =
+            (0..self.size()).step_by(BLOCK as usize).map(|start| start..self.size().min(start + BLOCK));
+        let is_needed =
+            |block: &Range<u64>| self.needed.iter().any(|n| n.start < block.end && block.start < n.end);
         blocks.filter(|block| !is_needed(block)).collect()
     }
 
@@ -117,7 +119,8 @@ impl Published {
     }
 
     fn there(&self) -> Vec<String> {
-        let names = fs::read_dir(&self.models).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names =
+            fs::read_dir(&self.models).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
         names.collect()
     }
 }
@@ -165,7 +168,11 @@ fn a_conversation_goes_on_while_the_rest_comes_and_after_it_was_killed() {
     let run = ["--while-pulling", "-n", "2", "--temp", "0", "--ignore-eod", "--json"];
     let local = |lines: &str| {
         let mut child = program("yuan");
-        child.args(["chat", &published.container]).args(&run[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        child
+            .args(["chat", &published.container])
+            .args(&run[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = child.spawn().unwrap();
         child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
         out(&child.wait_with_output().unwrap())

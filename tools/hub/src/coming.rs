@@ -88,7 +88,8 @@ impl Coming {
         let queue = Queue::new(journal.there());
         let is_there = |block: &usize| journal.there()[*block];
         let there = (0..blocks).filter(is_there).map(|block| bytes_of(block, remote.size)).sum();
-        let state = State { queue, journal, there, failures: (0, String::new()), is_asked: false, is_over: false };
+        let state =
+            State { queue, journal, there, failures: (0, String::new()), is_asked: false, is_over: false };
         Ok(Self {
             hub: hub.clone(),
             remote: remote.clone(),
@@ -186,7 +187,10 @@ impl Coming {
         while let Some(run) = self.next(urgent_only, go_on) {
             let mut run = Begun { run, begun: Vec::new() };
             let mut failed = Ok(());
-            while failed.is_ok() && !run.run.blocks.is_empty() && go_on() && !self.lock().queue.yields(&run.run)
+            while failed.is_ok()
+                && !run.run.blocks.is_empty()
+                && go_on()
+                && !self.lock().queue.yields(&run.run)
             {
                 let before = run.reached();
                 let failure = self.bring(&mut run, watch, go_on);
@@ -223,10 +227,7 @@ impl Coming {
         let wrong = |what: String| Failure::Never(anyhow!("{}: {what}", self.url));
         if response.status() == 200 && run.run.why != Why::All {
             // All of it from the beginning on, then, and by one connection; what is there is passed over.
-            let Some(all) = self.lock().queue.take_all() else {
-                run.run.blocks.start = run.run.blocks.end;
-                return Ok(());
-            };
+            let Some(all) = self.lock().queue.take_all(&mut run.run) else { return Ok(()) };
             *run = Begun { run: all, begun: Vec::new() };
         } else if response.status() != 200 {
             let said =

@@ -113,8 +113,11 @@ impl Queue {
         self.blocks[run.blocks.clone()].iter_mut().filter(|b| **b == mine).for_each(|b| *b = Block::Absent);
     }
 
-    /// The server has no parts: one connection brings all from the beginning on. Returns what it brings, or nothing where another one does already.
-    pub fn take_all(&mut self) -> Option<Run> {
+    /// The server has no parts, as the connection of `run` has found, which leaves that: one brings all from the beginning on. Returns what it brings, or
+    /// nothing where another one does already.
+    pub fn take_all(&mut self, run: &mut Run) -> Option<Run> {
+        self.give_back(run);
+        run.blocks.start = run.blocks.end;
         let begun = std::mem::replace(&mut self.is_whole, true);
         (!begun).then_some(Run { blocks: 0..self.blocks.len(), why: Why::All })
     }
@@ -236,8 +239,10 @@ mod tests {
     #[test]
     fn a_server_without_parts_is_asked_once() {
         let mut queue = Queue::new(&[true, false, false]);
-        let all = queue.take_all().unwrap();
-        assert_eq!((all.blocks.clone(), queue.take_all()), (0..3, None));
+        let mut runs = [queue.next(false).unwrap(), Run { blocks: 0..0, why: Why::Missing }];
+        let all = queue.take_all(&mut runs[0]).unwrap();
+        assert_eq!((all.blocks.clone(), queue.take_all(&mut runs[1])), (0..3, None));
+        assert!(runs.iter().all(|run| run.blocks.is_empty()));
         queue.want(2..3);
         assert!(take(&mut queue).is_none() && !queue.yields(&all));
         // It has come to its end, and somebody did not like what came.

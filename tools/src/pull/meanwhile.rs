@@ -178,8 +178,7 @@ impl Pulling {
             Ok(Ok(())) => {
                 // Windows removes no file that is open.
                 drop(lock);
-                fs::remove_dir_all(&folder)
-                    .with_context(|| format!("cannot remove {}", folder.display()))?;
+                fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
                 tell!("{name}: all of it is here, {}", output.display());
             }
             Ok(Err(error)) if ended_by_itself => return Err(error),
