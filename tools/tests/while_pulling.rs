@@ -28,7 +28,8 @@ const PROMPT: &str = "ab";
 
 /// A repository with a container of random weights, of which a short answer touches a small part.
 struct Published {
-    folder: Folder,
+    /// Kept for its files.
+    _folder: Folder,
     container: String,
     models: String,
     /// The answer to [`PROMPT`] of the whole model.
@@ -74,7 +75,7 @@ impl Published {
         let mut needed: Vec<_> = of_tensors.filter(|r| !experts.contains(r) || touched.contains(r)).collect();
         needed.push(0..opened.tensors()[0].offset);
         let models = folder.path("models");
-        Self { folder, container, models, answer, touched, needed }
+        Self { _folder: folder, container, models, answer, touched, needed }
     }
 
     fn hub(&self, rate: u64) -> Hub {
@@ -223,7 +224,8 @@ fn an_expert_that_is_wrong_is_an_error_and_comes_again() {
 #[test]
 fn ctrl_c_ends_a_wait_for_what_does_not_come() {
     let published = Published::new();
-    for held in [vec![0..BLOCK], published.touched.clone()] {
+    let header = std::iter::once(0..BLOCK).collect();
+    for held in [header, published.touched.clone()] {
         let hub = published.hub(FAST);
         hub.hold(held);
         let child = published.generate(&hub).spawn().unwrap();
