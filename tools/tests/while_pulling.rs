@@ -143,7 +143,7 @@ fn an_answer_is_there_before_the_experts_that_it_does_not_touch() {
     let hub = published.hub(FAST);
     hub.hold(spare.clone());
     let output = published.generate(&hub).output().unwrap();
-    assert!(output.status.success(), "{}", err(&output));
+    assert!(output.status.success(), "{}: {}", output.status, err(&output));
     assert_eq!(out(&output), published.answer);
     assert!(err(&output).contains("the same again goes on with it"), "{}", err(&output));
     assert_eq!(published.there(), ["a--b.gguf.pull"]);
