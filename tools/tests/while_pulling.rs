@@ -212,14 +212,16 @@ fn an_expert_that_is_wrong_is_an_error_and_comes_again() {
     let hub = published.hub(FAST);
     // In its midst, so that it is nobody else's block.
     let expert = &published.touched[0];
-    hub.lie_once(expert.start + (expert.end - expert.start) / 2);
-    let mut wrong = published.generate(&hub);
-    let failed = wrong.output().unwrap();
+    hub.lie(Some(expert.start + (expert.end - expert.start) / 2));
+    let failed = published.generate(&hub).output().unwrap();
     assert_eq!((failed.status.code(), out(&failed)), (Some(1), String::new()));
     let said = err(&failed);
     assert!(said.contains("error: ") && said.contains("is damaged: BLAKE3"), "{said}");
-    let right = published.generate(&hub).output().unwrap();
-    assert_eq!(out(&right), published.answer, "{}", err(&right));
+    hub.lie(None);
+    // It may have come once more before the program has ended, and is found out then.
+    let runs = [(); 2].map(|()| published.generate(&hub).output().unwrap());
+    assert!(runs[0].status.success() || err(&runs[0]).contains("is damaged"), "{}", err(&runs[0]));
+    assert_eq!(out(&runs[1]), published.answer, "{}", err(&runs[1]));
     published.pull(&hub);
 }
 
@@ -229,6 +231,8 @@ fn ctrl_c_ends_a_wait_for_what_does_not_come() {
     let published = Published::new();
     let header = std::iter::once(0..BLOCK).collect();
     for held in [header, published.touched.clone()] {
+        // What the run before has fetched would not be withheld.
+        let _ = fs::remove_dir_all(&published.models);
         let hub = published.hub(FAST);
         hub.hold(held);
         let child = published.generate(&hub).spawn().unwrap();

@@ -50,7 +50,7 @@ struct Faults {
     held: Vec<Range<u64>>,
     /// Replies that wait for them.
     waiting: usize,
-    /// A byte that is another when it is sent next.
+    /// A byte that is another one.
     lie: Option<u64>,
 }
 
@@ -106,9 +106,9 @@ impl Hub {
         self.shared.faults.lock().unwrap().waiting
     }
 
-    /// This byte of a container is another one the next time that it is sent.
-    pub fn lie_once(&self, at: u64) {
-        self.shared.faults.lock().unwrap().lie = Some(at);
+    /// This byte of a container is another one from now on; none is.
+    pub fn lie(&self, at: Option<u64>) {
+        self.shared.faults.lock().unwrap().lie = at;
     }
 
     /// The bytes that were sent of a file.
@@ -184,7 +184,6 @@ impl Shared {
         faults.waiting -= 1;
         if let Some(lie) = faults.lie.filter(|lie| (at..end).contains(lie)) {
             piece[(lie - at) as usize] ^= 1;
-            faults.lie = None;
         }
     }
 }
