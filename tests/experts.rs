@@ -73,12 +73,17 @@ fn an_expert_is_where_it_is_said_to_be() {
     assert_eq!(count(&plain.experts(), Place::Memory), all);
 
     let mapped = engine(&container, &options(Paging::Mapped));
-    assert_eq!(count(&mapped.experts(), Place::Drive), all);
     run(&mapped, |experts| {
         for (chosen, place) in experts.chosen.iter().zip(&experts.places) {
-            assert_eq!(*chosen > 0, *place == Place::Memory, "what was chosen was brought in");
+            assert!(*chosen == 0 || *place == Place::Memory, "what was chosen was brought in");
         }
     });
+    // The file was just written, so the system has all of it in memory, and its pages are entered in the background.
+    if cfg!(target_os = "linux") {
+        while count(&mapped.experts(), Place::Memory) < all {
+            std::thread::yield_now();
+        }
+    }
 
     let streamed = engine(&container, &keeping_for(&container, KEPT, 200));
     assert_eq!(count(&streamed.experts(), Place::Drive), all);
