@@ -45,3 +45,8 @@ pub fn kernel_names() -> Vec<&'static str> {
     let others = yuan_kernels::available().map(|k| k.name).filter(|name| *name != best);
     std::iter::once(best).chain(others).collect()
 }
+
+/// How many bytes ahead the best kernels ask for weights for one token, with a thread for each core, where that was measured before: when a model was opened.
+pub fn measured_prefetch() -> Option<usize> {
+    model::ahead::measured(yuan_kernels::best(), model::threads::usable_cores())
+}

@@ -56,14 +56,10 @@ pub fn best(kernels: &Kernels, threads: &Threads, bytes_per_token: usize, memory
     if kernels.ahead == 0 || bytes_per_token < SMALLEST {
         return kernels.ahead;
     }
-    let wanted = (2 * largest_cache()).clamp(MEMORY[0], MEMORY[1]);
-    let count = threads.count();
-    let name = format!("prefetch-{}-{count}", kernels.name);
-    let circumstances = format!("{}\n{}, {count} threads", cpu(), kernels.name);
-    let kept = recall(&name, &circumstances).and_then(|line| line.parse().ok());
-    if let Some(kept) = kept.filter(|kept| DISTANCES.contains(kept)) {
-        return kept;
+    if let Some(before) = measured(kernels, threads.count()) {
+        return before;
     }
+    let wanted = (2 * largest_cache()).clamp(MEMORY[0], MEMORY[1]);
     if memory < wanted as u64 {
         return kernels.ahead;
     }
@@ -76,8 +72,22 @@ pub fn best(kernels: &Kernels, threads: &Threads, bytes_per_token: usize, memory
         start.elapsed().as_secs_f64() * 1e3,
         shown.join(", ")
     );
+    let [name, circumstances] = place(kernels, threads.count());
     keep(&name, &circumstances, &best.to_string());
     best
+}
+
+/// The distance that was found on this machine before, for so many threads.
+pub fn measured(kernels: &Kernels, threads: usize) -> Option<usize> {
+    let [name, circumstances] = place(kernels, threads);
+    let ahead = recall(&name, &circumstances)?.parse().ok()?;
+    DISTANCES.contains(&ahead).then_some(ahead)
+}
+
+/// Under which name the distance is kept, and for which circumstances.
+fn place(kernels: &Kernels, threads: usize) -> [String; 2] {
+    let circumstances = format!("{}\n{}, {threads} threads", cpu(), kernels.name);
+    [format!("prefetch-{}-{threads}", kernels.name), circumstances]
 }
 
 /// The fastest distance of those with their speeds, or the `usual` one where that is hardly slower.

@@ -1,7 +1,7 @@
 //! The forward pass of the Yuan 2.0 family. MODEL.md is the math; [`forward`] reads like it.
 
 mod activations;
-mod ahead;
+pub(crate) mod ahead;
 mod attention;
 mod batch;
 #[doc(hidden)]

@@ -234,7 +234,7 @@ impl Pager {
         self.tiles * self.tile_bytes
     }
 
-    /// Enters the pages of mapped experts that the system has in memory, in the background ([`Views::enter_pages`]).
+    /// Enters the pages of mapped experts that the system has in memory, in the background (`views.rs`).
     pub fn enter_pages(&self) {
         if let Backing::Views(views) = &self.backing {
             views.enter_pages();

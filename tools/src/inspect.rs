@@ -47,7 +47,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
             .collect();
         let object = json!({
             "file": path, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
-            "data_bytes": container.data_bytes(), "tensors": tensors,
+            "prefetch": yuan::measured_prefetch(), "data_bytes": container.data_bytes(), "tensors": tensors,
         });
         return say!("{object}");
     }
@@ -76,6 +76,9 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
         say!("  {name:<12} {count:>5} tensors, {}", size(bytes))?;
     }
     say!("kernels     {} (this machine has: {})", yuan::kernel_names()[0], yuan::kernel_names().join(", "))?;
+    if let Some(ahead) = yuan::measured_prefetch() {
+        say!("prefetch    {ahead} bytes ahead for one token, as was measured on this machine")?;
+    }
     if show.tensors {
         say!()?;
         for t in container.tensors() {

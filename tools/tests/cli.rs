@@ -169,6 +169,8 @@ fn inspect_verify_and_export_agree() {
     let both = [("yuan", "inspect"), ("yuan-quant", "inspect")].map(|(name, command)| {
         let shown = json(name, &[command, &model, "--json"]);
         assert_eq!(shown["config"]["experts"], 32);
+        // Measured on this machine before, or not yet.
+        assert!(shown.get("prefetch").is_some_and(|bytes| bytes.is_null() || bytes.is_u64()));
         shown["tensors"].clone()
     });
     assert_eq!(both[0], both[1]);
