@@ -354,7 +354,7 @@ fn a_session_goes_back_and_on_with_drafts_as_without() {
         let (mut random, mut noise) = (Random::new(seed), Random::new(seed + 1000));
         let mut session = Session::new(engine.clone(), 900, KvType::F16).unwrap();
         session.set_drafts(if drafts { Drafts::Tokens(3) } else { Drafts::Off });
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             // A text of the same few tokens is often right.
             session.draft_by(Some(Box::new(move |timeline, most| {
                 (0..most).map(|_| timeline[noise.below(timeline.len())]).collect()
