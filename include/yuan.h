@@ -489,6 +489,13 @@ yuan_status yuan_session_options_set_context_shift(yuan_session_options *options
                                                    size_t keep);
 
 /**
+ * Whether the next tokens of answers are guessed from what was said before, and up to 3 of them checked in the pass of a token: "auto", which is what happens where nothing is
+ * said, as far as that is faster; "off"; or "1", "2" or "3" wherever there is a guess. Answers are the same. One call at a time.
+ */
+yuan_status yuan_session_options_set_draft(yuan_session_options *options,
+                                           const char *draft);
+
+/**
  * Makes an empty session on an engine; `options` may be NULL. Free it with yuan_session_free. Any thread.
  */
 yuan_status yuan_session_new(const yuan_engine *engine,
@@ -717,6 +724,21 @@ yuan_status yuan_session_score(yuan_session *session,
 yuan_status yuan_session_return_to(yuan_session *session,
                                    const size_t *places,
                                    size_t count);
+
+/**
+ * Drafts answers from these tokens, too: a text that they will probably quote, or begin with, of 131,072 tokens at most, in place of an earlier one; 0 tokens are none. The
+ * session keeps a copy. Answers are the same with drafts and without, token by token. One call at a time.
+ */
+yuan_status yuan_session_draft_from(yuan_session *session,
+                                    const uint32_t *tokens,
+                                    size_t count);
+
+/**
+ * Writes how many tokens of answers the session has guessed and run so far to `drafted`, and how many of them were the next tokens to `accepted`. One call at a time.
+ */
+yuan_status yuan_session_drafted(const yuan_session *session,
+                                 uint64_t *drafted,
+                                 uint64_t *accepted);
 
 /**
  * From now on yuan_session_generate answers with JSON that meets this JSON schema: tokens that do not fit are not chosen, what has to follow is not

@@ -99,6 +99,16 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert abs(logits[answered[prompt]] - largest - total - scores[0].logprob) < 1e-5
     fails("YUAN_ERROR_ARGUMENT", lambda: session.score(answered, start=0))
 
+    # Drafts change nothing but the number of passes.
+    with engine.session(context=200, draft="off") as plain, engine.session(context=200, draft=3) as drafted:
+        plain.sync(ids)
+        wanted = plain.generate(60, sampler())
+        drafted.draft_from(plain.tokens[len(ids) :])
+        drafted.sync(ids)
+        assert drafted.generate(60, sampler()) == wanted and drafted.tokens == plain.tokens
+        assert plain.drafted == (0, 0) and 0 < drafted.drafted[1] <= drafted.drafted[0], drafted.drafted
+    fails("YUAN_ERROR_ARGUMENT", lambda: engine.session(draft="often"))
+
     # Saved in the middle of an answer, it goes on as if nothing had happened.
     chooser = sampler()
     session.sync(ids)

@@ -1,8 +1,7 @@
 use super::*;
-use crate::{
-    model::{KvType, Sequence, State},
-    quantize::synth::tiny,
-};
+use crate::model::{KvType, Sequence, State};
+#[cfg(test)]
+use crate::quantize::synth::tiny;
 
 /// What a pass is to do.
 enum Step {
