@@ -44,8 +44,10 @@ fn logits(model: &Model, tokens: &[u32], pieces: &[usize], kv: KvType) -> Vec<u3
     out.into_iter().map(f32::to_bits).collect()
 }
 
-fn geometries() -> [(ModelConfig, Options); 4] {
+fn geometries() -> [(ModelConfig, Options); 6] {
     let q4_0 = Options { experts: DType::Q4_0, dense: DType::Q6_K, ..Options::default() };
+    let q6_k = Options { experts: DType::Q6_K, ..Options::default() };
+    let q8_0 = Options { experts: DType::Q8_0, ..Options::default() };
     let rows = Options { experts: DType::F16, dense: DType::Bf16, ..Options::default() };
     let linear = ModelConfig { router: RouterKind::Linear, ..synth::tiny() };
     let wide = ModelConfig { ffn: 1280, experts: 3, ..synth::tiny() };
@@ -56,7 +58,14 @@ fn geometries() -> [(ModelConfig, Options); 4] {
         ffn: 768,
         ..synth::tiny()
     };
-    [(synth::tiny(), Options::default()), (wide, q4_0), (linear, rows), (dense, Options::default())]
+    [
+        (synth::tiny(), Options::default()),
+        (wide.clone(), q4_0),
+        (wide, q8_0),
+        (synth::tiny(), q6_k),
+        (linear, rows),
+        (dense, Options::default()),
+    ]
 }
 
 #[test]

@@ -120,7 +120,7 @@ fn lossless_containers_have_every_weight_of_the_checkpoint() {
         let (container, _) = convert_as(&checkpoint, &LOSSLESS, &folder.path().join("m.gguf"));
         let expert = match dtype {
             DType::Q4_0 => ("blk.1.ffn_expert.31", "q4_0 tiles"),
-            _ => ("blk.1.ffn_gate.31.weight", "q8_0 panels"),
+            _ => ("blk.1.ffn_expert.31", "q8_0 tiles"),
         };
         let trunk = format!("{} panels", dtype.name());
         assert_eq!(stored(&container, expert.0), expert.1);
@@ -206,7 +206,7 @@ fn columns_in_another_order_are_quantized_once_more_or_refused() {
     let folder = common::folder();
     let checkpoint = Checkpoint::open(shuffled.path()).unwrap();
     let refused = Plan::of_checkpoint(&checkpoint, &LOSSLESS).unwrap_err().to_string();
-    for word in ["--lossless", "blk.0.attn_q.weight", "act-order", "blk.1.ffn_gate.3.weight", "2 tensors"] {
+    for word in ["--lossless", "blk.0.attn_q.weight", "act-order", "blk.1.ffn_expert.3", "2 tensors"] {
         assert!(refused.contains(word), "{refused}");
     }
     let (container, losses) = convert_as(shuffled.path(), &Wishes::default(), &folder.path().join("m.gguf"));
@@ -238,7 +238,7 @@ fn zeros_that_differ_fit_q8_0() {
     let (container, _) = convert_as(other.path(), &LOSSLESS, &folder.path().join("m.gguf"));
     assert_eq!(stored(&container, "blk.0.attn_q.weight"), "q8_0 panels");
     assert_eq!(stored(&container, "blk.0.attn_k.weight"), "q4_0 panels");
-    assert_eq!(stored(&container, "blk.0.ffn_gate.0.weight"), "q8_0 panels");
+    assert_eq!(stored(&container, "blk.0.ffn_expert.0"), "q8_0 tiles");
     assert_exact(other.path(), &container, &folder.path().join("rows.gguf"));
 }
 

@@ -49,11 +49,17 @@ const PLACEMENTS: [(u64, Costs, Schedule); 5] = [
 
 #[test]
 fn logits_are_those_of_the_cpu_wherever_experts_are() {
-    for (dtype, kv) in [(DType::Q4_K, KvType::F16), (DType::Q4_0, KvType::Q8_0)] {
+    let every = &PLACEMENTS[..];
+    for (dtype, kv, placements) in [
+        (DType::Q4_K, KvType::F16, every),
+        (DType::Q4_0, KvType::Q8_0, every),
+        (DType::Q6_K, KvType::F16, &every[2..3]),
+        (DType::Q8_0, KvType::F16, &every[2..3]),
+    ] {
         let folder = common::folder();
         let container = demo(&folder, dtype);
         let cpu = Model::load(&container, &base(kv)).unwrap();
-        for (experts, costs, schedule) in PLACEMENTS {
+        for &(experts, costs, schedule) in placements {
             let fake = fake(schedule);
             let model = Model::load(&container, &on_gpu(&container, &fake, experts, costs, kv)).unwrap();
             for (n, prompt) in [(3, 1), (10, 8), (42, 40)] {

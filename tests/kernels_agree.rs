@@ -312,7 +312,7 @@ fn layers_of_experts_agree() {
     let chosen: Vec<Vec<(usize, f32)>> =
         (0..tokens).map(|t| vec![(t % experts, 0.7), ((t * t + 1 + t) % experts, 0.3)]).collect();
     let (rival, bench) = (rival::Rival::new(2), Bench::new(2).expect("threads"));
-    for dtype in [DType::Q4_0, DType::Q4_K] {
+    for dtype in BLOCKS {
         let layout = TileLayout::new(hidden, ffn, dtype).expect("a layout");
         let mut all = |rows, columns| -> Vec<Vec<u8>> {
             (0..experts).map(|_| matrix(dtype, rows, columns, random)).collect()

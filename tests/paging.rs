@@ -126,18 +126,25 @@ fn looking_ahead_changes_neither_bits_nor_hits() {
 }
 
 #[test]
-fn experts_in_q4_0_and_float_products_are_paged_too() {
-    let folder = common::folder();
-    let path = folder.path().join("m.gguf");
-    let types = QuantOptions { experts: DType::Q4_0, ..QuantOptions::default() };
-    let plan = Plan::new(ModelConfig { ffn: 300, ..config() }, &types).unwrap();
-    Conversion::synth(plan, 6, &common::letters(512)).unwrap().write(&path, &|_| true).unwrap();
-    let container = Container::open(&path).unwrap();
+fn experts_of_every_type_and_float_products_are_paged_too() {
     let tokens = tokens(20);
-    for arithmetic in [yuan::model::Arithmetic::Integer, yuan::model::Arithmetic::Float] {
-        let plain = Model::load(&container, &Options { arithmetic, ..options(Paging::Plain) }).unwrap();
-        let streamed = Model::load(&container, &Options { arithmetic, ..keeping(&container, 4) }).unwrap();
-        assert!(logits(&plain, &tokens, 12) == logits(&streamed, &tokens, 12));
+    for experts in [DType::Q4_0, DType::Q6_K, DType::Q8_0] {
+        let folder = common::folder();
+        let path = folder.path().join("m.gguf");
+        let types = QuantOptions { experts, ..QuantOptions::default() };
+        let plan = Plan::new(ModelConfig { ffn: 300, ..config() }, &types).unwrap();
+        Conversion::synth(plan, 6, &common::letters(512)).unwrap().write(&path, &|_| true).unwrap();
+        let container = Container::open(&path).unwrap();
+        for arithmetic in [yuan::model::Arithmetic::Integer, yuan::model::Arithmetic::Float] {
+            let run = |options: Options| {
+                let model = Model::load(&container, &Options { arithmetic, ..options }).unwrap();
+                logits(&model, &tokens, 12)
+            };
+            assert!(
+                run(options(Paging::Plain)) == run(keeping(&container, 4)),
+                "{experts:?}, {arithmetic:?}"
+            );
+        }
     }
 }
 

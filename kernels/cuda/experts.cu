@@ -48,3 +48,5 @@ __device__ void down(const u64 *table, const int *experts, const BlockQ8 *h, flo
     }
 EXPERTS(q4_0, PanelQ4_0)
 EXPERTS(q4_k, PanelQ4K)
+EXPERTS(q6_k, PanelQ6K)
+EXPERTS(q8_0, PanelQ8_0)

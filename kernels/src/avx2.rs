@@ -1,7 +1,7 @@
 //! The operations of `scalar` on 256-bit vectors (AVX2 and F16C), same functions in the same order, same bits.
 //!
 //! Registers:
-//! - Floats: four vectors hold the 32 lanes of a product, vector `v` the lanes `8 v..8 v + 8`.
+//! - Floats: `floats.rs`; four vectors hold the 32 lanes of a product, vector `v` the lanes `8 v..8 v + 8`.
 //! - Rows: a vector holds one sub-block, 32 weights beside 32 activations; `maddubs` and `madd` leave 8 `i32` that are
 //!   partial sums of one row. Eight such vectors become one with the sums of eight sub-blocks.
 //! - Panels: half a line is a vector, 8 rows x 4 columns, beside one word of 4 activations broadcast to all
@@ -16,20 +16,23 @@
 //!    next; `vnni.rs` keeps the eight vectors of half a sub-block instead.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
-mod attention;
+mod floats;
 mod maddubs;
 pub(crate) mod panels;
+mod vector;
 pub(crate) mod vnni;
 
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
-use half::{bf16, f16};
+use half::f16;
 
-use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
+use self::floats::{
+    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu,
+};
 use self::maddubs::{panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
-use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
+use crate::scalar::{part_q4_0, part_q8_0, scale_of};
 use crate::{DEFAULT_AHEAD, Kernels};
 
 /// The table, where this CPU has the instructions.
@@ -106,41 +109,6 @@ fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
         qs[s] = cast(_mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
     }
     out.sums = cast::<_, [i32; 8]>(sum_each(sums)).map(|sum| sum as i16);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
-    dot(w, x, |w: [f32; 8]| cast(w), |w| w)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
-    dot(w, x, |w: [f16; 8]| _mm256_cvtph_ps(cast(w)), f16::to_f32)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
-    let eight = |w: [bf16; 8]| {
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(cast::<_, __m128i>(w))))
-    };
-    dot(w, x, eight, bf16::to_f32)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn dot<W: Copy>(w: &[W], x: &[f32], eight: impl Fn([W; 8]) -> __m256, one: impl Fn(W) -> f32) -> f32 {
-    assert_eq!(w.len(), x.len(), "columns");
-    let ((w, w_tail), (x, x_tail)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
-    let mut lanes = [_mm256_setzero_ps(); 4];
-    for (w, x) in w.iter().zip(x) {
-        let (w, x) = (w.as_chunks().0, x.as_chunks::<8>().0);
-        for v in 0..4 {
-            lanes[v] = _mm256_add_ps(lanes[v], _mm256_mul_ps(eight(w[v]), cast(x[v])));
-        }
-    }
-    let mut lanes = cast(lanes);
-    add_to_lanes(&mut lanes, w_tail, x_tail, one);
-    sum_lanes(lanes)
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -33,25 +33,27 @@ impl DType {
     pub const ALL: [Self; 7] =
         [Self::F32, Self::F16, Self::Q4_0, Self::Q8_0, Self::Q4_K, Self::Q6_K, Self::Bf16];
 
+    /// Name, weights in a block, bytes of a block: the table of the formats.
+    const fn facts(self) -> (&'static str, usize, usize) {
+        match self {
+            Self::F32 => ("f32", 1, 4),
+            Self::F16 => ("f16", 1, 2),
+            Self::Bf16 => ("bf16", 1, 2),
+            Self::Q4_0 => ("q4_0", QK_SMALL, size_of::<BlockQ4_0>()),
+            Self::Q8_0 => ("q8_0", QK_SMALL, size_of::<BlockQ8_0>()),
+            Self::Q4_K => ("q4_k", QK, size_of::<BlockQ4K>()),
+            Self::Q6_K => ("q6_k", QK, size_of::<BlockQ6K>()),
+        }
+    }
+
     /// Weights in one block.
     pub const fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q8_0 => QK_SMALL,
-            Self::Q4_K | Self::Q6_K => QK,
-        }
+        self.facts().1
     }
 
     /// Bytes of one block.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => size_of::<BlockQ4_0>(),
-            Self::Q8_0 => size_of::<BlockQ8_0>(),
-            Self::Q4_K => size_of::<BlockQ4K>(),
-            Self::Q6_K => size_of::<BlockQ6K>(),
-        }
+        self.facts().2
     }
 
     /// Bytes of a row of `cols` weights, or `None` where `cols` is no multiple of the block or the product overflows.
@@ -64,15 +66,7 @@ impl DType {
 
     /// The lower-case name of the command line and of the documents.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Q4_0 => "q4_0",
-            Self::Q8_0 => "q8_0",
-            Self::Q4_K => "q4_k",
-            Self::Q6_K => "q6_k",
-            Self::Bf16 => "bf16",
-        }
+        self.facts().0
     }
 
     /// The inverse of [`DType::name`].

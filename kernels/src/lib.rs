@@ -30,6 +30,10 @@ macro_rules! in_blocks {
 #[cfg(target_arch = "x86_64")]
 const DEFAULT_AHEAD: usize = panel::PANEL_BYTES;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[macro_use]
+mod floats;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -4,7 +4,7 @@
 //! `smmla`. What they share is here; `quantized.rs` is compiled once for each of the first two.
 //!
 //! Registers:
-//! - Floats: eight vectors hold the 32 lanes of a product, vector `v` the lanes `4 v..4 v + 4`.
+//! - Floats: `floats.rs`, whose vectors of eight are two of these; four hold the 32 lanes of a product.
 //! - Rows: 16 weights beside 16 activations; their products are added up in 4 `i32` of one row, in no special order.
 //! - Panels: a quarter of a line is a vector, 4 rows x 4 columns, beside one word of 4 activations for all rows.
 //!   Sums, scales and results stay in the row's lane.
@@ -20,21 +20,24 @@
 #[macro_use]
 mod quantized;
 
-mod attention;
 pub(crate) mod dotprod;
+mod floats;
 pub(crate) mod i8mm;
+mod vector;
 
-use std::arch::aarch64::*;
-use std::arch::{asm, is_aarch64_feature_detected};
+use std::arch::{aarch64::*, is_aarch64_feature_detected};
 
 use bytemuck::cast;
-use half::{bf16, f16};
+use half::f16;
 
-use self::attention::{exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu};
+use self::floats::{
+    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu,
+};
+use self::vector::{of_f16, prefetch, to_f32};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
-use crate::scalar::{add_to_lanes, part_q4_0, part_q8_0, scale_of, sum_lanes};
+use crate::scalar::{part_q4_0, part_q8_0, scale_of};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -110,74 +113,6 @@ fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
         }
         out.sums[s] = vaddvq_s16(sum);
     }
-}
-
-#[target_feature(enable = "neon")]
-fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
-    dot_floats(w, [x], |w: [f32; 8]| cast(w), |w| w)[0]
-}
-
-#[target_feature(enable = "neon")]
-fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
-    dot_floats(w, [x], |w: [f16; 8]| widen(w), f16::to_f32)[0]
-}
-
-#[target_feature(enable = "neon")]
-fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
-    let eight = |w: [bf16; 8]| {
-        let w = cast(w);
-        [vshll_n_u16::<16>(vget_low_u16(w)), vshll_high_n_u16::<16>(w)].map(|w| vreinterpretq_f32_u32(w))
-    };
-    dot_floats(w, [x], eight, bf16::to_f32)[0]
-}
-
-/// One row of weights with `T` rows of activations, each in the lanes of a single one.
-#[target_feature(enable = "neon")]
-#[inline]
-fn dot_floats<W: Copy, const T: usize>(
-    w: &[W],
-    x: [&[f32]; T],
-    eight: impl Fn([W; 8]) -> [float32x4_t; 2],
-    one: impl Fn(W) -> f32,
-) -> [f32; T] {
-    let (whole, tail) = w.as_chunks::<32>();
-    let mut lanes = [[[vdupq_n_f32(0.0); 2]; 4]; T];
-    let mut xs = [&[][..]; T];
-    for t in 0..T {
-        assert_eq!(w.len(), x[t].len(), "columns");
-        xs[t] = &x[t].as_chunks::<32>().0[..whole.len()];
-    }
-    for (i, w) in whole.iter().enumerate() {
-        for (v, w) in w.as_chunks::<8>().0.iter().enumerate() {
-            let w = eight(*w);
-            for t in 0..T {
-                let x: [float32x4_t; 2] = cast(xs[t][i].as_chunks::<8>().0[v]);
-                for h in 0..2 {
-                    lanes[t][v][h] = vaddq_f32(lanes[t][v][h], vmulq_f32(w[h], x[h]));
-                }
-            }
-        }
-    }
-    let mut out = [0.0; T];
-    for t in 0..T {
-        if tail.is_empty() {
-            out[t] = sum_32(cast(lanes[t]));
-        } else {
-            let mut lanes = cast(lanes[t]);
-            add_to_lanes(&mut lanes, tail, &x[t][32 * whole.len()..], &one);
-            out[t] = sum_lanes(lanes);
-        }
-    }
-    out
-}
-
-/// The upper half of the lanes onto the lower half, until one is left.
-#[target_feature(enable = "neon")]
-#[inline]
-fn sum_32(v: [float32x4_t; 8]) -> f32 {
-    let [a, b, c, d] = [0, 1, 2, 3].map(|i| vaddq_f32(v[i], v[i + 4]));
-    let four = vaddq_f32(vaddq_f32(a, c), vaddq_f32(b, d));
-    vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
 }
 
 quantized!("neon", dot, dots, dots_8, half_dots);
@@ -261,7 +196,7 @@ fn weights<const T: usize>(qs: &[i8; 4096], s: usize, q: usize) -> [[int8x16_t; 
         for g in 0..4 {
             let quarter = &lines[s][part][g][q];
             if T == 1 && q == 0 {
-                prefetch(quarter);
+                prefetch(quarter, 4096);
             }
             out[part][g] = cast(*quarter);
         }
@@ -280,7 +215,7 @@ fn nibbles<const T: usize>(nibbles: &[u8; 256], q: usize) -> [[int8x16_t; 4]; 2]
         let quarter = &lines[g][q];
         // A single row of activations is bound by memory; a block of them finds its panels in cache.
         if T == 1 && q == 0 {
-            prefetch(quarter);
+            prefetch(quarter, 4096);
         }
         let bytes = cast(*quarter);
         out[0][g] = vreinterpretq_s8_u8(vandq_u8(bytes, low));
@@ -298,7 +233,7 @@ fn six_bits<const T: usize>(bits: &SixBits, q: usize) -> [[int8x16_t; 4]; 2] {
     for j in 0..2 {
         let quarter = &lines[j][q];
         if T == 1 && q == 0 {
-            prefetch(quarter);
+            prefetch(quarter, 4096);
         }
         let bits = cast(*quarter);
         let upper = [vshlq_n_u8::<4>(bits), vshlq_n_u8::<2>(bits), bits, vshrq_n_u8::<2>(bits)];
@@ -392,14 +327,6 @@ const ROWS: [[u8; 16]; 4] = {
     rows
 };
 
-/// Eight numbers in f32.
-#[target_feature(enable = "neon")]
-#[inline]
-fn widen(x: [f16; 8]) -> [float32x4_t; 2] {
-    let x = vreinterpretq_f16_u16(cast(x));
-    [vcvt_f32_f16(vget_low_f16(x)), vcvt_high_f32_f16(x)]
-}
-
 /// The numbers `4 q..4 q + 4` in f32.
 #[target_feature(enable = "neon")]
 #[inline]
@@ -412,7 +339,7 @@ fn widen_rows(d: &[f16; 16], q: usize) -> float32x4_t {
 #[target_feature(enable = "neon")]
 #[inline]
 fn scaled_sum(d: [f16; 8], sums: [int32x4_t; 2]) -> f32 {
-    let d = widen(d);
+    let d = of_f16(d);
     let products = [0, 1].map(|i| vmulq_f32(d[i], vcvtq_f32_s32(sums[i])));
     cast::<_, [f32; 8]>(products).into_iter().fold(0.0, |acc, product| acc + product)
 }
@@ -431,20 +358,4 @@ fn sum_each(v: [int32x4_t; 8]) -> [int32x4_t; 2] {
 fn scale_each(sum: int32x4_t, v: [int32x4_t; 8], scales: int16x8_t) -> int32x4_t {
     let [low, high] = sum_each(v);
     vmlaq_s32(vmlaq_s32(sum, low, vmovl_s16(vget_low_s16(scales))), high, vmovl_high_s16(scales))
-}
-
-/// One number in f32. (`f16::to_f32` asks the CPU each time whether it can do it.)
-#[target_feature(enable = "neon")]
-#[inline]
-fn to_f32(d: f16) -> f32 {
-    vgetq_lane_f32::<0>(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(d.to_bits()))))
-}
-
-/// Asks for the weights 4 KiB further on, as `avx2` does.
-#[target_feature(enable = "neon")]
-#[inline]
-fn prefetch<T>(weights: &T) {
-    let ahead = std::ptr::from_ref(weights).addr().wrapping_add(4096);
-    // SAFETY: a prefetch changes no state of the program, whatever its address.
-    unsafe { asm!("prfm pldl1keep, [{}]", in(reg) ahead, options(nomem, nostack, preserves_flags)) }
 }

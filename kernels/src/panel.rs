@@ -28,16 +28,6 @@ pub const PANEL_ROWS: usize = 16;
 /// Bytes of a panel of 4-bit weights.
 pub const PANEL_BYTES: usize = 2304;
 
-/// Bytes of a panel of this type, or `None` where there are no such panels.
-pub const fn panel_bytes(dtype: DType) -> Option<usize> {
-    match dtype {
-        DType::Q4_0 | DType::Q4_K | DType::Q6_K | DType::Q8_0 => {
-            Some(PANEL_ROWS * QK / dtype.block_len() * dtype.block_bytes())
-        }
-        _ => None,
-    }
-}
-
 /// One of the panel formats.
 pub trait Panel: Pod + Send + Sync {
     /// Type of the rows that it permutes.
@@ -73,30 +63,57 @@ pub fn panels_float<P: Panel>(kernels: &Kernels, panels: &[P], x: &[f32], acc: &
     }
 }
 
-macro_rules! panel {
-    ($panel:ident, $dtype:ident, $row:ty, $product:ident) => {
-        impl Panel for $panel {
-            const DTYPE: DType = DType::$dtype;
-            type Row = $row;
+/// The types that have panels, each on a line of its own: what panels there are stands here and nowhere else. `$d` is a `$`.
+macro_rules! panels {
+    ($d:tt $($dtype:ident: $panel:ident of $row:ty, $product:ident;)*) => {
+        $(
+            impl Panel for $panel {
+                const DTYPE: DType = DType::$dtype;
+                type Row = $row;
 
-            fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self {
-                Self::pack(rows)
-            }
+                fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self {
+                    Self::pack(rows)
+                }
 
-            fn to_rows(&self) -> [Self::Row; PANEL_ROWS] {
-                self.unpack()
-            }
+                fn to_rows(&self) -> [Self::Row; PANEL_ROWS] {
+                    self.unpack()
+                }
 
-            fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
-                (kernels.$product)(panels, x, acc, kernels.ahead);
+                fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
+                    (kernels.$product)(panels, x, acc, kernels.ahead);
+                }
             }
+        )*
+
+        /// Bytes of a panel of this type, or `None` where there are no such panels.
+        pub const fn panel_bytes(dtype: DType) -> Option<usize> {
+            match dtype {
+                $(DType::$dtype => Some(size_of::<$panel>()),)*
+                _ => None,
+            }
+        }
+
+        /// `with_panel!(dtype, P => a, _ => b)` is `a` with `P` as the [`Panel`] of a [`DType`], and `b` where it has none.
+        #[macro_export]
+        macro_rules! with_panel {
+            ($d dtype:expr, $d P:ident => $d body:expr, _ => $d other:expr) => {
+                match $d dtype {
+                    $($crate::DType::$dtype => {
+                        type $d P = $crate::$panel;
+                        $d body
+                    })*
+                    _ => $d other,
+                }
+            };
         }
     };
 }
-panel!(PanelQ8_0, Q8_0, [BlockQ8_0; 8], panels_q8_0);
-panel!(PanelQ4_0, Q4_0, [BlockQ4_0; 8], panels_q4_0);
-panel!(PanelQ4K, Q4_K, BlockQ4K, panels_q4_k);
-panel!(PanelQ6K, Q6_K, BlockQ6K, panels_q6_k);
+panels! { $
+    Q8_0: PanelQ8_0 of [BlockQ8_0; 8], panels_q8_0;
+    Q4_0: PanelQ4_0 of [BlockQ4_0; 8], panels_q4_0;
+    Q4_K: PanelQ4K of BlockQ4K, panels_q4_k;
+    Q6_K: PanelQ6K of BlockQ6K, panels_q6_k;
+}
 
 /// Sixteen rows of `Q4_K`.
 #[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]

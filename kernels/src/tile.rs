@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use crate::{
-    BlockQ8, Kernels,
+    BlockQ8, DType, Kernels,
     blocks::QK,
-    panel::{PANEL_BYTES, PANEL_ROWS, Panel, panels_float},
+    panel::{PANEL_ROWS, Panel, panel_bytes, panels_float},
 };
 
 /// Neurons of a tile.
@@ -21,9 +21,12 @@ pub const fn tile_panels(hidden: usize) -> usize {
     2 * (TILE_NEURONS / PANEL_ROWS) * (hidden / QK) + hidden / PANEL_ROWS
 }
 
-/// Bytes of a tile of a model with this hidden size (a multiple of 256).
-pub const fn tile_bytes(hidden: usize) -> usize {
-    tile_panels(hidden) * PANEL_BYTES
+/// Bytes of a tile of a model with this hidden size (a multiple of 256), or `None` where there are no panels of this type.
+pub const fn tile_bytes(dtype: DType, hidden: usize) -> Option<usize> {
+    match panel_bytes(dtype) {
+        Some(panel) => tile_panels(hidden).checked_mul(panel),
+        None => None,
+    }
 }
 
 /// Adds the tile's share of the expert's output to `y`, for the n rows `x` of `hidden / 256` blocks each. `y` is in the order

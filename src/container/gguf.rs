@@ -4,10 +4,7 @@ use std::{collections::HashSet, path::Path};
 
 use yuan_kernels::{DType, panel::panel_bytes};
 
-use super::{
-    tiles::has_tiles,
-    value::{Metadata, Reach, Reader, Value, damaged},
-};
+use super::value::{Metadata, Reach, Reader, Value, damaged};
 use crate::error::{Error, Result};
 
 /// ggml's number of the type that panels and tiles are stored in: signed bytes, whose size every reader knows.
@@ -63,7 +60,7 @@ impl Stored {
             return DType::from_name(name).filter(|t| panel_bytes(*t).is_some()).map(Self::Panels);
         }
         if let Some(name) = name.strip_suffix(" tiles") {
-            return DType::from_name(name).filter(|t| has_tiles(*t)).map(Self::Tiles);
+            return DType::from_name(name).filter(|t| panel_bytes(*t).is_some()).map(Self::Tiles);
         }
         DType::from_name(name).map(Self::Rows)
     }

@@ -3,9 +3,10 @@
 use bytemuck::{Zeroable, bytes_of, pod_read_unaligned};
 use rayon::prelude::*;
 use yuan_kernels::{
-    DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    DType,
     blocks::QK,
     panel::{PANEL_ROWS, Panel, panel_bytes},
+    with_panel,
 };
 
 /// The dims (innermost first) of a matrix `[rows, cols]` in panels of `dtype`: the bytes of sixteen rows, and how many
@@ -21,13 +22,7 @@ pub(crate) fn panel_dims(dtype: DType, rows: usize, cols: usize) -> Option<Vec<u
 /// # Panics
 /// If the type has no panels, or `rows` is not made of sixteens of whole rows.
 pub(crate) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
-    match dtype {
-        DType::Q4_0 => pack_as::<PanelQ4_0>(cols, rows),
-        DType::Q4_K => pack_as::<PanelQ4K>(cols, rows),
-        DType::Q6_K => pack_as::<PanelQ6K>(cols, rows),
-        DType::Q8_0 => pack_as::<PanelQ8_0>(cols, rows),
-        other => panic!("there are no panels of {}", other.name()),
-    }
+    with_panel!(dtype, P => pack_as::<P>(cols, rows), _ => panic!("there are no panels of {}", dtype.name()))
 }
 
 /// The inverse of [`pack`].
@@ -35,13 +30,7 @@ pub(crate) fn pack(dtype: DType, cols: usize, rows: &[u8]) -> Vec<u8> {
 /// # Panics
 /// As [`pack`].
 pub(crate) fn unpack(dtype: DType, cols: usize, panels: &[u8]) -> Vec<u8> {
-    match dtype {
-        DType::Q4_0 => unpack_as::<PanelQ4_0>(cols, panels),
-        DType::Q4_K => unpack_as::<PanelQ4K>(cols, panels),
-        DType::Q6_K => unpack_as::<PanelQ6K>(cols, panels),
-        DType::Q8_0 => unpack_as::<PanelQ8_0>(cols, panels),
-        other => panic!("there are no panels of {}", other.name()),
-    }
+    with_panel!(dtype, P => unpack_as::<P>(cols, panels), _ => panic!("there are no panels of {}", dtype.name()))
 }
 
 fn pack_as<P: Panel>(cols: usize, rows: &[u8]) -> Vec<u8> {

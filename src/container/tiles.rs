@@ -3,17 +3,13 @@
 use bytemuck::cast_slice_mut;
 use rayon::prelude::*;
 use yuan_kernels::{
-    DType, PanelQ4_0, PanelQ4K,
-    panel::{PANEL_ROWS, Panel},
+    DType,
+    panel::{PANEL_ROWS, Panel, panel_bytes},
     tile::{TILE_NEURONS, tile_bytes, tile_panels},
+    with_panel,
 };
 
 use super::panels::panel_of;
-
-/// Whether tiles are made of rows of this type.
-pub(super) const fn has_tiles(dtype: DType) -> bool {
-    matches!(dtype, DType::Q4_K | DType::Q4_0)
-}
 
 /// The shape of an expert's blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +18,7 @@ pub struct TileLayout {
     pub hidden: usize,
     /// Neurons of the expert (F); the last tile is filled up with zeros.
     pub ffn: usize,
-    /// `Q4_K` or `Q4_0`: what the tiles permute.
+    /// What the tiles permute: a type that has panels.
     pub dtype: DType,
 }
 
@@ -30,12 +26,15 @@ impl TileLayout {
     /// A layout, or `None` where the model or the type has none.
     pub fn new(hidden: usize, ffn: usize, dtype: DType) -> Option<Self> {
         let fits = hidden > 0 && hidden.is_multiple_of(TILE_NEURONS) && ffn > 0;
-        (fits && has_tiles(dtype)).then_some(Self { hidden, ffn, dtype })
+        (fits && panel_bytes(dtype).is_some()).then_some(Self { hidden, ffn, dtype })
     }
 
     /// Bytes of one tile.
     pub const fn tile_bytes(&self) -> usize {
-        tile_bytes(self.hidden)
+        match tile_bytes(self.dtype, self.hidden) {
+            Some(bytes) => bytes,
+            None => 0,
+        }
     }
 
     /// Tiles of one expert.
@@ -59,11 +58,7 @@ impl TileLayout {
     /// If the slices are not of these sizes, or the type has no tiles.
     pub fn pack(&self, w1: &[u8], w2: &[u8]) -> Vec<u8> {
         let mut blob = vec![0; self.expert_bytes()];
-        match self.dtype {
-            DType::Q4_0 => self.pack_as::<PanelQ4_0>(w1, w2, &mut blob),
-            DType::Q4_K => self.pack_as::<PanelQ4K>(w1, w2, &mut blob),
-            other => panic!("there are no tiles of {}", other.name()),
-        }
+        with_panel!(self.dtype, P => self.pack_as::<P>(w1, w2, &mut blob), _ => no_tiles(self.dtype));
         blob
     }
 
@@ -72,11 +67,7 @@ impl TileLayout {
     /// # Panics
     /// If `blob` is not [`TileLayout::expert_bytes`] long, or the type has no tiles.
     pub fn unpack(&self, blob: &[u8]) -> (Vec<u8>, Vec<u8>) {
-        match self.dtype {
-            DType::Q4_0 => self.unpack_as::<PanelQ4_0>(blob),
-            DType::Q4_K => self.unpack_as::<PanelQ4K>(blob),
-            other => panic!("there are no tiles of {}", other.name()),
-        }
+        with_panel!(self.dtype, P => self.unpack_as::<P>(blob), _ => no_tiles(self.dtype))
     }
 
     fn pack_as<P: Panel>(&self, w1: &[u8], w2: &[u8], blob: &mut [u8]) {
@@ -129,14 +120,18 @@ impl TileLayout {
     }
 }
 
+fn no_tiles(dtype: DType) -> ! {
+    panic!("there are no tiles of {}", dtype.name())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    #[should_panic(expected = "there are no tiles of q8_0")]
+    #[should_panic(expected = "there are no tiles of f16")]
     fn another_type_is_not_taken_for_q4_k() {
-        let layout = TileLayout { hidden: 256, ffn: 256, dtype: DType::Q8_0 };
+        let layout = TileLayout { hidden: 256, ffn: 256, dtype: DType::F16 };
         layout.unpack(&vec![0; layout.expert_bytes()]);
     }
 }

@@ -1,5 +1,7 @@
 //! The tensors of a container in another layout, without changing a weight.
 
+use std::borrow::Cow;
+
 use yuan_kernels::DType;
 
 use super::source::{interleave, split_taps};
@@ -139,7 +141,7 @@ impl Piece {
             Origin::Copy(bytes) => bytes.to_vec(),
             Origin::ToPanels(view) => panels::pack(view.dtype, view.cols, &view.bytes),
             Origin::ToRows(view) => panels::unpack(view.dtype, view.cols, &view.bytes),
-            Origin::ToTiles { tiles, w1, w2 } => tiles.pack(&w1.bytes, &pad_rows(tiles, w2)),
+            Origin::ToTiles { tiles, w1, w2 } => tiles.pack(&rows_of(w1), &pad_rows(tiles, w2)),
             Origin::FromTiles { tiles, blob, down: false } => tiles.unpack(blob).0,
             Origin::FromTiles { tiles, blob, down: true } => {
                 let row = self.tensor.bytes as usize / tiles.hidden;
@@ -151,12 +153,8 @@ impl Piece {
             }
             Origin::Taps { view, to } => move_taps::<2>(&view.bytes, view.cols, *to),
             Origin::WideTaps { view, to } => {
-                let rows = match view.panels {
-                    true => &panels::unpack(view.dtype, view.cols, &view.bytes),
-                    false => &*view.bytes,
-                };
                 let mut weights = vec![0.0; view.rows * view.cols];
-                yuan_kernels::dequantize(view.dtype, rows, &mut weights);
+                yuan_kernels::dequantize(view.dtype, &rows_of(view), &mut weights);
                 move_taps::<4>(bytemuck::cast_slice(&weights), view.cols, *to)
             }
         }
@@ -178,18 +176,26 @@ fn move_taps<const N: usize>(rows: &[u8], cols: usize, to: ConvLayout) -> Vec<u8
     weights.chunks_exact(cols).flat_map(order).flatten().collect()
 }
 
+/// The rows of a matrix, whichever way they lie.
+fn rows_of(view: &TensorView) -> Cow<'_, [u8]> {
+    match view.panels {
+        true => panels::unpack(view.dtype, view.cols, &view.bytes).into(),
+        false => (&*view.bytes).into(),
+    }
+}
+
 /// The rows of `w2` [H, F], filled up with zero blocks to whole tiles.
 fn pad_rows(tiles: &TileLayout, w2: &TensorView) -> Vec<u8> {
-    let row = w2.bytes.len() / w2.rows;
+    let (rows, row) = (rows_of(w2), w2.bytes.len() / w2.rows);
     let padded = tiles.dtype.row_bytes(tiles.padded_ffn()).expect("whole tiles are whole blocks");
     let mut out = vec![0; w2.rows * padded];
-    for (from, to) in w2.bytes.chunks_exact(row).zip(out.chunks_exact_mut(padded)) {
+    for (from, to) in rows.chunks_exact(row).zip(out.chunks_exact_mut(padded)) {
         to[..row].copy_from_slice(from);
     }
     out
 }
 
-/// The tiles that the experts of a standard file can become: all of one 4-bit type, in a shape that has tiles.
+/// The tiles that the experts of a standard file can become: all of one type that has panels, in a shape that has tiles.
 pub(super) fn tileable(container: &Container) -> Result<Option<TileLayout>> {
     let config = container.config();
     let mut only = None;
@@ -232,4 +238,26 @@ pub(super) fn panel_tensor(name: String, dtype: DType, rows: usize, cols: usize)
 pub(super) fn tiled_tensor(name: String, tiles: TileLayout) -> NewTensor {
     let dims = vec![tiles.tile_bytes() as u64, tiles.tiles() as u64];
     NewTensor { name, dims, stored: Stored::Tiles(tiles.dtype), bytes: tiles.expert_bytes() as u64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Containers from before `q8_0 tiles` have the two matrices of an expert in panels.
+    #[test]
+    fn matrices_in_panels_become_the_tiles_of_their_rows() {
+        let tiles = TileLayout::new(256, 32, DType::Q8_0).unwrap();
+        let matrix = |rows: usize, cols: usize, panels: bool| {
+            let bytes = DType::Q8_0.row_bytes(cols).unwrap() * rows;
+            let data: Vec<u8> = (0..bytes).map(|i| (i * 31 % 251) as u8).collect();
+            let data = if panels { panels::pack(DType::Q8_0, cols, &data) } else { data };
+            TensorView { name: "w".into(), dtype: DType::Q8_0, rows, cols, panels, bytes: Bytes::copy(&data) }
+        };
+        let blob = |panels| {
+            let origin = Origin::ToTiles { tiles, w1: matrix(64, 256, panels), w2: matrix(256, 32, false) };
+            Piece { tensor: tiled_tensor("e".into(), tiles), origin }.bytes()
+        };
+        assert!(blob(true) == blob(false));
+    }
 }

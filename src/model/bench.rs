@@ -141,10 +141,7 @@ impl Layer {
         let blobs: Vec<Bytes> = experts.iter().map(|blob| Bytes::copy(blob)).collect();
         let tile_bytes = layout.tile_bytes();
         let pager = Pager::plain(blobs.clone(), experts.len(), tile_bytes)?;
-        let experts = match layout.dtype {
-            DType::Q4_0 => Experts::TilesQ4_0 { layer: 0 },
-            _ => Experts::TilesQ4K { layer: 0 },
-        };
+        let experts = Experts::Tiles { layer: 0, dtype: layout.dtype };
         Ok(Self { experts, pager, blobs, tile_bytes, hidden: layout.hidden })
     }
 }

@@ -2,9 +2,10 @@
 
 use rayon::prelude::*;
 use yuan_kernels::{
-    Columns, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    Columns, DType, Kernels,
     blocks::QK,
     panel::{PANEL_ROWS, Panel, panels_float},
+    with_panel,
 };
 
 use super::{
@@ -135,13 +136,8 @@ impl Compute {
     /// The rows of `w` that `out` has columns for.
     fn product_rows(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
         let packed = w.cuts_into_panels() && x.rows() >= PACKED && self.quantizes(w.dtype);
-        match w.dtype {
-            _ if !(w.panels || packed) => {}
-            DType::Q4_0 => return self.product_panels::<PanelQ4_0>(w, x, out),
-            DType::Q4_K => return self.product_panels::<PanelQ4K>(w, x, out),
-            DType::Q6_K => return self.product_panels::<PanelQ6K>(w, x, out),
-            DType::Q8_0 => return self.product_panels::<PanelQ8_0>(w, x, out),
-            DType::F32 | DType::F16 | DType::Bf16 => {}
+        if w.panels || packed {
+            with_panel!(w.dtype, P => return self.product_panels::<P>(w, x, out), _ => {});
         }
         let mut widened = Vec::new();
         let range = out.range();

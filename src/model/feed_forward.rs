@@ -1,10 +1,9 @@
 //! The second half of a layer: routed experts, or the one MLP of a dense model.
 
-#[cfg(feature = "gpu")]
 use std::ops::Range;
 
 use rayon::prelude::*;
-use yuan_kernels::{Columns, PanelQ4_0, PanelQ4K, blocks::QK, panel::PANEL_ROWS, tile::TOKEN_BLOCK};
+use yuan_kernels::{Columns, DType, blocks::QK, panel::PANEL_ROWS, tile::TOKEN_BLOCK, with_panel};
 
 use super::{
     activations::Activations,
@@ -43,7 +42,7 @@ impl FeedForward {
             Self::Moe { router, experts } => {
                 let expert = match experts {
                     Experts::Rows(rows) => rows.first().map_or(0, |e| e.w1.len_bytes() + e.w2.len_bytes()),
-                    Experts::TilesQ4K { .. } | Experts::TilesQ4_0 { .. } => tiled,
+                    Experts::Tiles { .. } => tiled,
                 };
                 router.projections.len_bytes() + router.used * expert
             }
@@ -74,15 +73,12 @@ impl Mlp {
 /// The experts of one layer.
 #[derive(Clone, Debug)]
 pub enum Experts {
-    /// `Q4_K` neuron tiles behind the pager.
-    TilesQ4K {
+    /// Neuron tiles behind the pager.
+    Tiles {
         /// The layer, as the pager counts.
         layer: usize,
-    },
-    /// `Q4_0` neuron tiles behind the pager.
-    TilesQ4_0 {
-        /// The layer, as the pager counts.
-        layer: usize,
+        /// Type of their panels.
+        dtype: DType,
     },
     /// Row-major matrices.
     Rows(Vec<ExpertRows>),
@@ -127,7 +123,7 @@ impl Output {
 impl Experts {
     /// Asks for the experts that the tokens were routed to, all at once; experts in rows need no asking.
     pub fn request<'p>(&self, pass: &'p Pass<'_>, routing: &Routing) -> Result<Option<Request<'p>>> {
-        let (Self::TilesQ4K { layer } | Self::TilesQ4_0 { layer }) = self else { return Ok(None) };
+        let Self::Tiles { layer, .. } = self else { return Ok(None) };
         let used = routing.chosen.first().map_or(0, Vec::len);
         pass.request(*layer, &routing.experts(), used).map(Some)
     }
@@ -153,8 +149,7 @@ impl Experts {
                     data: experts[g.expert].apply(compute, &m.gather(compute, &g.tokens)),
                 })
                 .collect(),
-            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request()?, None, m, &mut groups, lost)?,
-            Self::TilesQ4_0 { .. } => tiled::<PanelQ4_0>(compute, request()?, None, m, &mut groups, lost)?,
+            Self::Tiles { dtype, .. } => tiled_as(*dtype, compute, request()?, None, m, &mut groups, lost)?,
         };
         let hidden = m.cols();
         let mut y = compute.scratch.zeros(m.data().len());
@@ -198,9 +193,8 @@ impl Experts {
             Self::Rows(_) => {
                 return Err(Error::Argument("experts in rows are computed on the CPU only".into()));
             }
-            Self::TilesQ4K { .. } => tiled::<PanelQ4K>(compute, request, Some(ranks), m, &mut groups, lost)?,
-            Self::TilesQ4_0 { .. } => {
-                tiled::<PanelQ4_0>(compute, request, Some(ranks), m, &mut groups, lost)?
+            Self::Tiles { dtype, .. } => {
+                tiled_as(*dtype, compute, request, Some(ranks), m, &mut groups, lost)?
             }
         };
         if let Some(problem) = lock(&problem).take() {
@@ -214,6 +208,23 @@ impl Experts {
         }
         Ok(())
     }
+}
+
+/// [`tiled`] with the panels of a type.
+fn tiled_as(
+    dtype: DType,
+    compute: &Compute,
+    request: &Request<'_>,
+    ranks: Option<Range<usize>>,
+    m: &Activations,
+    groups: &mut Vec<Group>,
+    lost: Lost<'_>,
+) -> Result<Vec<Output>> {
+    with_panel!(
+        dtype,
+        P => tiled::<P>(compute, request, ranks, m, groups, lost),
+        _ => Err(Error::Argument(format!("there are no tiles of {}", dtype.name())))
+    )
 }
 
 impl ExpertRows {

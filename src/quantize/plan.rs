@@ -124,13 +124,16 @@ impl Plan {
         type_of: &dyn Fn(&TensorSpec, usize) -> Result<DType>,
     ) -> Result<Self> {
         options.set_rope(&mut config)?;
-        let tiles = matches!(options.experts, DType::Q4_K | DType::Q4_0).then_some(options.experts);
-        let tiles = tiles.filter(|_| config.experts > 0);
+        let mut tiles = Some(options.experts).filter(|t| panel_bytes(*t).is_some() && config.experts > 0);
         if tiles.is_some() && !config.hidden.is_multiple_of(TILE_NEURONS) {
-            return Err(Error::Argument(format!(
-                "neuron tiles need a hidden size that is a multiple of 256, this model's is {}; give --experts f16",
-                config.hidden
-            )));
+            if options.experts != DType::Q8_0 {
+                return Err(Error::Argument(format!(
+                    "neuron tiles need a hidden size that is a multiple of 256, this model's is {}; give --experts q8_0 or f16",
+                    config.hidden
+                )));
+            }
+            // Its small blocks fit, as two matrices.
+            tiles = None;
         }
         let specs = names::tensors(&config);
         let mut items = Vec::with_capacity(specs.len());

@@ -153,7 +153,11 @@ fn panel_q6_k(panel: &mut PanelQ6K, deviation: f32) {
 
 #[cfg(test)]
 mod tests {
-    use yuan_kernels::dequantize;
+    use yuan_kernels::{
+        dequantize,
+        panel::{Panel, panel_bytes},
+        with_panel,
+    };
 
     use super::*;
 
@@ -169,15 +173,15 @@ mod tests {
     fn weights(item: &Item, seed: u64) -> Vec<f32> {
         let bytes = random_tensor(item, seed);
         assert_eq!(bytes.len() as u64, item.bytes());
-        let row_major: Vec<u8> = match (&item.source, item.dtype) {
-            (SourceOf::Tiles { .. }, DType::Q4_K) => {
-                let panels = bytes.chunks_exact(2304).map(pod_read_unaligned::<PanelQ4K>);
-                panels.flat_map(|panel| bytes_of(&panel.unpack()).to_vec()).collect()
-            }
-            (SourceOf::Tiles { .. }, DType::Q4_0) => {
-                let panels = bytes.chunks_exact(2304).map(pod_read_unaligned::<PanelQ4_0>);
-                panels.flat_map(|panel| bytes_of(&panel.unpack()).to_vec()).collect()
-            }
+        let row_major: Vec<u8> = match item.source {
+            SourceOf::Tiles { .. } => with_panel!(
+                item.dtype,
+                P => {
+                    let panels = bytes.chunks_exact(size_of::<P>()).map(pod_read_unaligned::<P>);
+                    panels.flat_map(|panel| bytes_of(&panel.to_rows()).to_vec()).collect()
+                },
+                _ => unreachable!("no tiles")
+            ),
             _ => bytes,
         };
         let mut out = vec![0.0; item.rows * item.cols];
@@ -193,7 +197,8 @@ mod tests {
 
     fn matrices() -> Vec<Item> {
         let matrices = DType::ALL.into_iter().map(|dtype| item("m", dtype, 256, 2048, false));
-        let tiles = [DType::Q4_K, DType::Q4_0].into_iter().map(|dtype| item("t", dtype, 768, 2048, true));
+        let with_tiles = DType::ALL.into_iter().filter(|dtype| panel_bytes(*dtype).is_some());
+        let tiles = with_tiles.map(|dtype| item("t", dtype, 768, 2048, true));
         matrices.chain(tiles).collect()
     }
 

@@ -11,7 +11,7 @@ use crate::open::rope;
 /// Types and conventions of the output.
 #[derive(Args, Clone)]
 pub struct Types {
-    /// Type of the experts: q4_k or q4_0 (as neuron tiles, which can be streamed), q8_0, f16, bf16 or f32; by default q4_k, what a GGUF input has, or
+    /// Type of the experts: q4_k, q4_0, q6_k or q8_0 (as neuron tiles, which can be streamed), f16, bf16 or f32; by default q4_k, what a GGUF input has, or
     /// what holds the weights of a GPTQ input exactly (q4_0 of 4 bits, q8_0 of 8 bits)
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     experts: Option<DType>,

@@ -65,10 +65,12 @@ kernels! {
     "attend_many_f16", "attend_many_q8_0" => [P, P, P, P, P, I, I, I, I];
     "route" => [P, P, P, P, I, I, I, I];
     "sort_slots" => [P, P, P, I, I];
-    "expert_gate_up_q4_0", "expert_gate_up_q4_k" => [P, P, P, P, I, I, I];
-    "expert_down_q4_0", "expert_down_q4_k" => [P, P, P, P, I, I];
-    "expert_gate_up_many_q4_0", "expert_gate_up_many_q4_k" => [P, P, P, P, P, I, I, I, I];
-    "expert_down_many_q4_0", "expert_down_many_q4_k" => [P, P, P, P, P, I, I, I];
+    "expert_gate_up_q4_0", "expert_gate_up_q4_k", "expert_gate_up_q6_k", "expert_gate_up_q8_0" => [P, P, P, P, I, I, I];
+    "expert_down_q4_0", "expert_down_q4_k", "expert_down_q6_k", "expert_down_q8_0" => [P, P, P, P, I, I];
+    "expert_gate_up_many_q4_0", "expert_gate_up_many_q4_k", "expert_gate_up_many_q6_k", "expert_gate_up_many_q8_0" =>
+        [P, P, P, P, P, I, I, I, I];
+    "expert_down_many_q4_0", "expert_down_many_q4_k", "expert_down_many_q6_k", "expert_down_many_q8_0" =>
+        [P, P, P, P, P, I, I, I];
     "combine" => [P, P, P, P, I, I];
     "top_k" => [P, P, P, P, I, I];
 }

@@ -14,7 +14,7 @@ macro_rules! quantized {
                 let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
                 let mut sums = [vdupq_n_s32(0); 8];
                 for s in 0..8 {
-                    prefetch(&w[s]);
+                    prefetch(&w[s], 4096);
                     let ws: &[[i8; 16]; 2] = bytemuck::cast_ref(&w[s].qs);
                     for i in 0..2 {
                         sums[s] = $dot(sums[s], cast(ws[i]), cast(xs[s][i]));
@@ -38,7 +38,7 @@ macro_rules! quantized {
                 let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
                 let mut sums = [vdupq_n_s32(0); 8];
                 for s in 0..8 {
-                    prefetch(&w[s]);
+                    prefetch(&w[s], 4096);
                     let bytes = cast(w[s].qs);
                     let low = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
                     let high = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
@@ -71,7 +71,7 @@ macro_rules! quantized {
                 let [scales, mins] = [scales, mins].map(|bytes| vreinterpretq_s16_u16(vmovl_u8(cast(bytes))));
                 let mut sums = [vdupq_n_s32(0); 8];
                 for (p, bytes) in qs.iter().enumerate() {
-                    prefetch(bytes);
+                    prefetch(bytes, 4096);
                     for i in 0..2 {
                         let bytes = cast(bytes[i]);
                         let even = vreinterpretq_s8_u8(vandq_u8(bytes, low));
@@ -102,8 +102,8 @@ macro_rules! quantized {
                 let scales: [int8x8_t; 2] = cast(w.scales);
                 let mut sum = vdupq_n_s32(0);
                 for half in 0..2 {
-                    prefetch(&ql[half]);
-                    prefetch(&qh[half]);
+                    prefetch(&ql[half], 4096);
+                    prefetch(&qh[half], 4096);
                     let mut sums = [vdupq_n_s32(0); 8];
                     for i in 0..2 {
                         let (a, b, h) = (cast(ql[half][0][i]), cast(ql[half][1][i]), cast(qh[half][i]));

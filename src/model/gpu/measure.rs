@@ -5,15 +5,16 @@ use std::{hint::black_box, sync::Arc, time::Instant};
 use bytemuck::{Zeroable, cast_slice};
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ8, DType, PanelQ4_0, PanelQ4K,
+    BlockQ8,
     blocks::QK,
     panel::{PANEL_ROWS, Panel},
     tile::tile_pass,
+    with_panel,
 };
 
 use super::{ring::Ring, scratch::Shape};
 use crate::{
-    error::Result,
+    error::{Error, Result},
     gpu::{Costs, Device, memory::Buffer},
     model::Model,
 };
@@ -28,11 +29,11 @@ pub fn costs(model: &Model, device: &Arc<Device>, shape: &Shape) -> Result<Costs
     let bytes: Vec<u64> = vec![0x1111_1111_1111_1111; shape.tiles * shape.tile_bytes / 8];
     let bytes: &[u8] = cast_slice(&bytes);
     let copy = copy_time(model, device, bytes, shape)?;
-    let cpu = |tokens| match shape.dtype {
-        DType::Q4_0 => cpu_time::<PanelQ4_0>(model, shape, bytes, tokens),
-        _ => cpu_time::<PanelQ4K>(model, shape, bytes, tokens),
+    let cpu = |tokens| {
+        let none = || Error::Argument(format!("there are no tiles of {}", shape.dtype.name()));
+        with_panel!(shape.dtype, P => Ok(cpu_time::<P>(model, shape, bytes, tokens)), _ => Err(none()))
     };
-    let (cpu_first, cpu_many) = (cpu(1), cpu(TOKENS));
+    let (cpu_first, cpu_many) = (cpu(1)?, cpu(TOKENS)?);
     let costs = Costs { copy, cpu_first, cpu_more: (cpu_many - cpu_first).max(0.0) / (TOKENS - 1) as f64 };
     tracing::info!(
         "an expert takes {:.2} ms to the GPU, or {:.2} ms on the CPU and {:.2} for each further token",

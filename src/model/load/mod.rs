@@ -351,10 +351,9 @@ impl<'c> Weights<'c> {
         let mut rows = Vec::new();
         for e in 0..self.container.config().experts {
             match self.container.expert(l, e)? {
-                ExpertView::Tiles { layout, .. } if layout.dtype == DType::Q4_0 => {
-                    return Ok(Experts::TilesQ4_0 { layer: l });
+                ExpertView::Tiles { layout, .. } => {
+                    return Ok(Experts::Tiles { layer: l, dtype: layout.dtype });
                 }
-                ExpertView::Tiles { .. } => return Ok(Experts::TilesQ4K { layer: l }),
                 ExpertView::Rows { w1, w2 } => {
                     rows.push(ExpertRows { w1: Matrix::new(w1)?, w2: Matrix::new(w2)? })
                 }

@@ -1,10 +1,8 @@
 //! Yuan 3.0 over HTTP: its own prompts, its own form of calls, and reasoning where it is asked for.
 
-mod common;
-
 use std::path::PathBuf;
 
-use common::{Running, user};
+use crate::common::{Running, user};
 use serde_json::{Value, json};
 use yuan::{
     model::KvType,
@@ -24,7 +22,7 @@ fn server() -> Option<Running> {
         eprintln!("skipped: no {}", folder.display());
         return None;
     }
-    let engine = common::converted(&folder);
+    let engine = crate::common::converted(&folder);
     let served = Served {
         engine,
         name: "yuan3".into(),

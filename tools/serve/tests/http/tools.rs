@@ -1,10 +1,8 @@
 //! Calls of functions by every protocol: the same as by OpenAI's chat, streamed or not, and their results are read.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 
-use common::{Running, user};
+use crate::common::{Running, user};
 use serde_json::{Value, json};
 
 const QUESTION: &str = "How is the weather in 长安?";

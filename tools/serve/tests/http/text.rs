@@ -1,10 +1,8 @@
 //! Tokens, templates, embeddings, models, metrics.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::{CONTEXT, Running, agent, engine, refused, user};
+use crate::common::{CONTEXT, Running, agent, engine, refused, user};
 use serde_json::{Value, json};
 use yuan::{
     model::KvType,

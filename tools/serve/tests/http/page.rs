@@ -1,13 +1,11 @@
 //! The web page's files, and what the experts do, over HTTP. `page/check.py` looks at the page in a browser.
 
-mod common;
-
 use std::{
     io::{BufRead, BufReader},
     time::Duration,
 };
 
-use common::{Running, agent, user};
+use crate::common::{Running, agent, user};
 use serde_json::{Value, json};
 use yuan_serve::Options;
 
@@ -74,7 +72,7 @@ fn what_a_browser_has_is_not_sent_again_and_the_rest_is_compressed() {
 fn figures(server: &Running) -> Value {
     let once = || {
         let request = agent().get(server.url("/experts")).header("Accept", "application/json");
-        common::read(request.call().unwrap()).1
+        crate::common::read(request.call().unwrap()).1
     };
     let mut last = once();
     loop {
@@ -89,7 +87,7 @@ fn figures(server: &Running) -> Value {
 
 #[test]
 fn experts_are_counted_as_tokens_choose_them() {
-    let server = Running::new();
+    let server = Running::alone();
     let sum = |row: &Value| row.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum::<u64>();
     for _ in 0..2 {
         let before = figures(&server);

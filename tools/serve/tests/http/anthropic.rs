@@ -1,13 +1,11 @@
 //! Anthropic's interface: the answers are those of OpenAI's, in its own form.
 
-mod common;
-
 use std::{
     io::{BufRead, BufReader},
     time::Duration,
 };
 
-use common::{CONTEXT, Running, engine, user};
+use crate::common::{CONTEXT, Running, engine, user};
 use serde_json::{Value, json};
 use yuan::tokenizer::{Message, Special};
 use yuan_serve::Options;
@@ -186,18 +184,18 @@ fn a_key_opens_by_its_own_header() {
     std::fs::write(file.path(), "secret\n").unwrap();
     let server =
         Running::loading(Options { api_key_file: Some(file.path().into()), ..Options::default() }, || {
-            Ok(common::served())
+            Ok(crate::common::served())
         });
     while server.get("/health").0 == 503 {
         std::thread::sleep(Duration::from_millis(5));
     }
     let body = json!({ "messages": user("a"), "max_tokens": 1 }).to_string();
     let post = |key: Option<&str>| {
-        let mut request = common::agent().post(server.url(MESSAGES)).content_type("application/json");
+        let mut request = crate::common::agent().post(server.url(MESSAGES)).content_type("application/json");
         if let Some(key) = key {
             request = request.header("x-api-key", key);
         }
-        common::read(request.send(&body).unwrap())
+        crate::common::read(request.send(&body).unwrap())
     };
     assert_eq!(refused(&post(None)).1, "authentication_error");
     assert_eq!(refused(&post(Some("wrong"))).0, 401);

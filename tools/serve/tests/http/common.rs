@@ -1,5 +1,4 @@
 //! What the tests share: a server of the demo model on a free port, and a client.
-#![allow(dead_code)]
 
 use std::{
     io::{BufRead, BufReader},
@@ -24,11 +23,14 @@ use yuan_serve::{Bound, Options, Served, Stopper};
 
 pub const CONTEXT: usize = 1024;
 
-/// The demo model, converted once for all tests of a file.
+/// The demo model, converted once for all tests.
 pub fn engine() -> Arc<Engine> {
     static ENGINE: OnceLock<Arc<Engine>> = OnceLock::new();
-    let demo = || converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo-model"));
     ENGINE.get_or_init(demo).clone()
+}
+
+fn demo() -> Arc<Engine> {
+    converted(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/demo-model"))
 }
 
 /// The model of a checkpoint's folder. Its container is gone when it is open.
@@ -66,6 +68,11 @@ impl Running {
     /// With usual options.
     pub fn new() -> Self {
         Self::with(Options::default())
+    }
+
+    /// With a model that no other test uses, so that what it counts is this test's.
+    pub fn alone() -> Self {
+        Self::of(Options::default(), Served { engine: demo(), ..served() })
     }
 
     pub fn with(options: Options) -> Self {

@@ -1,10 +1,8 @@
 //! OpenAI's responses: the answers are those of chat, as items and as numbered events, and they can be gone on from.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 
-use common::{CONTEXT, Running, agent, read, refused, user};
+use crate::common::{CONTEXT, Running, agent, read, refused, user};
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";

@@ -1,10 +1,8 @@
 //! Completions: prompts of all kinds, and likelihoods as lm-evaluation-harness reads them.
 
-mod common;
-
 use std::ops::ControlFlow;
 
-use common::{CONTEXT, Running, engine, refused};
+use crate::common::{CONTEXT, Running, engine, refused};
 use serde_json::{Value, json};
 use yuan::{
     model::{KvType, Want},

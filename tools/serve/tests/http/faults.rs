@@ -1,7 +1,5 @@
 //! Clients that go away, do not read, come in crowds or send nonsense: the server answers what it can, and lives.
 
-mod common;
-
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
@@ -9,7 +7,7 @@ use std::{
     thread,
 };
 
-use common::{CONTEXT, Running, agent, engine, read, refused, served, user};
+use crate::common::{CONTEXT, Running, agent, engine, read, refused, served, user};
 use serde_json::{Value, json};
 use yuan_serve::Options;
 

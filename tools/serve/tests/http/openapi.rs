@@ -1,8 +1,6 @@
 //! The document of all addresses: what it says is so.
 
-mod common;
-
-use common::{Running, agent, read};
+use crate::common::{Running, agent, read};
 use serde_json::{Value, json};
 
 /// Every `$ref` of a document.

@@ -1,12 +1,10 @@
 //! The board for Grafana asks for figures that there are.
 
-mod common;
-
-use common::{Running, agent};
+use crate::common::{Running, agent};
 
 #[test]
 fn every_figure_of_the_board_is_counted() {
-    let text = include_str!("../grafana.json");
+    let text = include_str!("../../grafana.json");
     let board: serde_json::Value = serde_json::from_str(text).unwrap();
     let server = Running::new();
     let counted = agent().get(server.url("/metrics")).call().unwrap().into_body().read_to_string().unwrap();

@@ -1,8 +1,6 @@
 //! Answers of a form over HTTP, and calls of functions.
 
-mod common;
-
-use common::{Running, refused, user};
+use crate::common::{Running, refused, user};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";

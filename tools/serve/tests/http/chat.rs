@@ -1,10 +1,8 @@
 //! Chat: the answers are the library's, however they are sent.
 
-mod common;
-
 use std::{ops::ControlFlow, thread};
 
-use common::{CONTEXT, Running, engine, refused, user};
+use crate::common::{CONTEXT, Running, engine, refused, user};
 use serde_json::{Value, json};
 use yuan::{
     model::KvType,
@@ -146,7 +144,7 @@ fn a_prediction_is_drafted_from_and_changes_nothing() {
 
 #[test]
 fn what_was_read_is_not_read_again() {
-    let server = Running::new();
+    let server = Running::alone();
     let long = "And the LORD said. ".repeat(120);
     let body = json!({ "messages": user(&long), "max_tokens": 4, "temperature": 0 });
     let first = server.ask(CHAT, &body);

@@ -1,10 +1,8 @@
 //! Ollama's interface: the answers are those of OpenAI's, a JSON a line, and streamed unless the client says otherwise.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 
-use common::{CONTEXT, Running, engine, user};
+use crate::common::{CONTEXT, Running, engine, user};
 use serde_json::{Value, json};
 use yuan_serve::Options;
 
@@ -152,7 +150,7 @@ fn the_model_is_described() {
     assert_eq!(&shown["details"], details);
     let version = server.get("/api/version").1;
     assert_eq!(version["version"].as_str().unwrap().split('.').count(), 3);
-    assert_eq!(common::agent().head(server.url("/")).call().unwrap().status(), 200);
+    assert_eq!(crate::common::agent().head(server.url("/")).call().unwrap().status(), 200);
 }
 
 #[test]

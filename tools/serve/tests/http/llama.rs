@@ -1,10 +1,8 @@
 //! What llama-server's clients use: the middle between two texts, and what the server says of itself.
 
-mod common;
-
 use std::io::{BufRead, BufReader};
 
-use common::{CONTEXT, Running, refused};
+use crate::common::{CONTEXT, Running, refused};
 use serde_json::{Value, json};
 use yuan_serve::Options;
 

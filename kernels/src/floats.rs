@@ -1,0 +1,300 @@
+//! The operations on floats over vectors of eight: products of rows in floats, SwiGLU and attention, once for AVX2 and NEON.
+//!
+//! Scores: the four vectors of a query's 32 lanes stay in registers; two queries share a key that is widened once.
+//! Mixing: two vectors of each of four queries' sums stay in registers while all positions pass.
+//!
+//! What differs is in each set's `vector.rs`. A macro joins the two and not a trait: a function that is compiled for some instructions cannot
+//! be generic over them.
+
+/// The functions of `scalar` from `dot_f32` to `dot_bf16` and from `swiglu` to `mix_q4_0`, with the instructions `$features`, where the operations of a
+/// `vector.rs` are in scope.
+macro_rules! floats {
+    ($features:literal) => {
+        use bytemuck::cast;
+        use half::{bf16, f16};
+
+        use crate::blocks::{BlockQ4_0, BlockQ8_0};
+        use crate::scalar::{
+            EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, all_scores, exp, sum_lanes,
+            weight,
+        };
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dot_f32(w: &[f32], x: &[f32]) -> f32 {
+            dots(w, [x], |w: [f32; 8]| cast(w), |w| w)[0]
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dot_f16(w: &[f16], x: &[f32]) -> f32 {
+            dots(w, [x], |w: [f16; 8]| of_f16(w), f16::to_f32)[0]
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn dot_bf16(w: &[bf16], x: &[f32]) -> f32 {
+            dots(w, [x], |w: [bf16; 8]| of_bf16(w), bf16::to_f32)[0]
+        }
+
+        /// One row of weights, or one key, with `T` rows of activations, each in the lanes of a single one.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn dots<W: Copy, const T: usize>(
+            w: &[W],
+            x: [&[f32]; T],
+            eight: impl Fn([W; 8]) -> Eight,
+            one: impl Fn(W) -> f32,
+        ) -> [f32; T] {
+            let (whole, tail) = w.as_chunks::<32>();
+            let mut xs = [&[][..]; T];
+            for t in 0..T {
+                assert_eq!(w.len(), x[t].len(), "columns");
+                xs[t] = &x[t].as_chunks::<32>().0[..whole.len()];
+            }
+            let mut lanes = [[splat(0.0); 4]; T];
+            for (i, w) in whole.iter().enumerate() {
+                prefetch(w, 4096);
+                for (v, w) in w.as_chunks::<8>().0.iter().enumerate() {
+                    let w = eight(*w);
+                    for t in 0..T {
+                        lanes[t][v] = add(lanes[t][v], mul(w, cast(xs[t][i].as_chunks::<8>().0[v])));
+                    }
+                }
+            }
+            let mut out = [0.0; T];
+            for t in 0..T {
+                if tail.is_empty() {
+                    out[t] = sum_32(lanes[t]);
+                } else {
+                    let mut lanes = cast(lanes[t]);
+                    add_to_lanes(&mut lanes, tail, &x[t][32 * whole.len()..], &one);
+                    out[t] = sum_lanes(lanes);
+                }
+            }
+            out
+        }
+
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn exp_8(x: Eight) -> Eight {
+            let x = within_exp(x);
+            let n = round(mul(x, splat(std::f32::consts::LOG2_E)));
+            let r = sub(sub(x, mul(n, splat(LN_2_UPPER))), mul(n, splat(LN_2_LOWER)));
+            let mut series = splat(EXP_SERIES[0]);
+            for factor in &EXP_SERIES[1..] {
+                series = add(mul(series, r), splat(*factor));
+            }
+            mul(series, two_to_the(n))
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
+            assert_eq!(gate.len(), up.len(), "neurons");
+            let ((gate, gate_tail), (up, up_tail)) = (gate.as_chunks_mut::<8>(), up.as_chunks::<8>());
+            for (gate, up) in gate.iter_mut().zip(up) {
+                let x = cast(*gate);
+                let silu = div(x, add(splat(1.0), exp_8(minus(x))));
+                *gate = cast(mul(silu, cast(*up)));
+            }
+            for (gate, up) in gate_tail.iter_mut().zip(up_tail) {
+                *gate = *gate / (1.0 + exp(-*gate)) * up;
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
+            let mut lanes = [splat(0.0); 4];
+            let (whole, tail) = x.as_chunks_mut::<32>();
+            for x in whole {
+                for (lane, x) in lanes.iter_mut().zip(x.as_chunks_mut::<8>().0) {
+                    let score = sub(cast(*x), splat(max));
+                    let power = zero_below(score, WEIGHT_LEAST, exp_8(score));
+                    *x = cast(power);
+                    *lane = add(*lane, power);
+                }
+            }
+            let mut lanes: [f32; 32] = cast(lanes);
+            for (lane, x) in lanes.iter_mut().zip(tail) {
+                *x = weight(*x - max);
+                *lane += *x;
+            }
+            sum_lanes(lanes)
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
+            let pair = |key: &[f32], q: [&[f32]; 2]| dots(key, q, |w: [f32; 8]| cast(w), |w| w);
+            let one = |key: &[f32], q: [&[f32]; 1]| dots(key, q, |w: [f32; 8]| cast(w), |w| w);
+            all_scores(q, dim, keys, scores, pair, one);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
+            let pair = |key: &[f16], q: [&[f32]; 2]| dots(key, q, |w: [f16; 8]| of_f16(w), f16::to_f32);
+            let one = |key: &[f16], q: [&[f32]; 1]| dots(key, q, |w: [f16; 8]| of_f16(w), f16::to_f32);
+            all_scores(q, dim, keys, scores, pair, one);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
+            mix(p, dim, values, y, |w: [f32; 8]| cast(w), |w| w);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
+            mix(p, dim, values, y, |w: [f16; 8]| of_f16(w), f16::to_f32);
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
+            mix_blocks(p, dim, values, y, |block| (block.d, quants_q8_0(block)));
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+            mix_blocks(p, dim, values, y, |block| (block.d, quants_q4_0(block)));
+        }
+
+        /// Queries by four and alone, dims by sixteen, by eight and alone.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn mix<W: Copy>(
+            p: &[f32],
+            dim: usize,
+            values: &[W],
+            y: &mut [f32],
+            eight: impl Fn([W; 8]) -> Eight,
+            one: impl Fn(W) -> f32,
+        ) {
+            let (queries, positions) = (y.len() / dim, values.len() / dim);
+            assert_eq!(queries * positions, p.len(), "weights of positions");
+            let (whole, by_16, by_8, by_64) = (queries / 4 * 4, dim / 16 * 16, dim / 8 * 8, dim / 64 * 64);
+            for t in (0..whole).step_by(4) {
+                (0..by_16).step_by(16).for_each(|k| mix_block::<W, 4, 2>(p, dim, values, y, t, k, &eight));
+                (by_16..by_8).step_by(8).for_each(|k| mix_block::<W, 4, 1>(p, dim, values, y, t, k, &eight));
+            }
+            for t in whole..queries {
+                (0..by_64).step_by(64).for_each(|k| mix_block::<W, 1, 8>(p, dim, values, y, t, k, &eight));
+                (by_64..by_8).step_by(8).for_each(|k| mix_block::<W, 1, 1>(p, dim, values, y, t, k, &eight));
+            }
+            for t in 0..queries {
+                for k in by_8..dim {
+                    for i in 0..positions {
+                        y[t * dim + k] += p[t * positions + i] * one(values[i * dim + k]);
+                    }
+                }
+            }
+        }
+
+        /// Dims `k..k + 8 V` of queries `t..t + T`.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn mix_block<W: Copy, const T: usize, const V: usize>(
+            p: &[f32],
+            dim: usize,
+            values: &[W],
+            y: &mut [f32],
+            t: usize,
+            k: usize,
+            eight: &impl Fn([W; 8]) -> Eight,
+        ) {
+            let positions = values.len() / dim;
+            let at = |i: usize, v: usize| (t + i) * dim + k + 8 * v;
+            let mut sums = [[splat(0.0); V]; T];
+            for i in 0..T {
+                for v in 0..V {
+                    sums[i][v] = cast::<[f32; 8], _>(*y[at(i, v)..].first_chunk().expect("eight sums"));
+                }
+            }
+            for position in 0..positions {
+                let mut here = [splat(0.0); V];
+                for (v, here) in here.iter_mut().enumerate() {
+                    let from = position * dim + k + 8 * v;
+                    *here = eight(*values[from..].first_chunk().expect("eight values of a position"));
+                    if T == 1 && v % 2 == 0 {
+                        prefetch(&values[from], 4096);
+                    }
+                }
+                for i in 0..T {
+                    let p = splat(p[(t + i) * positions + position]);
+                    for v in 0..V {
+                        sums[i][v] = add(sums[i][v], mul(p, here[v]));
+                    }
+                }
+            }
+            for i in 0..T {
+                for v in 0..V {
+                    *y[at(i, v)..].first_chunk_mut().expect("eight sums") = cast::<_, [f32; 8]>(sums[i][v]);
+                }
+            }
+        }
+
+        /// Positions whose values pass while they are in the nearest cache.
+        const NEAR: usize = 16;
+
+        /// A few sums of one or four queries stay in registers while [`NEAR`] positions pass.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn mix_blocks<B>(
+            p: &[f32],
+            dim: usize,
+            values: &[B],
+            y: &mut [f32],
+            quants: impl Fn(&B) -> (f16, [Eights; 4]),
+        ) {
+            assert_eq!(dim % 32, 0, "whole blocks");
+            let (queries, blocks) = (y.len() / dim, dim / 32);
+            let positions = values.len() / blocks;
+            assert_eq!(queries * positions, p.len(), "weights of positions");
+            let whole = queries / 4 * 4;
+            for start in (0..positions).step_by(NEAR) {
+                let near = &values[start * blocks..positions.min(start + NEAR) * blocks];
+                for t in (0..whole).step_by(4) {
+                    mix_near::<B, 4, 2>(p, (start, positions), near, blocks, t, y, &quants);
+                }
+                for t in whole..queries {
+                    mix_near::<B, 1, 4>(p, (start, positions), near, blocks, t, y, &quants);
+                }
+            }
+        }
+
+        /// Adds the values `near`, positions from `start` on, to the sums of queries `t..t + T`, of which `8 V` dims stay in registers.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn mix_near<B, const T: usize, const V: usize>(
+            p: &[f32],
+            (start, positions): (usize, usize),
+            near: &[B],
+            blocks: usize,
+            t: usize,
+            y: &mut [f32],
+            quants: &impl Fn(&B) -> (f16, [Eights; 4]),
+        ) {
+            let dim = 32 * blocks;
+            for (b, first) in (0..blocks).flat_map(|b| (0..4).step_by(V).map(move |first| (b, first))) {
+                let at = |i: usize, v: usize| (t + i) * dim + 32 * b + 8 * (first + v);
+                let mut sums = [[splat(0.0); V]; T];
+                for i in 0..T {
+                    for v in 0..V {
+                        sums[i][v] = cast::<[f32; 8], _>(*y[at(i, v)..].first_chunk().expect("eight sums"));
+                    }
+                }
+                for (position, values) in near.chunks_exact(blocks).enumerate() {
+                    prefetch(&values[b], size_of::<B>() * NEAR * blocks);
+                    let (d, q) = quants(&values[b]);
+                    let d = to_f32(d);
+                    for i in 0..T {
+                        let weight = splat(p[(t + i) * positions + start + position] * d);
+                        for v in 0..V {
+                            sums[i][v] = add(sums[i][v], mul(weight, of_i32(q[first + v])));
+                        }
+                    }
+                }
+                for i in 0..T {
+                    for v in 0..V {
+                        *y[at(i, v)..].first_chunk_mut().expect("eight sums") =
+                            cast::<_, [f32; 8]>(sums[i][v]);
+                    }
+                }
+            }
+        }
+    };
+}

@@ -1,0 +1,5 @@
+//! The operations on floats, with NEON.
+
+use super::vector::*;
+
+floats!("neon");
