@@ -390,7 +390,8 @@ yuan_status yuan_engine_describe(const yuan_engine *engine,
  * "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
  * misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token. "loop" is an
  * object about the passes that all sessions share: their number ("passes"), their "tokens" and "sequences" added up, the "most_sequences" of one,
- * the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), and "panics" (mistakes in the library).
+ * the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), "panics" (mistakes in the library),
+ * and the "drafted" tokens among them, of which so many were "accepted" as the next.
  *
  * `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
  */
@@ -487,6 +488,13 @@ yuan_status yuan_session_options_set_kv_type(yuan_session_options *options,
 yuan_status yuan_session_options_set_context_shift(yuan_session_options *options,
                                                    int32_t on,
                                                    size_t keep);
+
+/**
+ * Whether the next tokens of answers are guessed from what was said before, and up to 3 of them checked in the pass of a token: "auto", which is what happens where nothing is
+ * said, as far as that is faster; "off"; or "1", "2" or "3" wherever there is a guess. Answers are the same. One call at a time.
+ */
+yuan_status yuan_session_options_set_draft(yuan_session_options *options,
+                                           const char *draft);
 
 /**
  * Makes an empty session on an engine; `options` may be NULL. Free it with yuan_session_free. Any thread.
@@ -717,6 +725,21 @@ yuan_status yuan_session_score(yuan_session *session,
 yuan_status yuan_session_return_to(yuan_session *session,
                                    const size_t *places,
                                    size_t count);
+
+/**
+ * Drafts answers from these tokens, too: a text that they will probably quote, or begin with, of 131,072 tokens at most, in place of an earlier one; 0 tokens are none. The
+ * session keeps a copy. Answers are the same with drafts and without, token by token. One call at a time.
+ */
+yuan_status yuan_session_draft_from(yuan_session *session,
+                                    const uint32_t *tokens,
+                                    size_t count);
+
+/**
+ * Writes how many tokens of answers the session has guessed and run so far to `drafted`, and how many of them were the next tokens to `accepted`. One call at a time.
+ */
+yuan_status yuan_session_drafted(const yuan_session *session,
+                                 uint64_t *drafted,
+                                 uint64_t *accepted);
 
 /**
  * From now on yuan_session_generate answers with JSON that meets this JSON schema: tokens that do not fit are not chosen, what has to follow is not

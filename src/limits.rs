@@ -8,6 +8,10 @@ pub const MOST_CONTEXT: usize = 1 << 24;
 pub const MOST_VOCAB: usize = 1 << 22;
 /// Tokens that go through the model together.
 pub const MOST_BATCH: usize = 1 << 16;
+/// Tokens that are drafted behind the next one of an answer, and run with it in one pass.
+pub const MOST_DRAFTED: usize = 3;
+/// Tokens of a text that answers are drafted from.
+pub const MOST_HINT: usize = 1 << 17;
 /// Threads that read experts.
 pub const MOST_READERS: usize = 256;
 /// Penalties, temperatures and biases: logits that are divided or multiplied by it stay finite.

@@ -318,7 +318,8 @@ impl Caller<'_> {
         let progress =
             if self.one_in(2) { Some(progress as unsafe extern "C" fn(_, _, _) -> _) } else { None };
         let mut place = self.random.below(CONTEXT);
-        let status = match self.random.below(6) {
+        let status = match self.random.below(7) {
+            6 => unsafe { yuan_session_draft_from(session, start, count) },
             4 => {
                 let on_score = if self.one_in(2) {
                     Some(score as unsafe extern "C" fn(_, _, _, _, _, _) -> _)

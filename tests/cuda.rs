@@ -56,7 +56,8 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
             }
             let best = |model: &Model| {
                 let mut state = State::new(model.config(), 1024, kv).unwrap();
-                let best = Sequence { tokens: &[300, 338], state: &mut state, want: Want::Best(40) };
+                let best =
+                    Sequence { tokens: &[300, 338], drafted: 0, state: &mut state, want: Want::Best(40) };
                 model.forward(&mut [best]).remove(0).unwrap()
             };
             let (Output::Best(best), Output::Rows(all)) = (best(&model), best(&cpu)) else {

@@ -257,7 +257,7 @@ fn one_logit_that_is_not_a_number_is_an_error_or_ranked_last() {
             is_damaged(model.forward_one(&tokens(5), &mut state(), Want::Last));
         }
         let (tokens, mut state) = (tokens(5), state());
-        let mut best = [Sequence { tokens: &tokens, state: &mut state, want: Want::Best(3) }];
+        let mut best = [Sequence { tokens: &tokens, drafted: 0, state: &mut state, want: Want::Best(3) }];
         match gpu.forward(&mut best).remove(0) {
             Ok(best) => assert!(ranked && best == Output::Best(others[..3].to_vec())),
             error => {

@@ -214,7 +214,7 @@ fn sequences_do_not_notice_their_neighbours() {
         let mut sequences: Vec<Sequence<'_>> = states
             .iter_mut()
             .zip(&cases)
-            .map(|(state, (_, tokens, want))| Sequence { tokens, state, want: *want })
+            .map(|(state, (_, tokens, want))| Sequence { tokens, drafted: 0, state, want: *want })
             .collect();
         fake.take_calls();
         let found = model.forward(&mut sequences);
@@ -222,7 +222,10 @@ fn sequences_do_not_notice_their_neighbours() {
         assert!(was_there(&calls) && fake.held().0 <= budget, "{} of {budget}", fake.held().0);
         for (i, (found, (before, tokens, want))) in found.into_iter().zip(&cases).enumerate() {
             let mut alone = before.clone();
-            match cpu.forward(&mut [Sequence { tokens, state: &mut alone, want: *want }]).remove(0) {
+            match cpu
+                .forward(&mut [Sequence { tokens, drafted: 0, state: &mut alone, want: *want }])
+                .remove(0)
+            {
                 Ok(_) if i == cancelled => {
                     assert!(matches!(found, Err(yuan::Error::Cancelled)), "{found:?}");
                     assert_eq!(states[i].position(), before.position());
@@ -274,7 +277,7 @@ fn tokens_of_several_sequences_are_one_graph() {
         let mut sequences: Vec<Sequence<'_>> = states[..count]
             .iter_mut()
             .zip(&tokens)
-            .map(|(state, tokens)| Sequence { tokens, state, want: Want::Last })
+            .map(|(state, tokens)| Sequence { tokens, drafted: 0, state, want: Want::Last })
             .collect();
         fake.take_calls();
         let found = model.forward(&mut sequences);

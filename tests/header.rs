@@ -24,6 +24,7 @@ fn header() -> String {
         "sampler",
         "generate",
         "score",
+        "draft",
         "grammar",
         "save",
     ];

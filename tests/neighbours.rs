@@ -70,7 +70,7 @@ fn an_expert_that_cannot_be_read_fails_those_that_it_was_for() {
         let schedules = Schedules::new(SEQUENCES, true);
         seeds(16).for_each(|seed| alone.check(&model, seed, &schedules));
         let (failed, done) = (schedules.failed.load(Relaxed), schedules.done.load(Relaxed));
-        assert!(failed > 10 && done > 100, "{failed} failed and {done} did not");
+        assert!(failed > 10 && done > 60, "{failed} failed and {done} did not");
     }
 }
 
@@ -87,6 +87,7 @@ fn intermediate_results_stay_within_the_budget() {
                 (0..3).map(|_| State::new(model.config(), BATCH, KvType::F16).unwrap()).collect();
             let parts = states.iter_mut().enumerate().map(|(i, state)| Sequence {
                 tokens: &tokens[..(n / 3).max(1).min(BATCH - i)],
+                drafted: 0,
                 state,
                 want: Want::Last,
             });

@@ -86,7 +86,8 @@ pub unsafe extern "C" fn yuan_engine_describe(
 /// "major_faults" and "storage_bytes_read" (of the process). "prefill" and "decode" are objects with the tokens, seconds, hits and
 /// misses of calls with several tokens and with one. "token_ms" has "p50" and "p95" of the last 1024 calls with one token. "loop" is an
 /// object about the passes that all sessions share: their number ("passes"), their "tokens" and "sequences" added up, the "most_sequences" of one,
-/// the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), and "panics" (mistakes in the library).
+/// the "longest_line" of work that waited for one, "waited_ms" (how long work has waited, added up), "panics" (mistakes in the library),
+/// and the "drafted" tokens among them, of which so many were "accepted" as the next.
 ///
 /// `json`, `capacity` and `needed` are as in yuan_engine_describe; the text grows with its numbers. Any thread.
 #[unsafe(no_mangle)]

@@ -55,11 +55,12 @@ pub unsafe extern "C" fn yuan_session_restore(
         let options = session_options::get(options)?;
         let sampler = if sampler.is_null() { None } else { Some(SAMPLERS.get(sampler)?) };
         let mut chooser = sampler.as_deref().map(|sampler| exclusive("sampler", sampler)).transpose()?;
-        let restored = Session::restore(Arc::clone(&engine), &path, options.context)?;
+        let mut restored = Session::restore(Arc::clone(&engine), &path, options.context)?;
         if let (Some(chooser), Some(sampler)) = (&mut chooser, restored.sampler) {
             chooser.sampler = sampler;
         }
         engine.warm(&restored.hot);
+        restored.session.set_drafts(options.drafts);
         SESSIONS.add(Shared::new(restored.session, options.shift), out)
     })
 }

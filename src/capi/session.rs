@@ -54,7 +54,8 @@ pub unsafe extern "C" fn yuan_session_new(
         let engine = ENGINES.get(engine)?;
         let options = session_options::get(options)?;
         let context = options.context.unwrap_or(engine.model().config().context);
-        let session = Session::new(Arc::clone(&engine), context, options.kv)?;
+        let mut session = Session::new(Arc::clone(&engine), context, options.kv)?;
+        session.set_drafts(options.drafts);
         SESSIONS.add(Shared::new(session, options.shift), out)
     })
 }

@@ -9,7 +9,7 @@ use super::{
     handles::{Table, exclusive},
     status::{Failure, yuan_status},
 };
-use crate::{limits::check_context, model::KvType};
+use crate::{limits::check_context, model::KvType, session::Drafts};
 
 /// How to make a session. A handle: it points to nothing.
 pub struct yuan_session_options(());
@@ -22,6 +22,8 @@ pub(super) struct Options {
     pub kv: KvType,
     /// Tokens to keep when the context is full and shifted.
     pub shift: Option<usize>,
+    /// Whether answers are drafted.
+    pub drafts: Drafts,
 }
 
 static OPTIONS: Table<Mutex<Options>> = Table::new("session_options");
@@ -89,6 +91,21 @@ pub extern "C" fn yuan_session_options_set_context_shift(
 ) -> yuan_status {
     set(options, |options| {
         options.shift = (on != 0).then_some(keep);
+        Ok(())
+    })
+}
+
+/// Whether the next tokens of answers are guessed from what was said before, and up to 3 of them checked in the pass of a token: "auto", which is what happens where nothing is
+/// said, as far as that is faster; "off"; or "1", "2" or "3" wherever there is a guess. Answers are the same. One call at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn yuan_session_options_set_draft(
+    options: *mut yuan_session_options,
+    draft: *const c_char,
+) -> yuan_status {
+    set(options, |options| {
+        // SAFETY: the contract of the header.
+        let name = unsafe { args::c_text("the drafts", draft) }?;
+        options.drafts = name.parse()?;
         Ok(())
     })
 }

@@ -190,6 +190,11 @@ impl Guide {
         }
     }
 
+    /// How many of the first of these tokens can follow, one behind the other.
+    pub fn allows(&mut self, tokens: &[u32]) -> usize {
+        self.matcher.validate_tokens(tokens).unwrap_or(0)
+    }
+
     /// Goes on with a token, which can follow.
     ///
     /// # Errors

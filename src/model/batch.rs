@@ -32,18 +32,19 @@ pub struct Member<'c, 's> {
     pub sequence: &'c mut Sequence<'s>,
     /// Its rows.
     pub rows: Range<usize>,
-    /// Numbers of its tokens after which a state is wanted; the last is that of all.
+    /// Numbers of its tokens after which a state is wanted; the last is that of all of them.
     pub ends: Vec<usize>,
     /// `(cos, sin)` by token (`rope.rs`).
     angles: Vec<Vec<(f32, f32)>>,
 }
 
 impl Member<'_, '_> {
-    /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there: all, or the last.
+    /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there: all, or the last ones.
     pub fn wanted(&self, rows: &mut Vec<usize>) -> Range<usize> {
         let start = rows.len();
         match self.sequence.want {
             Want::All | Want::Hidden => rows.extend(self.rows.clone()),
+            Want::Tail(n) => rows.extend(self.rows.end - n.clamp(1, self.rows.len())..self.rows.end),
             Want::Nothing | Want::Last | Want::Best(_) => rows.push(self.rows.end - 1),
         }
         start..rows.len()
@@ -62,7 +63,7 @@ impl<'c, 's> Batch<'c, 's> {
         let (start, n) = (self.rows(), sequence.tokens.len());
         let position = sequence.state.position();
         let angles = (position..position + n).map(|p| rope.at(p)).collect();
-        let ends = sequence.state.ends(n);
+        let ends = sequence.state.ends(n, sequence.drafted);
         self.members.push(Member { place, sequence, rows: start..start + n, ends, angles });
     }
 

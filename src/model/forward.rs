@@ -49,7 +49,7 @@ impl Model {
     /// the pass. Where an expert cannot be read, the sequences that it was for fail, and no others.
     ///
     /// # Errors
-    /// Of each sequence by itself: [`Error::Argument`] for no tokens, ids outside the vocabulary or a call from a [`Probe`], [`Error::ContextFull`] when the state
+    /// Of each sequence by itself: [`Error::Argument`] for no tokens, nothing but drafts, ids outside the vocabulary or a call from a [`Probe`], [`Error::ContextFull`] when the state
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off, a part of it could not be read, or the weights are damaged so that what
     /// is wanted, or the last hidden state, is not finite; the state is then as before.
@@ -77,7 +77,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_one(&self, tokens: &[u32], state: &mut State, want: Want) -> Result<Vec<f32>> {
-        self.forward(&mut [Sequence { tokens, state, want }]).remove(0).map(Output::into_rows)
+        self.forward(&mut [Sequence { tokens, drafted: 0, state, want }]).remove(0).map(Output::into_rows)
     }
 
     /// [`Model::forward_one`] on the CPU, that shows its intermediate results to `probe`.
@@ -91,7 +91,9 @@ impl Model {
         want: Want,
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
-        self.together(vec![&mut Sequence { tokens, state, want }], probe).remove(0).map(Output::into_rows)
+        self.together(vec![&mut Sequence { tokens, drafted: 0, state, want }], probe)
+            .remove(0)
+            .map(Output::into_rows)
     }
 
     /// A pass on the CPU.
@@ -101,16 +103,17 @@ impl Model {
             // What a pass that failed or panicked has left is dropped.
             sequence.state.undo();
             let n = sequence.tokens.len();
-            match self.check(sequence.tokens, sequence.state).and_then(|()| sequence.state.reserve(n)) {
+            match self.check(sequence).and_then(|()| sequence.state.reserve(n, sequence.drafted)) {
                 Ok(()) => batch.add(place, sequence, &self.rope),
                 Err(error) => batch.set(place, Err(error)),
             }
         }
         if !batch.is_empty() {
             let (start, rows) = (Instant::now(), batch.rows());
-            let one_each = rows == batch.members().len();
+            let sequences = batch.members().len();
+            let certain = rows - batch.members().iter().map(|m| m.sequence.drafted).sum::<usize>();
             match self.in_pass(rows, |pass| self.run(pass, &mut batch, probe)) {
-                Ok(()) => self.log.add(rows, one_each, start),
+                Ok(()) => self.log.add(certain, sequences, start),
                 Err(error) => batch.fail_all(&error),
             }
         }
@@ -220,7 +223,7 @@ impl Model {
         }
         x = batch.leave(compute, x);
 
-        // Behind the final norm: the last row of each sequence, or all of them where all are wanted.
+        // Behind the final norm: the last row of each sequence, or more of them where they are wanted.
         let mut rows = Vec::new();
         let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
         let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
@@ -235,7 +238,7 @@ impl Model {
             let output = match member.sequence.want {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(hidden.to_vec()),
-                Want::Last | Want::Best(_) | Want::All => {
+                Want::Last | Want::Best(_) | Want::Tail(_) | Want::All => {
                     Output::Rows(logits.next().expect("logits of every sequence that wants some"))
                 }
             };
@@ -243,10 +246,14 @@ impl Model {
             let (first, tokens) = (member.rows.start, member.rows.len());
             let row = |end: usize| &x[(first + end - 1) * config.hidden..][..config.hidden];
             match finite {
-                Ok(()) => member.sequence.state.advance(&member.ends, |end| match end == tokens {
-                    true => hidden[hidden.len() - config.hidden..].to_vec(),
-                    false => norm(row(end), &self.final_norm).data().to_vec(),
-                }),
+                Ok(()) => {
+                    member.sequence.state.advance(&member.ends, member.sequence.drafted, |end| {
+                        match end == tokens {
+                            true => hidden[hidden.len() - config.hidden..].to_vec(),
+                            false => norm(row(end), &self.final_norm).data().to_vec(),
+                        }
+                    })
+                }
                 Err(_) => member.sequence.state.undo(),
             }
             outputs.push(finite.map(|()| output));
@@ -299,7 +306,8 @@ impl Model {
         pass.guess(next, &router.route(&self.compute, &m).experts())
     }
 
-    pub(super) fn check(&self, tokens: &[u32], state: &State) -> Result<()> {
+    pub(super) fn check(&self, sequence: &Sequence<'_>) -> Result<()> {
+        let Sequence { tokens, drafted, ref state, .. } = *sequence;
         if self.is_inside() {
             let problem =
                 "a model was called from within a pass of its own; call it on a thread that shows no results";
@@ -307,6 +315,10 @@ impl Model {
         }
         if tokens.is_empty() {
             return Err(no_tokens());
+        }
+        if drafted >= tokens.len() {
+            let problem = format!("{drafted} drafts of {} tokens leave none that is certain", tokens.len());
+            return Err(Error::Argument(problem));
         }
         self.check_vocabulary(tokens)?;
         let wanted = state.position().saturating_add(tokens.len());

@@ -208,6 +208,11 @@ impl Model {
         self.log.work()
     }
 
+    /// Counts a draft that was taken up as a token.
+    pub(crate) fn count_taken_up(&self) {
+        self.log.take_up();
+    }
+
     /// What the process had used when the model was opened.
     pub(crate) fn opened(&self) -> ProcessUse {
         self.log.opened

@@ -9,7 +9,10 @@ use super::state::State;
 pub struct Sequence<'s> {
     /// At least one.
     pub tokens: &'s [u32],
-    /// What the model remembers of the tokens before. It holds these tokens, too, when the pass succeeds, and is as before when it fails. Its
+    /// How many of the last tokens are drafts, fewer than all: they are run, and the state is one of the tokens before them, from which
+    /// [`State::take_up`] goes on with a draft at no cost.
+    pub drafted: usize,
+    /// What the model remembers of the tokens before. It holds these tokens, too, but for drafts, when the pass succeeds, and is as before when it fails. Its
     /// [`State::cancel`] takes the sequence out of the pass.
     pub state: &'s mut State,
     /// What the pass brings.
@@ -25,6 +28,8 @@ pub enum Want {
     Last,
     /// The last token's best logits, so many of them at least. A GPU ranks them, where they are few, and brings no others.
     Best(usize),
+    /// The logits of the last so many tokens.
+    Tail(usize),
     /// Every token's logits: much memory, where the vocabulary is large.
     All,
     /// In place of logits every token's hidden state behind the final norm, [T, H], of which [`Model::logits`](super::Model::logits) makes
@@ -35,7 +40,7 @@ pub enum Want {
 impl Want {
     /// Whether logits are wanted.
     pub(super) fn logits(self) -> bool {
-        matches!(self, Self::Last | Self::Best(_) | Self::All)
+        matches!(self, Self::Last | Self::Best(_) | Self::Tail(_) | Self::All)
     }
 }
 

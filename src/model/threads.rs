@@ -13,8 +13,11 @@ use rayon::{ThreadPool, ThreadPoolBuilder, Yield};
 
 use crate::{
     error::{Error, Result},
-    limits::check_threads,
+    limits::{MOST_DRAFTED, check_threads},
 };
+
+/// Tokens that pass as one does: the next of an answer and its drafts.
+const FEW: usize = 1 + MOST_DRAFTED;
 
 /// Pools of threads. One token is bound by memory, which few threads use up; a batch is bound by arithmetic.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// `single` threads for one token at a time and `batch` for several. 0 means every physical core that the process may use,
+    /// `single` threads for one token or a few at a time and `batch` for more. 0 means every physical core that the process may use,
     /// and for `batch` as many as `single`.
     ///
     /// # Errors
@@ -55,8 +58,9 @@ impl Threads {
 
     /// Runs `work` in the pool for this many tokens.
     pub fn enter<R: Send>(&self, tokens: usize, work: impl FnOnce() -> R + Send) -> R {
-        let pool = self.batch.as_ref().filter(|_| tokens > 1).unwrap_or(&self.single);
-        pool.install(|| if tokens == 1 { awake(pool, work) } else { work() })
+        let few = tokens <= FEW;
+        let pool = self.batch.as_ref().filter(|_| !few).unwrap_or(&self.single);
+        pool.install(|| if few { awake(pool, work) } else { work() })
     }
 
     /// Runs `work` in the pool that this thread works in already, or else in the one for a single token.
@@ -71,10 +75,10 @@ impl Threads {
     }
 }
 
-/// How long a thread looks for work before it sleeps, while one token passes.
+/// How long a thread looks for work before it sleeps, while a few tokens pass.
 const PATIENCE: Duration = Duration::from_micros(200);
 
-/// Does `work` while the other threads of `pool`, which this thread is one of, stay awake. One token has dozens of steps of some hundredths of a millisecond
+/// Does `work` while the other threads of `pool`, which this thread is one of, stay awake. A token has dozens of steps of some hundredths of a millisecond
 /// each, and a thread that sleeps between two of them takes nearly as long to wake.
 fn awake<R>(pool: &ThreadPool, work: impl FnOnce() -> R) -> R {
     struct Ends(Arc<AtomicBool>);
@@ -143,7 +147,7 @@ mod tests {
     fn work_stays_in_the_pool_that_it_entered() {
         let threads = Threads::new(1, 3).unwrap();
         assert_eq!((threads.count(), threads.batch_count()), (1, 3));
-        for (tokens, expected) in [(1, 1), (2, 3), (512, 3)] {
+        for (tokens, expected) in [(1, 1), (FEW, 1), (FEW + 1, 3), (512, 3)] {
             assert_eq!(threads.enter(tokens, || threads.run(|| threads.count())), expected);
         }
         assert_eq!(threads.run(|| threads.count()), 1);

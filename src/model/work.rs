@@ -27,9 +27,9 @@ pub struct Calls {
 pub struct Work {
     /// Calls with several tokens of a sequence.
     pub prefill: Calls,
-    /// Calls with one token of each sequence.
+    /// Calls with one token of each sequence, drafts aside, and the drafts that were taken up.
     pub decode: Calls,
-    /// How long the last calls with one token of each sequence took, up to 1024 of them.
+    /// How long the last calls with one token of each sequence took, with what was drafted in them; up to 1024 of them.
     pub times: VecDeque<Duration>,
 }
 
@@ -46,9 +46,9 @@ impl Log {
         Self { work: Mutex::default(), opened: ProcessUse::now() }
     }
 
-    /// A call of so many tokens, of a sequence each or not, that began at `start` has succeeded.
-    pub fn add(&self, tokens: usize, one_each: bool, start: Instant) {
-        let time = start.elapsed();
+    /// A call of so many tokens of so many sequences, drafts aside, that began at `start` has succeeded.
+    pub fn add(&self, tokens: usize, sequences: usize, start: Instant) {
+        let (time, one_each) = (start.elapsed(), tokens == sequences);
         let mut work = lock(&self.work);
         let calls = if one_each { &mut work.decode } else { &mut work.prefill };
         calls.tokens += tokens;
@@ -59,6 +59,11 @@ impl Log {
             }
             work.times.push_back(time);
         }
+    }
+
+    /// A draft has become a token.
+    pub fn take_up(&self) {
+        lock(&self.work).decode.tokens += 1;
     }
 
     pub fn work(&self) -> Work {

@@ -38,7 +38,7 @@ struct Member {
     swift: bool,
     /// The pass that it was in.
     pass: u64,
-    /// The last pass with a single token of it.
+    /// The last pass with the next token of an answer of it.
     token: Option<u64>,
 }
 
@@ -56,15 +56,15 @@ impl Company {
         self.members.remove(&session);
     }
 
-    /// A pass that took so long was made of so many tokens of these sessions.
-    pub fn ran(&mut self, parts: impl IntoIterator<Item = (u64, usize)>, took: Duration, now: Instant) {
+    /// A pass that took so long was made of work of these sessions, each with whether it was the next token of an answer.
+    pub fn ran(&mut self, parts: impl IntoIterator<Item = (u64, bool)>, took: Duration, now: Instant) {
         self.passes += 1;
         let (pass, grace) = (self.passes, took / GRACE);
         self.grace = grace;
-        for (session, tokens) in parts {
+        for (session, answers) in parts {
             let before = self.members.get(&session);
             let swift = before.is_none_or(|m| m.swift);
-            let token = if tokens == 1 { Some(pass) } else { before.and_then(|m| m.token) };
+            let token = if answers { Some(pass) } else { before.and_then(|m| m.token) };
             self.members.insert(session, Member { here: false, answered: now, grace, swift, pass, token });
         }
         self.members.retain(|_, m| m.here || pass - m.pass < FORGOTTEN);
@@ -97,18 +97,18 @@ mod tests {
     fn who_is_swift_is_waited_for_and_who_was_slow_is_not() {
         let (mut company, start) = (Company::default(), Instant::now());
         assert_eq!(company.awaited(), None);
-        company.ran([(1, 1), (2, 1)], PASS, start);
+        company.ran([(1, true), (2, true)], PASS, start);
         assert_eq!(company.awaited(), Some(after(start, 10)));
         company.came(1, after(start, 1));
         assert_eq!(company.awaited(), Some(after(start, 10)), "for the other");
         company.came(2, after(start, 11));
         assert_eq!(company.awaited(), None);
         // The second was too late.
-        company.ran([(1, 1), (2, 1)], PASS, after(start, 100));
+        company.ran([(1, true), (2, true)], PASS, after(start, 100));
         company.came(1, after(start, 101));
         assert_eq!(company.awaited(), None);
         company.came(2, after(start, 109));
-        company.ran([(1, 1), (2, 1)], PASS, after(start, 200));
+        company.ran([(1, true), (2, true)], PASS, after(start, 200));
         company.came(1, after(start, 201));
         assert_eq!(company.awaited(), Some(after(start, 210)), "it was in time again");
     }
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn who_does_not_come_back_is_waited_for_once() {
         let (mut company, start) = (Company::default(), Instant::now());
-        company.ran([(1, 1), (2, 1)], PASS, start);
+        company.ran([(1, true), (2, true)], PASS, start);
         company.came(1, after(start, 1));
         assert!(company.awaited().is_some());
-        company.ran([(1, 1)], PASS, after(start, 100));
+        company.ran([(1, true)], PASS, after(start, 100));
         company.came(1, after(start, 101));
         assert_eq!(company.awaited(), None);
     }
@@ -128,14 +128,14 @@ mod tests {
     fn an_answer_goes_on_for_some_passes_without_it() {
         let (mut company, now) = (Company::default(), Instant::now());
         let nobody = |_| false;
-        company.ran([(1, 512)], PASS, now);
+        company.ran([(1, false)], PASS, now);
         assert!(!company.answering(nobody));
-        company.ran([(2, 1)], PASS, now);
+        company.ran([(2, true)], PASS, now);
         assert!(company.answering(|session| session == 1));
         assert!(!company.answering(|session| session == 2), "its own prompt is not beside itself");
         for _ in 0..FORGOTTEN {
             assert!(company.answering(nobody));
-            company.ran([(1, 128)], PASS, now);
+            company.ran([(1, false)], PASS, now);
         }
         assert!(!company.answering(nobody));
         assert_eq!(company.members.len(), 1);

@@ -66,7 +66,16 @@ impl Engine {
         options: &Options,
         progress: Progress<'_>,
     ) -> Result<Arc<Self>> {
-        let model = Arc::new(Model::load_watched(&container, options, progress)?);
+        let model = Model::load_watched(&container, options, progress)?;
+        Self::with_model(container, tokenizer, model)
+    }
+
+    /// An engine of a container, its tokenizer and its model.
+    ///
+    /// # Errors
+    /// [`Error::Memory`](crate::Error::Memory) when the thread of the loop cannot be started.
+    pub fn with_model(container: Container, tokenizer: Tokenizer, model: Model) -> Result<Arc<Self>> {
+        let model = Arc::new(model);
         let passes = Passes::of(&model)?;
         Ok(Arc::new(Self {
             passes,

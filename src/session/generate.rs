@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, ops::ControlFlow};
 
-use super::{Score, Session};
+use super::{Score, Session, ahead::Ahead};
 use crate::{
     error::{Error, Result},
     grammar::{Constraint, Guide},
@@ -72,13 +72,14 @@ pub struct Token {
     pub score: Option<Score>,
 }
 
-/// What decides on the tokens of an answer beside their logits.
-struct Course {
-    guide: Option<Guide>,
+/// What decides on the tokens of an answer beside their logits, and what is known of those to come.
+pub(super) struct Course {
+    pub guide: Option<Guide>,
     /// What the guide says will follow in any case.
-    forced: VecDeque<u32>,
+    pub forced: VecDeque<u32>,
     /// Tokens that end the answer.
-    ends: Vec<u32>,
+    pub ends: Vec<u32>,
+    pub ahead: Ahead,
 }
 
 impl Session {
@@ -113,6 +114,19 @@ impl Session {
         sampler: &mut Sampler,
         limits: &Limits,
         top: Option<usize>,
+        show: impl FnMut(Option<Token>, &str) -> ControlFlow<()>,
+    ) -> Result<Finish> {
+        let finish = self.answer(sampler, limits, top, show);
+        self.state.refuse();
+        finish
+    }
+
+    /// [`Session::generate_scored`]; drafts may be left behind the state.
+    fn answer(
+        &mut self,
+        sampler: &mut Sampler,
+        limits: &Limits,
+        top: Option<usize>,
         mut show: impl FnMut(Option<Token>, &str) -> ControlFlow<()>,
     ) -> Result<Finish> {
         let _call = self.state.cancel.begin();
@@ -129,7 +143,8 @@ impl Session {
 
         let guide = limits.constraint.as_ref().map(|c| c.guide(stream.at_start())).transpose()?;
         let ends = ends.chain(limits.stop_tokens.iter().copied()).collect();
-        let mut course = Course { guide, forced: VecDeque::new(), ends };
+        let mut course = Course { guide, forced: VecDeque::new(), ends, ahead: Ahead::default() };
+        self.draft.begin(&self.tokens, true);
 
         let mut chosen = 0;
         let finish = loop {
@@ -139,7 +154,7 @@ impl Session {
             if chosen == limits.most {
                 break Ok(Finish::Length);
             }
-            let next = match self.next(sampler, &mut course, limits.shift, top) {
+            let next = match self.next(sampler, &mut course, limits, limits.most - chosen, top) {
                 Ok(next) => next,
                 Err(Error::Cancelled) => break Ok(Finish::Cancelled),
                 Err(error) => break Err(error),
@@ -150,8 +165,7 @@ impl Session {
                 let _ = show(Some(next), "");
                 break Ok(Finish::Stop);
             }
-            self.tokens.push(token);
-            self.logits = None;
+            self.push(token, &mut course.ahead);
             chosen += 1;
             let (text, stopped) = stop_text.push(&stream.push(token));
             let flow = show(Some(next), &text);
@@ -177,13 +191,25 @@ impl Session {
         finish
     }
 
-    /// Chooses the next token, behind the last, for which room is made where that is asked for. What a grammar forces is not chosen, and so what is
+    /// A token of the answer.
+    fn push(&mut self, token: u32, ahead: &mut Ahead) {
+        self.tokens.push(token);
+        self.logits = None;
+        self.draft.chosen(token);
+        if ahead.accepts(token) {
+            self.draft.done.accepted += 1;
+            self.engine.passes().count_accepted();
+        }
+    }
+
+    /// Chooses the next of up to `left` tokens, behind the last, for which room is made where that is asked for. What a grammar forces is not chosen, and so what is
     /// before it need not be run yet.
     fn next(
         &mut self,
         sampler: &mut Sampler,
         course: &mut Course,
-        shift: Option<usize>,
+        limits: &Limits,
+        left: usize,
         top: Option<usize>,
     ) -> Result<Token> {
         if self.state.cancel.is_cancelled() {
@@ -193,8 +219,12 @@ impl Session {
             return Err(no_tokens());
         }
         if self.tokens.len() > self.capacity() {
-            match shift {
-                Some(keep) => self.shift(keep)?,
+            match limits.shift {
+                Some(keep) => {
+                    course.ahead = Ahead::default();
+                    self.shift(keep)?;
+                    self.draft.begin(&self.tokens, false);
+                }
                 None => self.check(&self.tokens)?,
             }
         }
@@ -202,6 +232,9 @@ impl Session {
             course.forced.extend(guide.forced());
         }
         let forced = course.forced.pop_front();
+        if forced.is_none() || top.is_some() {
+            self.look_ahead(course, forced, left)?;
+        }
         let id = match (forced, &mut course.guide) {
             (Some(id), _) => {
                 sampler.accept(id);

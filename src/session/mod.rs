@@ -1,6 +1,8 @@
 //! Tokens in, tokens out: an [`Engine`] is a model with its tokenizer, a [`Session`] one timeline on it.
 
+mod ahead;
 mod company;
+mod draft;
 mod engine;
 mod experts;
 mod generate;
@@ -23,10 +25,13 @@ use std::{ops::ControlFlow, sync::Arc};
 use crate::{
     error::{Error, Result},
     model::{KvType, Output, Want, forward::no_tokens},
+    pager::Mode,
     sampler::Sampler,
 };
+use draft::Drafter;
 
 pub use crate::model::{BATCH, Cancel};
+pub use draft::{Drafted, Drafts, Guesses, Hint};
 pub use engine::Engine;
 pub use experts::{Experts, Place};
 pub use generate::{Finish, Limits, Token};
@@ -52,6 +57,7 @@ pub struct Session {
     logits: Option<Output>,
     /// Where other timelines will part from this one.
     returns: Vec<usize>,
+    draft: Drafter,
     /// What the program wants to find again in a saved session: `yuan chat` keeps the messages here.
     pub note: String,
 }
@@ -75,6 +81,7 @@ impl Session {
     pub fn new(engine: Arc<Engine>, context: usize, kv: KvType) -> Result<Self> {
         let state = engine.model().state(context, kv)?;
         let (number, state) = (engine.passes().join(), Lent::new(state));
+        let streamed = engine.model().pager().mode() == Mode::Streamed;
         Ok(Self {
             engine,
             number,
@@ -82,6 +89,7 @@ impl Session {
             tokens: Vec::new(),
             logits: None,
             returns: Vec::new(),
+            draft: Drafter::new(streamed),
             note: String::new(),
         })
     }
@@ -124,6 +132,27 @@ impl Session {
     /// is running, nothing happens.
     pub fn cancel_token(&self) -> Cancel {
         self.state.cancel.clone()
+    }
+
+    /// Whether the next tokens of answers are drafted: by default as they pay. Answers are the same, token by token and bit by bit; only the time that they take is not.
+    pub fn set_drafts(&mut self, drafts: Drafts) {
+        self.draft.drafts = drafts;
+    }
+
+    /// Drafts from this text, too, in place of an earlier one.
+    pub fn draft_from(&mut self, hint: Hint) {
+        self.draft.hint = hint;
+    }
+
+    /// Drafts what `guesses` says in place of what it finds itself: it is given the timeline, and how many tokens at most are wanted. Where it is wrong, an answer takes longer, and
+    /// is no other one.
+    pub fn draft_by(&mut self, guesses: Option<Guesses>) {
+        self.draft.set_guesses(guesses);
+    }
+
+    /// What was drafted so far.
+    pub fn drafted(&self) -> Drafted {
+        self.draft.done
     }
 
     /// Makes the timeline these `tokens`, and runs them: what the timeline has in common with them at its beginning is kept, or
@@ -288,7 +317,12 @@ impl Session {
             let want = if batch.len() == rest.len() { want } else { Want::Nothing };
             self.logits = None;
             let passes = self.engine.passes();
-            self.logits = Some(passes.run(self.number, &mut self.state, batch.to_vec(), want)?);
+            let single = batch.len() == 1;
+            let (output, pass) = passes.run(self.number, &mut self.state, (batch.to_vec(), 0), want)?;
+            self.logits = Some(output);
+            if single {
+                self.draft.ran(0, &pass);
+            }
             self.state.share(&self.tokens);
             let done = self.state.position();
             if progress(done).is_break() && done < self.tokens.len() {

@@ -89,7 +89,7 @@ fn check(token: u32, result: Result<Output>, panics: bool) {
 /// A session that wants the logits behind a token, and then those of a hidden state.
 fn session(passes: &Passes, token: u32, panics: bool) {
     let (number, mut lent) = (passes.join(), Lent::new(state(token)));
-    let result = passes.run(number, &mut lent, vec![token], Want::Last);
+    let result = passes.run(number, &mut lent, (vec![token], 0), Want::Last).map(|(output, _)| output);
     assert_eq!(lent.capacity(), token as usize, "its own state is back");
     check(token, result, panics);
     check(token, passes.logits(number, &[token as f32], 1).map(Output::Rows), panics);
@@ -130,7 +130,7 @@ fn a_cancelled_call_ends_and_its_neighbour_goes_on() {
         let _call = lent.cancel.begin();
         let (number, mut left) = (passes.join(), 3);
         while left > 0 {
-            match passes.run(number, &mut lent, vec![RUNS; left], Want::Last) {
+            match passes.run(number, &mut lent, (vec![RUNS; left], 0), Want::Last).map(|(output, _)| output) {
                 // Of a prompt at most a piece beside others.
                 Ok(Output::Nothing) => left -= 2,
                 Ok(Output::Rows(row)) => {
@@ -156,7 +156,10 @@ fn the_end_of_the_engine_answers_what_was_handed_in() {
         let passes = start(&echo);
         let run = |token: u32| {
             let state = Lent::new(state(token));
-            passes.hand_in(passes.join(), Task::Run { state, tokens: vec![token], want: Want::Last })
+            passes.hand_in(
+                passes.join(),
+                Task::Run { state, tokens: vec![token], drafted: 0, want: Want::Last },
+            )
         };
         drop(run(RUNS + 1));
         let answer = run(RUNS);

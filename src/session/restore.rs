@@ -272,7 +272,7 @@ impl<'p> Reader<'p> {
         session.note = String::from_utf8(self.list(header.note, "the note")?)
             .map_err(|_| self.damaged("the note", "it is no UTF-8 text"))?;
         let extent = Extent { position, snapshots: header.snapshots as usize };
-        session.state.reserve(position)?;
+        session.state.reserve(position, 0)?;
         session.state.read(extent, &mut self.input).map_err(|e| self.failed("the state", e))?;
 
         let found = self.input.hasher.finalize();

@@ -1,23 +1,40 @@
 //! What goes into the next pass, of the work that waits. Pure data: no threads, no clock.
 //!
-//! Work of one token is the next of an answer; work of several is a prompt. Both are served in the order in which they came:
+//! Work of one token, drafts aside, is the next of an answer; work of several is a prompt. Both are served in the order in which they came:
 //!
 //! - The single tokens go first, all that there is room for.
 //! - One prompt gets a piece of what is left. It is small where answers are waited for, so that none of them waits longer than one small piece
 //!   and one token take; whoever has more to run comes back at the end of the line, so prompts take turns.
 //! - Prompts behind that one which fit in whole ride along.
+//! - Drafts get what is then left, each sequence one in turn: they are in nobody's way.
 //!
 //! Neither kind can shut the other out: where both wait, each has a part of the room.
 
 /// What one pass takes at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Room {
-    /// Sequences: two at least.
+    /// Sequences, and rows of logits: two at least.
     pub sequences: usize,
     /// Tokens of all sequences: the model's batch, for which there is memory. Two at least.
     pub tokens: usize,
     /// Tokens of a prompt, where answers are waited for.
     pub piece: usize,
+}
+
+/// Work that waits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Tokens to run, drafts aside.
+    pub tokens: usize,
+    /// Drafts behind them.
+    pub drafted: usize,
+}
+
+impl Waiting {
+    /// Whether it is the next token of an answer.
+    pub fn is_answer(&self) -> bool {
+        self.tokens == 1
+    }
 }
 
 /// A part of a pass: the first `tokens` of the work in this `place` of the line.
@@ -27,10 +44,10 @@ pub struct Share {
     pub tokens: usize,
 }
 
-/// The next pass, of a line of work with so many tokens each, one at least: something of the first work of each kind, where there is one, and
+/// The next pass, of a line of work with one token each at least: something of the first work of each kind, where there is one, and
 /// nothing twice. `answering` says that somebody who is away now will soon want the next token of an answer.
-pub fn next_pass(line: &[usize], answering: bool, room: &Room) -> Vec<Share> {
-    let places = |single: bool| (0..line.len()).filter(move |&place| (line[place] == 1) == single);
+pub fn next_pass(line: &[Waiting], answering: bool, room: &Room) -> Vec<Share> {
+    let places = |answers: bool| (0..line.len()).filter(move |&place| line[place].is_answer() == answers);
     let prompts = places(false).next().is_some();
     let reserved = if prompts { room.piece.min(room.tokens / 2) } else { 0 };
     let singles = (room.tokens - reserved).min(room.sequences - usize::from(prompts));
@@ -43,7 +60,7 @@ pub fn next_pass(line: &[usize], answering: bool, room: &Room) -> Vec<Share> {
         if pass.len() == room.sequences {
             break;
         }
-        let tokens = line[place];
+        let tokens = line[place].tokens;
         if first || tokens <= left {
             let tokens = tokens.min(left);
             pass.push(Share { place, tokens });
@@ -51,7 +68,27 @@ pub fn next_pass(line: &[usize], answering: bool, room: &Room) -> Vec<Share> {
         }
         first = false;
     }
+    add_drafts(&mut pass, line, room);
     pass
+}
+
+/// Gives drafts what is left: one to each sequence whose other tokens are in the pass, as often as there is room.
+fn add_drafts(pass: &mut [Share], line: &[Waiting], room: &Room) {
+    let tokens: usize = pass.iter().map(|share| share.tokens).sum();
+    let mut left = (room.tokens - tokens).min(room.sequences - pass.len());
+    for nth in 0.. {
+        let before = left;
+        for share in &mut *pass {
+            let Waiting { tokens, drafted } = line[share.place];
+            if left > 0 && share.tokens == tokens + nth && nth < drafted {
+                share.tokens += 1;
+                left -= 1;
+            }
+        }
+        if left == before {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +107,11 @@ mod tests {
         Room { sequences: 8, tokens: 8, piece: 2 },
     ];
 
+    /// Work without drafts.
+    fn plain(line: &[usize]) -> Vec<Waiting> {
+        line.iter().map(|&tokens| Waiting { tokens, drafted: 0 }).collect()
+    }
+
     /// Every line of up to `most` works of these sizes.
     fn lines(most: usize, sizes: &[usize]) -> Vec<Vec<usize>> {
         let mut all = vec![Vec::new()];
@@ -85,7 +127,7 @@ mod tests {
 
     /// What must hold of every pass.
     fn check(line: &[usize], answering: bool, room: &Room) {
-        let pass = next_pass(line, answering, room);
+        let pass = next_pass(&plain(line), answering, room);
         let why = || format!("{line:?} {answering} {room:?}: {pass:?}");
         assert!(pass.len() <= room.sequences, "{}", why());
         assert!(pass.iter().map(|s| s.tokens).sum::<usize>() <= room.tokens, "{}", why());
@@ -124,18 +166,24 @@ mod tests {
     #[test]
     fn one_sequence_gets_the_whole_room() {
         let room = Room { sequences: 64, tokens: 512, piece: 128 };
-        assert_eq!(next_pass(&[4000], false, &room), [Share { place: 0, tokens: 512 }]);
-        assert_eq!(next_pass(&[4000], true, &room), [Share { place: 0, tokens: 128 }]);
-        assert_eq!(next_pass(&[1], false, &room), [Share { place: 0, tokens: 1 }]);
-        assert_eq!(next_pass(&[], false, &room), []);
+        assert_eq!(next_pass(&plain(&[4000]), false, &room), [Share { place: 0, tokens: 512 }]);
+        assert_eq!(next_pass(&plain(&[4000]), true, &room), [Share { place: 0, tokens: 128 }]);
+        assert_eq!(next_pass(&plain(&[1]), false, &room), [Share { place: 0, tokens: 1 }]);
+        assert_eq!(next_pass(&plain(&[]), false, &room), []);
     }
 
     #[test]
     fn answers_go_first_and_short_prompts_ride_along() {
         let room = Room { sequences: 64, tokens: 512, piece: 128 };
         let share = |place, tokens| Share { place, tokens };
-        assert_eq!(next_pass(&[4000, 1, 4000, 1], false, &room), [share(1, 1), share(3, 1), share(0, 128)]);
-        assert_eq!(next_pass(&[20, 4000, 30, 1], false, &room), [share(3, 1), share(0, 20), share(2, 30)]);
+        assert_eq!(
+            next_pass(&plain(&[4000, 1, 4000, 1]), false, &room),
+            [share(1, 1), share(3, 1), share(0, 128)]
+        );
+        assert_eq!(
+            next_pass(&plain(&[20, 4000, 30, 1]), false, &room),
+            [share(3, 1), share(0, 20), share(2, 30)]
+        );
     }
 
     /// Everybody comes back until all is run, as sessions do. Returns the passes after which each was done.
@@ -147,7 +195,7 @@ mod tests {
                 break;
             }
             let sizes: Vec<_> = line.iter().map(|&who| left[who].min(room.tokens)).collect();
-            let pass = next_pass(&sizes, answering, room);
+            let pass = next_pass(&plain(&sizes), answering, room);
             let mut served: Vec<_> = pass.iter().map(|s| (s.place, line[s.place], s.tokens)).collect();
             served.sort_unstable();
             for &(place, ..) in served.iter().rev() {
@@ -179,7 +227,7 @@ mod tests {
         for room in &ROOMS {
             for prompts in 0..6 {
                 let line = [vec![9; prompts], vec![1]].concat();
-                assert!(next_pass(&line, false, room).contains(&Share { place: prompts, tokens: 1 }));
+                assert!(next_pass(&plain(&line), false, room).contains(&Share { place: prompts, tokens: 1 }));
             }
         }
     }
@@ -191,6 +239,29 @@ mod tests {
             answering: bool, sequences in 2usize..80, tokens in 2usize..600, piece in 1usize..600,
         ) {
             check(&line, answering, &Room { sequences, tokens, piece: piece.min(tokens) });
+        }
+
+        /// Without its drafts a pass is the one that it would be if there were none, and with them it has room for all.
+        #[test]
+        fn drafts_are_in_nobodys_way(
+            line in prop::collection::vec((prop_oneof![Just(1usize), 2usize..700], 0usize..4), 0..60),
+            answering: bool, sequences in 2usize..40, tokens in 2usize..600, piece in 1usize..600,
+        ) {
+            let room = Room { sequences, tokens, piece: piece.min(tokens) };
+            let line: Vec<_> = line.into_iter().map(|(tokens, drafted)| Waiting { tokens, drafted }).collect();
+            let certain: Vec<_> = line.iter().map(|w| w.tokens).collect();
+            let pass = next_pass(&line, answering, &room);
+            let bare = |share: &Share| Share { tokens: share.tokens.min(certain[share.place]), ..*share };
+            prop_assert_eq!(pass.iter().map(bare).collect::<Vec<_>>(), next_pass(&plain(&certain), answering, &room));
+            let drafts = |share: &Share| share.tokens.saturating_sub(certain[share.place]);
+            let (rows, all) = (pass.len() + pass.iter().map(drafts).sum::<usize>(), pass.iter().map(|s| s.tokens).sum());
+            prop_assert!(rows <= sequences && tokens >= all);
+            prop_assert!(pass.iter().all(|share| drafts(share) <= line[share.place].drafted));
+            // Nobody has two more than another who wants them, and none is missing where there is room.
+            let wants = |share: &&Share| drafts(share) < line[share.place].drafted && share.tokens >= certain[share.place];
+            let least = pass.iter().filter(wants).map(drafts).min();
+            let most = pass.iter().map(drafts).max().unwrap_or(0);
+            prop_assert!(least.is_none_or(|least| most <= least + 1 && (rows == sequences || all == tokens)));
         }
 
         /// Nobody waits for longer than it takes to serve all who are before him once for each of his own turns.

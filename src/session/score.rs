@@ -96,7 +96,7 @@ impl Session {
             let mut at = self.state.position();
             let rest = &self.tokens[at..];
             let batch = rest[..rest.len().min(engine.model().batch())].to_vec();
-            let hidden = passes.run(self.number, &mut self.state, batch, Want::Hidden)?.into_rows();
+            let hidden = passes.run(self.number, &mut self.state, (batch, 0), Want::Hidden)?.0.into_rows();
             self.state.share(&self.tokens);
             for rows in hidden.chunks(LOGIT_ROWS * config.hidden) {
                 let logits = passes.logits(self.number, rows, rows.len() / config.hidden)?;

@@ -28,6 +28,10 @@ pub struct Counts {
     pub waited: Duration,
     /// Passes that panicked: mistakes in the library.
     pub panics: u64,
+    /// Drafts in the passes, which are among the tokens.
+    pub drafted: u64,
+    /// Those of them that were the next tokens.
+    pub accepted: u64,
 }
 
 /// Takes the counters of a model at the ends of stretches of a run.
@@ -107,6 +111,7 @@ impl Counts {
         json!({
             "passes": self.passes, "tokens": self.tokens, "sequences": self.sequences, "most_sequences": self.most_sequences,
             "longest_line": self.longest_line, "waited_ms": self.waited.as_secs_f64() * 1e3, "panics": self.panics,
+            "drafted": self.drafted, "accepted": self.accepted,
         })
     }
 }

@@ -88,12 +88,26 @@ impl Alone {
                     continue;
                 }
                 let tokens = if random.below(2) == 0 { 1 } else { 1 + random.below(left.min(24)) };
-                let want =
-                    [Want::Nothing, Want::Last, Want::Best(3), Want::All, Want::Hidden][random.below(5)];
+                let drafted = if random.below(2) == 0 { 0 } else { random.below(tokens.min(4)) };
+                let want = [
+                    Want::Nothing,
+                    Want::Last,
+                    Want::Best(3),
+                    Want::All,
+                    Want::Hidden,
+                    Want::Tail(1 + drafted),
+                ];
+                let want = want[random.below(want.len())];
                 let wrong = [Wrong::Token, Wrong::Cancelled, Wrong::Later].get(random.below(24)).copied();
-                calls.push((i, tokens, want, wrong));
+                calls.push(Call { sequence: i, tokens, drafted, want, wrong });
             }
             self.pass(model, &mut states, &calls, schedules);
+            for (text_of, state) in &mut states {
+                // Of the drafts those that are taken up go on as tokens do.
+                let wanted = random.below(4);
+                let taken = (0..wanted).take_while(|_| state.take_up()).count();
+                assert!(taken <= wanted && state.position() <= text(*text_of).len());
+            }
             // Some leave, and others come.
             for state in &mut states {
                 if random.below(6) == 0 {
@@ -103,32 +117,30 @@ impl Alone {
         }
     }
 
-    fn pass(
-        &self,
-        model: &Model,
-        states: &mut [(usize, State)],
-        calls: &[(usize, usize, Want, Option<Wrong>)],
-        schedules: &Schedules,
-    ) {
+    fn pass(&self, model: &Model, states: &mut [(usize, State)], calls: &[Call], schedules: &Schedules) {
         let mut rest = states.iter_mut().enumerate();
         let (mut taking, mut running) = (Vec::new(), Vec::new());
         for call in calls {
-            let (_, (text_of, state)) = rest.find(|(i, _)| *i == call.0).unwrap();
+            let (_, (text_of, state)) = rest.find(|(i, _)| *i == call.sequence).unwrap();
             let at = state.position();
-            let mut tokens = text(*text_of)[at..at + call.1].to_vec();
-            if call.3 == Some(Wrong::Token) {
+            let mut tokens = text(*text_of)[at..at + call.tokens].to_vec();
+            if call.wrong == Some(Wrong::Token) {
                 *tokens.last_mut().unwrap() = 512;
             }
             running.push(state.cancel.begin());
-            if call.3 == Some(Wrong::Cancelled) {
+            if call.wrong == Some(Wrong::Cancelled) {
                 state.cancel.cancel();
             }
             taking.push((call, *text_of, at, tokens, state));
         }
-        let later = taking.iter().filter(|t| t.0.3 == Some(Wrong::Later)).map(|t| t.4.cancel.clone());
+        let later = taking.iter().filter(|t| t.0.wrong == Some(Wrong::Later)).map(|t| t.4.cancel.clone());
         let (later, ended) = (later.collect::<Vec<_>>(), AtomicBool::new(false));
-        let sequences =
-            taking.iter_mut().map(|(call, _, _, tokens, state)| Sequence { tokens, state, want: call.2 });
+        let sequences = taking.iter_mut().map(|(call, _, _, tokens, state)| Sequence {
+            tokens,
+            drafted: call.drafted,
+            state,
+            want: call.want,
+        });
         let mut sequences: Vec<_> = sequences.collect();
         let results = std::thread::scope(|scope| {
             if !later.is_empty() {
@@ -143,11 +155,13 @@ impl Alone {
         });
         drop((sequences, running));
         assert_eq!(results.len(), taking.len());
-        for (result, ((_, tokens, want, wrong), text, at, _, state)) in results.into_iter().zip(taking) {
+        for (result, (Call { tokens, drafted, want, wrong, .. }, text, at, _, state)) in
+            results.into_iter().zip(taking)
+        {
             let end = at + tokens;
             match (result, wrong) {
                 (Ok(output), None | Some(Wrong::Later)) => {
-                    assert_eq!(state.position(), end);
+                    assert_eq!(state.position(), end - drafted);
                     self.compare(*want, text, state.kv_type(), at..end, output);
                     schedules.done.fetch_add(1, Relaxed);
                     continue;
@@ -174,6 +188,7 @@ impl Alone {
         let wanted = match want {
             Want::Nothing => return assert_eq!(output, Output::Nothing),
             Want::Last | Want::Best(_) => rows(logits, self.vocab, last),
+            Want::Tail(n) => rows(logits, self.vocab, tokens.end - n..tokens.end),
             Want::All => rows(logits, self.vocab, tokens),
             Want::Hidden => rows(hidden, self.hidden, tokens),
         };
@@ -190,6 +205,16 @@ impl Alone {
             Output::Nothing => panic!("{want:?} brought nothing"),
         }
     }
+}
+
+/// What a sequence wants of a pass.
+#[derive(Debug)]
+struct Call {
+    sequence: usize,
+    tokens: usize,
+    drafted: usize,
+    want: Want,
+    wrong: Option<Wrong>,
 }
 
 /// What goes wrong with a sequence in a pass.

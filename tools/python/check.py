@@ -99,6 +99,18 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert abs(logits[answered[prompt]] - largest - total - scores[0].logprob) < 1e-5
     fails("YUAN_ERROR_ARGUMENT", lambda: session.score(answered, start=0))
 
+    # Drafts change nothing but the number of passes.
+    with engine.session(context=64, draft="off") as plain:
+        plain.sync(ids)
+        wanted, quoted = plain.generate(40, sampler()), plain.tokens[len(ids) :]
+        assert plain.drafted == (0, 0)
+    with engine.session(context=64, draft=3) as drafted:
+        drafted.draft_from(quoted)
+        drafted.sync(ids)
+        assert drafted.generate(40, sampler()) == wanted
+        assert 0 < drafted.drafted[1] <= drafted.drafted[0], drafted.drafted
+    fails("YUAN_ERROR_ARGUMENT", lambda: engine.session(draft="often"))
+
     # Saved in the middle of an answer, it goes on as if nothing had happened.
     chooser = sampler()
     session.sync(ids)

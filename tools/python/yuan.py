@@ -249,12 +249,16 @@ class Engine(_Handle):
         """What the engine did so far: the keys are listed in yuan.h at yuan_engine_statistics."""
         return json.loads(_text("engine_statistics", self._handle))
 
-    def session(self, *, context: int = 0, kv: str = "f16", shift: int | None = None) -> Session:
+    def session(
+        self, *, context: int = 0, kv: str = "f16", shift: int | None = None, draft: str | int = "auto",
+    ) -> Session:  # fmt: skip
         """An empty session with room for `context` tokens (0: what the model was made for). With `shift`, an answer that fills the
-        context drops old tokens, but for the first `shift`."""
+        context drops old tokens, but for the first `shift`. `draft` is "auto", "off" or 1 to 3: whether the next tokens of an answer are guessed and
+        checked together, which changes how long it takes, and nothing of it."""
         with _SessionOptions("session_options_new") as options:
             _call("session_options_set_context", options._handle, _size("context", context))
             _call("session_options_set_kv_type", options._handle, kv.encode())
+            _call("session_options_set_draft", options._handle, str(draft).encode())
             if shift is not None:
                 _call("session_options_set_context_shift", options._handle, c_int32(1), _size("shift", shift))
             return Session("session_new", self._handle, options._handle)
@@ -354,6 +358,17 @@ class Session(_Handle):
         """Keeps what it takes to go back to these places exactly, 15 at most, as `sync` and `score` pass them."""
         numbers = (c_size_t * len(places))(*(_size("a place", place).value for place in places))
         _call("session_return_to", self._handle, numbers, c_size_t(len(places)))
+
+    def draft_from(self, tokens: Sequence[int]) -> None:
+        """Drafts answers from these tokens, too, in place of earlier ones: a text that they will probably quote, or begin with."""
+        _call("session_draft_from", self._handle, _ids(tokens), c_size_t(len(tokens)))
+
+    @property
+    def drafted(self) -> tuple[int, int]:
+        """How many tokens of answers were guessed and run so far, and how many of them were the next tokens."""
+        drafted, accepted = c_uint64(), c_uint64()
+        _call("session_drafted", self._handle, byref(drafted), byref(accepted))
+        return drafted.value, accepted.value
 
     def rewind(self, position: int) -> None:
         """Keeps the first `position` tokens."""

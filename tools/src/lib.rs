@@ -1,8 +1,9 @@
 //! What the two binaries share: the terminal, what is said, numbers with their limits, opening models and finding them by name, conversions, fetching from a hub, shapes,
-//! descriptions, figures.
+//! descriptions, drafts, figures.
 
 pub mod console;
 pub mod convert;
+pub mod draft;
 pub mod geometry;
 pub mod heat;
 pub mod inspect;

@@ -138,6 +138,11 @@ pub fn milliseconds(text: &str) -> Result<f64, String> {
     real(text, 0.0, 1e9).map_err(|e| e + " milliseconds")
 }
 
+/// A part of a whole.
+pub fn part(text: &str) -> Result<f64, String> {
+    real(text, 0.0, 1.0)
+}
+
 fn real(text: &str, least: f64, most: f64) -> Result<f64, String> {
     let fail = || format!("give {least} to {most}");
     text.parse().ok().filter(|n| (least..=most).contains(n)).ok_or_else(fail)

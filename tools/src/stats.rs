@@ -6,7 +6,10 @@ use yuan::{
     machine::system::ProcessUse,
     model::{GpuPlacement, Model},
     pager::Mode,
-    session::stats::{Counts, Lap, percentile},
+    session::{
+        Drafted,
+        stats::{Counts, Lap, percentile},
+    },
 };
 
 use crate::console::size;
@@ -30,12 +33,22 @@ pub fn describe_gpu(placement: &GpuPlacement) -> String {
     }
 }
 
+/// How many drafts of an answer were right, where there were any.
+pub fn describe_drafts(drafted: Drafted) -> String {
+    match drafted.tokens {
+        0 => String::new(),
+        tokens => format!(", {} of {tokens} drafts right", drafted.accepted),
+    }
+}
+
 /// What the engine's loop has run.
 pub fn describe_loop(counts: &Counts) -> String {
     format!(
-        "passes     {} of {} tokens and up to {} sequences, for which work has waited {:.0} ms",
+        "passes     {} of {} tokens ({} of {} drafts were right) and up to {} sequences, for which work has waited {:.0} ms",
         counts.passes,
         counts.tokens,
+        counts.accepted,
+        counts.drafted,
         counts.most_sequences,
         counts.waited.as_secs_f64() * 1e3
     )

@@ -192,6 +192,13 @@ static void sessions(yuan_engine *engine, const uint32_t *tokens, size_t count, 
     OK(yuan_session_score(session, tokens, count, 1, 2, count_scores, &told));
     CHECK(told == (int)count - 1);
     FAILS(yuan_session_score(session, tokens, count, 0, 0, NULL, NULL), YUAN_ERROR_ARGUMENT);
+    /* Answers may be drafted from a text, and are the same. */
+    uint64_t drafted = 1, accepted = 1;
+    OK(yuan_session_draft_from(session, tokens, count));
+    OK(yuan_session_drafted(session, &drafted, &accepted));
+    CHECK(accepted <= drafted);
+    FAILS(yuan_session_drafted(session, NULL, &accepted), YUAN_ERROR_ARGUMENT);
+    OK(yuan_session_draft_from(session, NULL, 0));
     OK(yuan_session_rewind(session, count - 1));
     /* A request to stop is for the call that runs: too early or too late it stops nothing. */
     OK(yuan_session_cancel(session));

@@ -225,7 +225,7 @@ impl Ends<'_> {
             rms_norm(&model.compute, row, &model.final_norm, model.config.rms_eps).data().to_vec()
         };
         model.check_finite(&normed(part.rows.len()))?;
-        state.advance(&part.ends, normed);
+        state.advance(&part.ends, part.drafted, normed);
         Ok(())
     }
 }

@@ -29,8 +29,12 @@ impl Runner {
             outputs.push(match want {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(self.hidden(model, x, rows)?),
-                Want::Last | Want::Best(_) | Want::All => {
-                    let first = if *want == Want::All { rows.start } else { rows.end - 1 };
+                Want::Last | Want::Best(_) | Want::Tail(_) | Want::All => {
+                    let first = match *want {
+                        Want::All => rows.start,
+                        Want::Tail(n) => rows.end - n.clamp(1, rows.len()),
+                        _ => rows.end - 1,
+                    };
                     wanted.extend((first..rows.end).map(|row| (row, number)));
                     Output::Rows(Vec::with_capacity((rows.end - first) * self.shape.vocab))
                 }

@@ -16,6 +16,8 @@ pub struct Part {
     pub rows: Range<usize>,
     /// Positions before them.
     pub start: usize,
+    /// How many of the last of them are drafts.
+    pub drafted: usize,
     /// Numbers of its tokens after which a state is wanted.
     pub ends: Vec<usize>,
     /// The number of its first end among those of the pass.
@@ -29,10 +31,11 @@ impl Part {
         let (mut row, mut end) = (0, 0);
         let part = |(sequence, owner): (&&mut Sequence<'_>, &Arc<()>)| {
             let (n, state) = (sequence.tokens.len(), &sequence.state);
-            let (rows, ends, first_end) = (row..row + n, state.ends(n), end);
+            let (rows, first_end) = (row..row + n, end);
+            let (drafted, ends) = (sequence.drafted, state.ends(n, sequence.drafted));
             (row, end) = (rows.end, end + ends.len());
             let (start, cancel) = (state.position(), state.cancel.clone());
-            Self { owner: owner.clone(), rows, start, ends, first_end, cancel }
+            Self { owner: owner.clone(), rows, start, drafted, ends, first_end, cancel }
         };
         sequences.iter().zip(owners).map(part).collect()
     }
@@ -89,7 +92,8 @@ mod tests {
         let part = |&(start, n): &(usize, usize)| {
             let rows = row..row + n;
             row = rows.end;
-            Part { owner: Arc::new(()), rows, start, ends: vec![n], first_end: 0, cancel: Cancel::new() }
+            let (owner, cancel) = (Arc::new(()), Cancel::new());
+            Part { owner, rows, start, drafted: 0, ends: vec![n], first_end: 0, cancel }
         };
         of.iter().map(part).collect()
     }

@@ -131,8 +131,8 @@ impl Model {
     /// Drops what a pass that failed or panicked has left, and makes room on the host.
     fn prepare(&self, sequence: &mut Sequence<'_>) -> Result<()> {
         sequence.state.undo();
-        self.check(sequence.tokens, sequence.state)?;
-        sequence.state.reserve(sequence.tokens.len())
+        self.check(sequence)?;
+        sequence.state.reserve(sequence.tokens.len(), sequence.drafted)
     }
 
     /// One pass of sequences that are prepared. The states of those that have not succeeded are as before.
@@ -147,13 +147,14 @@ impl Model {
         let mut sequences: Vec<&mut Sequence<'_>> = chosen.iter_mut().map(|(_, s)| &mut **s).collect();
         let parts = Part::all(&sequences, owners);
         let rows = Part::size(&parts).rows;
+        let certain = rows - sequences.iter().map(|s| s.drafted).sum::<usize>();
         let run = |pass: &Pass<'_>| runner.forward(self, pass, page, &mut sequences, &parts);
         let mut results = self.in_pass(rows, run);
         match &mut results {
             Ok(results) => {
                 let failed = sequences.iter_mut().zip(&*results).filter(|(_, result)| result.is_err());
                 failed.for_each(|(sequence, _)| sequence.state.undo());
-                self.log.add(rows, rows == parts.len(), start);
+                self.log.add(certain, parts.len(), start);
                 self.blame_file(results);
             }
             Err(_) => {

@@ -146,6 +146,17 @@ impl KvCache {
         self.pages.truncate(self.len.div_ceil(SPAN));
     }
 
+    /// Is as before the last `positions` were added, which [`KvCache::take_up`] brings back, one by one from the first.
+    pub fn hold_back(&mut self, positions: usize) {
+        self.len -= positions;
+    }
+
+    /// Has the next position again that was held back.
+    pub fn take_up(&mut self) {
+        debug_assert!(self.len < self.pages.len() * SPAN, "{NO_PAGE}");
+        self.len += 1;
+    }
+
     /// The bytes of the first `positions`: keys, head by head, then values, head by head.
     pub fn pieces(&self, positions: usize) -> impl Iterator<Item = &[u8]> {
         (0..2 * self.heads).flat_map(move |i| {

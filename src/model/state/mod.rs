@@ -1,6 +1,6 @@
 //! What a model remembers of the tokens so far.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 mod history;
 mod kv;
@@ -21,7 +21,7 @@ use super::{cancel::Cancel, filter::FilterState};
 use crate::{
     config::ModelConfig,
     error::{Error, Result},
-    limits::check_context,
+    limits::{MOST_DRAFTED, check_context},
 };
 use page::STEP;
 use pool::Member;
@@ -45,6 +45,8 @@ pub struct State {
     spare: Spare,
     /// Of a snapshot.
     snapshot_bytes: u64,
+    /// After each of the drafts that the last pass has run behind this state, and nothing has become of yet.
+    drafts: VecDeque<Arc<Snapshot>>,
     /// Full pages that other sequences can find.
     shared: usize,
     /// Whether a part of it was read from a file. Nobody else gets that: nothing says that it is what the model makes of the tokens.
@@ -118,6 +120,7 @@ impl State {
             pool: Member::of(pool),
             spare: Spare::default(),
             snapshot_bytes: Self::snapshot_bytes(config) as u64,
+            drafts: VecDeque::new(),
             shared: 0,
             foreign: false,
             #[cfg(feature = "gpu")]
@@ -134,7 +137,8 @@ impl State {
     pub fn bytes(config: &ModelConfig, kv: KvType, context: usize) -> u64 {
         let step = (STEP * Self::kv_bytes(config, kv)) as u64;
         let pages = step.saturating_mul(context.div_ceil(STEP) as u64);
-        let snapshots = (Self::snapshot_bytes(config) as u64).saturating_mul(History::most(context) as u64);
+        let most = History::most(context).saturating_add(MOST_DRAFTED) as u64;
+        let snapshots = (Self::snapshot_bytes(config) as u64).saturating_mul(most);
         pages.saturating_add(snapshots)
     }
 
@@ -165,11 +169,12 @@ impl State {
         Ok(())
     }
 
-    /// Makes pages for the next `tokens`, before they are run, and takes what their snapshots need.
-    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<()> {
+    /// Makes pages for the next `tokens`, of which the last are `drafted`, before they are run, and takes what their snapshots need.
+    pub(crate) fn reserve(&mut self, tokens: usize, drafted: usize) -> Result<()> {
         let end = self.position + tokens;
         self.spare = Spare::default();
-        let snapshots = History::due(self.position, tokens) as u64 * self.snapshot_bytes;
+        let snapshots = History::due(self.position, tokens - drafted) + drafted;
+        let snapshots = snapshots as u64 * self.snapshot_bytes;
         let wanted = |state: &Self| state.layers.iter().map(|l| l.kv.missing(end)).sum::<u64>() + snapshots;
         let mut lease = self.pool.take(wanted(self));
         if lease.is_none() && self.forget_last() {
@@ -213,6 +218,7 @@ impl State {
         else {
             return 0;
         };
+        self.drafts.clear();
         if self.foreign {
             self.history = History::new();
             #[cfg(feature = "gpu")]
@@ -336,34 +342,64 @@ impl State {
         self.wanted = positions.into_iter().collect();
     }
 
-    /// The numbers of tokens, of `tokens` that are run next, after which a state is wanted; `tokens` is the last.
-    pub(super) fn ends(&self, tokens: usize) -> Vec<usize> {
+    /// The numbers of tokens, of `tokens` that are run next and end with so many `drafted`, after which a state is wanted; `tokens` is the last.
+    pub(super) fn ends(&self, tokens: usize, drafted: usize) -> Vec<usize> {
         let mut ends = History::ends(self.position, tokens);
         let wanted = self.wanted.iter().filter_map(|p| p.checked_sub(self.position));
         ends.extend(wanted.filter(|&n| n > 0 && n < tokens));
+        ends.extend(tokens - drafted..tokens);
         ends.sort_unstable();
         ends.dedup();
         ends
     }
 
-    /// Ends a pass: every layer has its keys, values and next filters. `hidden` gives the hidden state after so many tokens.
-    pub(super) fn advance(&mut self, ends: &[usize], hidden: impl Fn(usize) -> Vec<f32>) {
+    /// Ends a pass: every layer has its keys, values and next filters. `hidden` gives the hidden state after so many tokens, of which the last `drafted`
+    /// are held back.
+    pub(super) fn advance(&mut self, ends: &[usize], drafted: usize, hidden: impl Fn(usize) -> Vec<f32>) {
         let start = self.position;
-        let (tokens, earlier) = ends.split_last().expect("a pass has tokens");
-        for (i, end) in earlier.iter().enumerate() {
+        let certain = ends.last().expect("a pass has tokens") - drafted;
+        for (i, &end) in ends.iter().enumerate().filter(|(_, end)| **end != certain) {
             let filters = self.layers.iter().map(|l| l.next[i].clone()).collect();
-            self.add(start + end, filters, hidden(*end));
+            if end < certain {
+                self.add(start + end, filters, hidden(end));
+            } else if let Some(lease) = self.spare.0.as_mut().map(|spare| spare.split(self.snapshot_bytes)) {
+                self.drafts.push_back(Arc::new(Snapshot { filters, hidden: hidden(end), lease }));
+            }
         }
         for layer in &mut self.layers {
-            layer.filter = layer.next.pop().expect("a filter for every end");
+            layer.filter = layer.next.swap_remove(ends.partition_point(|&end| end < certain));
             layer.next.clear();
+            layer.kv.hold_back(drafted);
         }
-        self.position = start + tokens;
-        self.hidden = hidden(*tokens);
+        self.position = start + certain;
+        self.hidden = hidden(certain);
         if self.wanted.contains(&self.position) || History::is_regular(self.position) {
             self.add_here();
         }
         self.spare = Spare::default();
+    }
+
+    /// Goes on with the first draft that the last pass has run ([`Sequence::drafted`](super::Sequence::drafted)), as if it had been a token of a pass of its own; or says that
+    /// there is none.
+    pub fn take_up(&mut self) -> bool {
+        let Some(next) = self.drafts.pop_front() else { return false };
+        let position = self.position + 1;
+        self.layers.iter_mut().for_each(|layer| layer.kv.take_up());
+        self.go_to(position, &next);
+        if self.wanted.contains(&position) {
+            self.wanted.retain(|&p| p != position);
+            self.history.mark(position, next);
+        } else if History::is_regular(position) {
+            self.history.add(position, next);
+        }
+        true
+    }
+
+    /// Drops the drafts that are left: the state is the one that it would be without them.
+    pub fn refuse(&mut self) {
+        if !self.drafts.is_empty() {
+            self.undo();
+        }
     }
 
     /// [`State::add`] of the position that it is at.
@@ -389,8 +425,9 @@ impl State {
         }
     }
 
-    /// Drops what an unfinished pass has left.
+    /// Drops what an unfinished pass has left, and drafts.
     pub(super) fn undo(&mut self) {
+        self.drafts.clear();
         for layer in &mut self.layers {
             layer.kv.truncate(self.position);
             layer.next.clear();

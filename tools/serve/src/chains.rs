@@ -63,6 +63,7 @@ mod tests {
             top: Some(1),
             echo,
             progress: false,
+            drafting: Default::default(),
         }
     }
 

@@ -11,6 +11,7 @@ mod chains;
 mod constraint;
 mod conversation;
 mod dialect;
+mod drafting;
 mod experts;
 mod fim;
 mod gate;

@@ -111,6 +111,10 @@ pub fn text(server: &Server) -> String {
         text.one("yuan_passes_total", "counter", "Passes of the model.", passes.passes);
         text.one("yuan_pass_tokens_total", "counter", "Tokens in them.", passes.tokens);
         text.one("yuan_pass_sequences_total", "counter", "Sequences in them, added up.", passes.sequences);
+        let drafted = "Guesses of the next tokens of answers that were run in them.";
+        text.one("yuan_tokens_drafted_total", "counter", drafted, passes.drafted);
+        let accepted = "Those of them that were the next tokens.";
+        text.one("yuan_tokens_accepted_total", "counter", accepted, passes.accepted);
         text.one(
             "yuan_pass_panics_total",
             "counter",

@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 use yuan::{
     model::KvType,
-    session::{Engine, Session},
+    session::{Drafts, Engine, Hint, Session},
 };
 
 use crate::{
@@ -30,6 +30,10 @@ pub struct Served {
     pub context: usize,
     /// The type of keys and values.
     pub kv: KvType,
+    /// Whether answers are drafted.
+    pub drafts: Drafts,
+    /// What they are drafted from, too, unless a request has a text of its own.
+    pub hint: Hint,
 }
 
 impl Served {
@@ -38,7 +42,10 @@ impl Served {
     /// # Errors
     /// As [`Session::new`].
     pub fn session(&self) -> yuan::Result<Session> {
-        Session::new(self.engine.clone(), self.context, self.kv)
+        let mut session = Session::new(self.engine.clone(), self.context, self.kv)?;
+        session.set_drafts(self.drafts);
+        session.draft_from(self.hint.clone());
+        Ok(session)
     }
 }
 

@@ -133,6 +133,7 @@ mod tests {
             top: None,
             echo: false,
             progress: false,
+            drafting: Default::default(),
         };
         let first = slots.take(&job);
         let second = slots.take(&job);

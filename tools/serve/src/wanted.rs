@@ -5,7 +5,7 @@ use yuan::{
     session::Limits,
 };
 
-use crate::{problem::Problem, sampling::Sampling, server::Loaded, work::Job};
+use crate::{drafting::Drafting, problem::Problem, sampling::Sampling, server::Loaded, work::Job};
 
 /// Answers of one request.
 const MOST_JOBS: usize = 4096;
@@ -27,12 +27,15 @@ pub struct Wanted<'a> {
     pub echo: bool,
     /// Whether the client hears how much of a prompt was read.
     pub progress: bool,
+    /// What answers are drafted from, and whether they are.
+    pub drafting: Drafting,
 }
 
 impl<'a> Wanted<'a> {
     /// One answer, as long as the context allows, without scores.
     pub fn one(sampling: &'a Sampling) -> Self {
-        Self { sampling, most: usize::MAX, choices: 1, top: None, echo: false, progress: false }
+        let drafting = Drafting::default();
+        Self { sampling, most: usize::MAX, choices: 1, top: None, echo: false, progress: false, drafting }
     }
 
     /// The jobs of these prompts: as many for each as there are to be answers, of which the first has the request's seed, the next the seed behind it, and so on.
@@ -72,6 +75,7 @@ impl<'a> Wanted<'a> {
                     top: self.top,
                     echo: self.echo,
                     progress: self.progress,
+                    drafting: self.drafting.clone(),
                 });
             }
         }

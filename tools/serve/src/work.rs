@@ -15,11 +15,12 @@ use tracing::{Instrument, Span};
 use yuan::{
     Error,
     sampler::{Sampler, Settings},
-    session::{Cancel, Finish, Limits, Score, Session},
+    session::{Cancel, Drafted, Finish, Limits, Score, Session},
 };
 
 use crate::{
     chains::{Chain, chains, parts},
+    drafting::Drafting,
     gate::Ticket,
     piece::{Piece, Pieces},
     problem::Problem,
@@ -44,6 +45,8 @@ pub struct Job {
     pub echo: bool,
     /// Whether the client hears how much of the prompt was read.
     pub progress: bool,
+    /// What the answer is drafted from, and whether it is, where the request says so.
+    pub drafting: Drafting,
 }
 
 /// What a sequence says.
@@ -70,6 +73,8 @@ pub struct Figures {
     pub cached: usize,
     /// Tokens of the answer, the one that ended it included.
     pub answer: usize,
+    /// What was drafted of it.
+    pub drafted: Drafted,
     /// How long the prompt took.
     pub prompt_time: Duration,
     /// How long the answer took.
@@ -80,11 +85,13 @@ impl Figures {
     fn log(&self, finish: Finish) {
         let ms = |time: Duration| time.as_millis() as u64;
         let reason = if finish == Finish::Length { "length" } else { "stop" };
-        let Self { prompt, cached, answer, prompt_time, answer_time } = *self;
+        let Self { prompt, cached, answer, drafted, prompt_time, answer_time } = *self;
         tracing::info!(
             prompt,
             cached,
             answer,
+            drafted = drafted.tokens,
+            accepted = drafted.accepted,
             prompt_ms = ms(prompt_time),
             answer_ms = ms(answer_time),
             reason,
@@ -281,6 +288,8 @@ fn run(server: &Shared, session: &mut Session, job: &Job, line: &Line) -> yuan::
     let start = Instant::now();
     let cached = read(session, job, line, start)?;
     let prompt_time = start.elapsed();
+    job.drafting.apply(session);
+    let before = session.drafted();
 
     let engine = session.engine().clone();
     let mut pieces = Pieces::new(engine.tokenizer(), &job.prompt);
@@ -305,7 +314,8 @@ fn run(server: &Shared, session: &mut Session, job: &Job, line: &Line) -> yuan::
         return Err(Error::Cancelled);
     }
     let answer_time = start.elapsed() - prompt_time;
-    let figures = Figures { prompt: job.prompt.len(), cached, answer, prompt_time, answer_time };
+    let drafted = session.drafted().since(before);
+    let figures = Figures { prompt: job.prompt.len(), cached, answer, drafted, prompt_time, answer_time };
     Ok((finish, figures))
 }
 

@@ -10,7 +10,7 @@ use yuan::{
     model::Model,
     sampler::Sampler,
     session::{
-        Finish, Limits, Session, Synced,
+        Drafted, Finish, Limits, Session, Synced,
         stats::{self, Lap, Meter},
     },
 };
@@ -31,6 +31,8 @@ pub struct Answer {
     pub laps: [Lap; 2],
     /// Of the tokens behind the first.
     pub times: Vec<Duration>,
+    /// What was drafted of it.
+    pub drafted: Drafted,
 }
 
 impl Answer {
@@ -65,7 +67,7 @@ pub fn answer(
     let prefill = start.elapsed();
     let prompt_lap = meter.lap(synced.computed);
 
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), session.drafted());
     let (mut tokens, mut text, mut shown) = (Vec::new(), String::new(), Ok(()));
     let (mut times, mut last) = (Vec::new(), start);
     let finish = session.generate(sampler, limits, |token, piece| {
@@ -83,7 +85,8 @@ pub fn answer(
     shown?;
     let decode = start.elapsed();
     let laps = [prompt_lap, meter.lap(tokens.len().saturating_sub(1))];
-    Ok(Answer { synced, tokens, text, finish: finish?, seed: sampler.seed(), prefill, decode, laps, times })
+    let (drafted, seed) = (session.drafted().since(before), sampler.seed());
+    Ok(Answer { synced, tokens, text, finish: finish?, seed, prefill, decode, laps, times, drafted })
 }
 
 /// Why an answer ended, for programs.
@@ -102,6 +105,7 @@ pub fn to_json(answer: &Answer, prompt: &[u32], model: &Model) -> serde_json::Va
     json!({
         "prompt_tokens": prompt, "reused_tokens": answer.synced.reused, "tokens": answer.tokens, "text": answer.text,
         "finish": finish_name(answer.finish), "seed": answer.seed, "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
+        "drafted_tokens": answer.drafted.tokens, "accepted_tokens": answer.drafted.accepted,
         "token_ms": stats::token_times(&answer.times), "paging": stats::placement(model),
         "prefill": answer.laps[0].json(), "decode": answer.laps[1].json(),
     })

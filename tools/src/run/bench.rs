@@ -4,10 +4,11 @@ use std::{
     hint::black_box,
     ops::{ControlFlow, Range},
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::together::Together;
+use crate::{drafted::Pairs, together::Together};
 use anyhow::ensure;
 use clap::Args;
 use serde_json::json;
@@ -16,7 +17,11 @@ use yuan::{
     files::check_output,
     model::{GpuPlacement, Model, Placement, Sequence, State, Want, bench::read, threads::usable_cores},
     pager::{self, Mode, trace::Trace},
-    session::stats::{self, Lap, Meter},
+    session::{
+        Drafts, Engine,
+        stats::{self, Lap, Meter},
+    },
+    tokenizer::Tokenizer,
 };
 use yuan_tools::{
     console::{cancel_on_stop, size, stopped},
@@ -36,6 +41,7 @@ Examples:
   yuan bench model.gguf -p 0 -n 64 --depth 4096 --kv q8_0
   yuan bench synthetic.gguf --memory 8G --routing poem.trace
   yuan bench model.gguf -p 64 -n 32 --sequences 1,2,4,8,16
+  yuan bench model.gguf -p 64 -n 128 --draft 3 --draft-accept 0.9
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
 pub struct Bench {
     #[command(flatten)]
@@ -52,6 +58,13 @@ pub struct Bench {
     /// Measure how fast so many sequences decode together, each behind a prompt of its own, in place of prefill and decode
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = numbers::sequences, conflicts_with_all = ["depth", "routing", "trace"])]
     sequences: Vec<usize>,
+    /// Measure answers with drafts beside the same answers without, in place of prefill and decode: auto, off, or a number of tokens. The answers are random ones, in which
+    /// nothing repeats itself
+    #[arg(long, value_name = "HOW", value_parser = str::parse::<Drafts>, conflicts_with_all = ["sequences", "trace"])]
+    draft: Option<Drafts>,
+    /// Draft what the answers will be, but for wrong tokens, so that this part of the drafts is right (1: all)
+    #[arg(long, value_name = "PART", value_parser = numbers::part, requires = "draft")]
+    draft_accept: Option<f64>,
     /// Number of repetitions
     #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
@@ -98,16 +111,19 @@ impl Bench {
             true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
+        let tokenizer = Tokenizer::new(container.vocab()?)?;
         let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
         let mut model = Model::load_watched(&container, &options, &mut |_, _| flow())?;
         if !self.routing.is_empty() {
             let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
             model.follow(&traces)?;
         }
+        if let Some(drafts) = self.draft {
+            let engine = Engine::with_model(container, tokenizer, model)?;
+            return self.drafted(&engine, drafts, bandwidth);
+        }
         let vocab = model.config().vocab as u64;
-        // A multiplicative hash of the position: any fixed sequence that wanders over the vocabulary does.
-        let token = |i: usize| (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32;
-
+        let token = |i| wandering(i, vocab);
         if !self.sequences.is_empty() {
             return self.together(&model, bandwidth, token);
         }
@@ -116,7 +132,9 @@ impl Bench {
             let _stop = cancel_on_stop(state.cancel.clone());
             let call = |batch: &[u32]| {
                 let start = Instant::now();
-                model.forward(&mut [Sequence { tokens: batch, state, want: Want::Best(1) }]).remove(0)?;
+                model
+                    .forward(&mut [Sequence { tokens: batch, drafted: 0, state, want: Want::Best(1) }])
+                    .remove(0)?;
                 ensure!(!stopped(), "stopped on request");
                 Ok(start.elapsed())
             };
@@ -189,6 +207,28 @@ impl Bench {
 }
 
 impl Bench {
+    /// `--draft`.
+    fn drafted(&self, engine: &Arc<Engine>, drafts: Drafts, bandwidth: f64) -> anyhow::Result<()> {
+        let model = engine.model();
+        ensure!(self.tokens > 1, "drafts are of an answer: raise -n");
+        let vocab = model.config().vocab as u64;
+        let prompt: Vec<u32> =
+            (0..self.depth.unwrap_or(self.prompt).max(1)).map(|i| wandering(i, vocab)).collect();
+        let pairs = Pairs { engine, drafts, accept: self.draft_accept, kv: self.run.kv, tokens: self.tokens };
+        let measured = pairs.run(&prompt, self.repeat)?;
+        if !self.json {
+            describe_machine(model, bandwidth)?;
+            return say!("{}", measured.describe(prompt.len(), self.tokens));
+        }
+        let object = json!({
+            "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
+            "depth": prompt.len(), "tokens": self.tokens, "kv": self.run.kv.name(), "repeat": self.repeat,
+            "bytes_per_token": model.bytes_per_token(), "memory_gb_per_second": bandwidth,
+            "paging": stats::placement(model), "draft": measured.json(),
+        });
+        say!("{object}")
+    }
+
     /// `--sequences`.
     fn together(&self, model: &Model, bandwidth: f64, token: impl Fn(usize) -> u32) -> anyhow::Result<()> {
         let (prompt, tokens, repeat) = (self.prompt, self.tokens, self.repeat);
@@ -218,6 +258,11 @@ impl Bench {
         });
         say!("{object}")
     }
+}
+
+/// The token in place `i`, by a multiplicative hash of that: any fixed sequence that wanders over the vocabulary does.
+fn wandering(i: usize, vocab: u64) -> u32 {
+    (((i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 24) % vocab) as u32
 }
 
 /// What computes, and from what.

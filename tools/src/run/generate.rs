@@ -14,6 +14,7 @@ use yuan::{
     tokenizer::{Chat, Message, Special},
 };
 use yuan_tools::{
+    draft::Drafting,
     numbers::{self, Most},
     open::RunArgs,
     pull::WhilePulling,
@@ -39,6 +40,7 @@ Examples:
   yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
   yuan generate model.gguf --chat -p 'Name a poet of the Tang' --json-schema poet.json
   yuan generate model.gguf --chat -p '李白是诗人吗？' --regex '(是|不是)'
+  yuan generate model.gguf --file edit.txt --draft-from old.rs
   yuan generate model.gguf -p 'A long story:' -n 500 --save story.session
   yuan generate model.gguf --load story.session -n 500
   yuan generate OWNER/NAME --while-pulling --chat -p '写一首关于秋天的诗'
@@ -60,6 +62,8 @@ pub struct Generate {
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    drafting: Drafting,
     #[command(flatten)]
     form: Form,
     /// Size of the context in tokens (0: what the model was made for); by default the prompt's plus -n
@@ -139,6 +143,7 @@ impl Generate {
         })?;
         let constraint = constraint(&engine, grammar)?;
         let (mut session, mut sampler) = self.begin(&engine, context)?;
+        self.drafting.apply(&mut session)?;
         let timeline = [session.tokens(), &prompt].concat();
         // A context that loses its oldest tokens has room for ever.
         let most = match self.context_shift {
@@ -194,9 +199,10 @@ impl Generate {
             n => format!("{n} tokens reused, "),
         };
         tell!(
-            "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}{}",
+            "{reused}{} tokens of prompt at {prefill:.1} tok/s, {} generated at {decode:.1} tok/s{}{}{}",
             answer.synced.computed,
             answer.tokens.len(),
+            stats::describe_drafts(answer.drafted),
             match answer.finish {
                 Finish::Stop => "",
                 Finish::StopText(_) => " (stopped by --stop)",

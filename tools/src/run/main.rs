@@ -9,6 +9,7 @@ mod bench;
 mod chat;
 mod config;
 mod demo;
+mod drafted;
 mod fits;
 mod generate;
 mod grammar;

@@ -7,6 +7,7 @@ use yuan::{config::ModelConfig, limits::MOST_CONTEXT, machine::budget::Budget, m
 use yuan_serve::{Bound, Options, Served};
 use yuan_tools::{
     console::{self, Log, take_stop},
+    draft::Drafting,
     models::name_of,
     numbers,
     open::RunArgs,
@@ -33,6 +34,8 @@ The first Ctrl-C or SIGTERM lets running requests end (--drain), the second stop
 pub struct Serve {
     #[command(flatten)]
     run: RunArgs,
+    #[command(flatten)]
+    drafting: Drafting,
     /// Serve the demo model that comes with the source
     #[arg(long)]
     demo: bool,
@@ -91,7 +94,8 @@ impl Serve {
             }
             Ok((context, self.all(context, config)))
         })?;
-        Ok(Served { engine, name: name_of(&self.run.model.path()?), context, kv: self.run.kv })
+        let (name, hint) = (name_of(&self.run.model.path()?), self.drafting.hint(engine.tokenizer())?);
+        Ok(Served { engine, name, context, kv: self.run.kv, drafts: self.drafting.draft, hint })
     }
 
     /// Tokens of all sequences that memory is planned for: of all that may run, where that is no more than a quarter of the budget, and of one in

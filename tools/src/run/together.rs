@@ -58,7 +58,12 @@ impl Together<'_> {
             for at in self.prompt..length {
                 let pass = states.iter_mut().zip(&texts);
                 let mut pass: Vec<_> = pass
-                    .map(|(state, text)| Sequence { tokens: &text[at..=at], state, want: Want::Best(1) })
+                    .map(|(state, text)| Sequence {
+                        tokens: &text[at..=at],
+                        drafted: 0,
+                        state,
+                        want: Want::Best(1),
+                    })
                     .collect();
                 self.model.forward(&mut pass).into_iter().collect::<Result<Vec<_>, _>>()?;
                 ensure!(!stopped(), "stopped on request");

@@ -5,9 +5,10 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use yuan::session::Finish;
+use yuan::session::{Drafted, Finish};
 
 use crate::{
+    drafting,
     problem::Problem,
     sampling::Sampling,
     server::{Loaded, now},
@@ -31,6 +32,8 @@ pub struct Common {
     return_progress: Option<bool>,
     #[serde(flatten)]
     sampling: Sampling,
+    #[serde(flatten)]
+    drafting: drafting::Fields,
 }
 
 /// How chunks are written.
@@ -74,6 +77,7 @@ impl Common {
             top,
             echo,
             progress: self.streams() && self.return_progress.unwrap_or(false),
+            drafting: self.drafting.drafting(model)?,
         };
         wanted.jobs(model, prompts)
     }
@@ -118,12 +122,20 @@ struct Counts {
     completion_tokens: usize,
     total_tokens: usize,
     prompt_tokens_details: Cached,
+    completion_tokens_details: Predicted,
 }
 
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 #[schemars(rename = "PromptTokensDetails")]
 struct Cached {
     cached_tokens: usize,
+}
+
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionTokensDetails")]
+struct Predicted {
+    accepted_prediction_tokens: u64,
+    rejected_prediction_tokens: u64,
 }
 
 /// As llama-server has it.
@@ -136,6 +148,8 @@ pub struct Timings {
     predicted_n: usize,
     predicted_ms: f64,
     predicted_per_second: f64,
+    draft_n: u64,
+    draft_n_accepted: u64,
 }
 
 /// As OpenAI names it.
@@ -175,12 +189,23 @@ impl Usage {
         let prompts = || self.all.iter().step_by(self.choices);
         let (prompt, answer) =
             (prompts().map(|f| f.prompt).sum::<usize>(), self.all.iter().map(|f| f.answer).sum::<usize>());
+        let drafted = self.drafted();
         Counts {
             prompt_tokens: prompt,
             completion_tokens: answer,
             total_tokens: prompt + answer,
             prompt_tokens_details: Cached { cached_tokens: prompts().map(|f| f.cached).sum() },
+            completion_tokens_details: Predicted {
+                accepted_prediction_tokens: drafted.accepted,
+                rejected_prediction_tokens: drafted.tokens - drafted.accepted,
+            },
         }
+    }
+
+    /// What was drafted of all answers.
+    fn drafted(&self) -> Drafted {
+        let sum = |of: fn(&Drafted) -> u64| self.all.iter().map(|figures| of(&figures.drafted)).sum();
+        Drafted { tokens: sum(|d| d.tokens), accepted: sum(|d| d.accepted) }
     }
 
     /// Of all answers together.
@@ -188,6 +213,7 @@ impl Usage {
         let sum = |of: fn(&Figures) -> usize| self.all.iter().map(of).sum::<usize>();
         let time = |of: fn(&Figures) -> Duration| self.all.iter().map(of).sum::<Duration>().as_secs_f64();
         let (prompt, answer) = (sum(|f| f.prompt - f.cached), sum(|f| f.answer));
+        let drafted = self.drafted();
         let (prompt_time, answer_time) = (time(|f| f.prompt_time), time(|f| f.answer_time));
         Timings {
             cache_n: sum(|f| f.cached),
@@ -197,6 +223,8 @@ impl Usage {
             predicted_n: answer,
             predicted_ms: answer_time * 1e3,
             predicted_per_second: rate(answer, answer_time),
+            draft_n: drafted.tokens,
+            draft_n_accepted: drafted.accepted,
         }
     }
 }

@@ -105,6 +105,44 @@ fn usage_and_timings_add_up() {
 }
 
 #[test]
+fn a_prediction_is_drafted_from_and_changes_nothing() {
+    let server = Running::new();
+    let mut body = json!({ "messages": user("Psalms 151:1-4"), "max_tokens": 60, "temperature": 0, "ignore_eos": true, "draft": "off" });
+    let plain = server.ask(CHAT, &body);
+    let details = |reply: &Value, which: &str| {
+        reply["usage"]["completion_tokens_details"][format!("{which}_prediction_tokens")].as_u64().unwrap()
+    };
+    assert_eq!((details(&plain, "accepted"), details(&plain, "rejected")), (0, 0));
+    let text = content(&plain);
+    for content in [json!(text), json!([{ "type": "text", "text": text }])] {
+        (body["prediction"], body["draft"]) = (json!({ "type": "content", "content": content }), json!(3));
+        let predicted = server.ask(CHAT, &body);
+        assert_eq!(self::content(&predicted), text);
+        assert!(details(&predicted, "accepted") > 30, "{}", predicted["usage"]);
+        let timings = &predicted["timings"];
+        assert_eq!(timings["draft_n_accepted"], details(&predicted, "accepted"));
+        assert_eq!(timings["draft_n"], details(&predicted, "accepted") + details(&predicted, "rejected"));
+    }
+    assert!(server.counter("yuan_tokens_drafted_total") >= server.counter("yuan_tokens_accepted_total"));
+    assert!(server.counter("yuan_tokens_accepted_total") > 60.0);
+    body["draft"] = json!("auto");
+    assert_eq!(content(&server.ask(CHAT, &body)), text);
+    for (field, value) in [
+        ("draft", json!("often")),
+        ("draft", json!(4)),
+        ("draft", json!({})),
+        ("prediction", json!({ "type": "text", "content": "a" })),
+        ("prediction", json!({ "type": "content", "content": [{ "type": "image_url" }] })),
+        ("prediction", json!({ "type": "content", "content": "a b ".repeat(150_000) })),
+    ] {
+        let mut wrong = body.clone();
+        wrong[field] = value;
+        let (status, reply) = server.post(CHAT, &wrong);
+        assert_eq!((status, &reply["error"]["param"]), (400, &json!(field)), "{reply}");
+    }
+}
+
+#[test]
 fn what_was_read_is_not_read_again() {
     let server = Running::alone();
     let long = "And the LORD said. ".repeat(120);

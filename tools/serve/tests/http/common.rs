@@ -17,7 +17,7 @@ use yuan::{
     convert::Conversion,
     model::{KvType, Options as RunOptions},
     quantize::{Options as Types, Plan},
-    session::Engine,
+    session::{Drafts, Engine, Hint},
 };
 use yuan_serve::{Bound, Options, Served, Stopper};
 
@@ -47,7 +47,14 @@ pub fn converted(checkpoint: &Path) -> Arc<Engine> {
 }
 
 pub fn served() -> Served {
-    Served { engine: engine(), name: "demo".into(), context: CONTEXT, kv: KvType::F16 }
+    Served {
+        engine: engine(),
+        name: "demo".into(),
+        context: CONTEXT,
+        kv: KvType::F16,
+        drafts: Drafts::Auto,
+        hint: Hint::default(),
+    }
 }
 
 /// A server that ends with the test.

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use crate::common::{Running, user};
 use serde_json::{Value, json};
-use yuan::model::KvType;
+use yuan::{
+    model::KvType,
+    session::{Drafts, Hint},
+};
 use yuan_serve::{Options, Served};
 
 /// A server of the fixtures' tiny model, if they are there.
@@ -20,7 +23,14 @@ fn server() -> Option<Running> {
         return None;
     }
     let engine = crate::common::converted(&folder);
-    let served = Served { engine, name: "yuan3".into(), context: 1024, kv: KvType::F16 };
+    let served = Served {
+        engine,
+        name: "yuan3".into(),
+        context: 1024,
+        kv: KvType::F16,
+        drafts: Drafts::Auto,
+        hint: Hint::default(),
+    };
     Some(Running::of(Options::default(), served))
 }
 

@@ -8,9 +8,10 @@ use yuan::{
     Error,
     model::KvType,
     sampler::Sampler,
-    session::{Engine, Finish, Limits, Session},
+    session::{Drafted, Engine, Finish, Limits, Session},
     tokenizer::{Chat, Message},
 };
+use yuan_tools::{draft::Drafting, stats::describe_drafts};
 
 use super::talk::{Show, Talk, Told};
 use crate::{
@@ -29,6 +30,8 @@ pub struct Conversation {
     limits: Limits,
     /// Whether the model thinks before it answers, where that is chosen.
     thinking: Option<bool>,
+    /// Whether answers are drafted, and from what.
+    drafting: Drafting,
     /// Of the last answer.
     last: Option<Figures>,
 }
@@ -40,6 +43,7 @@ struct Figures {
     tokens: usize,
     seed: Option<u64>,
     rates: (f64, f64),
+    drafted: Drafted,
 }
 
 /// Messages as they stand in the note of a saved session.
@@ -63,7 +67,15 @@ impl Conversation {
     ) -> anyhow::Result<Self> {
         let session = Session::new(engine.clone(), context, kv)?;
         let sampler = sampling.sampler(&engine)?;
-        Ok(Self { engine, sampling, session, sampler, messages: Vec::new(), limits, thinking, last: None })
+        let (messages, drafting) = (Vec::new(), Drafting::default());
+        Ok(Self { engine, sampling, session, sampler, messages, limits, thinking, drafting, last: None })
+    }
+
+    /// Its answers are drafted so.
+    pub fn drafted(mut self, drafting: Drafting) -> anyhow::Result<Self> {
+        drafting.apply(&mut self.session)?;
+        self.drafting = drafting;
+        Ok(self)
     }
 
     /// The text of the answer to the messages, and what is told of it.
@@ -87,6 +99,7 @@ impl Conversation {
             tokens: answer.tokens.len(),
             seed: answer.seed,
             rates: answer.rates(),
+            drafted: answer.drafted,
         });
         // Without either limit an answer has its end from the context.
         let full = answer.finish == Finish::Length && room <= most && self.limits.shift.is_none();
@@ -178,6 +191,7 @@ impl Talk for Conversation {
             );
         };
         session.reserve(self.session.capacity())?;
+        self.drafting.apply(&mut session)?;
         self.sampler = self.sampling.resume(&self.engine, restored.sampler)?;
         self.engine.warm(&restored.hot);
         self.session = session;
@@ -200,9 +214,12 @@ impl Talk for Conversation {
             self.questions(),
             self.session.kv_type().name()
         )];
-        if let Some(Figures { reused, computed, tokens, seed, rates: (prefill, decode) }) = &self.last {
+        if let Some(Figures { reused, computed, tokens, seed, rates: (prefill, decode), drafted }) =
+            &self.last
+        {
             lines.push(format!(
-                "last answer: {reused} tokens reused, {computed} read at {prefill:.1} tok/s, {tokens} written at {decode:.1} tok/s{}",
+                "last answer: {reused} tokens reused, {computed} read at {prefill:.1} tok/s, {tokens} written at {decode:.1} tok/s{}{}",
+                describe_drafts(*drafted),
                 seed.map_or_else(String::new, |seed| format!(", seed {seed}"))
             ));
         }

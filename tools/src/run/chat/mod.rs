@@ -17,6 +17,7 @@ use yuan::{
 };
 use yuan_tools::{
     console::{stopped, take_stop},
+    draft::Drafting,
     numbers::{self, Most},
     open::RunArgs,
     pull::WhilePulling,
@@ -70,6 +71,8 @@ pub struct Chat {
     most: Most,
     #[command(flatten)]
     sampling: Sampling,
+    #[command(flatten)]
+    drafting: Drafting,
     #[command(flatten)]
     form: Form,
     /// Size of the context in tokens; 0 means what the model was made for
@@ -139,7 +142,10 @@ impl Chat {
         let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
         check_thinking(engine.tokenizer(), self.thinking, grammar.is_some())?;
         let talk = Conversation::new(engine, context, self.run.kv, sampling, limits, self.thinking)?;
-        self.talk(talk, &format!("{context} tokens of context. /help lists the commands."))
+        self.talk(
+            talk.drafted(self.drafting.clone())?,
+            &format!("{context} tokens of context. /help lists the commands."),
+        )
     }
 
     fn talk(&self, mut talk: impl Talk, greeting: &str) -> anyhow::Result<()> {
