@@ -126,15 +126,23 @@ impl Choice<'_> {
 
     /// The type of a matrix that is no expert.
     fn dense(&self, spec: &TensorSpec, cols: usize) -> Result<DType> {
-        if let Some(dtype) = self.wishes.dense {
-            return Ok(fit(dtype, cols));
+        let options = self.wishes.options();
+        let wanted = match spec.role {
+            Role::Embedding => options.embedding(self.checkpoint.config()),
+            _ => options.dense,
+        };
+        if self.wishes.dense.is_some() {
+            return Ok(fit(wanted, cols));
         }
         if let Some(facts) = self.checkpoint.facts(&spec.hf)? {
             let holds = |dtype: &DType| fits(&facts, *dtype).is_ok() && dtype.row_bytes(cols).is_some();
             let exact = [DType::Q4_0, DType::Q8_0].into_iter().find(holds);
-            return Ok(exact.unwrap_or_else(|| fit(Options::default().dense, cols)));
+            return Ok(exact.unwrap_or_else(|| fit(wanted, cols)));
         }
-        Ok(if self.wishes.lossless { self.float(spec) } else { fit(Options::default().dense, cols) })
+        // Of 16 bits there are two types, and one of them loses nothing.
+        let float = self.float(spec);
+        let is_exact = self.wishes.lossless || (wanted == DType::F16 && float == DType::Bf16);
+        Ok(if is_exact { float } else { fit(wanted, cols) })
     }
 
     /// The type of a tensor's floats in the checkpoint.

@@ -12,7 +12,7 @@ use crate::{
 pub struct Options {
     /// Experts: `q4_k`, `q4_0`, `q6_k` or `q8_0` as neuron tiles; `f16`, `bf16` or `f32` as rows, for checking.
     pub experts: DType,
-    /// Embedding, head, attention, filter and dense MLP.
+    /// Head, attention, filter and dense MLP; the embedding too, unless [`Options::embedding`] says otherwise.
     pub dense: DType,
     /// Rotary convention to record in place of the config's.
     pub rope: Option<RopePrecision>,
@@ -43,6 +43,12 @@ impl Options {
             ))),
             _ => Ok(()),
         }
+    }
+
+    /// The type of the embedding: at least 16 bits, since a token reads one row of it, so that its bits cost no speed. An embedding that is the head, too,
+    /// is read as a whole, and has the type of the other matrices.
+    pub fn embedding(&self, config: &ModelConfig) -> DType {
+        if self.dense.is_quantized() && !config.tied_embeddings { DType::F16 } else { self.dense }
     }
 
     /// Puts what is chosen of the rotary embedding into `config`.
@@ -78,6 +84,17 @@ mod tests {
         assert_eq!(fit(DType::Q4_K, 128), DType::Q8_0);
         assert_eq!(fit(DType::Q8_0, 40), DType::F16);
         assert_eq!(fit(DType::F32, 7), DType::F32);
+    }
+
+    #[test]
+    fn an_embedding_that_is_no_head_has_sixteen_bits() {
+        let of = |dense, tied_embeddings| {
+            let config = ModelConfig { tied_embeddings, ..crate::quantize::synth::tiny() };
+            Options { dense, ..Options::default() }.embedding(&config)
+        };
+        assert_eq!([DType::Q8_0, DType::Q4_K].map(|dense| of(dense, false)), [DType::F16; 2]);
+        assert_eq!([DType::Bf16, DType::F32].map(|dense| of(dense, false)), [DType::Bf16, DType::F32]);
+        assert_eq!(of(DType::Q8_0, true), DType::Q8_0);
     }
 
     #[test]

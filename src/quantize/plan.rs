@@ -110,9 +110,14 @@ impl Plan {
     /// [`Error::Argument`] for 4-bit experts of a model whose hidden size is no multiple of 256.
     pub fn new(config: ModelConfig, options: &Options) -> Result<Self> {
         options.validate()?;
+        let embedding = options.embedding(&config);
         Self::of_types(config, options, &|spec, cols| {
-            let is_expert = matches!(spec.role, Role::ExpertIn { .. } | Role::ExpertOut { .. });
-            Ok(super::fit(if is_expert { options.experts } else { options.dense }, cols))
+            let wanted = match spec.role {
+                Role::ExpertIn { .. } | Role::ExpertOut { .. } => options.experts,
+                Role::Embedding => embedding,
+                _ => options.dense,
+            };
+            Ok(super::fit(wanted, cols))
         })
     }
 

@@ -15,7 +15,8 @@ pub struct Types {
     /// what holds the weights of a GPTQ input exactly (q4_0 of 4 bits, q8_0 of 8 bits)
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     experts: Option<DType>,
-    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, what a GGUF input has, or what holds the weights of GPTQ exactly
+    /// Type of the other matrices: q8_0, q6_k, q4_k, f16, bf16 or f32; by default q8_0, what a GGUF input has, or what holds the weights of GPTQ exactly.
+    /// An embedding that is not the head, too, has at least 16 bits
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     dense: Option<DType>,
     /// Rotary convention to record: mixed (that of the training), f32 or hfbf16; by default the config's, or mixed; Yuan 3.0 has f32 only
