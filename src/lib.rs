@@ -39,6 +39,9 @@ pub use error::{Error, Result};
 /// The version, and the commit where the build knows it: `0.1.0 (1a2b3c4d5e)`.
 pub const VERSION: &str = env!("YUAN_VERSION");
 
+/// Version of the integer arithmetic: MODEL.md, "Precision of the runtime".
+pub const ARITHMETIC: u32 = yuan_kernels::ARITHMETIC;
+
 /// Names of the kernels that this machine runs, the best first.
 pub fn kernel_names() -> Vec<&'static str> {
     let best = yuan_kernels::best().name;

@@ -16,9 +16,9 @@ use yuan::{
 };
 use yuan_ggml::{oracle, rival};
 use yuan_kernels::{
-    BlockQ8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, dequantize,
+    BlockQ8, BlockQ8x8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, dequantize,
     encode::{Encoder, best_encoders},
-    panel::{Panel, panel_bytes},
+    panel::{ActivationBlock, Panel, panel_bytes},
 };
 
 /// The types whose weights are blocks.
@@ -120,13 +120,15 @@ fn matrix(dtype: DType, rows: usize, columns: usize, random: &mut Random) -> Vec
 }
 
 fn dot(kernels: &Kernels, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
-    let mut q8 = vec![BlockQ8::zeroed(); x.len().div_ceil(256)];
+    let n = x.len().div_ceil(256);
+    let (mut q8, mut eights) = (vec![BlockQ8::zeroed(); n], vec![BlockQ8x8::zeroed(); n]);
     (kernels.quantize)(x, &mut q8);
+    (kernels.quantize_x8)(x, &mut eights);
     match dtype {
         DType::F32 => (kernels.dot_f32)(cast_slice(row), x),
         DType::F16 => (kernels.dot_f16)(&pod_collect_to_vec(row), x),
         DType::Bf16 => (kernels.dot_bf16)(&pod_collect_to_vec(row), x),
-        DType::Q8_0 => (kernels.dot_q8_0)(&pod_collect_to_vec(row), &q8),
+        DType::Q8_0 => (kernels.dot_q8_0)(&pod_collect_to_vec(row), &eights),
         DType::Q4_0 => (kernels.dot_q4_0)(&pod_collect_to_vec(row), &q8),
         DType::Q4_K => (kernels.dot_q4_k)(&pod_collect_to_vec(row), &q8),
         DType::Q6_K => (kernels.dot_q6_k)(&pod_collect_to_vec(row), &q8),
@@ -136,8 +138,8 @@ fn dot(kernels: &Kernels, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
 /// Sixteen rows' products by panels.
 fn panel_products<P: Panel>(kernels: &Kernels, rows: &[u8], x: &[f32]) -> [f32; 16] {
     let width = x.len() / 256;
-    let mut q8 = vec![BlockQ8::zeroed(); width];
-    (kernels.quantize)(x, &mut q8);
+    let mut q8 = vec![P::X::zeroed(); width];
+    P::X::quantize(kernels, x, &mut q8);
     let blocks: Vec<P::Row> = pod_collect_to_vec(rows);
     let panel = |b| P::from_rows(&std::array::from_fn(|r| blocks[r * width + b]));
     let mut acc = [[0.0; 16]];

@@ -113,6 +113,29 @@ fn sessions_of_other_models_and_settings_are_refused() {
     assert!(Session::restore(engine.clone(), folder.path(), None).is_err());
 }
 
+/// What version 1 of the arithmetic computed is not taken for what this one computes.
+#[test]
+fn sessions_of_the_arithmetic_of_before_are_refused() {
+    let folder = common::folder();
+    let engine = tiny(&folder, 5);
+    let file = folder.path().join("s.session");
+    fresh(&engine, &tokens(10, 1), KvType::F16).save(&file, None).unwrap();
+    for (version, says) in [(0, "version 1 of the arithmetic"), (3, "version 3 of the arithmetic")] {
+        let mut bytes = fs::read(&file).unwrap();
+        // The products stand behind the magic, the version, the fingerprint and the types of keys and values.
+        assert_eq!(bytes[48..52], 2u32.to_le_bytes());
+        bytes[48..52].copy_from_slice(&u32::to_le_bytes(version));
+        let end = bytes.len() - 32;
+        let digest = blake3::hash(&bytes[..end]);
+        bytes[end..].copy_from_slice(digest.as_bytes());
+        let old = folder.path().join("old.session");
+        fs::write(&old, &bytes).unwrap();
+        let refused = Session::restore(engine.clone(), &old, None).unwrap_err();
+        assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+}
+
 /// Keys that were stored before they were rotated are not taken for rotated ones.
 #[test]
 fn sessions_in_q4_0_of_before_the_rotation_are_refused() {

@@ -8,8 +8,8 @@ use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
-    panel::Panel,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    available, panel::Panel,
 };
 
 const COLUMNS: usize = 2048;
@@ -24,6 +24,7 @@ fn filled<T: Pod>(n: usize) -> Vec<T> {
 fn bench(c: &mut Criterion) {
     let floats = vec![0.5_f32; COLUMNS];
     let mut blocks = vec![BlockQ8::zeroed(); COLUMNS / 256];
+    let mut eights = vec![BlockQ8x8::zeroed(); COLUMNS / 256];
     for k in available() {
         macro_rules! op {
             ($name:ident, $weights:ty, $n:expr, |$w:ident| $call:expr) => {{
@@ -36,10 +37,11 @@ fn bench(c: &mut Criterion) {
             }};
         }
         op!(quantize, f32, COLUMNS, |x| (k.quantize)(black_box(&x), &mut blocks));
+        op!(quantize_x8, f32, COLUMNS, |x| (k.quantize_x8)(black_box(&x), &mut eights));
         op!(dot_f32, f32, COLUMNS, |w| (k.dot_f32)(black_box(&w), &floats));
         op!(dot_f16, f16, COLUMNS, |w| (k.dot_f16)(black_box(&w), &floats));
         op!(dot_bf16, bf16, COLUMNS, |w| (k.dot_bf16)(black_box(&w), &floats));
-        op!(dot_q8_0, BlockQ8_0, COLUMNS / 32, |w| (k.dot_q8_0)(black_box(&w), &blocks));
+        op!(dot_q8_0, BlockQ8_0, COLUMNS / 32, |w| (k.dot_q8_0)(black_box(&w), &eights));
         op!(dot_q4_0, BlockQ4_0, COLUMNS / 32, |w| (k.dot_q4_0)(black_box(&w), &blocks));
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
@@ -47,7 +49,7 @@ fn bench(c: &mut Criterion) {
         op!(panels_q8_0, PanelQ8_0, COLUMNS / 256, |w| PanelQ8_0::product(
             k,
             black_box(&w),
-            &blocks,
+            &eights,
             &mut acc
         ));
         op!(panels_q4_0, PanelQ4_0, COLUMNS / 256, |w| PanelQ4_0::product(

@@ -13,7 +13,7 @@ const int MOST_DIM = 256;
 template <int Q>
 struct Queries {
     float q[Q][MOST_DIM];
-    BlockQ8 q8[Q];
+    BlockQ8x8 q8[Q];
     // [position][query], first scores, then e^(score - max).
     float scores[SPAN * Q];
     float max[Q], sum[Q];
@@ -58,8 +58,8 @@ struct Held<Q, u16> {
     }
 };
 
-// Queries are quantized as other activations are. Lane l has eight columns of block l / 4; the block's scale meets its
-// whole sum, and blocks are added from the first to the last.
+// Queries are quantized as other activations are that meet Q8_0. Lane l has eight columns of block l / 4; the block's
+// scales meet its whole sum, and blocks are added from the first to the last.
 template <int Q>
 struct Held<Q, BlockQ8_0> {
     int low[Q], high[Q];
@@ -99,10 +99,11 @@ struct Held<Q, BlockQ8_0> {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
             int number = (lane & 1) * 4 + (lane & 2) + j, k = number / Q, t = number % Q;
-            float part = 0.0f,
-                  mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] : 0.0f;
+            float part = 0.0f, mine = b < blocks ? from_f16(keys[(u64)min(i + k, last) * blocks + b].d) * (float)v[j] *
+                                                       queries.q8[t].d[b]
+                                                 : 0.0f;
             for (int from = 0; from < blocks; from++) part += __shfl_sync(~0u, mine, 4 * from + lane % 4);
-            if (lane < 4 && i + k <= last) queries.scores[i * Q + number] = part * queries.q8[t].d * scale;
+            if (lane < 4 && i + k <= last) queries.scores[i * Q + number] = part * scale;
         }
     }
 };
@@ -128,7 +129,8 @@ __device__ inline void load_queries(const float *from, int width, int dim, int c
 
 template <int Q>
 __device__ inline void quantize_queries(const BlockQ8_0 *, Queries<Q> &queries) {
-    for (int t = warp_of(); t < Q; t += WARPS) quantize_block([&](int d) { return queries.q[t][d]; }, &queries.q8[t]);
+    for (int t = warp_of(); t < Q; t += WARPS)
+        quantize_block([&](int d) { return queries.q[t][d]; }, queries.q8, t, 32);
     __syncthreads();
 }
 template <int Q>

@@ -1,4 +1,4 @@
-// Blocks and panels, byte for byte as kernels/src/blocks.rs and panel.rs have them, and the 8-bit form of activations.
+// Blocks and panels, byte for byte as kernels/src/blocks.rs and panel.rs have them, and blocks of activations.
 #pragma once
 #include "common.cuh"
 
@@ -31,6 +31,13 @@ struct __align__(16) BlockQ8 {
     unsigned pad[3];
 };
 
+// The same with a scale for each 32 of them.
+struct __align__(16) BlockQ8x8 {
+    i8 qs[256];
+    int starts[8];
+    float d[8];
+};
+
 // Panels: 16 rows x 256 columns.
 struct __align__(16) PanelQ4K {
     u16 d[16], dmin[16];
@@ -59,9 +66,21 @@ struct __align__(16) PanelQ6K {
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210,
               "blocks");
-static_assert(sizeof(BlockQ8) == 288 && sizeof(PanelQ4K) == 2304 && sizeof(PanelQ4_0) == 2304 &&
-                  sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360,
+static_assert(sizeof(BlockQ8) == 288 && sizeof(BlockQ8x8) == 320 && sizeof(PanelQ4K) == 2304 &&
+                  sizeof(PanelQ4_0) == 2304 && sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360,
               "panels");
+
+// The activations that a panel is multiplied with.
+template <class Panel>
+struct ActivationsOf {
+    typedef BlockQ8 Block;
+};
+template <>
+struct ActivationsOf<PanelQ8_0> {
+    typedef BlockQ8x8 Block;
+};
+template <class Panel>
+using BlockOf = typename ActivationsOf<Panel>::Block;
 
 __device__ inline int word_at(const void *p) { return *(const int *)p; }
 
@@ -90,9 +109,10 @@ __device__ inline int six_bits(unsigned low, unsigned high) {
     return (int)(((word | 0x80808080u) - 0x20202020u) ^ 0x80808080u);
 }
 
-// A warp makes one block of the values that `value` gives for columns 0..256. All lanes must call it.
+// A warp makes one block of the values that `value` gives for columns 0..256, `scale` columns of which share a scale:
+// 256 (BlockQ8) or 32 (BlockQ8x8). All lanes must call it; a lane has 8 columns.
 template <class Value>
-__device__ inline void quantize_block(Value value, BlockQ8 *out) {
+__device__ inline void quantize_block(Value value, void *to, u64 number, int scale) {
     int lane = lane_of();
     float x[8];
     unsigned amax_bits = 0;
@@ -100,7 +120,7 @@ __device__ inline void quantize_block(Value value, BlockQ8 *out) {
         x[i] = value(8 * lane + i);
         amax_bits = max(amax_bits, as_bits(x[i]) & 0x7fffffffu);
     }
-    for (int half = 16; half > 0; half /= 2) amax_bits = max(amax_bits, __shfl_xor_sync(~0u, amax_bits, half));
+    for (int half = scale / 16; half > 0; half /= 2) amax_bits = max(amax_bits, __shfl_xor_sync(~0u, amax_bits, half));
     // Not finite: zeros with the scale NaN. So small that the inverse overflows: zeros with the scale zero.
     float amax = as_float(amax_bits), d = amax / 127.0f, inverse = 127.0f / amax;
     if (amax_bits >= 0x7f800000u) d = as_float(0x7fc00000u), inverse = 0.0f;
@@ -112,9 +132,16 @@ __device__ inline void quantize_block(Value value, BlockQ8 *out) {
         sum += q;
         words[i / 4] |= (unsigned)(q & 255) << 8 * (i % 4);
     }
-    *(uint2 *)(out->qs + 8 * lane) = make_uint2(words[0], words[1]);
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
+    if (scale == 32) {
+        BlockQ8x8 *out = (BlockQ8x8 *)to + number;
+        *(uint2 *)(out->qs + 8 * lane) = make_uint2(words[0], words[1]);
+        if (lane % 4 == 0) out->starts[lane / 4] = -128 * sum, out->d[lane / 4] = d;
+        return;
+    }
+    BlockQ8 *out = (BlockQ8 *)to + number;
+    *(uint2 *)(out->qs + 8 * lane) = make_uint2(words[0], words[1]);
     if (lane % 4 == 0) out->sums[lane / 4] = (short)sum;
     if (lane < 4) *(lane == 0 ? (unsigned *)&out->d : &out->pad[lane - 1]) = lane == 0 ? as_bits(d) : 0;
 }

@@ -12,7 +12,7 @@ __device__ inline const Panel *tile_of(const u64 *table, int expert, int tile, i
 
 // h = silu(gate) * up of sixteen neurons.
 template <class Panel>
-__device__ void gate_up(const u64 *table, const int *experts, const BlockQ8 *x, float *h, int used, int hidden,
+__device__ void gate_up(const u64 *table, const int *experts, const BlockOf<Panel> *x, float *h, int used, int hidden,
                         int tiles, Parts<1> &parts) {
     int slot = blockIdx.x, group = blockIdx.y, width = hidden / 256;
     const Panel *tile = tile_of<Panel>(table, experts[slot], group / 16, hidden);
@@ -24,7 +24,7 @@ __device__ void gate_up(const u64 *table, const int *experts, const BlockQ8 *x, 
 
 // Sixteen outputs, tile after tile.
 template <class Panel>
-__device__ void down(const u64 *table, const int *experts, const BlockQ8 *h, float *out, int hidden, int tiles,
+__device__ void down(const u64 *table, const int *experts, const BlockOf<Panel> *h, float *out, int hidden, int tiles,
                      Parts<1> &parts) {
     int slot = blockIdx.x, group = blockIdx.y, width = hidden / 256;
     const Panel *tile = tile_of<Panel>(table, experts[slot], 0, hidden);
@@ -35,16 +35,16 @@ __device__ void down(const u64 *table, const int *experts, const BlockQ8 *h, flo
     if (threadIdx.x < 16) out[(u64)slot * hidden + 16 * group + threadIdx.x] = sums[0];
 }
 
-#define EXPERTS(name, Panel)                                                                                         \
-    KERNEL __launch_bounds__(BLOCK, 2) expert_gate_up_##name(const u64 *table, const int *experts, const BlockQ8 *x, \
-                                                             float *h, int used, int hidden, int tiles) {            \
-        __shared__ Parts<1> parts;                                                                                   \
-        gate_up<Panel>(table, experts, x, h, used, hidden, tiles, parts);                                            \
-    }                                                                                                                \
-    KERNEL __launch_bounds__(BLOCK, 2) expert_down_##name(const u64 *table, const int *experts, const BlockQ8 *h,    \
-                                                          float *out, int hidden, int tiles) {                       \
-        __shared__ Parts<1> parts;                                                                                   \
-        down<Panel>(table, experts, h, out, hidden, tiles, parts);                                                   \
+#define EXPERTS(name, Panel)                                                                                        \
+    KERNEL __launch_bounds__(BLOCK, 2) expert_gate_up_##name(                                                       \
+        const u64 *table, const int *experts, const BlockOf<Panel> *x, float *h, int used, int hidden, int tiles) { \
+        __shared__ Parts<1> parts;                                                                                  \
+        gate_up<Panel>(table, experts, x, h, used, hidden, tiles, parts);                                           \
+    }                                                                                                               \
+    KERNEL __launch_bounds__(BLOCK, 2) expert_down_##name(                                                          \
+        const u64 *table, const int *experts, const BlockOf<Panel> *h, float *out, int hidden, int tiles) {         \
+        __shared__ Parts<1> parts;                                                                                  \
+        down<Panel>(table, experts, h, out, hidden, tiles, parts);                                                  \
     }
 EXPERTS(q4_0, PanelQ4_0)
 EXPERTS(q4_k, PanelQ4K)

@@ -18,8 +18,8 @@ __device__ inline bool find_slots(const int *starts, int experts, int y, int &ex
 }
 
 template <class Panel>
-__device__ void gate_up_many(const u64 *table, const int *starts, const int *order, const BlockQ8 *x, float *h,
-                             int used, int hidden, int tiles, int experts, Staged &staged) {
+__device__ void gate_up_many(const u64 *table, const int *starts, const int *order, const BlockOf<Panel> *x, float *h,
+                             int used, int hidden, int tiles, int experts, Staged<BlockOf<Panel>> &staged) {
     int expert, first, end, width = hidden / 256;
     if (!find_slots(starts, experts, blockIdx.y, expert, first, end) || !table[expert]) return;
     int group = blockIdx.x * MANY_WARPS + threadIdx.x / WARP, at = first + threadIdx.x / 4;
@@ -35,8 +35,8 @@ __device__ void gate_up_many(const u64 *table, const int *starts, const int *ord
 }
 
 template <class Panel>
-__device__ void down_many(const u64 *table, const int *starts, const int *order, const BlockQ8 *h, float *out,
-                          int hidden, int tiles, int experts, Staged &staged) {
+__device__ void down_many(const u64 *table, const int *starts, const int *order, const BlockOf<Panel> *h, float *out,
+                          int hidden, int tiles, int experts, Staged<BlockOf<Panel>> &staged) {
     int expert, first, end, width = hidden / 256;
     if (!find_slots(starts, experts, blockIdx.y, expert, first, end) || !table[expert]) return;
     int group = blockIdx.x * MANY_WARPS + threadIdx.x / WARP, at = first + threadIdx.x / 4;
@@ -51,18 +51,18 @@ __device__ void down_many(const u64 *table, const int *starts, const int *order,
     });
 }
 
-#define EXPERTS_MANY(name, Panel)                                                                                     \
-    KERNEL __launch_bounds__(MANY_BLOCK, 3)                                                                           \
-        expert_gate_up_many_##name(const u64 *table, const int *starts, const int *order, const BlockQ8 *x, float *h, \
-                                   int used, int hidden, int tiles, int experts) {                                    \
-        __shared__ Staged staged;                                                                                     \
-        gate_up_many<Panel>(table, starts, order, x, h, used, hidden, tiles, experts, staged);                        \
-    }                                                                                                                 \
-    KERNEL __launch_bounds__(MANY_BLOCK, 3)                                                                           \
-        expert_down_many_##name(const u64 *table, const int *starts, const int *order, const BlockQ8 *h, float *out,  \
-                                int hidden, int tiles, int experts) {                                                 \
-        __shared__ Staged staged;                                                                                     \
-        down_many<Panel>(table, starts, order, h, out, hidden, tiles, experts, staged);                               \
+#define EXPERTS_MANY(name, Panel)                                                                                  \
+    KERNEL __launch_bounds__(MANY_BLOCK, 3)                                                                        \
+        expert_gate_up_many_##name(const u64 *table, const int *starts, const int *order, const BlockOf<Panel> *x, \
+                                   float *h, int used, int hidden, int tiles, int experts) {                       \
+        __shared__ Staged<BlockOf<Panel>> staged;                                                                  \
+        gate_up_many<Panel>(table, starts, order, x, h, used, hidden, tiles, experts, staged);                     \
+    }                                                                                                              \
+    KERNEL __launch_bounds__(MANY_BLOCK, 3)                                                                        \
+        expert_down_many_##name(const u64 *table, const int *starts, const int *order, const BlockOf<Panel> *h,    \
+                                float *out, int hidden, int tiles, int experts) {                                  \
+        __shared__ Staged<BlockOf<Panel>> staged;                                                                  \
+        down_many<Panel>(table, starts, order, h, out, hidden, tiles, experts, staged);                            \
     }
 EXPERTS_MANY(q4_0, PanelQ4_0)
 EXPERTS_MANY(q4_k, PanelQ4K)

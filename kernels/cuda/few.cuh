@@ -92,7 +92,7 @@ __device__ inline void panel_parts(const PanelQ4_0 &panel, const BlockQ8 *const 
 }
 
 template <int N>
-__device__ inline void panel_parts(const PanelQ8_0 &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
+__device__ inline void panel_parts(const PanelQ8_0 &panel, const BlockQ8x8 *const (&x)[N], float (&parts)[N]) {
     int lane = lane_of(), row = 4 * (lane % 4) + row_within(lane);
 #pragma unroll
     for (int n = 0; n < N; n++) parts[n] = 0.0f;
@@ -105,11 +105,9 @@ __device__ inline void panel_parts(const PanelQ8_0 &panel, const BlockQ8 *const 
             int columns = word_at(x[n]->qs + 32 * s + 4 * (lane / 4));
             int dots[4] = {__dp4a((int)w.x, columns, 0), __dp4a((int)w.y, columns, 0), __dp4a((int)w.z, columns, 0),
                            __dp4a((int)w.w, columns, 0)};
-            parts[n] += d * (float)both_halves(sum_rows(dots));
+            parts[n] += d * (float)both_halves(sum_rows(dots)) * x[n]->d[s];
         }
     }
-#pragma unroll
-    for (int n = 0; n < N; n++) parts[n] *= x[n]->d;
 }
 
 // Sixteen columns have a scale: of a line's bytes, those of the low halves one and those of the high halves another.
@@ -154,14 +152,14 @@ struct Parts {
 // each; panel p meets block p % width. Thread 16 n + r gets the sums of row r and token n: sums[0] over the first
 // `width` panels, sums[1] over the others.
 template <int N, class Panel>
-__device__ inline void sum_panels(const Panel *panels, u64 stride, int count, const BlockQ8 *x, int width, int tokens,
-                                  Parts<N> &parts, float (&sums)[2]) {
+__device__ inline void sum_panels(const Panel *panels, u64 stride, int count, const BlockOf<Panel> *x, int width,
+                                  int tokens, Parts<N> &parts, float (&sums)[2]) {
     int thread = threadIdx.x, lane = lane_of(), row = 4 * (lane % 4) + row_within(lane);
     sums[0] = sums[1] = 0.0f;
     for (int first = 0; first < count; first += ROUND) {
         int last = min(first + ROUND, count);
         for (int p = first + warp_of(); p < last; p += WARPS) {
-            const BlockQ8 *blocks[N];
+            const BlockOf<Panel> *blocks[N];
             float found[N];
             // Tokens that are not there are those that are: computed, and not kept.
             for (int n = 0; n < N; n++) blocks[n] = x + (u64)min(n, tokens - 1) * width + p % width;

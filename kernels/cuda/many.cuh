@@ -16,10 +16,16 @@ const int EIGHT = 8, EIGHTS = TOKENS / EIGHT;
 
 // 256 columns of the tokens, aligned for 128-bit stores. Rows of 76 words put the eight tokens of an `mma` in different
 // banks.
+template <class Block>
 struct __align__(16) Staged {
     int qs[TOKENS][76];
     short sums[TOKENS][8];
     float d[TOKENS];
+};
+template <>
+struct __align__(16) Staged<BlockQ8x8> {
+    int qs[TOKENS][76];
+    float d[TOKENS][8];
 };
 
 // Lanes' shares of 16 rows x 32 tokens: [eight tokens][as `mma` has them].
@@ -40,18 +46,28 @@ __device__ inline void each_sum(Act act) {
 }
 
 // Four threads bring a token's block; a token that is not there (null) is zeros.
-__device__ inline void stage(const BlockQ8 *block, Staged &staged) {
-    int t = threadIdx.x / 4, part = threadIdx.x % 4;
-    const uint4 zero = make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = part; i < 16; i += 4)
-        *(uint4 *)&staged.qs[t][4 * i] = block ? *(const uint4 *)(block->qs + 16 * i) : zero;
-    if (part == 0) *(uint4 *)staged.sums[t] = block ? *(const uint4 *)block->sums : zero;
+__device__ inline void stage_scales(const BlockQ8 *block, int t, int part, Staged<BlockQ8> &staged) {
+    if (part == 0) *(uint4 *)staged.sums[t] = block ? *(const uint4 *)block->sums : make_uint4(0, 0, 0, 0);
     if (part == 1) staged.d[t] = block ? block->d : 0.0f;
 }
 
+__device__ inline void stage_scales(const BlockQ8x8 *block, int t, int part, Staged<BlockQ8x8> &staged) {
+    if (part < 2)
+        *(uint4 *)&staged.d[t][4 * part] = block ? *(const uint4 *)&block->d[4 * part] : make_uint4(0, 0, 0, 0);
+}
+
+template <class Block>
+__device__ inline void stage(const Block *block, Staged<Block> &staged) {
+    int t = threadIdx.x / 4, part = threadIdx.x % 4;
+#pragma unroll
+    for (int i = part; i < 16; i += 4)
+        *(uint4 *)&staged.qs[t][4 * i] = block ? *(const uint4 *)(block->qs + 16 * i) : make_uint4(0, 0, 0, 0);
+    stage_scales(block, t, part, staged);
+}
+
 // The products of sub-block s with eight tokens.
-__device__ inline void multiply(const int (&a)[4], const Staged &staged, int s, int e, int (&c)[4]) {
+template <class Block>
+__device__ inline void multiply(const int (&a)[4], const Staged<Block> &staged, int s, int e, int (&c)[4]) {
     int lane = lane_of();
     const int *columns = &staged.qs[EIGHT * e + lane / 4][8 * s + lane % 4];
     const int b[2] = {columns[0], columns[4]};
@@ -68,7 +84,7 @@ __device__ inline void nibbles(const u8 *qs, int s, int (&a)[4]) {
     a[2] = upper >> 4 & 0x0f0f0f0fu, a[3] = lower >> 4 & 0x0f0f0f0fu;
 }
 
-__device__ inline void add_panel(const PanelQ4K &panel, const Staged &staged, Sums &sums) {
+__device__ inline void add_panel(const PanelQ4K &panel, const Staged<BlockQ8> &staged, Sums &sums) {
     int products[EIGHTS][4] = {}, mins[EIGHTS][4] = {};
     int row = row_of(0), four = row & ~3;
 #pragma unroll
@@ -95,7 +111,7 @@ __device__ inline void add_panel(const PanelQ4K &panel, const Staged &staged, Su
     });
 }
 
-__device__ inline void add_panel(const PanelQ4_0 &panel, const Staged &staged, Sums &sums) {
+__device__ inline void add_panel(const PanelQ4_0 &panel, const Staged<BlockQ8> &staged, Sums &sums) {
     Sums parts = {};
 #pragma unroll
     for (int s = 0; s < 8; s++) {
@@ -113,7 +129,7 @@ __device__ inline void add_panel(const PanelQ4_0 &panel, const Staged &staged, S
 }
 
 // Sixteen columns have a scale: half of the left matrix is zero in each of two products.
-__device__ inline void add_panel(const PanelQ6K &panel, const Staged &staged, Sums &sums) {
+__device__ inline void add_panel(const PanelQ6K &panel, const Staged<BlockQ8> &staged, Sums &sums) {
     int products[EIGHTS][4] = {};
     int lane = lane_of(), row = row_of(0), g = lane % 4;
 #pragma unroll
@@ -141,7 +157,7 @@ __device__ inline void add_panel(const PanelQ6K &panel, const Staged &staged, Su
     each_sum([&](int e, int q) { sums[e][q] += d[q / 2] * (float)products[e][q] * staged.d[token_of(e, q)]; });
 }
 
-__device__ inline void add_panel(const PanelQ8_0 &panel, const Staged &staged, Sums &sums) {
+__device__ inline void add_panel(const PanelQ8_0 &panel, const Staged<BlockQ8x8> &staged, Sums &sums) {
     Sums parts = {};
     int lane = lane_of();
 #pragma unroll
@@ -154,19 +170,19 @@ __device__ inline void add_panel(const PanelQ8_0 &panel, const Staged &staged, S
         for (int e = 0; e < EIGHTS; e++) {
             multiply(a, staged, s, e, c);
 #pragma unroll
-            for (int q = 0; q < 4; q++) parts[e][q] += d[q / 2] * (float)c[q];
+            for (int q = 0; q < 4; q++) parts[e][q] += d[q / 2] * (float)c[q] * staged.d[token_of(e, q)][s];
         }
     }
-    each_sum([&](int e, int q) { sums[e][q] += parts[e][q] * staged.d[token_of(e, q)]; });
+    each_sum([&](int e, int q) { sums[e][q] += parts[e][q]; });
 }
 
 // Adds the products of `count` panels, `stride` panels apart, to each of the sets' sums. `row` has the blocks of token
 // threadIdx.x / 4, or is null. A warp without rows has null panels, and helps to stage.
 template <int SETS, class Panel>
-__device__ inline void add_panels(const Panel *const (&panels)[SETS], u64 stride, int count, const BlockQ8 *row,
-                                  Staged &staged, Sums (&sums)[SETS]) {
+__device__ inline void add_panels(const Panel *const (&panels)[SETS], u64 stride, int count, const BlockOf<Panel> *row,
+                                  Staged<BlockOf<Panel>> &staged, Sums (&sums)[SETS]) {
     for (int p = 0; p < count; p++) {
-        stage(row ? row + p : nullptr, staged);
+        stage<BlockOf<Panel>>(row ? row + p : nullptr, staged);
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < SETS; i++) {

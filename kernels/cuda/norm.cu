@@ -1,5 +1,5 @@
-// RMSNorm, of what a residual is added to first, also in the 8-bit form that the next product wants. A block has one
-// row, which it holds in shared memory.
+// RMSNorm, of what a residual is added to first, also in the blocks that the next product wants, whose scales are
+// shared by `scale_cols` columns. A block has one row, which it holds in shared memory.
 //
 // The sum of squares goes the way of the CPU: sixteen sums side by side, then those one after another. It takes a warp
 // a third of a microsecond for 2048 columns, and no output depends on the machine.
@@ -18,8 +18,8 @@ __device__ float sum_of_squares(const float *row, int cols) {
     return all + rest;
 }
 
-KERNEL __launch_bounds__(BLOCK)
-    rms_norm(float *x, const float *plus, const float *weight, float *out, BlockQ8 *q8, int cols, float eps) {
+KERNEL __launch_bounds__(BLOCK) rms_norm(float *x, const float *plus, const float *weight, float *out, void *q8,
+                                         int scale_cols, int cols, float eps) {
     DYNAMIC_SHARED(float, row);
     __shared__ float scale;
     int blocks = (cols + 255) / 256;
@@ -43,6 +43,6 @@ KERNEL __launch_bounds__(BLOCK)
     __syncthreads();
     if (!q8) return;
     for (int b = warp_of(); b < blocks; b += WARPS) {
-        quantize_block([&](int c) { return row[256 * b + c]; }, q8 + (u64)blockIdx.x * blocks + b);
+        quantize_block([&](int c) { return row[256 * b + c]; }, q8, (u64)blockIdx.x * blocks + b, scale_cols);
     }
 }

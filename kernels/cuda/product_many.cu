@@ -2,8 +2,8 @@
 #include "many.cuh"
 
 template <class Panel>
-__device__ void product_many(const Panel *w, const BlockQ8 *x, const float *bias, float *out, int rows, int cols,
-                             int tokens, Staged &staged) {
+__device__ void product_many(const Panel *w, const BlockOf<Panel> *x, const float *bias, float *out, int rows, int cols,
+                             int tokens, Staged<BlockOf<Panel>> &staged) {
     int width = cols / 256, group = blockIdx.x * MANY_WARPS + threadIdx.x / WARP, first = blockIdx.y * TOKENS;
     int token = first + threadIdx.x / 4;
     const Panel *const panels[1] = {16 * group < rows ? w + (u64)group * width : nullptr};
@@ -16,11 +16,11 @@ __device__ void product_many(const Panel *w, const BlockQ8 *x, const float *bias
     });
 }
 
-#define PRODUCT_MANY(name, Panel)                                                                                      \
-    KERNEL __launch_bounds__(MANY_BLOCK, 3) product_##name##_many(const Panel *w, const BlockQ8 *x, const float *bias, \
-                                                                  float *out, int rows, int cols, int tokens) {        \
-        __shared__ Staged staged;                                                                                      \
-        product_many(w, x, bias, out, rows, cols, tokens, staged);                                                     \
+#define PRODUCT_MANY(name, Panel)                                                                                 \
+    KERNEL __launch_bounds__(MANY_BLOCK, 3) product_##name##_many(                                                \
+        const Panel *w, const BlockOf<Panel> *x, const float *bias, float *out, int rows, int cols, int tokens) { \
+        __shared__ Staged<BlockOf<Panel>> staged;                                                                 \
+        product_many(w, x, bias, out, rows, cols, tokens, staged);                                                \
     }
 PRODUCT_MANY(q8_0, PanelQ8_0)
 PRODUCT_MANY(q4_0, PanelQ4_0)

@@ -18,7 +18,7 @@ use half::f16;
 
 use crate::Kernels;
 use crate::avx2::panels::{Walk, prefetch, prefetch_header, product, starts};
-use crate::blocks::BlockQ8;
+use crate::blocks::{BlockQ8, BlockQ8x8};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
 
 /// The table, where this CPU has the instructions.
@@ -44,19 +44,19 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     TABLE.as_ref()
 }
 
-product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0) by block_q8_0, [8, 4, 2], _MM_HINT_T1);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0) by block_q4_0, [8, 4, 2], _MM_HINT_T1);
-product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K) by block_q4_k, [8, 4, 2], _MM_HINT_T1);
-product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K) by block_q6_k, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0, BlockQ8x8) by block_q8_0, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0, BlockQ8) by block_q4_0, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K, BlockQ8) by block_q4_k, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K, BlockQ8) by block_q6_k, [8, 4, 2], _MM_HINT_T1);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
 fn block_q8_0<const T: usize, const HINT: i32>(
     walk: Walk<'_, PanelQ8_0>,
-    x: [&[BlockQ8]; T],
+    x: [&[BlockQ8x8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+    let ahead = ahead::<T, _>(&walk);
     for (i, panel) in walk.panels.iter().enumerate() {
         prefetch_header::<HINT, _>(panel, ahead);
         let lines: &[[[i8; 64]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
@@ -68,16 +68,22 @@ fn block_q8_0<const T: usize, const HINT: i32>(
                 unsigned[g] = _mm512_xor_si512(cast(lines[s][g]), _mm512_set1_epi8(-128));
             }
             let d = widen(d);
-            let dots = dots::<T, -128>(unsigned, &x, i, s);
+            let mut words = [&[0; 8]; T];
+            let mut starts = [_mm512_setzero_si512(); T];
             for t in 0..T {
-                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
+                (words[t], starts[t]) = (words_of(&x[t][i].qs, s), _mm512_set1_epi32(x[t][i].starts[s]));
+            }
+            let dots = dots(unsigned, words, starts);
+            for t in 0..T {
+                let dot = _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t]));
+                part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(dot, _mm512_set1_ps(x[t][i].d[s])));
             }
         }
+        // In memory between panels: registers are for what a panel adds.
         for t in 0..T {
-            sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part[t], _mm512_set1_ps(x[t][i].d)));
+            acc[t] = cast(_mm512_add_ps(cast(acc[t]), part[t]));
         }
     }
-    store(sums, acc);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -93,7 +99,13 @@ fn block_q4_0<const T: usize, const HINT: i32>(
         let mut part = [_mm512_setzero_ps(); T];
         for (s, d) in panel.d.iter().enumerate() {
             let d = widen(d);
-            let dots = dots::<T, -8>(nibbles::<HINT>(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let mut words = [&[0; 8]; T];
+            let mut starts = [_mm512_setzero_si512(); T];
+            for t in 0..T {
+                let start = -8 * i32::from(x[t][i].sums[s]);
+                (words[t], starts[t]) = (words_of(&x[t][i].qs, s), _mm512_set1_epi32(start));
+            }
+            let dots = dots(nibbles::<HINT>(sub_block(&panel.qs, s), ahead), words, starts);
             for t in 0..T {
                 part[t] = _mm512_add_ps(part[t], _mm512_mul_ps(d, _mm512_cvtepi32_ps(dots[t])));
             }
@@ -119,7 +131,12 @@ fn block_q4_k<const T: usize, const HINT: i32>(
         let mut sum = [_mm512_setzero_si512(); T];
         for (s, scale) in scales.into_iter().enumerate() {
             let scale = _mm512_cvtepu8_epi32(cast(scale));
-            let dots = dots::<T, 0>(nibbles::<HINT>(sub_block(&panel.qs, s), ahead), &x, i, s);
+            let mut words = [&[0; 8]; T];
+            for t in 0..T {
+                words[t] = words_of(&x[t][i].qs, s);
+            }
+            let weights = nibbles::<HINT>(sub_block(&panel.qs, s), ahead);
+            let dots = dots(weights, words, [_mm512_setzero_si512(); T]);
             for t in 0..T {
                 sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
             }
@@ -244,26 +261,19 @@ fn six_bits<const HINT: i32>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
     out
 }
 
-/// The integer products of sub-block `s` of panel `i`, whose 8 x 4 columns are `w`, with T rows of activations, for each of
-/// 16 rows, plus `START` times the sum of the activations. The rows of activations take turns, so that no product waits for
-/// the one before it; a single row has two sums for that.
+/// The activations of sub-block `s`, four to a word.
+#[inline]
+fn words_of(qs: &[i8; 256], s: usize) -> &[i32; 8] {
+    let sub_blocks: &[[i32; 8]; 8] = bytemuck::cast_ref(qs);
+    &sub_blocks[s]
+}
+
+/// `starts` and the integer products of a sub-block, whose 8 x 4 columns are `w`, with T rows of activations, for each of
+/// 16 rows. The rows of activations take turns, so that no product waits for the one before it; a single row has two sums for that.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-fn dots<const T: usize, const START: i32>(
-    w: [__m512i; 8],
-    x: &[&[BlockQ8]; T],
-    i: usize,
-    s: usize,
-) -> [__m512i; T] {
-    let mut words = [&[0; 8]; T];
-    let mut sums = [[_mm512_setzero_si512(); T]; 2];
-    for t in 0..T {
-        let sub_blocks: &[[i32; 8]; 8] = bytemuck::cast_ref(&x[t][i].qs);
-        words[t] = &sub_blocks[s];
-        if START != 0 {
-            sums[0][t] = _mm512_set1_epi32(START * i32::from(x[t][i].sums[s]));
-        }
-    }
+fn dots<const T: usize>(w: [__m512i; 8], words: [&[i32; 8]; T], starts: [__m512i; T]) -> [__m512i; T] {
+    let mut sums = [starts, [_mm512_setzero_si512(); T]];
     for g in 0..8 {
         let sums = &mut sums[if T == 1 { g % 2 } else { 0 }];
         for t in 0..T {

@@ -1,7 +1,7 @@
 //! Block formats: how weights and activations lie in memory, byte for byte as GGUF files hold them.
 //!
 //! The layouts of `Q4_0`, `Q8_0`, `Q4_K` and `Q6_K` are those of the GGUF specification (ggml `ggml-common.h`);
-//! [`BlockQ8`] is our own activation block.
+//! [`BlockQ8`] and [`BlockQ8x8`] are our own blocks of activations.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -9,7 +9,7 @@ use half::f16;
 const _: () =
     assert!(cfg!(target_endian = "little"), "the blocks are read as they lie, in little-endian order");
 
-/// Weights in one superblock, and columns in one [`BlockQ8`].
+/// Weights in one superblock, and columns in one [`BlockQ8`] or [`BlockQ8x8`].
 pub const QK: usize = 256;
 /// Weights in one small block (`Q4_0`, `Q8_0`), and columns in one sub-block of a superblock.
 pub const QK_SMALL: usize = 32;
@@ -79,7 +79,7 @@ impl DType {
         Self::ALL.into_iter().find(|t| *t as u32 == id)
     }
 
-    /// Whether products with this type use integer arithmetic on quantized activations ([`BlockQ8`]).
+    /// Whether products with this type use integer arithmetic on quantized activations ([`BlockQ8`], or [`BlockQ8x8`] with `q8_0`).
     pub const fn is_quantized(self) -> bool {
         self.block_len() > 1
     }
@@ -238,3 +238,17 @@ pub struct BlockQ8 {
     pub pad: [u32; 3],
 }
 const _: () = assert!(size_of::<BlockQ8>() == 288);
+
+/// 256 activations in eight blocks of 32: `x[j] = d[j / 32] * qs[j]`, `qs` within ±127. What 8 bits cost is then as little as it is of weights in `Q8_0`,
+/// with which they are multiplied. A row of activations that is no multiple of 256 long is filled up with zeros.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C, align(16))]
+pub struct BlockQ8x8 {
+    /// Signed activations.
+    pub qs: [i8; 256],
+    /// -128 times the sum of each 32 of them: where products begin whose weights have 128 added, which makes them unsigned.
+    pub starts: [i32; 8],
+    /// Scale of each 32.
+    pub d: [f32; 8],
+}
+const _: () = assert!(size_of::<BlockQ8x8>() == 320);

@@ -53,11 +53,15 @@ use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
-pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType};
+pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
 pub use panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 pub use scalar::exp;
+
+/// Version of the integer arithmetic, which counts the changes after which products have other bits. 1: all activations in [`BlockQ8`]; 2: those that
+/// meet `q8_0` in [`BlockQ8x8`].
+pub const ARITHMETIC: u32 = 2;
 
 /// One function for every operation, all of one instruction set.
 ///
@@ -79,10 +83,12 @@ pub struct Kernels {
     /// Activations to blocks of 256; the last one is filled up with zeros. `out.len() == x.len().div_ceil(256)`.
     /// A block with a NaN or an infinity in it becomes zeros with the scale NaN, so that its products are NaN.
     pub quantize: fn(x: &[f32], out: &mut [BlockQ8]),
+    /// The same with a scale for each 32 activations, for products with `q8_0`. Each 32 with a NaN or an infinity among them become zeros with the scale NaN.
+    pub quantize_x8: fn(x: &[f32], out: &mut [BlockQ8x8]),
     pub dot_f32: fn(w: &[f32], x: &[f32]) -> f32,
     pub dot_f16: fn(w: &[f16], x: &[f32]) -> f32,
     pub dot_bf16: fn(w: &[bf16], x: &[f32]) -> f32,
-    pub dot_q8_0: fn(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32,
+    pub dot_q8_0: fn(w: &[BlockQ8_0], x: &[BlockQ8x8]) -> f32,
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
@@ -105,7 +111,7 @@ pub struct Kernels {
 }
 
 /// The product of a row of panels, `(panels, x, acc, ahead)`: [`Kernels`] says what it adds to `acc`.
-pub type PanelProduct<P> = fn(&[P], &[BlockQ8], &mut [[f32; 16]], usize);
+pub type PanelProduct<P> = fn(&[P], &[<P as panel::Panel>::X], &mut [[f32; 16]], usize);
 
 /// The tables that this CPU runs, fastest first; `scalar` is always the last.
 pub fn available() -> impl Iterator<Item = &'static Kernels> {

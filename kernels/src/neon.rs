@@ -23,6 +23,7 @@ mod quantized;
 pub(crate) mod dotprod;
 mod floats;
 pub(crate) mod i8mm;
+mod quantize;
 mod vector;
 
 use std::arch::{aarch64::*, is_aarch64_feature_detected};
@@ -33,11 +34,12 @@ use half::f16;
 use self::floats::{
     dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu,
 };
+use self::quantize::{quantize, quantize_x8};
 use self::vector::{of_f16, prefetch, to_f32};
 use crate::Kernels;
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
-use crate::scalar::{part_q4_0, part_q8_0, scale_of};
+use crate::scalar::{part_q4_0, part_q8_0};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -52,6 +54,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         name: "neon",
         ahead: 0,
         quantize: enter!(quantize(x, out)),
+        quantize_x8: enter!(quantize_x8(x, out)),
         dot_f32: enter!(dot_f32(w, x)),
         dot_f16: enter!(dot_f16(w, x)),
         dot_bf16: enter!(dot_bf16(w, x)),
@@ -75,46 +78,6 @@ pub(crate) fn table() -> Option<&'static Kernels> {
     is_aarch64_feature_detected!("neon").then_some(&TABLE)
 }
 
-#[target_feature(enable = "neon")]
-fn quantize(x: &[f32], out: &mut [BlockQ8]) {
-    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
-    let (whole, tail) = x.as_chunks::<QK>();
-    for (x, out) in whole.iter().zip(&mut *out) {
-        quantize_block(x, out);
-    }
-    if let (false, Some(out)) = (tail.is_empty(), out.last_mut()) {
-        let mut filled = [0.0; QK];
-        filled[..tail.len()].copy_from_slice(tail);
-        quantize_block(&filled, out);
-    }
-}
-
-#[target_feature(enable = "neon")]
-fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
-    let x: &[[[[f32; 4]; 4]; 2]; 8] = bytemuck::cast_ref(x);
-    let mut amax = vdupq_n_u32(0);
-    for &x in x.as_flattened().as_flattened() {
-        amax = vmaxq_u32(amax, vreinterpretq_u32_f32(vabsq_f32(cast(x))));
-    }
-    let (d, inverse) = scale_of(vmaxvq_u32(amax));
-    *out = BlockQ8 { d, ..bytemuck::Zeroable::zeroed() };
-    if inverse == 0.0 {
-        return;
-    }
-    let qs: &mut [[[i8; 16]; 2]; 8] = bytemuck::cast_mut(&mut out.qs);
-    for s in 0..8 {
-        let mut sum = vdupq_n_s16(0);
-        for i in 0..2 {
-            let [a, b, c, d] = x[s][i].map(|x| vcvtnq_s32_f32(vmulq_n_f32(cast(x), inverse)));
-            let low = vmovn_high_s32(vmovn_s32(a), b);
-            let high = vmovn_high_s32(vmovn_s32(c), d);
-            sum = vaddq_s16(sum, vaddq_s16(low, high));
-            qs[s][i] = cast(vmovn_high_s16(vmovn_s16(low), high));
-        }
-        out.sums[s] = vaddvq_s16(sum);
-    }
-}
-
 quantized!("neon", dot, dots, dots_8, half_dots);
 
 /// `sum` and the products of 16 weights with 16 activations.
@@ -124,11 +87,11 @@ fn dot(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
     vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(w), vget_low_s8(x)), w, x))
 }
 
-/// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
+/// `start` and the integer products of sub-block `s` with the activations `qs`, for each of 4 rows.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
-    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], qs: &[i8; 256], s: usize) -> int32x4_t {
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(qs);
     // Four sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s16(0); 2];
     for (w, x) in nibbles.iter().zip(xs[s]) {
@@ -146,11 +109,11 @@ fn dots(start: int32x4_t, nibbles: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
 fn half_dots(
     start: int32x4_t,
     weights: &[[int8x16_t; 4]; 2],
-    x: &BlockQ8,
+    qs: &[i8; 256],
     s: usize,
     part: usize,
 ) -> int32x4_t {
-    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(qs);
     let mut sums = [vdupq_n_s16(0); 2];
     for (w, x) in weights[part].iter().zip(words(cast(xs[s][part]))) {
         sums[0] = vmlal_s8(sums[0], vget_low_s8(*w), vget_low_s8(x));
@@ -162,8 +125,8 @@ fn half_dots(
 /// [`dots`] for weights of 8 bits, of which two products fit an `i16`.
 #[target_feature(enable = "neon")]
 #[inline]
-fn dots_8(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
-    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+fn dots_8(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], qs: &[i8; 256], s: usize) -> int32x4_t {
+    let xs: &[[[i32; 4]; 2]; 8] = bytemuck::cast_ref(qs);
     // Two sums of each row, of rows 0 and 1 and of rows 2 and 3.
     let mut sums = [vdupq_n_s32(0); 2];
     for (w, x) in weights.iter().zip(xs[s]) {
@@ -339,9 +302,21 @@ fn widen_rows(d: &[f16; 16], q: usize) -> float32x4_t {
 #[target_feature(enable = "neon")]
 #[inline]
 fn scaled_sum(d: [f16; 8], sums: [int32x4_t; 2]) -> f32 {
+    in_order(scaled(d, sums))
+}
+
+#[target_feature(enable = "neon")]
+#[inline]
+fn scaled(d: [f16; 8], sums: [int32x4_t; 2]) -> [float32x4_t; 2] {
     let d = of_f16(d);
-    let products = [0, 1].map(|i| vmulq_f32(d[i], vcvtq_f32_s32(sums[i])));
-    cast::<_, [f32; 8]>(products).into_iter().fold(0.0, |acc, product| acc + product)
+    [0, 1].map(|i| vmulq_f32(d[i], vcvtq_f32_s32(sums[i])))
+}
+
+/// The sum of eight lanes, from the first to the last.
+#[target_feature(enable = "neon")]
+#[inline]
+fn in_order(v: [float32x4_t; 2]) -> f32 {
+    cast::<_, [f32; 8]>(v).into_iter().fold(0.0, |acc, x| acc + x)
 }
 
 /// Lane `i` of the result is the sum of the lanes of vector `i`.

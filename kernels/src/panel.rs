@@ -19,7 +19,7 @@ use half::f16;
 
 use crate::{
     Kernels,
-    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, QK},
+    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, QK},
     dequantize,
 };
 
@@ -28,18 +28,38 @@ pub const PANEL_ROWS: usize = 16;
 /// Bytes of a panel of 4-bit weights.
 pub const PANEL_BYTES: usize = 2304;
 
+/// A block of 256 activations, as products with some kind of weights take them.
+pub trait ActivationBlock: Pod + Send + Sync {
+    /// Rows of f32 to blocks: [`Kernels::quantize`] or [`Kernels::quantize_x8`].
+    fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]);
+}
+
+impl ActivationBlock for BlockQ8 {
+    fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
+        (kernels.quantize)(x, out);
+    }
+}
+
+impl ActivationBlock for BlockQ8x8 {
+    fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
+        (kernels.quantize_x8)(x, out);
+    }
+}
+
 /// One of the panel formats.
 pub trait Panel: Pod + Send + Sync {
     /// Type of the rows that it permutes.
     const DTYPE: DType;
     /// A row's standard blocks of 256 columns.
     type Row: Pod;
+    /// What it is multiplied with.
+    type X: ActivationBlock;
     /// The panel of sixteen rows. Loses nothing.
     fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self;
     /// The inverse of [`Panel::from_rows`].
     fn to_rows(&self) -> [Self::Row; PANEL_ROWS];
     /// Adds the products of a row of panels with `acc.len()` rows of activations to `acc`.
-    fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]);
+    fn product(kernels: &Kernels, panels: &[Self], x: &[Self::X], acc: &mut [[f32; PANEL_ROWS]]);
 
     /// The 16 x 256 weights in f32.
     fn dequantize(&self, out: &mut [[f32; QK]; PANEL_ROWS]) {
@@ -65,11 +85,12 @@ pub fn panels_float<P: Panel>(kernels: &Kernels, panels: &[P], x: &[f32], acc: &
 
 /// The types that have panels, each on a line of its own: what panels there are stands here and nowhere else. `$d` is a `$`.
 macro_rules! panels {
-    ($d:tt $($dtype:ident: $panel:ident of $row:ty, $product:ident;)*) => {
+    ($d:tt $($dtype:ident: $panel:ident of $row:ty, $x:ident, $product:ident;)*) => {
         $(
             impl Panel for $panel {
                 const DTYPE: DType = DType::$dtype;
                 type Row = $row;
+                type X = $x;
 
                 fn from_rows(rows: &[Self::Row; PANEL_ROWS]) -> Self {
                     Self::pack(rows)
@@ -79,7 +100,7 @@ macro_rules! panels {
                     self.unpack()
                 }
 
-                fn product(kernels: &Kernels, panels: &[Self], x: &[BlockQ8], acc: &mut [[f32; PANEL_ROWS]]) {
+                fn product(kernels: &Kernels, panels: &[Self], x: &[$x], acc: &mut [[f32; PANEL_ROWS]]) {
                     (kernels.$product)(panels, x, acc, kernels.ahead);
                 }
             }
@@ -109,10 +130,10 @@ macro_rules! panels {
     };
 }
 panels! { $
-    Q8_0: PanelQ8_0 of [BlockQ8_0; 8], panels_q8_0;
-    Q4_0: PanelQ4_0 of [BlockQ4_0; 8], panels_q4_0;
-    Q4_K: PanelQ4K of BlockQ4K, panels_q4_k;
-    Q6_K: PanelQ6K of BlockQ6K, panels_q6_k;
+    Q8_0: PanelQ8_0 of [BlockQ8_0; 8], BlockQ8x8, panels_q8_0;
+    Q4_0: PanelQ4_0 of [BlockQ4_0; 8], BlockQ8, panels_q4_0;
+    Q4_K: PanelQ4K of BlockQ4K, BlockQ8, panels_q4_k;
+    Q6_K: PanelQ6K of BlockQ6K, BlockQ8, panels_q6_k;
 }
 
 /// Sixteen rows of `Q4_K`.

@@ -6,13 +6,14 @@
 use half::{bf16, f16};
 
 use crate::Kernels;
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, QK};
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
     ahead: 0,
     quantize,
+    quantize_x8,
     dot_f32,
     dot_f16,
     dot_bf16,
@@ -48,6 +49,25 @@ fn quantize(x: &[f32], out: &mut [BlockQ8]) {
         }
         for (sum, q) in out.sums.iter_mut().zip(out.qs.chunks_exact(32)) {
             *sum = q.iter().map(|&q| i16::from(q)).sum();
+        }
+    }
+}
+
+/// See [`Kernels::quantize_x8`]: [`quantize`] for each 32.
+fn quantize_x8(x: &[f32], out: &mut [BlockQ8x8]) {
+    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
+    for (x, out) in x.chunks(QK).zip(out) {
+        *out = bytemuck::Zeroable::zeroed();
+        for (s, x) in x.chunks(32).enumerate() {
+            let (d, inverse) = scale_of(x.iter().map(|x| x.abs().to_bits()).max().unwrap_or(0));
+            out.d[s] = d;
+            if inverse == 0.0 {
+                continue;
+            }
+            for (q, x) in out.qs[32 * s..].iter_mut().zip(x) {
+                *q = (x * inverse).round_ties_even() as i8;
+                out.starts[s] -= 128 * i32::from(*q);
+            }
         }
     }
 }
@@ -104,7 +124,7 @@ pub(crate) fn sum_lanes(mut lanes: [f32; 32]) -> f32 {
     lanes[0]
 }
 
-fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
+fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8x8]) -> f32 {
     assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
     w.chunks(8).zip(x).fold(0.0, |acc, (w, x)| acc + part_q8_0(w, x))
 }
@@ -115,12 +135,12 @@ fn dot_q4_0(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32 {
 }
 
 /// What up to eight blocks of `Q8_0` add to a product.
-pub(crate) fn part_q8_0(w: &[BlockQ8_0], x: &BlockQ8) -> f32 {
+pub(crate) fn part_q8_0(w: &[BlockQ8_0], x: &BlockQ8x8) -> f32 {
     let mut part = 0.0;
-    for (w, x) in w.iter().zip(x.qs.chunks_exact(32)) {
-        part += w.d.to_f32() * int_dot(&w.qs, x) as f32;
+    for ((w, q), d) in w.iter().zip(x.qs.chunks_exact(32)).zip(x.d) {
+        part += w.d.to_f32() * int_dot(&w.qs, q) as f32 * d;
     }
-    part * x.d
+    part
 }
 
 /// What up to eight blocks of `Q4_0` add to a product.
@@ -166,7 +186,7 @@ fn int_dot(w: &[i8], x: &[i8]) -> i32 {
     w.iter().zip(x).map(|(&w, &x)| i32::from(w) * i32::from(x)).sum()
 }
 
-fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8x8], acc: &mut [[f32; 16]]) {
     for (x, acc) in rows(x, panels.len(), acc) {
         for (panel, x) in panels.iter().zip(x) {
             let mut part = [0.0; 16];
@@ -174,11 +194,11 @@ fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
                 for (r, part) in part.iter_mut().enumerate() {
                     let weight = |k: usize| i32::from(panel.qs[512 * s + 64 * (k / 4) + 4 * r + k % 4]);
                     let sum: i32 = (0..32).map(|k| weight(k) * i32::from(x.qs[32 * s + k])).sum();
-                    *part += panel.d[s][r].to_f32() * sum as f32;
+                    *part += panel.d[s][r].to_f32() * sum as f32 * x.d[s];
                 }
             }
             for r in 0..16 {
-                acc[r] += part[r] * x.d;
+                acc[r] += part[r];
             }
         }
     }
@@ -234,11 +254,11 @@ fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 }
 
 /// Rows of `width` blocks of activations, each with its sums.
-fn rows<'a>(
-    x: &'a [BlockQ8],
+fn rows<'a, X>(
+    x: &'a [X],
     width: usize,
     acc: &'a mut [[f32; 16]],
-) -> impl Iterator<Item = (&'a [BlockQ8], &'a mut [f32; 16])> {
+) -> impl Iterator<Item = (&'a [X], &'a mut [f32; 16])> {
     assert_eq!(x.len(), width * acc.len(), "blocks of activations");
     x.chunks_exact(width.max(1)).zip(acc)
 }

@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use crate::{
-    BlockQ8, DType, Kernels,
+    DType, Kernels,
     blocks::QK,
-    panel::{PANEL_ROWS, Panel, panel_bytes, panels_float},
+    panel::{ActivationBlock, PANEL_ROWS, Panel, panel_bytes, panels_float},
 };
 
 /// Neurons of a tile.
@@ -38,7 +38,7 @@ pub fn tile_pass<P: Panel>(
     kernels: &Kernels,
     tile: &[P],
     hidden: usize,
-    x: &[BlockQ8],
+    x: &[P::X],
     y: &mut [[f32; PANEL_ROWS]],
 ) {
     assert_eq!(tile.len(), tile_panels(hidden));
@@ -57,7 +57,7 @@ fn pass_block<P: Panel, const T: usize>(
     kernels: &Kernels,
     tile: &[P],
     hidden: usize,
-    x: &[BlockQ8],
+    x: &[P::X],
     first: usize,
     y: &mut [[f32; PANEL_ROWS]],
 ) {
@@ -77,13 +77,7 @@ fn pass_block<P: Panel, const T: usize>(
 ///
 /// # Panics
 /// If `tile`, `x` and `h` do not fit `hidden`.
-pub fn tile_gate_up<P: Panel>(
-    kernels: &Kernels,
-    tile: &[P],
-    hidden: usize,
-    x: &[BlockQ8],
-    h: &mut [BlockQ8],
-) {
+pub fn tile_gate_up<P: Panel>(kernels: &Kernels, tile: &[P], hidden: usize, x: &[P::X], h: &mut [P::X]) {
     let width = hidden / QK;
     assert_eq!(tile.len(), tile_panels(hidden));
     assert_eq!(x.len(), h.len() * width);
@@ -106,7 +100,7 @@ pub fn tile_down<P: Panel>(
     tile: &[P],
     hidden: usize,
     range: Range<usize>,
-    h: &[BlockQ8],
+    h: &[P::X],
     y: &mut [[f32; PANEL_ROWS]],
 ) {
     assert_eq!(tile.len(), tile_panels(hidden));
@@ -122,8 +116,8 @@ fn gate_up_block<P: Panel, const T: usize>(
     kernels: &Kernels,
     gate_up: &[P],
     width: usize,
-    x: &[BlockQ8],
-    quantized: &mut [BlockQ8],
+    x: &[P::X],
+    quantized: &mut [P::X],
 ) {
     let tokens = quantized.len();
     // Sixteen neurons of all tokens after another, as the panels give them.
@@ -136,7 +130,7 @@ fn gate_up_block<P: Panel, const T: usize>(
     }
     for (t, q) in quantized.chunks_exact_mut(1).enumerate() {
         let row = std::array::from_fn::<_, { TILE_NEURONS / PANEL_ROWS }, _>(|group| h[group][t]);
-        (kernels.quantize)(row.as_flattened(), q);
+        P::X::quantize(kernels, row.as_flattened(), q);
     }
 }
 

@@ -4,10 +4,10 @@
 use bytemuck::{Pod, Zeroable, cast_slice, pod_read_unaligned};
 use half::{bf16, f16};
 use yuan_kernels::blocks::QK;
-use yuan_kernels::panel::Panel;
+use yuan_kernels::panel::{ActivationBlock, Panel};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K,
-    PanelQ8_0, available, best, by_name, dequantize,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, Kernels, PanelQ4_0, PanelQ4K,
+    PanelQ6K, PanelQ8_0, available, best, by_name, dequantize,
 };
 
 /// Lengths of rows: a tail of a superblock, several, none, one of them, and many.
@@ -57,7 +57,8 @@ const FILLS: [Fill; 6] =
 /// A weight block whose bytes may be anything but whose scales are finite.
 trait Weights: Pod {
     const DTYPE: DType;
-    fn dot(kernels: &Kernels) -> fn(&[Self], &[BlockQ8]) -> f32;
+    type X: ActivationBlock;
+    fn dot(kernels: &Kernels) -> fn(&[Self], &[Self::X]) -> f32;
     fn set_scales(&mut self, random: &mut Random);
 
     fn row(columns: usize, fill: Fill, random: &mut Random) -> Vec<Self> {
@@ -77,10 +78,11 @@ trait Weights: Pod {
 }
 
 macro_rules! weights {
-    ($block:ty, $dtype:ident, $dot:ident, $($scale:ident),+) => {
+    ($block:ty, $dtype:ident, $x:ty, $dot:ident, $($scale:ident),+) => {
         impl Weights for $block {
             const DTYPE: DType = DType::$dtype;
-            fn dot(kernels: &Kernels) -> fn(&[Self], &[BlockQ8]) -> f32 {
+            type X = $x;
+            fn dot(kernels: &Kernels) -> fn(&[Self], &[$x]) -> f32 {
                 kernels.$dot
             }
             fn set_scales(&mut self, random: &mut Random) {
@@ -89,23 +91,23 @@ macro_rules! weights {
         }
     };
 }
-weights!(BlockQ8_0, Q8_0, dot_q8_0, d);
-weights!(BlockQ4_0, Q4_0, dot_q4_0, d);
-weights!(BlockQ4K, Q4_K, dot_q4_k, d, dmin);
-weights!(BlockQ6K, Q6_K, dot_q6_k, d);
+weights!(BlockQ8_0, Q8_0, BlockQ8x8, dot_q8_0, d);
+weights!(BlockQ4_0, Q4_0, BlockQ8, dot_q4_0, d);
+weights!(BlockQ4K, Q4_K, BlockQ8, dot_q4_k, d, dmin);
+weights!(BlockQ6K, Q6_K, BlockQ8, dot_q6_k, d);
 
 fn scalar() -> &'static Kernels {
     by_name("scalar").expect("every machine runs the scalar kernels")
 }
 
-fn quantized(x: &[f32]) -> Vec<BlockQ8> {
-    let mut out = vec![BlockQ8::zeroed(); x.len().div_ceil(QK)];
-    (scalar().quantize)(x, &mut out);
+fn quantized<X: ActivationBlock>(x: &[f32]) -> Vec<X> {
+    let mut out = vec![X::zeroed(); x.len().div_ceil(QK)];
+    X::quantize(scalar(), x, &mut out);
     out
 }
 
-/// Activations with all `q` at +127, at -127, alternating, and of random sizes.
-fn activations(columns: usize, random: &mut Random) -> [Vec<BlockQ8>; 4] {
+/// ActivationBlock with all `q` at +127, at -127, alternating, and of random sizes.
+fn activations<X: ActivationBlock>(columns: usize, random: &mut Random) -> [Vec<X>; 4] {
     let alternating: Vec<f32> = (0..columns).map(|k| if k % 2 == 0 { 1.0 } else { -1.0 }).collect();
     [vec![1.0; columns], vec![-1.0; columns], alternating, random.floats(columns)].map(|x| quantized(&x))
 }
@@ -148,7 +150,7 @@ fn random_panels<W: Weights, P: Panel>(n: usize, fill: Fill, random: &mut Random
     (rows, panels)
 }
 
-fn panels_agree_with_rows<W: Weights, P: Panel>() {
+fn panels_agree_with_rows<W: Weights, P: Panel<X = W::X>>() {
     let random = &mut Random(2);
     for width in [0, 1, 8] {
         for fill in FILLS {
@@ -184,7 +186,7 @@ fn blocks_agree_with_each_row<W: Weights, P: Panel>() {
     for width in [1, 3] {
         let panels: Vec<P> = random_panels::<W, P>(width, Fill::Random, random).1;
         for rows in 0..=35 {
-            let x: Vec<BlockQ8> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
+            let x: Vec<P::X> = (0..rows).flat_map(|_| quantized(&random.floats(width * QK))).collect();
             let start: Vec<[f32; 16]> = (0..rows).map(|_| std::array::from_fn(|_| random.float())).collect();
             let mut alone = start.clone();
             for (t, x) in x.chunks_exact(width).enumerate() {
@@ -263,6 +265,16 @@ fn every_f16_and_bf16_is_read_alike() {
     }
 }
 
+/// Every table makes the same blocks, whatever was there.
+fn agree_on<X: ActivationBlock>(x: &[f32]) {
+    let expected: Vec<X> = quantized(x);
+    for kernels in available() {
+        let mut got = vec![pod_read_unaligned::<X>(&vec![7; size_of::<X>()]); x.len().div_ceil(QK)];
+        X::quantize(kernels, x, &mut got);
+        assert!(cast_slice::<_, u8>(&got) == cast_slice::<_, u8>(&expected), "{} of {x:?}", kernels.name);
+    }
+}
+
 #[test]
 fn quantized_activations_agree_bit_for_bit() {
     let random = &mut Random(5);
@@ -279,12 +291,9 @@ fn quantized_activations_agree_bit_for_bit() {
         rows.push(row);
     }
     for x in rows {
-        let expected = quantized(&x);
-        for kernels in available() {
-            let mut got = vec![BlockQ8 { pad: [7; 3], ..BlockQ8::zeroed() }; x.len().div_ceil(QK)];
-            (kernels.quantize)(&x, &mut got);
-            assert!(cast_slice::<_, u8>(&got) == cast_slice::<_, u8>(&expected), "{} of {x:?}", kernels.name);
-        }
+        agree_on::<BlockQ8>(&x);
+        agree_on::<BlockQ8x8>(&x);
+        let expected: Vec<BlockQ8> = quantized(&x);
         for (block, x) in expected.iter().zip(x.chunks(QK)) {
             let finite = x.iter().all(|x| x.is_finite());
             assert_eq!(block.d.is_nan(), !finite);
@@ -292,13 +301,29 @@ fn quantized_activations_agree_bit_for_bit() {
                 let sum: i32 = block.qs[32 * s..][..32].iter().map(|&q| i32::from(q)).sum();
                 assert_eq!(sum, i32::from(block.sums[s]));
             }
-            let d = f64::from(block.d);
             for (&q, &x) in block.qs.iter().zip(x).filter(|_| finite) {
-                let off = (f64::from(x) - f64::from(q) * d).abs();
-                assert!(off <= d * 0.5001 + 4e-37, "{x} as {q} * {d}");
+                assert_near(x, q, block.d);
+            }
+        }
+        // The same of each 32, which have a scale of their own.
+        for (block, x) in quantized::<BlockQ8x8>(&x).iter().zip(x.chunks(QK)) {
+            for (s, qs) in block.qs.chunks_exact(32).enumerate() {
+                let x = x.get(32 * s..).unwrap_or_default();
+                let finite = x.iter().take(32).all(|x| x.is_finite());
+                assert_eq!(block.d[s].is_nan(), !finite);
+                assert_eq!(block.starts[s], -128 * qs.iter().map(|&q| i32::from(q)).sum::<i32>());
+                for (&q, &x) in qs.iter().zip(x).filter(|_| finite) {
+                    assert_near(x, q, block.d[s]);
+                }
             }
         }
     }
+}
+
+/// `q * d` is `x`, rounded.
+fn assert_near(x: f32, q: i8, d: f32) {
+    let off = (f64::from(x) - f64::from(q) * f64::from(d)).abs();
+    assert!(off <= f64::from(d) * 0.5001 + 4e-37, "{x} as {q} * {d}");
 }
 
 #[test]
@@ -307,11 +332,12 @@ fn an_activation_that_is_no_number_spoils_its_products() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = vec![bad];
             x.resize(512, 1.0);
-            let mut blocks = [BlockQ8::zeroed(); 2];
+            let (mut blocks, mut eights) = ([BlockQ8::zeroed(); 2], [BlockQ8x8::zeroed(); 2]);
             (kernels.quantize)(&x, &mut blocks);
+            (kernels.quantize_x8)(&x, &mut eights);
             let random = &mut Random(6);
             assert!((kernels.dot_q4_k)(&BlockQ4K::row(512, Fill::Random, random), &blocks).is_nan());
-            assert!((kernels.dot_q8_0)(&BlockQ8_0::row(512, Fill::Random, random), &blocks).is_nan());
+            assert!((kernels.dot_q8_0)(&BlockQ8_0::row(512, Fill::Random, random), &eights).is_nan());
         }
     }
 }

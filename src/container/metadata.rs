@@ -190,6 +190,7 @@ pub fn write_config(config: &ModelConfig, layout: Layout) -> Metadata {
     if layout == Layout::Tiles {
         m.set("yuan.layout", Value::String(LAYOUT.into()));
         m.set("yuan.layout.version", Value::U32(LAYOUT_VERSION));
+        m.set("yuan.arithmetic", Value::U32(yuan_kernels::ARITHMETIC));
     }
     m
 }

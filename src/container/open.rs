@@ -142,6 +142,11 @@ impl Container {
         &self.config
     }
 
+    /// Version of the integer arithmetic of the program that wrote the file: 1 where it says none.
+    pub fn arithmetic(&self) -> u64 {
+        self.header.metadata.number("yuan.arithmetic").ok().flatten().unwrap_or(1)
+    }
+
     /// All tensors, in the order of the file.
     pub fn tensors(&self) -> &[TensorDesc] {
         &self.header.tensors

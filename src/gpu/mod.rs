@@ -14,6 +14,8 @@ pub mod driver;
 #[cfg(feature = "cuda-shim")]
 pub mod fake;
 #[cfg(feature = "gpu")]
+pub(crate) mod form;
+#[cfg(feature = "gpu")]
 mod graph;
 #[cfg(feature = "gpu")]
 pub(crate) mod memory;

@@ -5,11 +5,12 @@
 use std::{cell::RefCell, ops::Range};
 
 use yuan_cuda::{Launch, launch};
-use yuan_kernels::{BlockQ8, DType, blocks::QK};
+use yuan_kernels::{DType, blocks::QK};
 
 use super::{
     device::Device,
     driver::{Arg, Work},
+    form::Form,
     graph::List,
     memory::View,
 };
@@ -21,11 +22,6 @@ use crate::{
 /// Bytes of `n` numbers.
 pub const fn f32s(n: usize) -> usize {
     4 * n
-}
-
-/// Bytes of `rows` rows of `cols` numbers in the 8-bit form.
-pub const fn q8s(rows: usize, cols: usize) -> usize {
-    rows * cols.div_ceil(QK) * size_of::<BlockQ8>()
 }
 
 /// A matrix on a device.
@@ -186,7 +182,7 @@ impl<'d> Ops<'d> {
         self.go(Work::Copy { to: to.at(), from: from.at(), bytes: from.size() }, [to, from].into_iter())
     }
 
-    /// `x += plus`, which may be none, and then `out = RMSNorm(x; weight)` and its 8-bit form, either of which may be none.
+    /// `x += plus`, which may be none, and then `out = RMSNorm(x; weight)` and its blocks of this form, either of which may be none.
     ///
     /// # Errors
     /// All operations: [`Error::Argument`] for views that are too small or shapes that there is no kernel for; as [`Device::call`].
@@ -195,37 +191,40 @@ impl<'d> Ops<'d> {
         x: View<'_>,
         plus: View<'_>,
         weight: View<'_>,
-        (out, q8): (View<'_>, View<'_>),
+        (out, q8, form): (View<'_>, View<'_>, Form),
         (tokens, cols): (usize, usize),
         eps: f32,
     ) -> Result<()> {
-        let rows = f32s(tokens * cols);
-        let views = [(x, rows), (plus, rows), (weight, f32s(cols)), (out, rows), (q8, q8s(tokens, cols))];
-        let args = [at(x), at(plus), at(weight), at(out), at(q8), int(cols)?, Arg::F32(eps)];
+        let (rows, blocks) = (f32s(tokens * cols), form.bytes(tokens, cols));
+        let views = [(x, rows), (plus, rows), (weight, f32s(cols)), (out, rows), (q8, blocks)];
+        let scale = int(form.columns())?;
+        let args = [at(x), at(plus), at(weight), at(out), at(q8), scale, int(cols)?, Arg::F32(eps)];
         self.launch("norm", launch::rms_norm(cols, tokens), &views, &args)
     }
 
-    /// The 8-bit form of rows.
+    /// Blocks of rows.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
-    pub fn quantize(&self, x: View<'_>, q8: View<'_>, (rows, cols): (usize, usize)) -> Result<()> {
-        let views = [(x, f32s(rows * cols)), (q8, q8s(rows, cols))];
-        self.launch(
-            "8-bit form",
-            launch::quantize(cols, rows),
-            &views,
-            &[at(x), at(q8), int(cols)?, int(rows)?],
-        )
+    pub fn quantize(
+        &self,
+        x: View<'_>,
+        (q8, form): (View<'_>, Form),
+        (rows, cols): (usize, usize),
+    ) -> Result<()> {
+        let views = [(x, f32s(rows * cols)), (q8, form.bytes(rows, cols))];
+        let args = [at(x), at(q8), int(form.columns())?, int(cols)?, int(rows)?];
+        self.launch("blocks", launch::quantize(cols, rows), &views, &args)
     }
 
-    /// `out = x wᵀ + bias`. `x` is in the 8-bit form where the weights are quantized, and f32 where they are floats.
+    /// `out = x wᵀ + bias`. `x` is in blocks of the weights' form where they are quantized, and f32 where they are floats.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
     pub fn product(&self, w: Weights<'_>, x: View<'_>, out: View<'_>, tokens: usize) -> Result<()> {
         let Weights { dtype, rows, cols, bytes, bias } = w;
-        let input = if dtype.is_quantized() { q8s(tokens, cols) } else { f32s(tokens * cols) };
+        let blocks = Form::of(dtype).bytes(tokens, cols);
+        let input = if dtype.is_quantized() { blocks } else { f32s(tokens * cols) };
         let views = [(bytes, w.bytes()), (x, input), (bias, f32s(rows)), (out, f32s(tokens * rows))];
         let args = [at(bytes), at(x), at(bias), at(out), int(rows)?, int(cols)?, int(tokens)?];
         self.launch("product", launch::product(dtype, rows, cols, tokens), &views, &args)
@@ -242,7 +241,7 @@ impl<'d> Ops<'d> {
         self.launch("embedding", launch::embed(dtype, tokens), &views, &args)
     }
 
-    /// Rows `x[t-1], x[t]` for a convolution, in f32 and in the 8-bit form, either of which may be none. What stands before a sequence's first
+    /// Rows `x[t-1], x[t]` for a convolution, in f32 and in blocks of this form, either of which may be none. What stands before a sequence's first
     /// row is its part of `last`, which begins `pitch` numbers behind that of the sequence before.
     ///
     /// # Errors
@@ -252,7 +251,7 @@ impl<'d> Ops<'d> {
         x: View<'_>,
         (last, pitch): (View<'_>, usize),
         cache: Cache<'_>,
-        (pairs, q8): (View<'_>, View<'_>),
+        (pairs, q8, form): (View<'_>, View<'_>, Form),
         (tokens, cols): (usize, usize),
         interleaved: bool,
     ) -> Result<()> {
@@ -261,7 +260,7 @@ impl<'d> Ops<'d> {
             (last, f32s((cache.sequences - 1) * pitch + cols)),
             (cache.rows, row_bytes(tokens)),
             (pairs, f32s(2 * tokens * cols)),
-            (q8, q8s(tokens, 2 * cols)),
+            (q8, form.bytes(tokens, 2 * cols)),
         ];
         let args = [
             at(x),
@@ -269,6 +268,7 @@ impl<'d> Ops<'d> {
             at(cache.rows),
             at(pairs),
             at(q8),
+            int(form.columns())?,
             int(cols)?,
             int(pitch)?,
             Arg::I32(interleaved.into()),
@@ -431,23 +431,23 @@ impl<'d> Ops<'d> {
         self.launch("sort", launch::sort_slots(e.experts), &views, &args)
     }
 
-    /// The outputs of the slots whose experts are in the table, for inputs `x` in the 8-bit form. [`Ops::sort`] goes before, where there are
+    /// The outputs of the slots whose experts are in the table, for inputs `x` in blocks of their form. [`Ops::sort`] goes before, where there are
     /// more than [`launch::FEW`] tokens.
     ///
     /// # Errors
     /// As [`Ops::rms_norm`].
     pub fn experts(&self, e: Experts<'_>, x: View<'_>, tokens: usize) -> Result<()> {
         let (slots, neurons) = (tokens * e.used, e.tiles * QK);
-        let (h, hq) = e.h;
+        let ((h, hq), form) = (e.h, Form::of(e.dtype));
         let views = [
             (e.table, 8 * e.experts),
             (e.arena, 0),
             (e.chosen, 4 * slots),
             (e.order.0, 4 * (e.experts + 1)),
             (e.order.1, 4 * slots),
-            (x, q8s(tokens, e.hidden)),
+            (x, form.bytes(tokens, e.hidden)),
             (h, f32s(slots * neurons)),
-            (hq, q8s(slots, neurons)),
+            (hq, form.bytes(slots, neurons)),
             (e.out, f32s(slots * e.hidden)),
         ];
         let (hidden, tiles, experts) = (int(e.hidden)?, int(e.tiles)?, int(e.experts)?);
@@ -472,7 +472,7 @@ impl<'d> Ops<'d> {
             ],
         };
         self.launch("experts", launches[0], &views, &up)?;
-        self.quantize(h, hq, (slots, neurons))?;
+        self.quantize(h, (hq, form), (slots, neurons))?;
         self.launch("experts", launches[1], &views, &down)
     }
 

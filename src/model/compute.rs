@@ -2,14 +2,14 @@
 
 use rayon::prelude::*;
 use yuan_kernels::{
-    Columns, DType, Kernels,
+    BlockQ8, BlockQ8x8, Columns, DType, Kernels,
     blocks::QK,
     panel::{PANEL_ROWS, Panel, panels_float},
     with_panel,
 };
 
 use super::{
-    activations::Activations,
+    activations::{Activations, Blocks},
     ahead,
     matrix::Matrix,
     scratch::{Buffer, Scratch},
@@ -108,8 +108,10 @@ impl Compute {
     /// [`Compute::product`] into memory of the caller, [T, w.rows].
     pub fn product_into(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         debug_assert_eq!(w.cols, x.cols());
-        if self.quantizes(w.dtype) {
-            x.quantize(self);
+        match w.dtype {
+            dtype if !self.quantizes(dtype) => {}
+            DType::Q8_0 => x.quantize::<BlockQ8x8>(self),
+            _ => x.quantize::<BlockQ8>(self),
         }
         // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
         let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());
@@ -158,7 +160,7 @@ impl Compute {
 
     /// [`Compute::product_rows`] by panels, which rows become first. `out` has whole panel rows. A block of tokens passes through all of
     /// them before the next: its activations stay in cache, and so do the panels.
-    fn product_panels<P: Panel>(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
+    fn product_panels<P: Panel<X: Blocks>>(&self, w: &Matrix, x: &Activations, out: &mut Columns<'_>) {
         let groups = out.range().start / PANEL_ROWS..out.range().end / PANEL_ROWS;
         let packed = if w.panels { Vec::new() } else { w.pack::<P>(groups.clone()) };
         let width = w.cols / QK;
@@ -193,12 +195,13 @@ impl Compute {
     fn dot(&self, dtype: DType, weights: &[u8], x: &Activations, t: usize) -> f32 {
         use bytemuck::cast_slice;
         let k = &self.kernels;
-        let q8 = || &x.q8()[t * x.blocks()..][..x.blocks()];
+        let q8 = || &x.q8::<BlockQ8>()[t * x.blocks()..][..x.blocks()];
+        let q8x8 = || &x.q8::<BlockQ8x8>()[t * x.blocks()..][..x.blocks()];
         match dtype {
             DType::F32 => (k.dot_f32)(cast_slice(weights), x.row(t)),
             DType::F16 => (k.dot_f16)(cast_slice(weights), x.row(t)),
             DType::Bf16 => (k.dot_bf16)(cast_slice(weights), x.row(t)),
-            DType::Q8_0 => (k.dot_q8_0)(cast_slice(weights), q8()),
+            DType::Q8_0 => (k.dot_q8_0)(cast_slice(weights), q8x8()),
             DType::Q4_0 => (k.dot_q4_0)(cast_slice(weights), q8()),
             DType::Q4_K => (k.dot_q4_k)(cast_slice(weights), q8()),
             DType::Q6_K => (k.dot_q6_k)(cast_slice(weights), q8()),

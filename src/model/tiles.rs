@@ -20,7 +20,7 @@ use yuan_kernels::{
 };
 
 use super::{
-    activations::Activations,
+    activations::{Activations, Blocks},
     compute::{Arithmetic, Compute},
     feed_forward::{Group, Output, cut},
     scratch::{Buffer, parts_of},
@@ -41,7 +41,7 @@ pub type Lost<'l> = &'l (dyn Fn(&[usize], &Error) -> bool + Sync);
 ///
 /// Many blocks of tokens are shared out as they are: one thread walks all tiles with one of them, and a tile that is in its cache serves all its
 /// tokens. Of few blocks the tiles are shared out: first the neurons of each tile, then, for some columns at a time, the outputs of all.
-pub fn tiled<P: Panel>(
+pub fn tiled<P: Panel<X: Blocks>>(
     compute: &Compute,
     request: &Request<'_>,
     some: Option<Range<usize>>,
@@ -66,11 +66,13 @@ pub fn tiled<P: Panel>(
     let ranks: Vec<Range<usize>> = request.order()[some.clone()].iter().map(|&e| groups_of(e)).collect();
     match compute.arithmetic {
         Arithmetic::Integer => {
-            m.quantize(compute);
+            m.quantize::<P::X>(compute);
             let steps =
                 Steps { len: 1, pass: tile_pass::<P>, gate_up: tile_gate_up::<P>, down: tile_down::<P> };
-            let inputs =
-                groups.iter().map(|g| compute.scratch.gather(m.q8(), m.blocks(), &g.tokens)).collect();
+            let inputs = groups
+                .iter()
+                .map(|g| compute.scratch.gather(m.q8::<P::X>(), m.blocks(), &g.tokens))
+                .collect();
             let work =
                 Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
             work.run(&mut outputs, walk)?;

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     Engine, Session,
-    save::{DIGEST, Header, MAGIC, VERSION, identity},
+    save::{DIGEST, FLOAT, Header, MAGIC, OLD_ARITHMETIC, VERSION, identity},
 };
 use crate::{
     config::RopePrecision,
@@ -215,15 +215,25 @@ impl<'p> Reader<'p> {
             return Err(self.differs(what, &format!("run the model with --rope {found}")));
         }
         if header.arithmetic != arithmetic {
-            let (what, remedy) = if header.arithmetic == 1 {
-                ("a session of float products on a model with integer products", "run the model with --float")
-            } else {
-                (
-                    "a session of integer products on a model with float products",
+            let (what, remedy) = match header.arithmetic {
+                OLD_ARITHMETIC => (
+                    "a session of integer products by version 1 of the arithmetic, whose continuation would have other bits than the same text run anew".into(),
+                    "run its text again and save the session anew",
+                ),
+                FLOAT => (
+                    "a session of float products on a model with integer products".into(),
+                    "run the model with --float",
+                ),
+                yuan_kernels::ARITHMETIC => (
+                    "a session of integer products on a model with float products".into(),
                     "run the model without --float",
-                )
+                ),
+                version => (
+                    format!("a session of integer products by version {version} of the arithmetic"),
+                    "open it with the program that saved it, or run its text again",
+                ),
             };
-            return Err(self.differs(what.into(), remedy));
+            return Err(self.differs(what, remedy));
         }
         Ok(())
     }

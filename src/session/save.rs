@@ -17,6 +17,10 @@ use crate::{
 pub(super) const MAGIC: [u8; 8] = *b"YUANSESS";
 /// Version of the format.
 pub(super) const VERSION: u32 = 1;
+/// [`Header::arithmetic`] of float products.
+pub(super) const FLOAT: u32 = 1;
+/// [`Header::arithmetic`] of integer products by version 1.
+pub(super) const OLD_ARITHMETIC: u32 = 0;
 /// Bytes of the digest at the end.
 pub(super) const DIGEST: usize = 32;
 
@@ -27,7 +31,7 @@ pub(super) struct Header {
     pub fingerprint: [u8; 32],
     /// [`KvType::number`].
     pub kv: u32,
-    /// 0 integer, 1 float.
+    /// 1 float, else integer: [`OLD_ARITHMETIC`], or [`yuan_kernels::ARITHMETIC`] from its version 2 on.
     pub arithmetic: u32,
     /// Place among the rotary conventions: mixed, f32, hfbf16.
     pub rope: u32,
@@ -89,8 +93,8 @@ pub(super) fn identity(model: &Model) -> ([u32; 4], u32, u32) {
     let config = model.config();
     let shape = [config.layers, config.hidden, config.heads, config.head_dim()];
     let arithmetic = match model.arithmetic() {
-        Arithmetic::Integer => 0,
-        Arithmetic::Float => 1,
+        Arithmetic::Integer => yuan_kernels::ARITHMETIC,
+        Arithmetic::Float => FLOAT,
     };
     (shape.map(|n| n as u32), arithmetic, config.rope_precision as u32)
 }

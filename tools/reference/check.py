@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks yuan.py against the golden numbers of the authors' own code (tests/fixtures/README.md), and of linear_router.py.
+"""Checks yuan.py against the golden numbers of the authors' own code (tests/fixtures/README.md), and of linear_router.py and integer.py.
 
 usage: check.py [FIXTURES_DIR] [DEMO_DIR] [--dtype float32|float64]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+import integer
 import linear_router
 from yuan import PRECISIONS, Model, Rope, State, read_safetensors, read_weights
 
@@ -195,6 +196,14 @@ def check_linear_router(demo, dtype):
     return report.print()
 
 
+def check_integer(demo, dtype):
+    """The twin with integer products in this type against its numbers in float64."""
+    report, model = Report("integer arithmetic"), integer.model(demo, dtype)
+    for p, golden in enumerate(json.loads(integer.GOLDENS.read_text())):
+        report.check("logits", f"p{p}", integer.last_logits(model, golden["ids"]), np.array(golden["last_logits"]), 1e-3)
+    return report.print()
+
+
 def check_rope(path):
     report, goldens = Report("rotary tables"), read_safetensors(path)
     positions = goldens["positions"]
@@ -230,6 +239,7 @@ def main():
         else:
             print(f"{name}: skipped: not in {full} or tests/fixtures")
     good &= check_linear_router(args.demo, args.dtype)
+    good &= check_integer(args.demo, args.dtype)
     folder, goldens = find("models/yuan3-tiny"), find("goldens/yuan3-tiny.safetensors")
     if folder and goldens:
         good &= check_yuan3(folder, goldens, args.dtype)

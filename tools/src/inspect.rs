@@ -46,7 +46,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
             .map(|t| json!({ "name": t.name, "type": t.stored.name(), "dims": t.dims, "offset": t.offset, "bytes": t.bytes }))
             .collect();
         let object = json!({
-            "file": path, "config": config, "layout": container.layout_name(), "kernels": yuan::kernel_names(),
+            "file": path, "config": config, "layout": container.layout_name(), "arithmetic": container.arithmetic(), "kernels": yuan::kernel_names(),
             "prefetch": yuan::measured_prefetch(), "data_bytes": container.data_bytes(), "tensors": tensors,
         });
         return say!("{object}");
@@ -71,6 +71,7 @@ pub fn run(show: &Show) -> anyhow::Result<()> {
     }
     say!("context     {} tokens", config.context)?;
     say!("layout      {}", container.layout_name())?;
+    say!("arithmetic  written by version {}, run by version {}", container.arithmetic(), yuan::ARITHMETIC)?;
     say!("data        {}", size(container.data_bytes()))?;
     for (name, (count, bytes)) in types {
         say!("  {name:<12} {count:>5} tensors, {}", size(bytes))?;

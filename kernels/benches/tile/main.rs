@@ -11,7 +11,8 @@ use std::hint::black_box;
 use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
+    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    available,
     panel::Panel,
     tile::{tile_panels, tile_pass},
 };
@@ -29,13 +30,13 @@ fn filled<T: Pod>(n: usize) -> Vec<T> {
 }
 
 /// One group of 16 rows after another, in a circle: what is `n` groups long stays in its cache, or in none.
-fn groups<W: Pod>(
+fn groups<W: Pod, X: Pod>(
     c: &mut Criterion,
     name: &str,
     kernels: &str,
     tokens: &[usize],
     blocks_of_16_rows: usize,
-    mut product: impl FnMut(&[W], &[BlockQ8], &mut [[f32; 16]]),
+    mut product: impl FnMut(&[W], &[X], &mut [[f32; 16]]),
 ) {
     for (place, n) in PLACES {
         let weights = filled::<W>(n * blocks_of_16_rows);
@@ -44,7 +45,7 @@ fn groups<W: Pod>(
             if place == "memory" && tokens > 4 {
                 continue;
             }
-            let x = filled::<BlockQ8>(tokens * COLUMNS / 256);
+            let x = filled::<X>(tokens * COLUMNS / 256);
             let mut acc = vec![[0.0; 16]; tokens];
             let mut group = c.benchmark_group(format!("{name}/{place}"));
             group.throughput(Throughput::Bytes(size_of_val(&weights[..blocks_of_16_rows]) as u64));
@@ -61,7 +62,7 @@ fn groups<W: Pod>(
 }
 
 /// 16 rows of standard blocks, row after row.
-fn rows<W: Pod>(dot: fn(&[W], &[BlockQ8]) -> f32) -> impl FnMut(&[W], &[BlockQ8], &mut [[f32; 16]]) {
+fn rows<W: Pod, X: Pod>(dot: fn(&[W], &[X]) -> f32) -> impl FnMut(&[W], &[X], &mut [[f32; 16]]) {
     move |w, x, acc| {
         for (r, row) in w.chunks_exact(w.len() / 16).enumerate() {
             for (x, acc) in x.chunks_exact(COLUMNS / 256).zip(&mut *acc) {
@@ -75,13 +76,20 @@ fn rows<W: Pod>(dot: fn(&[W], &[BlockQ8]) -> f32) -> impl FnMut(&[W], &[BlockQ8]
 #[cfg(target_arch = "x86_64")]
 fn orders<const T: usize>(c: &mut Criterion) {
     for (name, product) in orders::orders::<T>() {
-        groups::<orders::Weights>(c, &format!("order/{name}"), "avx512", &[T], COLUMNS / 256, |w, x, acc| {
-            let mut rows = [x; T];
-            rows.iter_mut().zip(x.chunks_exact(x.len() / T)).for_each(|(row, x)| *row = x);
-            let mut sums = [[0; 16]; T];
-            product(w, rows, &mut sums);
-            acc.iter_mut().zip(sums).for_each(|(acc, sums)| *acc = sums.map(|s| s as f32));
-        });
+        groups::<orders::Weights, BlockQ8>(
+            c,
+            &format!("order/{name}"),
+            "avx512",
+            &[T],
+            COLUMNS / 256,
+            |w, x, acc| {
+                let mut rows = [x; T];
+                rows.iter_mut().zip(x.chunks_exact(x.len() / T)).for_each(|(row, x)| *row = x);
+                let mut sums = [[0; 16]; T];
+                product(w, rows, &mut sums);
+                acc.iter_mut().zip(sums).for_each(|(acc, sums)| *acc = sums.map(|s| s as f32));
+            },
+        );
     }
 }
 
@@ -94,22 +102,22 @@ fn bench(c: &mut Criterion) {
     }
     for k in available().filter(|k| k.name != "scalar") {
         let panels = COLUMNS / 256;
-        groups::<PanelQ4K>(c, "q4_k panels", k.name, &TOKENS, panels, |p, x, acc| {
+        groups::<PanelQ4K, BlockQ8>(c, "q4_k panels", k.name, &TOKENS, panels, |p, x, acc| {
             Panel::product(k, p, x, acc)
         });
-        groups::<BlockQ4K>(c, "q4_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q4_k));
-        groups::<PanelQ4_0>(c, "q4_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
+        groups::<BlockQ4K, BlockQ8>(c, "q4_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q4_k));
+        groups::<PanelQ4_0, BlockQ8>(c, "q4_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
             Panel::product(k, p, x, acc)
         });
-        groups::<BlockQ4_0>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
-        groups::<PanelQ8_0>(c, "q8_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
+        groups::<BlockQ4_0, BlockQ8>(c, "q4_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q4_0));
+        groups::<PanelQ8_0, BlockQ8x8>(c, "q8_0 panels", k.name, &TOKENS, panels, |p, x, acc| {
             Panel::product(k, p, x, acc)
         });
-        groups::<BlockQ8_0>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
-        groups::<PanelQ6K>(c, "q6_k panels", k.name, &TOKENS, panels, |p, x, acc| {
+        groups::<BlockQ8_0, BlockQ8x8>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
+        groups::<PanelQ6K, BlockQ8>(c, "q6_k panels", k.name, &TOKENS, panels, |p, x, acc| {
             Panel::product(k, p, x, acc)
         });
-        groups::<BlockQ6K>(c, "q6_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q6_k));
+        groups::<BlockQ6K, BlockQ8>(c, "q6_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q6_k));
 
         for (place, tiles) in [("L2", 1), ("memory", 320)] {
             let weights = filled::<PanelQ4K>(tiles * tile_panels(COLUMNS));

@@ -51,14 +51,14 @@ macro_rules! kernels {
 
 kernels! {
     "embed_f32", "embed_f16", "embed_bf16", "embed_q8_0", "embed_q4_0", "embed_q4_k", "embed_q6_k" => [P, P, P, I];
-    "rms_norm" => [P, P, P, P, P, I, F];
-    "quantize" => [P, P, I, I];
+    "rms_norm" => [P, P, P, P, P, I, I, F];
+    "quantize" => [P, P, I, I, I];
     "product_q8_0_1", "product_q8_0_2", "product_q8_0_4", "product_q8_0_8", "product_q8_0_many",
     "product_q4_0_1", "product_q4_0_2", "product_q4_0_4", "product_q4_0_8", "product_q4_0_many",
     "product_q4_k_1", "product_q4_k_2", "product_q4_k_4", "product_q4_k_8", "product_q4_k_many",
     "product_q6_k_1", "product_q6_k_2", "product_q6_k_4", "product_q6_k_8", "product_q6_k_many",
     "product_f32", "product_f16", "product_bf16" => [P, P, P, P, I, I, I];
-    "filter_pairs" => [P, P, P, P, P, I, I, I, I];
+    "filter_pairs" => [P, P, P, P, P, I, I, I, I, I];
     "heads_f16", "heads_q8_0" => [P, P, P, P, P, P, P, I, I, I, I, I];
     "attend_spans_f16", "attend_spans_q8_0" => [P, P, P, P, I, I, I, I, I];
     "attend_join" => [P, P, P, I, I, I];

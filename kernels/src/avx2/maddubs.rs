@@ -9,7 +9,7 @@ use super::panels::{
     ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, prefetch_header, six_bits, store,
     unpack_scales,
 };
-use crate::blocks::BlockQ8;
+use crate::blocks::{BlockQ8, BlockQ8x8};
 use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
 panels!("avx2,f16c");
@@ -20,7 +20,7 @@ panels!("avx2,f16c");
 fn byte_dots<const T: usize>(
     lines: &[[[i8; 32]; 2]; 8],
     h: usize,
-    x: &[&[BlockQ8]; T],
+    x: &[&[BlockQ8x8]; T],
     i: usize,
     s: usize,
 ) -> [__m256i; T] {

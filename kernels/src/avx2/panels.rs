@@ -11,9 +11,9 @@ use crate::panel::{PanelQ4K, SixBits};
 /// The function of one kind of panel, by blocks of `$rows` rows of activations, which ask for weights ahead with `$hint`. A single row does so where it is
 /// told to, into the first cache; what is left of several rows finds the weights there.
 macro_rules! product {
-    ($features:literal, $visibility:vis $name:ident($panel:ty) by $block:ident, [$($rows:literal),*], $hint:ident) => {
+    ($features:literal, $visibility:vis $name:ident($panel:ty, $x:ty) by $block:ident, [$($rows:literal),*], $hint:ident) => {
         #[target_feature(enable = $features)]
-        $visibility fn $name(panels: &[$panel], x: &[BlockQ8], acc: &mut [[f32; 16]], ahead: usize) {
+        $visibility fn $name(panels: &[$panel], x: &[$x], acc: &mut [[f32; 16]], ahead: usize) {
             let walk = Walk { panels, ahead };
             if acc.len() == 1 && ahead > 0 {
                 in_blocks!(walk, x, acc, 1 => $block::<1, _MM_HINT_T0>);
@@ -29,19 +29,19 @@ pub(crate) use product;
 /// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
 macro_rules! panels {
     ($features:literal) => {
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0) by block_q8_0, [4, 2], _MM_HINT_T0);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0) by block_q4_0, [4, 2], _MM_HINT_T0);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K) by block_q4_k, [4, 2], _MM_HINT_T0);
-        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K) by block_q6_k, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0, BlockQ8x8) by block_q8_0, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0, BlockQ8) by block_q4_0, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K, BlockQ8) by block_q4_k, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K, BlockQ8) by block_q6_k, [4, 2], _MM_HINT_T0);
 
         #[target_feature(enable = $features)]
         #[inline]
         fn block_q8_0<const T: usize, const HINT: i32>(
             walk: Walk<'_, PanelQ8_0>,
-            x: [&[BlockQ8]; T],
+            x: [&[BlockQ8x8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
-            let (mut sums, ahead) = (load(acc), walk.ahead);
+            let (acc, ahead): (&mut [[[f32; 8]; 2]; T], _) = (bytemuck::cast_mut(acc), walk.ahead);
             for (i, panel) in walk.panels.iter().enumerate() {
                 let d: &[[[f16; 8]; 2]; 8] = bytemuck::cast_ref(&panel.d);
                 let lines: &[[[[i8; 32]; 2]; 8]; 8] = bytemuck::cast_ref(&panel.qs);
@@ -53,18 +53,18 @@ macro_rules! panels {
                         let dots = byte_dots(&lines[s], h, &x, i, s);
                         let d = _mm256_cvtph_ps(cast(d[s][h]));
                         for t in 0..T {
-                            part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(d, _mm256_cvtepi32_ps(dots[t])));
+                            let dot = _mm256_mul_ps(d, _mm256_cvtepi32_ps(dots[t]));
+                            part[t][h] = _mm256_add_ps(part[t][h], _mm256_mul_ps(dot, _mm256_set1_ps(x[t][i].d[s])));
                         }
                     }
                 }
+                // In memory between panels: registers are for what a panel adds.
                 for t in 0..T {
                     for h in 0..2 {
-                        let part = _mm256_mul_ps(part[t][h], _mm256_set1_ps(x[t][i].d));
-                        sums[t][h] = _mm256_add_ps(sums[t][h], part);
+                        acc[t][h] = cast(_mm256_add_ps(cast(acc[t][h]), part[t][h]));
                     }
                 }
             }
-            store(sums, acc);
         }
 
         #[target_feature(enable = $features)]

@@ -21,7 +21,7 @@ macro_rules! vnni {
             use crate::avx2::panels::{
                 ROWS_TWICE, Sixteen, Walk, load, nibbles, panels, prefetch, prefetch_header, six_bits, starts as begin_sixes, store, unpack_scales,
             };
-            use crate::blocks::BlockQ8;
+            use crate::blocks::{BlockQ8, BlockQ8x8};
             use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
             /// The table, where this CPU has the instructions.
@@ -53,13 +53,13 @@ macro_rules! vnni {
             fn byte_dots<const T: usize>(
                 lines: &[[[i8; 32]; 2]; 8],
                 h: usize,
-                x: &[&[BlockQ8]; T],
+                x: &[&[BlockQ8x8]; T],
                 i: usize,
                 s: usize,
             ) -> [__m256i; T] {
                 let mut dots = [_mm256_setzero_si256(); T];
                 for t in 0..T {
-                    dots[t] = _mm256_set1_epi32(-128 * i32::from(x[t][i].sums[s]));
+                    dots[t] = _mm256_set1_epi32(x[t][i].starts[s]);
                 }
                 for (g, line) in lines.iter().enumerate() {
                     let unsigned = _mm256_xor_si256(cast(line[h]), _mm256_set1_epi8(-128));

@@ -61,11 +61,11 @@ fn sdot_word<const G: usize>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> 
     sum
 }
 
-/// `start` and the integer products of sub-block `s` with one row of activations, for each of 4 rows.
+/// `start` and the integer products of sub-block `s` with the activations `qs`, for each of 4 rows.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dots(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) -> int32x4_t {
-    half_dots(half_dots(start, weights, x, s, 0), weights, x, s, 1)
+fn dots(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], qs: &[i8; 256], s: usize) -> int32x4_t {
+    half_dots(half_dots(start, weights, qs, s, 0), weights, qs, s, 1)
 }
 
 /// [`dots`] for 16 columns: part `part` of the sub-block.
@@ -74,11 +74,11 @@ fn dots(start: int32x4_t, weights: &[[int8x16_t; 4]; 2], x: &BlockQ8, s: usize) 
 fn half_dots(
     start: int32x4_t,
     weights: &[[int8x16_t; 4]; 2],
-    x: &BlockQ8,
+    qs: &[i8; 256],
     s: usize,
     part: usize,
 ) -> int32x4_t {
-    let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+    let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(qs);
     let (w, x) = (&weights[part], cast(xs[s][part]));
     let sum = sdot_word::<0>(start, w[0], x);
     let sum = sdot_word::<1>(sum, w[1], x);

@@ -36,7 +36,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
 }
 
 #[target_feature(enable = "neon,dotprod,i8mm")]
-fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8x8], acc: &mut [[f32; 16]]) {
     in_blocks!(panels, x, acc,
         8 => pairs_q8_0::<8, 4>, 4 => pairs_q8_0::<4, 2>, 2 => block_q8_0::<2, 1>, 1 => block_q8_0::<1, 4>);
 }
@@ -58,12 +58,18 @@ fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
 #[inline]
 fn pairs_q8_0<const T: usize, const P: usize>(
     panels: &[PanelQ8_0],
-    x: [&[BlockQ8]; T],
+    x: [&[BlockQ8x8]; T],
     acc: &mut [[f32; 16]; T],
 ) {
     for (i, panel) in panels.iter().enumerate() {
-        let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
-        scaled_pairs::<T, P>(&panel.d, |s, q| weights::<T>(&panel.qs, s, q), x, [[0; 8]; T], acc);
+        let x: [&BlockQ8x8; T] = std::array::from_fn(|t| &x[t][i]);
+        let weights = |s, q| weights::<T>(&panel.qs, s, q);
+        // Of two rows of weights the products with both rows of activations.
+        let scaled = |p: usize, s: usize, dots| {
+            let [a, b] = [x[2 * p].d[s], x[2 * p + 1].d[s]];
+            vmulq_f32(dots, cast([a, b, a, b]))
+        };
+        scaled_pairs::<T, P>(&panel.d, weights, x.map(|x| &x.qs), [[0; 8]; T], scaled, |_, part| part, acc);
     }
 }
 
@@ -78,18 +84,23 @@ fn pairs_q4_0<const T: usize, const P: usize>(
     for (i, panel) in panels.iter().enumerate() {
         let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
         let starts = x.map(|x| minus_eights(x.sums));
-        scaled_pairs::<T, P>(&panel.d, |s, q| nibbles::<T>(sub_block(&panel.qs, s), q), x, starts, acc);
+        let weights = |s, q| nibbles::<T>(sub_block(&panel.qs, s), q);
+        let scaled = |t: usize, part| vmulq_n_f32(part, x[t].d);
+        scaled_pairs::<T, P>(&panel.d, weights, x.map(|x| &x.qs), starts, |_, _, dots| dots, scaled, acc);
     }
 }
 
-/// A panel with a scale for each sub-block `s`, whose integer sums begin at `starts[t][s]`.
+/// A panel with a scale for each sub-block `s`, whose integer sums begin at `starts[t][s]`. `each` brings the scales of activations to what sub-block `s` gives
+/// to pair `p`, `(p, s, dots)`, or `all` brings them to what the panel gives to row `t`, `(t, part)`.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 #[inline]
 fn scaled_pairs<const T: usize, const P: usize>(
     d: &[[f16; 16]; 8],
     weights: impl Fn(usize, usize) -> [[int8x16_t; 4]; 2],
-    x: [&BlockQ8; T],
+    x: [&[i8; 256]; T],
     starts: [[i32; 8]; T],
+    each: impl Fn(usize, usize, float32x4_t) -> float32x4_t,
+    all: impl Fn(usize, float32x4_t) -> float32x4_t,
     acc: &mut [[f32; 16]; T],
 ) {
     let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
@@ -110,16 +121,16 @@ fn scaled_pairs<const T: usize, const P: usize>(
             for p in 0..P {
                 let start = vreinterpretq_s32_s64(vdupq_n_s64(cast(start_pairs[s][p])));
                 for h in 0..2 {
-                    let dots = vcvtq_f32_s32(dots(start, &w[h], &pairs[s][p]));
-                    part[p][h] = vaddq_f32(part[p][h], vmulq_f32(d[h], dots));
+                    let dots = vmulq_f32(d[h], vcvtq_f32_s32(dots(start, &w[h], &pairs[s][p])));
+                    part[p][h] = vaddq_f32(part[p][h], each(p, s, dots));
                 }
             }
         }
-        for p in 0..P {
-            let parts = [vuzp1q_f32(part[p][0], part[p][1]), vuzp2q_f32(part[p][0], part[p][1])];
-            for j in 0..2 {
-                let (acc, d) = (&mut acc[2 * p + j][q], x[2 * p + j].d);
-                *acc = cast(vaddq_f32(cast(*acc), vmulq_n_f32(parts[j], d)));
+        for (p, [first, second]) in part.into_iter().enumerate() {
+            let rows = [vuzp1q_f32(first, second), vuzp2q_f32(first, second)];
+            for (t, row) in (2 * p..).zip(rows) {
+                let acc = &mut acc[t][q];
+                *acc = cast(vaddq_f32(cast(*acc), all(t, row)));
             }
         }
     }
@@ -139,7 +150,7 @@ fn pairs_q4_k<const T: usize, const P: usize>(
         let mins = widen_mins(mins);
         let mut pairs = [[[vdupq_n_s8(0); 4]; P]; 8];
         for p in 0..P {
-            pair_up(&mut pairs, p, &x[2 * p][i], &x[2 * p + 1][i]);
+            pair_up(&mut pairs, p, &x[2 * p][i].qs, &x[2 * p + 1][i].qs);
         }
         for q in 0..4 {
             let mut sum = [[vdupq_n_s32(0); 2]; P];
@@ -170,8 +181,8 @@ fn pairs_q4_k<const T: usize, const P: usize>(
 /// Columns `8 k..8 k + 8` of sub-block `s` of two rows of activations, side by side at `[s][p][k]`.
 #[target_feature(enable = "neon")]
 #[inline]
-fn pair_up<const P: usize>(pairs: &mut [[[int8x16_t; 4]; P]; 8], p: usize, a: &BlockQ8, b: &BlockQ8) {
-    let halves: [&[[[i64; 2]; 2]; 8]; 2] = [bytemuck::cast_ref(&a.qs), bytemuck::cast_ref(&b.qs)];
+fn pair_up<const P: usize>(pairs: &mut [[[int8x16_t; 4]; P]; 8], p: usize, a: &[i8; 256], b: &[i8; 256]) {
+    let halves: [&[[[i64; 2]; 2]; 8]; 2] = [bytemuck::cast_ref(a), bytemuck::cast_ref(b)];
     for s in 0..8 {
         for part in 0..2 {
             let [a, b] = halves.map(|x| cast(x[s][part]));

@@ -6,7 +6,7 @@
 macro_rules! quantized {
     ($features:literal, $dot:ident, $dots:ident, $dots_8:ident, $half_dots:ident) => {
         #[target_feature(enable = $features)]
-        fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8]) -> f32 {
+        fn dot_q8_0(w: &[BlockQ8_0], x: &[BlockQ8x8]) -> f32 {
             assert_eq!(w.len().div_ceil(8), x.len(), "blocks of activations");
             let (whole, tail) = w.as_chunks::<8>();
             let mut acc = 0.0;
@@ -21,7 +21,8 @@ macro_rules! quantized {
                     }
                 }
                 let d = [w[0].d, w[1].d, w[2].d, w[3].d, w[4].d, w[5].d, w[6].d, w[7].d];
-                acc += scaled_sum(d, sum_each(sums)) * x.d;
+                let (products, x_d) = (scaled(d, sum_each(sums)), cast::<_, [float32x4_t; 2]>(x.d));
+                acc += in_order([vmulq_f32(products[0], x_d[0]), vmulq_f32(products[1], x_d[1])]);
             }
             if !tail.is_empty() {
                 acc += part_q8_0(tail, &x[whole.len()]);
@@ -124,7 +125,7 @@ macro_rules! quantized {
         }
 
         #[target_feature(enable = $features)]
-        fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+        fn panels_q8_0(panels: &[PanelQ8_0], x: &[BlockQ8x8], acc: &mut [[f32; 16]]) {
             in_blocks!(panels, x, acc, 4 => block_q8_0::<4, 1>, 2 => block_q8_0::<2, 1>, 1 => block_q8_0::<1, 4>);
         }
 
@@ -148,12 +149,12 @@ macro_rules! quantized {
         #[inline]
         pub(super) fn block_q8_0<const T: usize, const V: usize>(
             panels: &[PanelQ8_0],
-            x: [&[BlockQ8]; T],
+            x: [&[BlockQ8x8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
             for (i, panel) in panels.iter().enumerate() {
-                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
+                let x: [&BlockQ8x8; T] = std::array::from_fn(|t| &x[t][i]);
                 for group in 0..4 / V {
                     let mut part = [[vdupq_n_f32(0.0); V]; T];
                     for s in 0..8 {
@@ -162,16 +163,15 @@ macro_rules! quantized {
                             let d = widen_rows(&panel.d[s], q);
                             let weights = weights::<T>(&panel.qs, s, q);
                             for t in 0..T {
-                                let dots = vcvtq_f32_s32($dots_8(vdupq_n_s32(0), &weights, x[t], s));
-                                part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, dots));
+                                let dot = vmulq_f32(d, vcvtq_f32_s32($dots_8(vdupq_n_s32(0), &weights, &x[t].qs, s)));
+                                part[t][v] = vaddq_f32(part[t][v], vmulq_n_f32(dot, x[t].d[s]));
                             }
                         }
                     }
                     for t in 0..T {
                         for v in 0..V {
                             let q = group * V + v;
-                            let part = vmulq_n_f32(part[t][v], x[t].d);
-                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part));
+                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), part[t][v]));
                         }
                     }
                 }
@@ -201,7 +201,7 @@ macro_rules! quantized {
                             let d = widen_rows(&panel.d[s], q);
                             let nibbles = nibbles::<T>(sub_block(&panel.qs, s), q);
                             for t in 0..T {
-                                let dots = $dots(vdupq_n_s32(starts[t][s]), &nibbles, x[t], s);
+                                let dots = $dots(vdupq_n_s32(starts[t][s]), &nibbles, &x[t].qs, s);
                                 part[t][v] = vaddq_f32(part[t][v], vmulq_f32(d, vcvtq_f32_s32(dots)));
                             }
                         }
@@ -238,7 +238,7 @@ macro_rules! quantized {
                             let scale = vreinterpretq_s32_u8(vqtbl1q_u8(scales[s], cast(ROWS[q])));
                             let nibbles = nibbles::<T>(sub_block(&panel.qs, s), q);
                             for t in 0..T {
-                                let dots = $dots(vdupq_n_s32(0), &nibbles, x[t], s);
+                                let dots = $dots(vdupq_n_s32(0), &nibbles, &x[t].qs, s);
                                 sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
                             }
                         }
@@ -275,7 +275,7 @@ macro_rules! quantized {
                             for part in 0..2 {
                                 let scale = row_scales(&panel.scales[2 * s + part], q);
                                 for t in 0..T {
-                                    let dots = $half_dots(vdupq_n_s32(0), &weights, x[t], s, part);
+                                    let dots = $half_dots(vdupq_n_s32(0), &weights, &x[t].qs, s, part);
                                     sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
                                 }
                             }

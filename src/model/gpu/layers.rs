@@ -11,6 +11,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     gpu::{
+        form::Form,
         memory::View,
         ops::{Cache, Ops, f32s, row_bytes},
     },
@@ -56,7 +57,7 @@ impl Call<'_> {
                 return Err(Error::Argument("a dense model does not run on a GPU".into()));
             };
             let (rows, eps) = ((tokens, shape.hidden), model.config.rms_eps);
-            ops.rms_norm(x, s.o.view(), layer.post_norm.view(), s.a.views(), rows, eps)?;
+            ops.rms_norm(x, s.o.view(), layer.post_norm.view(), s.a.of(Form::of(shape.dtype)), rows, eps)?;
             layer.router.product(ops, s.a.views(), s.qkv.view(), tokens)?;
             let (chosen, route) = (s.chosen(l, tokens * shape.used)?, (tokens, shape.experts, shape.used));
             ops.route(model.config.router, s.qkv.view(), chosen, s.weights.view(), route, layer.normalize)?;
@@ -81,20 +82,22 @@ impl Call<'_> {
             stride: size.stride,
             rows: s.inputs.part(0..row_bytes(n))?,
         };
-        ops.rms_norm(x, View::NONE, layer.input_norm.view(), s.a.views(), rows, eps)?;
+        ops.rms_norm(x, View::NONE, layer.input_norm.view(), s.a.of(layer.v.form()), rows, eps)?;
         layer.v.product(ops, s.a.views(), s.v.view(), n)?;
 
         // The first sequence's last inputs of this layer; the others' follow at a distance.
         let last = s.inputs.part(at.filters + l * at.filter..at.x)?;
         let last_o1 = last.part(f32s(shape.hidden)..last.size())?;
         let pitch = shape.layers * at.filter / f32s(1);
-        let (pairs, (conv1, conv2)) = (s.pairs.views(), (&layer.conv1, &layer.conv2));
-        ops.filter_pairs(s.a.data.view(), (last, pitch), cache, pairs, rows, conv1.interleaved)?;
+        let (conv1, conv2) = (&layer.conv1, &layer.conv2);
+        let [pairs1, pairs2] = [conv1, conv2].map(|conv| s.pairs.of(conv.weight.form()));
+        ops.filter_pairs(s.a.data.view(), (last, pitch), cache, pairs1, rows, conv1.interleaved)?;
         conv1.weight.product(ops, s.pairs.views(), s.o1.view(), n)?;
         let half = (n, shape.hidden / 2);
-        ops.filter_pairs(s.o1.view(), (last_o1, pitch), cache, pairs, half, conv2.interleaved)?;
+        ops.filter_pairs(s.o1.view(), (last_o1, pitch), cache, pairs2, half, conv2.interleaved)?;
         conv2.weight.product(ops, s.pairs.views(), s.o2.view(), n)?;
-        ops.rms_norm(s.o2.view(), s.a.data.view(), layer.filter_norm.view(), s.g.views(), rows, 1e-6)?;
+        let g = s.g.of(layer.q.form());
+        ops.rms_norm(s.o2.view(), s.a.data.view(), layer.filter_norm.view(), g, rows, 1e-6)?;
         // The filter's last inputs, at every place where a state is wanted.
         let ends = self.ends.len() * shape.filter_bytes();
         let ends = s.ends.part(l * ends..(l + 1) * ends)?;
@@ -116,7 +119,7 @@ impl Call<'_> {
             let groups = (s.inputs.part(at.groups..at.ids)?, self.groups);
             ops.attend_many(s.queries.view(), cache, groups, attended, n)?;
         }
-        ops.quantize(attended, attended_q8, (n, shape.projection))?;
+        ops.quantize(attended, (attended_q8, layer.o.form()), (n, shape.projection))?;
         layer.o.product(ops, s.attended.views(), s.o.view(), n)
     }
 }

@@ -5,7 +5,6 @@ use std::{hint::black_box, sync::Arc, time::Instant};
 use bytemuck::{Zeroable, cast_slice};
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ8,
     blocks::QK,
     panel::{PANEL_ROWS, Panel},
     tile::tile_pass,
@@ -61,7 +60,7 @@ fn copy_time(model: &Model, device: &Arc<Device>, expert: &[u8], shape: &Shape) 
 
 /// Seconds of an expert on the CPU's threads.
 fn cpu_time<P: Panel>(model: &Model, shape: &Shape, expert: &[u8], tokens: usize) -> f64 {
-    let x = vec![BlockQ8::zeroed(); tokens * shape.hidden / QK];
+    let x = vec![P::X::zeroed(); tokens * shape.hidden / QK];
     let pass = |tile: &[u8]| {
         let mut y = vec![[0f32; PANEL_ROWS]; tokens * shape.hidden / PANEL_ROWS];
         tile_pass::<P>(&model.compute.kernels, cast_slice(tile), shape.hidden, &x, &mut y);

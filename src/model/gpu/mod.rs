@@ -247,12 +247,13 @@ impl Model {
         let most = runner.scratch.tokens.min(LOGIT_ROWS);
         for rows in hidden.chunks(most * width) {
             let (n, bytes) = (rows.len() / width, f32s(rows.len()));
-            let Runner { inputs, scratch: s, .. } = &mut *runner;
+            let Runner { inputs, scratch: s, trunk, .. } = &mut *runner;
             inputs.host()?[..bytes].copy_from_slice(bytemuck::cast_slice(rows));
             inputs.upload(0..bytes, s.inputs.view())?;
             let ops = Ops::new(&gpu.device);
             ops.copy(s.a.data.view(), s.inputs.part(0..bytes)?)?;
-            ops.quantize(s.a.data.view(), s.a.q8.view(), (n, width))?;
+            let blocks = (s.a.q8.view(), trunk.head.form());
+            ops.quantize(s.a.data.view(), blocks, (n, width))?;
             runner.head(n)?;
             runner.collect_logits(n, &mut logits)?;
         }

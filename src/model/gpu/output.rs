@@ -86,7 +86,7 @@ impl Runner {
     /// `n` residuals behind the final norm go into `a`.
     fn final_norm(&self, model: &Model, x: View<'_>, n: usize) -> Result<()> {
         let (weight, size) = (self.trunk.final_norm.view(), (n, self.shape.hidden));
-        let out = self.scratch.a.views();
+        let out = self.scratch.a.of(self.trunk.head.form());
         Ops::new(&self.device).rms_norm(x, View::NONE, weight, out, size, model.config.rms_eps)
     }
 

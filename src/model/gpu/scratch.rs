@@ -11,8 +11,9 @@ use crate::{
     error::Result,
     gpu::{
         Device,
+        form::Form,
         memory::{Buffer, View},
-        ops::{f32s, q8s, row_bytes},
+        ops::{f32s, row_bytes},
     },
 };
 
@@ -124,7 +125,7 @@ pub struct Inputs {
     pub end: usize,
 }
 
-/// Rows of activations: f32, and the 8-bit form of the same.
+/// Rows of activations: f32, and blocks of the same, in whichever form the next product takes.
 #[derive(Debug)]
 pub struct Rows {
     pub data: Buffer,
@@ -133,15 +134,21 @@ pub struct Rows {
 
 impl Rows {
     fn new(device: &Arc<Device>, rows: usize, cols: usize) -> Result<Self> {
-        Ok(Self { data: Buffer::new(device, f32s(rows * cols))?, q8: Buffer::new(device, q8s(rows, cols))? })
+        let q8 = Buffer::new(device, Form::most_bytes(rows, cols))?;
+        Ok(Self { data: Buffer::new(device, f32s(rows * cols))?, q8 })
     }
 
     const fn bytes(rows: usize, cols: usize) -> usize {
-        f32s(rows * cols) + q8s(rows, cols)
+        f32s(rows * cols) + Form::most_bytes(rows, cols)
     }
 
     pub fn views(&self) -> (View<'_>, View<'_>) {
         (self.data.view(), self.q8.view())
+    }
+
+    /// To be written in this form.
+    pub fn of(&self, form: Form) -> (View<'_>, View<'_>, Form) {
+        (self.data.view(), self.q8.view(), form)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     gpu::{
         Device,
         driver::Stream,
+        form::Form,
         memory::{Buffer, Pinned, View},
         ops::{Ops, Weights, f32s},
     },
@@ -72,6 +73,11 @@ impl GpuMatrix {
         let Self { dtype, rows, cols, ref bytes, ref bias } = *self;
         let bias = bias.as_ref().map_or(View::NONE, Buffer::view);
         Weights { dtype, rows, cols, bytes: bytes.view(), bias }
+    }
+
+    /// In which blocks it takes activations.
+    pub fn form(&self) -> Form {
+        Form::of(self.dtype)
     }
 
     /// The rows of these ids, i32 [T], of which it has all.
@@ -194,6 +200,15 @@ pub fn trunk_bytes(container: &Container) -> Result<u64, String> {
             "{name} is {} in {rows}, which the GPU does not read; convert it with yuan-quant --dense q8_0",
             other.dtype.name()
         ));
+    }
+    let form = |name: String| tensor(&name).map(|t| Form::of(t.dtype));
+    for l in 0..config.layers {
+        if form(format!("blk.{l}.attn_q.weight"))? != form(format!("blk.{l}.attn_k.weight"))? {
+            return Err(format!(
+                "blk.{l}.attn_q.weight and blk.{l}.attn_k.weight, which the GPU gives the same inputs, are of types that take different ones; \
+                 convert them with yuan-quant --dense q8_0"
+            ));
+        }
     }
     let router = f32s(config.router.projections() * config.experts * config.hidden);
     let vectors = f32s(4 * config.hidden + config.hidden / 2);

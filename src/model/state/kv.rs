@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::{f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
-use yuan_kernels::{BlockQ8, Kernels, blocks::QK, encode::best_encoders};
+use yuan_kernels::{Kernels, blocks::QK, encode::best_encoders, panel::ActivationBlock};
 
 use super::{
     kv_type::{KvType, Stored},
@@ -315,18 +315,18 @@ fn encode(stored: Stored, data: &[f32], to: &mut [u8]) {
 }
 
 /// Scores of quantized keys with queries that are quantized as other activations are.
-fn quantized_scores<B>(
+fn quantized_scores<B, X: ActivationBlock>(
     kernels: &Kernels,
     dim: usize,
     keys: &[B],
     q: &[f32],
     scores: &mut [f32],
-    dot: fn(&[B], &[BlockQ8]) -> f32,
+    dot: fn(&[B], &[X]) -> f32,
 ) {
     let blocks = dim / 32;
-    let mut quantized = vec![bytemuck::Zeroable::zeroed(); dim.div_ceil(QK)];
+    let mut quantized = vec![X::zeroed(); dim.div_ceil(QK)];
     for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut((keys.len() / blocks).max(1))) {
-        (kernels.quantize)(q, &mut quantized);
+        X::quantize(kernels, q, &mut quantized);
         for (key, score) in keys.chunks_exact(blocks).zip(scores) {
             *score = dot(key, &quantized);
         }

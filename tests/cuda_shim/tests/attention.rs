@@ -6,7 +6,7 @@ use bytemuck::Zeroable;
 use common::{Arg, Buffer, Random, assert_same, rows, run, scalar};
 use half::f16;
 use yuan_cuda::launch::{self, QUERIES, SPAN};
-use yuan_kernels::{BlockQ8, BlockQ8_0, DType, encode::best_encoders, exp};
+use yuan_kernels::{BlockQ8_0, BlockQ8x8, DType, encode::best_encoders, exp};
 
 /// Layers of a page, of which the last is attended to.
 const LAYERS: usize = 2;
@@ -69,8 +69,8 @@ impl Cache {
         if self.dtype == DType::F16 {
             return (scalar().dot_f16)(&bytemuck::pod_collect_to_vec(key), q);
         }
-        let mut quantized = [BlockQ8::zeroed()];
-        (scalar().quantize)(q, &mut quantized);
+        let mut quantized = [BlockQ8x8::zeroed()];
+        (scalar().quantize_x8)(q, &mut quantized);
         (scalar().dot_q8_0)(&bytemuck::pod_collect_to_vec::<u8, BlockQ8_0>(key), &quantized)
     }
 

@@ -7,7 +7,7 @@ use common::{ARCHITECTURES, Arg, Buffer, Random, assert_same, run, run_on, scala
 use yuan_cuda::{Launch, launch};
 use yuan_cuda_shim::Architecture;
 use yuan_kernels::{
-    BlockQ8, PanelQ4_0,
+    DType, PanelQ4_0,
     panel::Panel,
     tile::{tile_panels, tile_pass},
 };
@@ -39,7 +39,7 @@ impl<P: Panel> Layer<P> {
     }
 
     /// The output of one slot on the CPU.
-    fn wanted(&self, expert: usize, x: &[BlockQ8]) -> Vec<f32> {
+    fn wanted(&self, expert: usize, x: &[P::X]) -> Vec<f32> {
         let mut out = vec![0f32; self.hidden];
         for tile in self.experts[expert].chunks_exact(tile_panels(self.hidden)) {
             let mut y = vec![[0.0; 16]; self.hidden / 16];
@@ -55,19 +55,20 @@ impl<P: Panel> Layer<P> {
         architecture: Architecture,
         chosen: &[usize],
         used: usize,
-        x: &[BlockQ8],
+        x: &[P::X],
         many: bool,
     ) -> Vec<f32> {
         let (slots, experts) = (chosen.len(), self.experts.len());
         let (hidden, tiles, neurons) = (self.hidden, self.tiles, 256 * self.tiles);
         let (table, x) = (self.table(), Buffer::of(x));
         let chosen = Buffer::of(&chosen.iter().map(|&e| e as i32).collect::<Vec<_>>());
-        let (h, hq) = (Buffer::<f32>::zeroed(slots * neurons), Buffer::<BlockQ8>::zeroed(slots * tiles));
+        let (h, hq) = (Buffer::<f32>::zeroed(slots * neurons), Buffer::<P::X>::zeroed(slots * tiles));
         let out = Buffer::<f32>::of(&vec![7.0; slots * hidden]);
         let run = |launch: Option<Launch>, args: &[&dyn Arg]| {
             run_on(architecture, launch, args).unwrap_or_else(|e| panic!("{e}"));
         };
-        let quantize = || run(launch::quantize(neurons, slots), &[&h, &hq, &neurons, &slots]);
+        let scale = if P::DTYPE == DType::Q8_0 { 32usize } else { 256 };
+        let quantize = || run(launch::quantize(neurons, slots), &[&h, &hq, &scale, &neurons, &slots]);
         if many {
             let (starts, order) = (Buffer::<i32>::fresh(experts + 1), Buffer::<i32>::fresh(slots));
             run(launch::sort_slots(experts), &[&chosen, &starts, &order, &slots, &experts]);

@@ -6,19 +6,21 @@ use bytemuck::Zeroable;
 use common::{Buffer, Null, Random, assert_same, rows, run, scalar};
 use half::f16;
 use yuan_cuda::launch::{self, SPAN};
-use yuan_kernels::{BlockQ8, BlockQ8_0, DType, dequantize, encode::best_encoders, exp};
+use yuan_kernels::{
+    BlockQ8, BlockQ8_0, BlockQ8x8, DType, dequantize, encode::best_encoders, exp, panel::ActivationBlock,
+};
 
-fn quantized(x: &[f32], cols: usize) -> Vec<BlockQ8> {
-    let mut out = vec![BlockQ8::zeroed(); x.len() / cols * cols.div_ceil(256)];
+fn quantized<X: ActivationBlock>(x: &[f32], cols: usize) -> Vec<X> {
+    let mut out = vec![X::zeroed(); x.len() / cols * cols.div_ceil(256)];
     for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(cols.div_ceil(256))) {
-        (scalar().quantize)(x, out);
+        X::quantize(scalar(), x, out);
     }
     out
 }
 
 /// Equal byte for byte, NaN included.
 #[track_caller]
-fn assert_blocks(found: &[BlockQ8], wanted: &[BlockQ8], what: &str) {
+fn assert_blocks<X: ActivationBlock + std::fmt::Debug>(found: &[X], wanted: &[X], what: &str) {
     for (i, (f, w)) in found.iter().zip(wanted).enumerate() {
         assert!(bytemuck::bytes_of(f) == bytemuck::bytes_of(w), "{what}: block {i}\n{f:?}\n{w:?}");
     }
@@ -33,15 +35,20 @@ fn activations_are_quantized_as_on_the_cpu() {
         x[0] = 127.0; // ties
         x[1] = 0.5;
         x[2] = -1.5;
-        let q8 = Buffer::fresh(rows * cols.div_ceil(256));
-        run(launch::quantize(cols, rows), &[&Buffer::of(&x), &q8, &cols, &rows]);
-        assert_blocks(q8.get(), &quantized(&x, cols), &format!("{rows} x {cols}"));
+        let (n, x_device, what) = (rows * cols.div_ceil(256), Buffer::of(&x), format!("{rows} x {cols}"));
+        let (q8, eights) = (Buffer::<BlockQ8>::fresh(n), Buffer::<BlockQ8x8>::fresh(n));
+        run(launch::quantize(cols, rows), &[&x_device, &q8, &256usize, &cols, &rows]);
+        assert_blocks(q8.get(), &quantized(&x, cols), &what);
+        run(launch::quantize(cols, rows), &[&x_device, &eights, &32usize, &cols, &rows]);
+        assert_blocks(eights.get(), &quantized(&x, cols), &what);
     }
     for strange in [0.0, -0.0, 1e-38, 1e-45, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
         let x = [strange, 0.0, -1e-40, 0.0];
-        let q8 = Buffer::fresh(1);
-        run(launch::quantize(4, 1), &[&Buffer::of(&x), &q8, &4usize, &1usize]);
+        let (q8, eights) = (Buffer::<BlockQ8>::fresh(1), Buffer::<BlockQ8x8>::fresh(1));
+        run(launch::quantize(4, 1), &[&Buffer::of(&x), &q8, &256usize, &4usize, &1usize]);
         assert_blocks(q8.get(), &quantized(&x, 4), &format!("{strange}"));
+        run(launch::quantize(4, 1), &[&Buffer::of(&x), &eights, &32usize, &4usize, &1usize]);
+        assert_blocks(eights.get(), &quantized(&x, 4), &format!("{strange}"));
     }
 }
 
@@ -67,20 +74,20 @@ fn the_norm_is_the_cpus_in_both_forms() {
         let (out, q8) = (Buffer::fresh(rows * cols), Buffer::fresh(rows * cols.div_ceil(256)));
         let launch = launch::rms_norm(cols, rows);
         let wanted = rms_norm(&x, &weight, 1e-6);
-        run(launch, &[&x_device, &Null, &w_device, &out, &q8, &cols, &1e-6f32]);
+        run(launch, &[&x_device, &Null, &w_device, &out, &q8, &256usize, &cols, &1e-6f32]);
         assert_same(out.get(), &wanted, "norm");
-        assert_blocks(q8.get(), &quantized(&wanted, cols), "its 8-bit form");
+        assert_blocks::<BlockQ8>(q8.get(), &quantized(&wanted, cols), "its blocks");
         // Either form alone, and in place.
-        let q8 = Buffer::fresh(rows * cols.div_ceil(256));
-        run(launch, &[&x_device, &Null, &w_device, &Null, &q8, &cols, &1e-6f32]);
-        assert_blocks(q8.get(), &quantized(&wanted, cols), "the 8-bit form alone");
-        run(launch, &[&x_device, &Null, &w_device, &x_device, &Null, &cols, &1e-6f32]);
+        let eights = Buffer::fresh(rows * cols.div_ceil(256));
+        run(launch, &[&x_device, &Null, &w_device, &Null, &eights, &32usize, &cols, &1e-6f32]);
+        assert_blocks::<BlockQ8x8>(eights.get(), &quantized(&wanted, cols), "the blocks alone");
+        run(launch, &[&x_device, &Null, &w_device, &x_device, &Null, &32usize, &cols, &1e-6f32]);
         assert_same(x_device.get(), &wanted, "in place");
         // A residual is added first.
         let plus = random.floats(rows * cols);
         let sums: Vec<f32> = x.iter().zip(&plus).map(|(x, p)| x + p).collect();
         let (x_device, out) = (Buffer::of(&x), Buffer::fresh(rows * cols));
-        run(launch, &[&x_device, &Buffer::of(&plus), &w_device, &out, &Null, &cols, &1e-6f32]);
+        run(launch, &[&x_device, &Buffer::of(&plus), &w_device, &out, &Null, &256usize, &cols, &1e-6f32]);
         assert_same(x_device.get(), &sums, "the sums");
         assert_same(out.get(), &rms_norm(&sums, &weight, 1e-6), "their norm");
     }
@@ -149,12 +156,12 @@ fn pairs_stand_behind_the_last_inputs_of_their_sequences() {
             let (x, last, rows) =
                 (Buffer::of(&x), Buffer::of(&last), Buffer::of(bytemuck::cast_slice::<_, i32>(&rows)));
             let launch = launch::filter_pairs(cols, tokens);
-            run(launch, &[&x, &last, &rows, &pairs, &q8, &cols, &pitch, &interleaved, &tokens]);
+            run(launch, &[&x, &last, &rows, &pairs, &q8, &256usize, &cols, &pitch, &interleaved, &tokens]);
             assert_same(pairs.get(), &wanted, "pairs");
-            assert_blocks(q8.get(), &quantized(&wanted, 2 * cols), "their 8-bit form");
+            assert_blocks::<BlockQ8>(q8.get(), &quantized(&wanted, 2 * cols), "their blocks");
             let only = Buffer::fresh(tokens * (2 * cols).div_ceil(256));
-            run(launch, &[&x, &last, &rows, &Null, &only, &cols, &pitch, &interleaved, &tokens]);
-            assert_blocks(only.get(), q8.get(), "the 8-bit form alone");
+            run(launch, &[&x, &last, &rows, &Null, &only, &32usize, &cols, &pitch, &interleaved, &tokens]);
+            assert_blocks::<BlockQ8x8>(only.get(), &quantized(&wanted, 2 * cols), "the blocks alone");
         }
     }
 }

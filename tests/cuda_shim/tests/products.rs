@@ -7,12 +7,12 @@ use common::{ARCHITECTURES, Arg, Buffer, Null, Random, assert_same, run, run_on,
 use half::{bf16, f16};
 use yuan_cuda::launch;
 use yuan_kernels::{
-    BlockQ8, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    BlockQ8, BlockQ8x8, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
     panel::{Panel, SixBits},
 };
 
 /// `out[t][row]` of a matrix in panels.
-fn wanted<P: Panel>(panels: &[P], rows: usize, x: &[BlockQ8], width: usize) -> Vec<f32> {
+fn wanted<P: Panel>(panels: &[P], rows: usize, x: &[P::X], width: usize) -> Vec<f32> {
     let tokens = x.len() / width;
     let mut out = vec![0.0; tokens * rows];
     for (g, panels) in panels.chunks_exact(width).enumerate() {
@@ -25,7 +25,7 @@ fn wanted<P: Panel>(panels: &[P], rows: usize, x: &[BlockQ8], width: usize) -> V
     out
 }
 
-fn check<P: Panel>(panels: &[P], rows: usize, x: &[BlockQ8]) {
+fn check<P: Panel>(panels: &[P], rows: usize, x: &[P::X]) {
     let width = panels.len() * 16 / rows;
     let (tokens, cols) = (x.len() / width, 256 * width);
     let (w, blocks) = (Buffer::of(panels), Buffer::of(x));
@@ -81,6 +81,7 @@ fn q6_k_products_are_those_of_the_definition() {
 #[test]
 fn extremes_do_not_saturate() {
     let block = |q: i8| BlockQ8 { qs: [q; 256], sums: [32 * i16::from(q); 8], d: 1.0, ..BlockQ8::zeroed() };
+    let eight = |q: i8| BlockQ8x8 { qs: [q; 256], starts: [-128 * 32 * i32::from(q); 8], d: [1.0; 8] };
     let (one, two) = (f16::from_f32(1.0), f16::from_f32(2.0));
     let q4_k = |b: u8| PanelQ4K {
         d: [one; 16],
@@ -92,13 +93,13 @@ fn extremes_do_not_saturate() {
     };
     for tokens in [1, 2, 8, 9] {
         for q in [127, -127] {
-            let x = vec![block(q); tokens];
+            let (x, eights) = (vec![block(q); tokens], vec![eight(q); tokens]);
             for b in [0x00, 0x0f, 0xf0, 0xff] {
                 check(&[q4_k(b)], 16, &x);
                 check(&[PanelQ4_0 { d: [[two; 16]; 8], qs: [b; 2048] }], 16, &x);
-                check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [b as i8; 4096] }], 16, &x);
+                check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [b as i8; 4096] }], 16, &eights);
             }
-            check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [-128; 4096] }], 16, &x);
+            check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [-128; 4096] }], 16, &eights);
             for (bits, scale) in [(0x00, -128), (0x00, 127), (0xff, -128), (0xff, 127)] {
                 let sub_blocks = [SixBits { low: [bits; 256], high: [bits; 128] }; 8];
                 check(&[PanelQ6K { d: [two; 16], scales: [[scale; 16]; 16], sub_blocks }], 16, &x);
@@ -111,7 +112,7 @@ fn extremes_do_not_saturate() {
 #[test]
 fn what_is_not_finite_stays_so() {
     let mut random = Random(5);
-    let mut x = random.activations(2, 1);
+    let mut x: Vec<BlockQ8> = random.activations(2, 1);
     x[1].d = f32::NAN;
     let (w, blocks, out) = (Buffer::of(&[random.q4_k()]), Buffer::of(&x), Buffer::fresh(32));
     run(launch::product(DType::Q4_K, 16, 256, 2), &[&w, &blocks, &Null, &out, &16usize, &256usize, &2usize]);

@@ -3,11 +3,11 @@
 
 use std::{ffi::c_void, marker::PhantomData};
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Pod;
 use half::f16;
 use yuan_cuda::{Launch, launch::ROW};
 use yuan_cuda_shim::{Architecture, launch_on, register, unregister};
-use yuan_kernels::{BlockQ8, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
+use yuan_kernels::{Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, panel::ActivationBlock};
 
 /// All that have kernels of ours.
 pub const ARCHITECTURES: [Architecture; 3] =
@@ -157,10 +157,10 @@ impl Random {
     }
 
     /// Rows of `width` quantized blocks.
-    pub fn activations(&mut self, rows: usize, width: usize) -> Vec<BlockQ8> {
-        let mut blocks = vec![BlockQ8::zeroed(); rows * width];
+    pub fn activations<X: ActivationBlock>(&mut self, rows: usize, width: usize) -> Vec<X> {
+        let mut blocks = vec![X::zeroed(); rows * width];
         let floats = self.floats(256 * rows * width);
-        (scalar().quantize)(&floats, &mut blocks);
+        X::quantize(scalar(), &floats, &mut blocks);
         blocks
     }
 }
