@@ -273,10 +273,10 @@ fn the_integer_arithmetic_equals_the_twin() {
     assert!(goldens.len() > 10 && 4 * same >= 3 * goldens.len());
 }
 
-/// The exact blocks of a GPTQ checkpoint: 4 bits in tiles, 8 bits in panels.
+/// The exact blocks of a GPTQ checkpoint, in tiles of 4 and of 8 bits.
 #[test]
 fn gptq_models_equal_the_reference() {
-    for (name, experts) in [("tiny-int4", "q4_0"), ("tiny-int8", "rows"), ("demo-int4", "q4_0")] {
+    for (name, experts) in [("tiny-int4", "q4_0"), ("tiny-int8", "q8_0"), ("demo-int4", "q4_0")] {
         let (Some(checkpoint), Some(goldens)) = (
             common::fixture(&format!("models/gptq-{name}")),
             common::fixture(&format!("goldens/gptq-{name}.safetensors")),
