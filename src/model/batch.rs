@@ -34,6 +34,9 @@ pub struct Member<'c, 's> {
     pub rows: Range<usize>,
     /// Numbers of its tokens after which a state is wanted; the last is that of all of them.
     pub ends: Vec<usize>,
+    /// Room for the logits that are wanted, [rows, V]. It is of the thread that asked: an allocator may keep what threads of the pool free for
+    /// each of them, and one pass runs on another of them than the next.
+    pub logits: Vec<f32>,
     /// `(cos, sin)` by token (`rope.rs`).
     angles: Vec<Vec<(f32, f32)>>,
 }
@@ -58,13 +61,17 @@ impl<'c, 's> Batch<'c, 's> {
         Self { members: Vec::new(), results: Mutex::new(results) }
     }
 
-    /// The sequence at `place` of the call takes part.
-    pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope) {
+    /// The sequence at `place` of the call takes part, in a model of so many tokens.
+    pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope, vocab: usize) {
         let (start, n) = (self.rows(), sequence.tokens.len());
         let position = sequence.state.position();
         let angles = (position..position + n).map(|p| rope.at(p)).collect();
         let ends = sequence.state.ends(n, sequence.drafted);
-        self.members.push(Member { place, sequence, rows: start..start + n, ends, angles });
+        let mut member = Member { place, sequence, rows: start..start + n, ends, logits: Vec::new(), angles };
+        if member.sequence.want.logits() {
+            member.logits = vec![0.0; member.wanted(&mut Vec::new()).len() * vocab];
+        }
+        self.members.push(member);
     }
 
     /// What the sequence at `place` has come to.

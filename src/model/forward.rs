@@ -1,7 +1,7 @@
 //! The forward pass. Reads like MODEL.md: embed, then per layer norm, filter, q k v, rotate, attend, norm, route,
 //! experts; then norm and head.
 
-use std::{ops::Range, time::Instant};
+use std::{mem::take, ops::Range, time::Instant};
 
 use rayon::prelude::*;
 
@@ -104,7 +104,7 @@ impl Model {
             sequence.state.undo();
             let n = sequence.tokens.len();
             match self.check(sequence).and_then(|()| sequence.state.reserve(n, sequence.drafted)) {
-                Ok(()) => batch.add(place, sequence, &self.rope),
+                Ok(()) => batch.add(place, sequence, &self.rope, self.config.vocab),
                 Err(error) => batch.set(place, Err(error)),
             }
         }
@@ -228,10 +228,9 @@ impl Model {
         let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
         let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
         probe(Stage::FinalNorm, 0, last.data());
-        let logits = self.wanted_logits(batch, &wanted, &last);
+        self.wanted_logits(batch, &wanted, &last);
         // The states go on only when all that was read was the file.
         self.check_file()?;
-        let mut logits = logits.into_iter();
         let mut outputs = Vec::new();
         for (member, wanted) in batch.members_mut().iter_mut().zip(wanted) {
             let hidden = &last.data()[wanted.start * config.hidden..wanted.end * config.hidden];
@@ -239,7 +238,7 @@ impl Model {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(hidden.to_vec()),
                 Want::Last | Want::Best(_) | Want::Tail(_) | Want::All => {
-                    Output::Rows(logits.next().expect("logits of every sequence that wants some"))
+                    Output::Rows(take(&mut member.logits))
                 }
             };
             let finite = self.check_finite(if let Output::Rows(rows) = &output { rows } else { hidden });
@@ -262,34 +261,26 @@ impl Model {
         Ok(())
     }
 
-    /// The logits of those sequences that want some, one after another; of `last` the rows `wanted` are theirs.
-    fn wanted_logits(
-        &self,
-        batch: &Batch<'_, '_>,
-        wanted: &[Range<usize>],
-        last: &Activations,
-    ) -> Vec<Vec<f32>> {
-        let members = batch.members().iter().zip(wanted);
-        let parts: Vec<_> =
-            members.filter(|(m, _)| m.sequence.want.logits()).map(|(_, w)| w.clone()).collect();
-        let rows: Vec<usize> = parts.iter().cloned().flatten().collect();
+    /// The logits of those sequences that want some; of `last` the rows `wanted` are theirs.
+    fn wanted_logits(&self, batch: &mut Batch<'_, '_>, wanted: &[Range<usize>], last: &Activations) {
+        let members = batch.members_mut().iter_mut().zip(wanted);
+        let (mut members, parts): (Vec<_>, Vec<_>) =
+            members.filter(|(m, _)| m.sequence.want.logits()).map(|(m, w)| (m, w.clone())).unzip();
+        let rows: Vec<usize> = parts.into_iter().flatten().collect();
         if rows.is_empty() {
-            return Vec::new();
+            return;
         }
-        let vocab = self.config.vocab;
-        let mut logits = vec![0.0; rows.len() * vocab];
         let gathered = last.gather(&self.compute, &rows);
-        self.compute.product_into(&self.head, &gathered, &mut logits);
-        if let [_] = parts.as_slice() {
-            return vec![logits];
+        if let [member] = members.as_mut_slice() {
+            return self.compute.product_into(&self.head, &gathered, &mut member.logits);
         }
-        let mut rest = &logits[..];
-        let part = |rows: Range<usize>| {
+        let all = self.compute.product(&self.head, &gathered);
+        let mut rest = &all[..];
+        for member in members {
             let part;
-            (part, rest) = rest.split_at(rows.len() * vocab);
-            part.to_vec()
-        };
-        parts.into_iter().map(part).collect()
+            (part, rest) = rest.split_at(member.logits.len());
+            member.logits.copy_from_slice(part);
+        }
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.
