@@ -113,6 +113,17 @@ fn sessions_of_other_models_and_settings_are_refused() {
     assert!(Session::restore(engine.clone(), folder.path(), None).is_err());
 }
 
+/// A saved session with another number at this place of its header, and the digest of that.
+fn with_field(from: &Path, to: &Path, at: usize, before: u32, number: u32) {
+    let mut bytes = fs::read(from).unwrap();
+    assert_eq!(bytes[at..at + 4], before.to_le_bytes());
+    bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    let end = bytes.len() - 32;
+    let digest = blake3::hash(&bytes[..end]);
+    bytes[end..].copy_from_slice(digest.as_bytes());
+    fs::write(to, &bytes).unwrap();
+}
+
 /// What version 1 of the arithmetic computed is not taken for what this one computes.
 #[test]
 fn sessions_of_the_arithmetic_of_before_are_refused() {
@@ -121,15 +132,9 @@ fn sessions_of_the_arithmetic_of_before_are_refused() {
     let file = folder.path().join("s.session");
     fresh(&engine, &tokens(10, 1), KvType::F16).save(&file, None).unwrap();
     for (version, says) in [(0, "version 1 of the arithmetic"), (3, "version 3 of the arithmetic")] {
-        let mut bytes = fs::read(&file).unwrap();
         // The products stand behind the magic, the version, the fingerprint and the types of keys and values.
-        assert_eq!(bytes[48..52], 2u32.to_le_bytes());
-        bytes[48..52].copy_from_slice(&u32::to_le_bytes(version));
-        let end = bytes.len() - 32;
-        let digest = blake3::hash(&bytes[..end]);
-        bytes[end..].copy_from_slice(digest.as_bytes());
         let old = folder.path().join("old.session");
-        fs::write(&old, &bytes).unwrap();
+        with_field(&file, &old, 48, 2, version);
         let refused = Session::restore(engine.clone(), &old, None).unwrap_err();
         assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
         assert!(refused.to_string().contains(says), "{refused}");
@@ -143,14 +148,8 @@ fn sessions_in_q4_0_of_before_the_rotation_are_refused() {
     let engine = tiny(&folder, 5);
     let file = folder.path().join("s.session");
     fresh(&engine, &tokens(10, 1), KvType::Q4_0).save(&file, None).unwrap();
-    let mut bytes = fs::read(&file).unwrap();
     // The type stands behind the magic, the version and the fingerprint.
-    assert_eq!(bytes[44..48], 4u32.to_le_bytes());
-    bytes[44..48].copy_from_slice(&3u32.to_le_bytes());
-    let end = bytes.len() - 32;
-    let digest = blake3::hash(&bytes[..end]);
-    bytes[end..].copy_from_slice(digest.as_bytes());
-    fs::write(&file, &bytes).unwrap();
+    with_field(&file, &file, 44, 4, 3);
     let refused = Session::restore(engine, &file, None).unwrap_err();
     assert!(matches!(refused, Error::Unsupported { .. }), "{refused}");
     assert!(refused.to_string().contains("before keys were rotated"), "{refused}");

@@ -19,6 +19,7 @@
 mod floats;
 mod maddubs;
 pub(crate) mod panels;
+mod quantize;
 mod vector;
 pub(crate) mod vnni;
 
@@ -28,11 +29,12 @@ use bytemuck::cast;
 use half::f16;
 
 use self::floats::{
-    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu,
+    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, quantize, quantize_x8,
+    scores_f16, scores_f32, swiglu,
 };
 use self::maddubs::{panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
-use crate::scalar::{part_q4_0, part_q8_0, scale_of};
+use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
+use crate::scalar::{part_q4_0, part_q8_0};
 use crate::{DEFAULT_AHEAD, Kernels};
 
 /// The table, where this CPU has the instructions.
@@ -70,88 +72,6 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         mix_q4_0: enter!(mix_q4_0(p, dim, values, y)),
     };
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c")).then_some(&TABLE)
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn quantize(x: &[f32], out: &mut [BlockQ8]) {
-    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
-    each_block(x, out, |x, out| quantize_block(x, out));
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn quantize_x8(x: &[f32], out: &mut [BlockQ8x8]) {
-    assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
-    each_block(x, out, |x, out| quantize_eight(x, out));
-}
-
-/// A row of activations by blocks, of which the last one is filled up with zeros.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn each_block<B>(x: &[f32], out: &mut [B], block: impl Fn(&[f32; QK], &mut B)) {
-    let (whole, tail) = x.as_chunks::<QK>();
-    for (x, out) in whole.iter().zip(&mut *out) {
-        block(x, out);
-    }
-    if let (false, Some(out)) = (tail.is_empty(), out.last_mut()) {
-        let mut filled = [0.0; QK];
-        filled[..tail.len()].copy_from_slice(tail);
-        block(&filled, out);
-    }
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn quantize_block(x: &[f32; QK], out: &mut BlockQ8) {
-    let x: &[[[f32; 8]; 4]; 8] = bytemuck::cast_ref(x);
-    let no_sign = _mm256_set1_epi32(i32::MAX);
-    let mut amax = _mm256_setzero_si256();
-    for &x in x.as_flattened() {
-        amax = _mm256_max_epi32(amax, _mm256_and_si256(cast(x), no_sign));
-    }
-    let (d, inverse) = scale_of(max_8(amax));
-    *out = BlockQ8 { d, ..bytemuck::Zeroable::zeroed() };
-    if inverse == 0.0 {
-        return;
-    }
-    let inverse = _mm256_set1_ps(inverse);
-    let qs: &mut [[i8; 32]; 8] = bytemuck::cast_mut(&mut out.qs);
-    let mut sums = [_mm256_setzero_si256(); 8];
-    for s in 0..8 {
-        (qs[s], sums[s]) = round(&x[s], inverse);
-    }
-    out.sums = cast::<_, [i32; 8]>(sum_each(sums)).map(|sum| sum as i16);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn quantize_eight(x: &[f32; QK], out: &mut BlockQ8x8) {
-    let x: &[[[f32; 8]; 4]; 8] = bytemuck::cast_ref(x);
-    let no_sign = _mm256_set1_epi32(i32::MAX);
-    *out = bytemuck::Zeroable::zeroed();
-    let qs: &mut [[i8; 32]; 8] = bytemuck::cast_mut(&mut out.qs);
-    let mut sums = [_mm256_setzero_si256(); 8];
-    for s in 0..8 {
-        let mut amax = _mm256_setzero_si256();
-        for &x in &x[s] {
-            amax = _mm256_max_epi32(amax, _mm256_and_si256(cast(x), no_sign));
-        }
-        let (d, inverse) = scale_of(max_8(amax));
-        out.d[s] = d;
-        if inverse != 0.0 {
-            (qs[s], sums[s]) = round(&x[s], _mm256_set1_ps(inverse));
-        }
-    }
-    // 128 = 2^7.
-    out.starts = cast(_mm256_sub_epi32(_mm256_setzero_si256(), _mm256_slli_epi32::<7>(sum_each(sums))));
-}
-
-/// 32 activations times the inverse of their scale, and eight sums of what they are rounded to.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn round(x: &[[f32; 8]; 4], inverse: __m256) -> ([i8; 32], __m256i) {
-    let [a, b, c, d] = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(cast(x), inverse)));
-    // The packs work within 128 bits, so the words come out in the order 0 2 4 6 1 3 5 7.
-    let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-    let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    (cast(bytes), _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d)))
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -297,13 +217,6 @@ fn sum_each(v: [__m256i; 8]) -> __m256i {
     let last = four(pair(v[4], v[5]), pair(v[6], v[7]));
     let lower = _mm256_permute2x128_si256::<0x20>(first, last);
     _mm256_add_epi32(lower, _mm256_permute2x128_si256::<0x31>(first, last))
-}
-
-/// The largest of eight lanes, none of which is negative.
-#[target_feature(enable = "avx2,f16c")]
-#[inline]
-fn max_8(v: __m256i) -> u32 {
-    cast::<_, [u32; 8]>(v).into_iter().fold(0, u32::max)
 }
 
 /// The sum of eight lanes.

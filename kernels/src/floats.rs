@@ -1,23 +1,49 @@
-//! The operations on floats over vectors of eight: products of rows in floats, SwiGLU and attention, once for AVX2 and NEON.
+//! The operations on floats over vectors of eight: the rows of quantization, products of rows in floats, SwiGLU and attention, once for AVX2 and NEON.
 //!
 //! Scores: the four vectors of a query's 32 lanes stay in registers; two queries share a key that is widened once.
 //! Mixing: two vectors of each of four queries' sums stay in registers while all positions pass.
 //!
-//! What differs is in each set's `vector.rs`. A macro joins the two and not a trait: a function that is compiled for some instructions cannot
+//! What differs is in each set's `vector.rs` and `quantize.rs`. A macro joins the two and not a trait: a function that is compiled for some instructions cannot
 //! be generic over them.
 
-/// The functions of `scalar` from `dot_f32` to `dot_bf16` and from `swiglu` to `mix_q4_0`, with the instructions `$features`, where the operations of a
-/// `vector.rs` are in scope.
+/// The functions of `scalar` from `quantize` to `dot_bf16` and from `swiglu` to `mix_q4_0`, with the instructions `$features`, where the operations of a
+/// `vector.rs` and the blocks of a `quantize.rs` are in scope.
 macro_rules! floats {
     ($features:literal) => {
         use bytemuck::cast;
         use half::{bf16, f16};
 
-        use crate::blocks::{BlockQ4_0, BlockQ8_0};
+        use crate::blocks::{BlockQ4_0, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
         use crate::scalar::{
             EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, all_scores, exp, sum_lanes,
             weight,
         };
+
+        #[target_feature(enable = $features)]
+        pub(super) fn quantize(x: &[f32], out: &mut [BlockQ8]) {
+            each_block(x, out, |x, out| quantize_block(x, out));
+        }
+
+        #[target_feature(enable = $features)]
+        pub(super) fn quantize_x8(x: &[f32], out: &mut [BlockQ8x8]) {
+            each_block(x, out, |x, out| quantize_eight(x, out));
+        }
+
+        /// A row of activations by blocks, of which the last one is filled up with zeros.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn each_block<B>(x: &[f32], out: &mut [B], block: impl Fn(&[f32; QK], &mut B)) {
+            assert_eq!(x.len().div_ceil(QK), out.len(), "blocks of activations");
+            let (whole, tail) = x.as_chunks::<QK>();
+            for (x, out) in whole.iter().zip(&mut *out) {
+                block(x, out);
+            }
+            if let (false, Some(out)) = (tail.is_empty(), out.last_mut()) {
+                let mut filled = [0.0; QK];
+                filled[..tail.len()].copy_from_slice(tail);
+                block(&filled, out);
+            }
+        }
 
         #[target_feature(enable = $features)]
         pub(super) fn dot_f32(w: &[f32], x: &[f32]) -> f32 {

@@ -32,9 +32,9 @@ use bytemuck::cast;
 use half::f16;
 
 use self::floats::{
-    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32, swiglu,
+    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, quantize, quantize_x8,
+    scores_f16, scores_f32, swiglu,
 };
-use self::quantize::{quantize, quantize_x8};
 use self::vector::{of_f16, prefetch, to_f32};
 use crate::Kernels;
 use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};

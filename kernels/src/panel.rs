@@ -19,7 +19,7 @@ use half::f16;
 
 use crate::{
     Kernels,
-    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, QK},
+    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, QK, QK_SMALL},
     dequantize,
 };
 
@@ -30,17 +30,23 @@ pub const PANEL_BYTES: usize = 2304;
 
 /// A block of 256 activations, as products with some kind of weights take them.
 pub trait ActivationBlock: Pod + Send + Sync {
+    /// Columns that share a scale.
+    const SCALE_COLUMNS: usize;
     /// Rows of f32 to blocks: [`Kernels::quantize`] or [`Kernels::quantize_x8`].
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]);
 }
 
 impl ActivationBlock for BlockQ8 {
+    const SCALE_COLUMNS: usize = QK;
+
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
         (kernels.quantize)(x, out);
     }
 }
 
 impl ActivationBlock for BlockQ8x8 {
+    const SCALE_COLUMNS: usize = QK_SMALL;
+
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
         (kernels.quantize_x8)(x, out);
     }

@@ -197,7 +197,7 @@ impl<'d> Ops<'d> {
     ) -> Result<()> {
         let (rows, blocks) = (f32s(tokens * cols), form.bytes(tokens, cols));
         let views = [(x, rows), (plus, rows), (weight, f32s(cols)), (out, rows), (q8, blocks)];
-        let scale = int(form.columns())?;
+        let scale = int(form.columns)?;
         let args = [at(x), at(plus), at(weight), at(out), at(q8), scale, int(cols)?, Arg::F32(eps)];
         self.launch("norm", launch::rms_norm(cols, tokens), &views, &args)
     }
@@ -213,7 +213,7 @@ impl<'d> Ops<'d> {
         (rows, cols): (usize, usize),
     ) -> Result<()> {
         let views = [(x, f32s(rows * cols)), (q8, form.bytes(rows, cols))];
-        let args = [at(x), at(q8), int(form.columns())?, int(cols)?, int(rows)?];
+        let args = [at(x), at(q8), int(form.columns)?, int(cols)?, int(rows)?];
         self.launch("blocks", launch::quantize(cols, rows), &views, &args)
     }
 
@@ -268,7 +268,7 @@ impl<'d> Ops<'d> {
             at(cache.rows),
             at(pairs),
             at(q8),
-            int(form.columns())?,
+            int(form.columns)?,
             int(cols)?,
             int(pitch)?,
             Arg::I32(interleaved.into()),

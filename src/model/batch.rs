@@ -8,7 +8,7 @@ use super::{
     filter::FilterState,
     rope::Rope,
     scratch::Buffer,
-    sequence::{Output, Sequence, Want},
+    sequence::{Output, Sequence},
     state::KvCache,
 };
 use crate::{
@@ -42,14 +42,10 @@ pub struct Member<'c, 's> {
 }
 
 impl Member<'_, '_> {
-    /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there: all, or the last ones.
+    /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there.
     pub fn wanted(&self, rows: &mut Vec<usize>) -> Range<usize> {
         let start = rows.len();
-        match self.sequence.want {
-            Want::All | Want::Hidden => rows.extend(self.rows.clone()),
-            Want::Tail(n) => rows.extend(self.rows.end - n.clamp(1, self.rows.len())..self.rows.end),
-            Want::Nothing | Want::Last | Want::Best(_) => rows.push(self.rows.end - 1),
-        }
+        rows.extend(self.sequence.want.rows(self.rows.clone()));
         start..rows.len()
     }
 }
@@ -67,11 +63,10 @@ impl<'c, 's> Batch<'c, 's> {
         let position = sequence.state.position();
         let angles = (position..position + n).map(|p| rope.at(p)).collect();
         let ends = sequence.state.ends(n, sequence.drafted);
-        let mut member = Member { place, sequence, rows: start..start + n, ends, logits: Vec::new(), angles };
-        if member.sequence.want.logits() {
-            member.logits = vec![0.0; member.wanted(&mut Vec::new()).len() * vocab];
-        }
-        self.members.push(member);
+        let (rows, want) = (start..start + n, sequence.want);
+        let wanted = if want.logits() { want.rows(rows.clone()).len() } else { 0 };
+        let logits = vec![0.0; wanted * vocab];
+        self.members.push(Member { place, sequence, rows, ends, logits, angles });
     }
 
     /// What the sequence at `place` has come to.

@@ -108,10 +108,8 @@ impl Compute {
     /// [`Compute::product`] into memory of the caller, [T, w.rows].
     pub fn product_into(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         debug_assert_eq!(w.cols, x.cols());
-        match w.dtype {
-            dtype if !self.quantizes(dtype) => {}
-            DType::Q8_0 => x.quantize::<BlockQ8x8>(self),
-            _ => x.quantize::<BlockQ8>(self),
+        if self.quantizes(w.dtype) {
+            with_panel!(w.dtype, P => x.quantize::<<P as Panel>::X>(self), _ => {});
         }
         // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
         let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());

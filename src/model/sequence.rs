@@ -1,5 +1,7 @@
 //! Sequences: what a pass of the model is given, and what it gives back for each.
 
+use std::ops::Range;
+
 use super::state::State;
 
 /// The part of one sequence in a pass: some tokens, the state that they stand behind, and what is wanted of them.
@@ -38,6 +40,15 @@ pub enum Want {
 }
 
 impl Want {
+    /// The rows that it is of, of a sequence that has these: all, or the last ones.
+    pub(super) fn rows(self, rows: Range<usize>) -> Range<usize> {
+        match self {
+            Self::All | Self::Hidden => rows,
+            Self::Tail(n) => rows.end - n.clamp(1, rows.len())..rows.end,
+            Self::Nothing | Self::Last | Self::Best(_) => rows.end - 1..rows.end,
+        }
+    }
+
     /// Whether logits are wanted.
     pub(super) fn logits(self) -> bool {
         matches!(self, Self::Last | Self::Best(_) | Self::Tail(_) | Self::All)

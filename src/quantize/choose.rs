@@ -126,11 +126,7 @@ impl Choice<'_> {
 
     /// The type of a matrix that is no expert.
     fn dense(&self, spec: &TensorSpec, cols: usize) -> Result<DType> {
-        let options = self.wishes.options();
-        let wanted = match spec.role {
-            Role::Embedding => options.embedding(self.checkpoint.config()),
-            _ => options.dense,
-        };
+        let wanted = self.wishes.options().of(spec.role, self.checkpoint.config());
         if self.wishes.dense.is_some() {
             return Ok(fit(wanted, cols));
         }

@@ -3,6 +3,7 @@
 use yuan_kernels::DType;
 
 use crate::{
+    checkpoint::names::Role,
     config::{ModelConfig, RopePrecision},
     error::{Error, Result},
 };
@@ -42,6 +43,15 @@ impl Options {
                 "a rotary base of {base} makes no sense; published ones are 10000 and 40890, and 1000000 for Yuan 3.0"
             ))),
             _ => Ok(()),
+        }
+    }
+
+    /// The type that is wanted of a matrix of this role.
+    pub(super) fn of(&self, role: Role, config: &ModelConfig) -> DType {
+        match role {
+            Role::ExpertIn { .. } | Role::ExpertOut { .. } => self.experts,
+            Role::Embedding => self.embedding(config),
+            _ => self.dense,
         }
     }
 

@@ -110,15 +110,8 @@ impl Plan {
     /// [`Error::Argument`] for 4-bit experts of a model whose hidden size is no multiple of 256.
     pub fn new(config: ModelConfig, options: &Options) -> Result<Self> {
         options.validate()?;
-        let embedding = options.embedding(&config);
-        Self::of_types(config, options, &|spec, cols| {
-            let wanted = match spec.role {
-                Role::ExpertIn { .. } | Role::ExpertOut { .. } => options.experts,
-                Role::Embedding => embedding,
-                _ => options.dense,
-            };
-            Ok(super::fit(wanted, cols))
-        })
+        let of = config.clone();
+        Self::of_types(config, options, &|spec, cols| Ok(super::fit(options.of(spec.role, &of), cols)))
     }
 
     /// [`Plan::new`] where `type_of` says the types of matrices, of which it is given the columns, too; `options` have that of experts in tiles, and the

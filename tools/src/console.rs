@@ -3,6 +3,7 @@
 use std::{
     fmt::Write,
     io::IsTerminal,
+    ops::ControlFlow,
     process::ExitCode,
     sync::{
         Mutex, OnceLock, PoisonError,
@@ -29,6 +30,11 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Whether Ctrl-C was pressed. The first press asks to stop, the second kills.
 pub fn stopped() -> bool {
     STOP.load(Relaxed)
+}
+
+/// Goes on until Ctrl-C was pressed.
+pub fn unless_stopped() -> ControlFlow<()> {
+    if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// What Ctrl-C cancels beside.

@@ -1,6 +1,6 @@
 //! Opening a model for a command: the options that all commands share.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -19,7 +19,7 @@ use yuan::{
 };
 
 use crate::{
-    console::{byte_bar, size, stopped},
+    console::{byte_bar, size, unless_stopped},
     models::Model,
     numbers, tell,
 };
@@ -141,7 +141,7 @@ impl RunArgs {
         let mut bar = None;
         let engine = Engine::with_tokenizer(container, tokenizer, &options, &mut |done, total| {
             bar.get_or_insert_with(|| byte_bar(total, "opening")).set_position(done);
-            if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            unless_stopped()
         });
         if let Some(bar) = bar {
             bar.finish_and_clear();

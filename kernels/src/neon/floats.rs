@@ -1,5 +1,8 @@
 //! The operations on floats, with NEON.
 
-use super::vector::*;
+use super::{
+    quantize::{quantize_block, quantize_eight},
+    vector::*,
+};
 
 floats!("neon");

@@ -30,13 +30,10 @@ impl Runner {
                 Want::Nothing => Output::Nothing,
                 Want::Hidden => Output::Rows(self.hidden(model, x, rows)?),
                 Want::Last | Want::Best(_) | Want::Tail(_) | Want::All => {
-                    let first = match *want {
-                        Want::All => rows.start,
-                        Want::Tail(n) => rows.end - n.clamp(1, rows.len()),
-                        _ => rows.end - 1,
-                    };
-                    wanted.extend((first..rows.end).map(|row| (row, number)));
-                    Output::Rows(Vec::with_capacity((rows.end - first) * self.shape.vocab))
+                    let rows = want.rows(rows.clone());
+                    let room = rows.len() * self.shape.vocab;
+                    wanted.extend(rows.map(|row| (row, number)));
+                    Output::Rows(Vec::with_capacity(room))
                 }
             });
         }

@@ -143,9 +143,8 @@ impl Drafter {
         self.guess(timeline);
         let available = self.guess.len().min(most);
         let width = match self.drafts {
-            Drafts::Off => 0,
-            Drafts::Auto => self.gate.width(self.length, available),
             Drafts::Tokens(tokens) => tokens.min(available),
+            _ => self.gate.width(self.length, available),
         };
         self.guess.iter().take(width).copied().collect()
     }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::model::{KvType, Sequence, State};
+// tests/rooms.rs reads this file by itself, and is told that no other code uses it.
 #[cfg(test)]
 use crate::quantize::synth::tiny;
 

@@ -14,7 +14,7 @@ use yuan::{
         stats::{self, Lap, Meter},
     },
 };
-use yuan_tools::console::{self, stopped, token_bar};
+use yuan_tools::console::{self, token_bar, unless_stopped};
 
 /// A generated text with its figures.
 pub struct Answer {
@@ -52,7 +52,6 @@ pub fn answer(
     sampler: &mut Sampler,
     mut show: impl FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Answer> {
-    let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let _stop = console::cancel_on_stop(session.cancel_token());
     let engine = session.engine().clone();
     let mut meter = Meter::new(engine.model());
@@ -60,7 +59,7 @@ pub fn answer(
     let bar = token_bar(prompt.len() as u64, "prompt");
     let synced = session.sync(prompt, |done| {
         bar.set_position(done as u64);
-        flow()
+        unless_stopped()
     });
     bar.finish_and_clear();
     let synced = synced?;
@@ -80,7 +79,7 @@ pub fn answer(
         if shown.is_ok() {
             shown = show(piece);
         }
-        if shown.is_err() { ControlFlow::Break(()) } else { flow() }
+        if shown.is_err() { ControlFlow::Break(()) } else { unless_stopped() }
     });
     shown?;
     let decode = start.elapsed();

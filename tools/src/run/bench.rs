@@ -2,7 +2,7 @@
 
 use std::{
     hint::black_box,
-    ops::{ControlFlow, Range},
+    ops::Range,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use yuan::{
     tokenizer::Tokenizer,
 };
 use yuan_tools::{
-    console::{cancel_on_stop, size, stopped},
+    console::{cancel_on_stop, size, stopped, unless_stopped},
     numbers,
     open::RunArgs,
     say,
@@ -111,14 +111,13 @@ impl Bench {
             true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
         };
-        let tokenizer = Tokenizer::new(container.vocab()?)?;
-        let flow = || if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-        let mut model = Model::load_watched(&container, &options, &mut |_, _| flow())?;
+        let mut model = Model::load_watched(&container, &options, &mut |_, _| unless_stopped())?;
         if !self.routing.is_empty() {
             let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
             model.follow(&traces)?;
         }
         if let Some(drafts) = self.draft {
+            let tokenizer = Tokenizer::new(container.vocab()?)?;
             let engine = Engine::with_model(container, tokenizer, model)?;
             return self.drafted(&engine, drafts, bandwidth);
         }

@@ -1,7 +1,6 @@
 //! Answers with drafts beside the same answers without, for `yuan bench --draft`.
 
 use std::{
-    ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use yuan::{
     sampler::{Sampler, Settings},
     session::{Drafted, Drafts, Engine, Limits, Session},
 };
-use yuan_tools::console::{cancel_on_stop, stopped};
+use yuan_tools::console::{cancel_on_stop, stopped, unless_stopped};
 
 /// What is measured.
 pub struct Pairs<'e> {
@@ -38,7 +37,7 @@ impl Pairs<'_> {
     pub fn run(&self, prompt: &[u32], repeat: usize) -> anyhow::Result<Measured> {
         let mut session = Session::new(self.engine.clone(), prompt.len() + self.tokens, self.kv)?;
         let _stop = cancel_on_stop(session.cancel_token());
-        let (mut speeds, mut drafted) = (Vec::new(), Drafted::default());
+        let mut speeds = Vec::new();
         for number in 0..repeat {
             session.set_drafts(Drafts::Off);
             let (wanted, without) = self.answer(&mut session, prompt, number)?;
@@ -50,19 +49,13 @@ impl Pairs<'_> {
                     (at..known.len()).take(most).map(|i| draft(&known, i, accept)).collect()
                 })));
             }
-            let before = session.drafted();
             let (found, with) = self.answer(&mut session, prompt, number)?;
             ensure!(found == wanted, "drafts have changed the answer: please report this");
-            let since = session.drafted().since(before);
-            drafted = Drafted {
-                tokens: drafted.tokens + since.tokens,
-                accepted: drafted.accepted + since.accepted,
-            };
             // The first token comes from the prompt.
             let speed = |took: Duration| (self.tokens - 1) as f64 / took.as_secs_f64().max(1e-9);
             speeds.push((speed(without), speed(with)));
         }
-        Ok(Measured { speeds, drafted })
+        Ok(Measured { speeds, drafted: session.drafted() })
     }
 
     /// An answer, and how long it took behind its first token. Of the best forty tokens each is as likely as the others, so that the experts that they use are not always the same.
@@ -72,8 +65,7 @@ impl Pairs<'_> {
         prompt: &[u32],
         number: usize,
     ) -> anyhow::Result<(Vec<u32>, Duration)> {
-        session
-            .sync(prompt, |_| if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })?;
+        session.sync(prompt, |_| unless_stopped())?;
         let settings =
             Settings { temperature: 1e9, top_k: 40, seed: Some(number as u64), ..Settings::default() };
         let limits = Limits { ignore_eod: true, ..Limits::tokens(self.tokens) };
@@ -83,7 +75,7 @@ impl Pairs<'_> {
                 begun = Instant::now();
             }
             tokens.extend(token);
-            if stopped() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            unless_stopped()
         })?;
         ensure!(!stopped(), "stopped on request");
         Ok((tokens, begun.elapsed()))
