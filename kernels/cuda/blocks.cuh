@@ -17,6 +17,11 @@ struct BlockQ4K {
     u8 scales[12], qs[128];
 };
 
+struct BlockQ3K {
+    u8 hmask[32], qs[64], scales[12];
+    u16 d;
+};
+
 struct BlockQ6K {
     u8 ql[128], qh[64];
     i8 scales[16];
@@ -54,6 +59,16 @@ struct __align__(16) PanelQ8_0 {
     i8 qs[4096];
 };
 
+struct ThreeBits {
+    u8 low[128], high[64];
+};
+
+struct __align__(16) PanelQ3K {
+    u16 d[16];
+    u8 scales[12][16];
+    ThreeBits sub_blocks[8];
+};
+
 struct SixBits {
     u8 low[256], high[128];
 };
@@ -64,10 +79,12 @@ struct __align__(16) PanelQ6K {
     SixBits sub_blocks[8];
 };
 
-static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210,
+static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210 &&
+                  sizeof(BlockQ3K) == 110,
               "blocks");
 static_assert(sizeof(BlockQ8) == 288 && sizeof(BlockQ8x8) == 320 && sizeof(PanelQ4K) == 2304 &&
-                  sizeof(PanelQ4_0) == 2304 && sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360,
+                  sizeof(PanelQ4_0) == 2304 && sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360 &&
+                  sizeof(PanelQ3K) == 1760,
               "panels");
 
 // The activations that a panel is multiplied with.
@@ -107,6 +124,61 @@ __device__ inline int signed_byte_of(unsigned word, int i) { return (i8)(word >>
 __device__ inline int six_bits(unsigned low, unsigned high) {
     unsigned word = (low & 0x0f0f0f0fu) | (high & 0x03030303u) << 4;
     return (int)(((word | 0x80808080u) - 0x20202020u) ^ 0x80808080u);
+}
+
+// Four numbers of 3 bits less 4, from the low 2 bits and the lowest bit of each byte.
+__device__ inline int three_bits(unsigned low, unsigned high) {
+    unsigned word = (low & 0x03030303u) | (high & 0x01010101u) << 2;
+    return (int)(((word | 0x80808080u) - 0x04040404u) ^ 0x80808080u);
+}
+
+// The scales of sixteen s of four rows, from row r on, a byte each.
+__device__ inline unsigned sixteen_scales(const PanelQ6K &panel, int s, int r) {
+    return (unsigned)word_at(panel.scales[s] + r);
+}
+
+__device__ inline unsigned sixteen_scales(const PanelQ3K &panel, int s, int r) {
+    unsigned low = word_at(panel.scales[s % 8] + r), high = word_at(panel.scales[8 + s % 4] + r);
+    return (unsigned)six_bits(low >> 4 * (s / 8), high >> 2 * (s / 4));
+}
+
+// Of sub-block s the columns 4 g + i and 16 + 4 g + i of row r, less what makes them unsigned.
+struct Words {
+    int of[2];
+};
+
+__device__ inline Words row_words(const PanelQ6K &panel, int s, int g, int r) {
+    unsigned low = word_at(panel.sub_blocks[s].low + 64 * g + 4 * r);
+    unsigned high = (unsigned)word_at(panel.sub_blocks[s].high + 64 * (g / 2) + 4 * r) >> 4 * (g % 2);
+    return {{six_bits(low, high), six_bits(low >> 4, high >> 2)}};
+}
+
+__device__ inline Words row_words(const PanelQ3K &panel, int s, int g, int r) {
+    const ThreeBits &bits = panel.sub_blocks[s];
+    unsigned first = word_at(bits.low + 4 * r), second = word_at(bits.low + 64 + 4 * r), high = word_at(bits.high + 4 * r);
+    return {{three_bits(first >> 2 * g, high >> g), three_bits(second >> 2 * g, high >> (4 + g))}};
+}
+
+// The same of the four rows from r on.
+__device__ inline void four_rows(const PanelQ6K &panel, int s, int g, int r, Words (&words)[4]) {
+    uint4 low = *(const uint4 *)(panel.sub_blocks[s].low + 64 * g + 4 * r);
+    uint4 high = *(const uint4 *)(panel.sub_blocks[s].high + 64 * (g / 2) + 4 * r);
+    const unsigned lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        unsigned upper = highs[j] >> 4 * (g % 2);
+        words[j] = {{six_bits(lows[j], upper), six_bits(lows[j] >> 4, upper >> 2)}};
+    }
+}
+
+__device__ inline void four_rows(const PanelQ3K &panel, int s, int g, int r, Words (&words)[4]) {
+    const ThreeBits &bits = panel.sub_blocks[s];
+    uint4 a = *(const uint4 *)(bits.low + 4 * r), b = *(const uint4 *)(bits.low + 64 + 4 * r);
+    uint4 c = *(const uint4 *)(bits.high + 4 * r);
+    const unsigned first[4] = {a.x, a.y, a.z, a.w}, second[4] = {b.x, b.y, b.z, b.w}, high[4] = {c.x, c.y, c.z, c.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+        words[j] = {{three_bits(first[j] >> 2 * g, high[j] >> g), three_bits(second[j] >> 2 * g, high[j] >> (4 + g))}};
 }
 
 // A warp makes one block of the values that `value` gives for columns 0..256, `scale` columns of which share a scale:

@@ -22,6 +22,14 @@ __device__ inline float weight_at(const BlockQ4K *row, int c) {
     return from_f16(block.d) * (float)scale * (float)q - from_f16(block.dmin) * (float)min;
 }
 
+__device__ inline float weight_at(const BlockQ3K *row, int c) {
+    const BlockQ3K &block = row[c / 256];
+    int j = c % 256 / 32, k = c % 32, s = c % 256 / 16;
+    int low = block.qs[32 * (j / 4) + k] >> 2 * (j % 4) & 3, high = block.hmask[k] >> j & 1;
+    int scale = (block.scales[s % 8] >> 4 * (s / 8) & 15) | (block.scales[8 + s % 4] >> 2 * (s / 4) & 3) << 4;
+    return (float)((low | high << 2) - 4) * (from_f16(block.d) * (float)(scale - 32));
+}
+
 __device__ inline float weight_at(const BlockQ6K *row, int c) {
     const BlockQ6K &block = row[c / 256];
     int half = c % 256 / 128, quarter = c % 128 / 32, k = c % 32;
@@ -56,4 +64,5 @@ EMBED(bf16, BF16, 1)
 EMBED(q8_0, BlockQ8_0, 32)
 EMBED(q4_0, BlockQ4_0, 32)
 EMBED(q4_k, BlockQ4K, 256)
+EMBED(q3_k, BlockQ3K, 256)
 EMBED(q6_k, BlockQ6K, 256)

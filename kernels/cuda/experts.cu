@@ -48,5 +48,6 @@ __device__ void down(const u64 *table, const int *experts, const BlockOf<Panel> 
     }
 EXPERTS(q4_0, PanelQ4_0)
 EXPERTS(q4_k, PanelQ4K)
+EXPERTS(q3_k, PanelQ3K)
 EXPERTS(q6_k, PanelQ6K)
 EXPERTS(q8_0, PanelQ8_0)

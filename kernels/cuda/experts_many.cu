@@ -66,5 +66,6 @@ __device__ void down_many(const u64 *table, const int *starts, const int *order,
     }
 EXPERTS_MANY(q4_0, PanelQ4_0)
 EXPERTS_MANY(q4_k, PanelQ4K)
+EXPERTS_MANY(q3_k, PanelQ3K)
 EXPERTS_MANY(q6_k, PanelQ6K)
 EXPERTS_MANY(q8_0, PanelQ8_0)

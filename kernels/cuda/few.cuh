@@ -111,33 +111,39 @@ __device__ inline void panel_parts(const PanelQ8_0 &panel, const BlockQ8x8 *cons
 }
 
 // Sixteen columns have a scale: of a line's bytes, those of the low halves one and those of the high halves another.
-template <int N>
-__device__ inline void panel_parts(const PanelQ6K &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
+template <int N, class Panel>
+__device__ inline void sixteen_parts(const Panel &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
     int lane = lane_of(), r = 4 * (lane % 4), g = lane / 4 % 4, half = lane / 16;
     int sums[N][4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         int s = 2 * i + half;
-        uint4 low = *(const uint4 *)(panel.sub_blocks[s].low + 16 * (lane % 16));
-        uint4 high = *(const uint4 *)(panel.sub_blocks[s].high + 64 * (g / 2) + 4 * r);
-        const unsigned lows[4] = {low.x, low.y, low.z, low.w}, highs[4] = {high.x, high.y, high.z, high.w};
-        unsigned scales[2] = {(unsigned)word_at(panel.scales[2 * s] + r),
-                              (unsigned)word_at(panel.scales[2 * s + 1] + r)};
+        Words words[4];
+        four_rows(panel, s, g, r, words);
+        unsigned scales[2] = {sixteen_scales(panel, 2 * s, r), sixteen_scales(panel, 2 * s + 1, r)};
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            unsigned upper = highs[j] >> 4 * (g % 2);
-            int first = six_bits(lows[j], upper), second = six_bits(lows[j] >> 4, upper >> 2);
 #pragma unroll
             for (int n = 0; n < N; n++) {
                 const i8 *columns = x[n]->qs + 32 * s + 4 * g;
-                sums[n][j] += signed_byte_of(scales[0], j) * __dp4a(first, word_at(columns), 0);
-                sums[n][j] += signed_byte_of(scales[1], j) * __dp4a(second, word_at(columns + 16), 0);
+                sums[n][j] += signed_byte_of(scales[0], j) * __dp4a(words[j].of[0], word_at(columns), 0);
+                sums[n][j] += signed_byte_of(scales[1], j) * __dp4a(words[j].of[1], word_at(columns + 16), 0);
             }
         }
     }
     float d = from_f16(panel.d[r + row_within(lane)]);
 #pragma unroll
     for (int n = 0; n < N; n++) parts[n] = d * (float)both_halves(sum_rows(sums[n])) * x[n]->d;
+}
+
+template <int N>
+__device__ inline void panel_parts(const PanelQ3K &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
+    sixteen_parts<N>(panel, x, parts);
+}
+
+template <int N>
+__device__ inline void panel_parts(const PanelQ6K &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
+    sixteen_parts<N>(panel, x, parts);
 }
 
 // Panels that a block's warps take before their parts are summed.

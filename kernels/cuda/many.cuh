@@ -129,21 +129,19 @@ __device__ inline void add_panel(const PanelQ4_0 &panel, const Staged<BlockQ8> &
 }
 
 // Sixteen columns have a scale: half of the left matrix is zero in each of two products.
-__device__ inline void add_panel(const PanelQ6K &panel, const Staged<BlockQ8> &staged, Sums &sums) {
+template <class Panel>
+__device__ inline void add_sixteens(const Panel &panel, const Staged<BlockQ8> &staged, Sums &sums) {
     int products[EIGHTS][4] = {};
-    int lane = lane_of(), row = row_of(0), g = lane % 4;
+    int row = row_of(0), four = row & ~3, g = lane_of() % 4;
 #pragma unroll
     for (int s = 0; s < 8; s++) {
-        const u8 *low = panel.sub_blocks[s].low + 64 * g + 4 * row;
-        const u8 *high = panel.sub_blocks[s].high + 64 * (g / 2) + 4 * row;
-        unsigned lows[2] = {(unsigned)word_at(low), (unsigned)word_at(low + 32)};
-        unsigned highs[2] = {(unsigned)word_at(high) >> 4 * (g % 2), (unsigned)word_at(high + 32) >> 4 * (g % 2)};
+        const Words words[2] = {row_words(panel, s, g, row), row_words(panel, s, g, row + 8)};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            int upper = six_bits(lows[0] >> 4 * half, highs[0] >> 2 * half);
-            int lower = six_bits(lows[1] >> 4 * half, highs[1] >> 2 * half);
+            int upper = words[0].of[half], lower = words[1].of[half];
             const int a[4] = {half ? 0 : upper, half ? 0 : lower, half ? upper : 0, half ? lower : 0};
-            const int scale[2] = {panel.scales[2 * s + half][row], panel.scales[2 * s + half][row + 8]};
+            const int scale[2] = {signed_byte_of(sixteen_scales(panel, 2 * s + half, four), row & 3),
+                                  signed_byte_of(sixteen_scales(panel, 2 * s + half, four + 8), row & 3)};
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 int c[4];
@@ -155,6 +153,14 @@ __device__ inline void add_panel(const PanelQ6K &panel, const Staged<BlockQ8> &s
     }
     const float d[2] = {from_f16(panel.d[row]), from_f16(panel.d[row + 8])};
     each_sum([&](int e, int q) { sums[e][q] += d[q / 2] * (float)products[e][q] * staged.d[token_of(e, q)]; });
+}
+
+__device__ inline void add_panel(const PanelQ3K &panel, const Staged<BlockQ8> &staged, Sums &sums) {
+    add_sixteens(panel, staged, sums);
+}
+
+__device__ inline void add_panel(const PanelQ6K &panel, const Staged<BlockQ8> &staged, Sums &sums) {
+    add_sixteens(panel, staged, sums);
 }
 
 __device__ inline void add_panel(const PanelQ8_0 &panel, const Staged<BlockQ8x8> &staged, Sums &sums) {

@@ -21,4 +21,5 @@ __device__ void product(const Panel *w, const BlockOf<Panel> *x, const float *bi
 PRODUCTS(q8_0, PanelQ8_0)
 PRODUCTS(q4_0, PanelQ4_0)
 PRODUCTS(q4_k, PanelQ4K)
+PRODUCTS(q3_k, PanelQ3K)
 PRODUCTS(q6_k, PanelQ6K)

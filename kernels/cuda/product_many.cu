@@ -25,4 +25,5 @@ __device__ void product_many(const Panel *w, const BlockOf<Panel> *x, const floa
 PRODUCT_MANY(q8_0, PanelQ8_0)
 PRODUCT_MANY(q4_0, PanelQ4_0)
 PRODUCT_MANY(q4_k, PanelQ4K)
+PRODUCT_MANY(q3_k, PanelQ3K)
 PRODUCT_MANY(q6_k, PanelQ6K)

@@ -11,7 +11,8 @@
 //! 1. `maddubs` multiplies unsigned with signed bytes. Nibbles are unsigned; their -8 is taken from the sum, by
 //!    `8 * sums[s]`. For `Q8_0` and panels of `Q6_K` the weight's sign moves to the activation, which can take it: it is within ±127.
 //! 2. `maddubs` saturates at `i16`, which is never reached: the sums are at most 8 * 2 * 15 * 127 = 30480 (eight of
-//!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`), 2 * 63 * 127 = 16002 (rows of `Q6_K`) and 4 * 2 * 32 * 127 = 32512 (panels).
+//!    them, panels), 2 * 128 * 127 = 32512 (`Q8_0`), 2 * 63 * 127 = 16002 (rows of `Q6_K`) and 4 * 2 * 32 * 127 = 32512 (panels),
+//!    4 * 2 * 7 * 127 = 7112 (panels of `Q3_K`, whose 3 bits stay unsigned; 4 times the activations is taken from their sums).
 //! 3. Up to four rows of activations pass together. The sums of panels of 4 bits stay in registers, and each line meets all rows before the
 //!    next; `vnni.rs` keeps the eight vectors of half a sub-block instead.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
@@ -32,8 +33,8 @@ use self::floats::{
     dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, quantize, quantize_x8,
     scores_f16, scores_f32, swiglu,
 };
-use self::maddubs::{panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
+use self::maddubs::{panels_q3_k, panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
+use crate::blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
 use crate::scalar::{part_q4_0, part_q8_0};
 use crate::{DEFAULT_AHEAD, Kernels};
 
@@ -56,10 +57,12 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_bf16: enter!(dot_bf16(w, x)),
         dot_q8_0: enter!(dot_q8_0(w, x)),
         dot_q4_0: enter!(dot_q4_0(w, x)),
+        dot_q3_k: enter!(dot_q3_k(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
         panels_q8_0: enter!(panels_q8_0(panels, x, acc, ahead)),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc, ahead)),
+        panels_q3_k: enter!(panels_q3_k(panels, x, acc, ahead)),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc, ahead)),
         panels_q6_k: enter!(panels_q6_k(panels, x, acc, ahead)),
         swiglu: enter!(swiglu(gate, up)),
@@ -122,6 +125,35 @@ fn dot_q4_0(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32 {
 }
 
 #[target_feature(enable = "avx2,f16c")]
+fn dot_q3_k(w: &[BlockQ3K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let (low, high) = (_mm256_set1_epi8(3), _mm256_set1_epi8(4));
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        let qs: &[[u8; 32]; 2] = bytemuck::cast_ref(&w.qs);
+        let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+        let third: __m256i = cast(w.hmask);
+        let scales: [__m128i; 2] = cast(_mm256_cvtepi8_epi16(cast(w.unpack_scales())));
+        let mut sum = _mm256_setzero_si256();
+        for s in 0..8 {
+            let lows = _mm256_srl_epi16(cast(qs[s / 4]), _mm_cvtsi32_si128(2 * (s as i32 % 4)));
+            // The bit of these columns goes to the third place.
+            let highs = match s {
+                0 => _mm256_slli_epi16::<2>(third),
+                1 => _mm256_slli_epi16::<1>(third),
+                _ => _mm256_srl_epi16(third, _mm_cvtsi32_si128(s as i32 - 2)),
+            };
+            let q = _mm256_or_si256(_mm256_and_si256(lows, low), _mm256_and_si256(highs, high));
+            let x = cast(xs[s]);
+            let pairs = _mm256_sub_epi16(_mm256_maddubs_epi16(q, x), _mm256_maddubs_epi16(high, x));
+            sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, two_scales(scales, s)));
+        }
+        acc += w.d.to_f32() * sum_8(sum) as f32 * x.d;
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2,f16c")]
 fn dot_q4_k(w: &[BlockQ4K], x: &[BlockQ8]) -> f32 {
     assert_eq!(w.len(), x.len(), "blocks of activations");
     let low = _mm256_set1_epi8(15);
@@ -165,22 +197,27 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
                 (cast(ql[half][0]), cast(ql[half][1]), cast(qh[half]));
             let lows = [a, b, _mm256_srli_epi16::<4>(a), _mm256_srli_epi16::<4>(b)];
             let highs = [_mm256_slli_epi16::<4>(h), _mm256_slli_epi16::<2>(h), h, _mm256_srli_epi16::<2>(h)];
-            let scales = _mm256_broadcastsi128_si256(scales[half]);
             for part in 0..4 {
                 let q =
                     _mm256_or_si256(_mm256_and_si256(lows[part], low), _mm256_and_si256(highs[part], high));
                 let x = cast(xs[half][part]);
                 let offset = _mm256_maddubs_epi16(_mm256_set1_epi8(32), x);
                 let pairs = _mm256_sub_epi16(_mm256_maddubs_epi16(q, x), offset);
-                // The lower 16 columns have one scale, the upper 16 the next.
-                let two =
-                    _mm256_set_m128i(_mm_set1_epi16(WORD[2 * part + 1]), _mm_set1_epi16(WORD[2 * part]));
-                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_shuffle_epi8(scales, two)));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, two_scales(scales, 4 * half + part)));
             }
         }
         acc += w.d.to_f32() * sum_8(sum) as f32 * x.d;
     }
     acc
+}
+
+/// The scales of the sixteens of sub-block `s`: of its lower 16 columns, then of the upper 16.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn two_scales(scales: [__m128i; 2], s: usize) -> __m256i {
+    let (eight, at) = (_mm256_broadcastsi128_si256(scales[s / 4]), 2 * (s % 4));
+    let two = _mm256_set_m128i(_mm_set1_epi16(WORD[at + 1]), _mm_set1_epi16(WORD[at]));
+    _mm256_shuffle_epi8(eight, two)
 }
 
 /// For byte shuffles: the two bytes of the `s`-th `i16`.

@@ -7,7 +7,7 @@
 //! Where it departs from the scalar text:
 //! 1. `vpdpbusd` multiplies unsigned with signed bytes. Nibbles are unsigned; the -8 of `Q4_0` is where its sums begin. To
 //!    the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
-//! 2. `Q6_K` stays unsigned too: its sums begin at -32 times those of sixteen activations.
+//! 2. `Q3_K` and `Q6_K` stay unsigned too: their sums begin at -4 and -32 times those of sixteen activations.
 //! 3. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
 
 use std::arch::asm;
@@ -17,9 +17,9 @@ use bytemuck::cast;
 use half::f16;
 
 use crate::Kernels;
-use crate::avx2::panels::{Walk, prefetch, prefetch_header, product, starts};
+use crate::avx2::panels::{Walk, prefetch, prefetch_header, product, starts, unpack_scales_q3_k};
 use crate::blocks::{BlockQ8, BlockQ8x8};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
+use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, ThreeBits, sub_block};
 
 /// The table, where this CPU has the instructions.
 pub(crate) fn table() -> Option<&'static Kernels> {
@@ -35,6 +35,8 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             // SAFETY: as above.
             panels_q4_0: |panels, x, acc, ahead| unsafe { panels_q4_0(panels, x, acc, ahead) },
             // SAFETY: as above.
+            panels_q3_k: |panels, x, acc, ahead| unsafe { panels_q3_k(panels, x, acc, ahead) },
+            // SAFETY: as above.
             panels_q4_k: |panels, x, acc, ahead| unsafe { panels_q4_k(panels, x, acc, ahead) },
             // SAFETY: as above.
             panels_q6_k: |panels, x, acc, ahead| unsafe { panels_q6_k(panels, x, acc, ahead) },
@@ -46,6 +48,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
 
 product!("avx512f,avx512bw,avx512vnni", panels_q8_0(PanelQ8_0, BlockQ8x8) by block_q8_0, [8, 4, 2], _MM_HINT_T1);
 product!("avx512f,avx512bw,avx512vnni", panels_q4_0(PanelQ4_0, BlockQ8) by block_q4_0, [8, 4, 2], _MM_HINT_T1);
+product!("avx512f,avx512bw,avx512vnni", panels_q3_k(PanelQ3K, BlockQ8) by block_q3_k, [8, 4, 2], _MM_HINT_T1);
 product!("avx512f,avx512bw,avx512vnni", panels_q4_k(PanelQ4K, BlockQ8) by block_q4_k, [8, 4, 2], _MM_HINT_T1);
 product!("avx512f,avx512bw,avx512vnni", panels_q6_k(PanelQ6K, BlockQ8) by block_q6_k, [8, 4, 2], _MM_HINT_T1);
 
@@ -162,49 +165,57 @@ fn block_q4_k<const T: usize, const HINT: i32>(
     store(sums, acc);
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-fn block_q6_k<const T: usize, const HINT: i32>(
-    walk: Walk<'_, PanelQ6K>,
-    x: [&[BlockQ8]; T],
-    acc: &mut [[f32; 16]; T],
-) {
-    let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
-    for (i, panel) in walk.panels.iter().enumerate() {
-        prefetch_header::<HINT, _>(panel, ahead);
-        let mut begin = [[[[0; 4]; 2]; 2]; T];
-        let mut words = [&[[[0; 4]; 2]; 8]; T];
-        for t in 0..T {
-            (begin[t], words[t]) = (starts(&x[t][i]), bytemuck::cast_ref(&x[t][i].qs));
-        }
-        let mut sum = [_mm512_setzero_si512(); T];
-        for s in 0..8 {
-            let q = six_bits::<HINT>(&panel.sub_blocks[s], ahead);
-            for part in 0..2 {
-                let mut dots = [_mm512_setzero_si512(); T];
+/// The block function of panels that have a scale for each 16 columns and row: `$bits` makes bytes of theirs, which are `$offset` too large.
+macro_rules! sixteens {
+    ($block:ident($panel:ty), $offset:literal, $bits:ident, $here:ident => $scales:expr) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+        #[inline]
+        fn $block<const T: usize, const HINT: i32>(
+            walk: Walk<'_, $panel>,
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let (mut sums, ahead) = (load(acc), ahead::<T, _>(&walk));
+            for (i, $here) in walk.panels.iter().enumerate() {
+                prefetch_header::<HINT, _>($here, ahead);
+                let scales: &[[i8; 16]; 16] = $scales;
+                let mut begin = [[[[0; 4]; 2]; 2]; T];
+                let mut words = [&[[[0; 4]; 2]; 8]; T];
                 for t in 0..T {
-                    dots[t] = _mm512_set1_epi32(begin[t][s / 4][part][s % 4]);
+                    (begin[t], words[t]) = (starts::<$offset>(&x[t][i]), bytemuck::cast_ref(&x[t][i].qs));
                 }
-                for g in 0..4 {
-                    for t in 0..T {
-                        let x = _mm512_set1_epi32(words[t][s][part][g]);
-                        dots[t] = _mm512_dpbusd_epi32(dots[t], q[4 * part + g], x);
+                let mut sum = [_mm512_setzero_si512(); T];
+                for s in 0..8 {
+                    let q = $bits::<HINT>(&$here.sub_blocks[s], ahead);
+                    for part in 0..2 {
+                        let mut dots = [_mm512_setzero_si512(); T];
+                        for t in 0..T {
+                            dots[t] = _mm512_set1_epi32(begin[t][s / 4][part][s % 4]);
+                        }
+                        for g in 0..4 {
+                            for t in 0..T {
+                                let x = _mm512_set1_epi32(words[t][s][part][g]);
+                                dots[t] = _mm512_dpbusd_epi32(dots[t], q[4 * part + g], x);
+                            }
+                        }
+                        let scale = _mm512_cvtepi8_epi32(cast(scales[2 * s + part]));
+                        for t in 0..T {
+                            sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
+                        }
                     }
                 }
-                let scale = _mm512_cvtepi8_epi32(cast(panel.scales[2 * s + part]));
+                let d = widen(&$here.d);
                 for t in 0..T {
-                    sum[t] = _mm512_add_epi32(sum[t], _mm512_mullo_epi32(dots[t], scale));
+                    let part = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[t]));
+                    sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part, _mm512_set1_ps(x[t][i].d)));
                 }
             }
+            store(sums, acc);
         }
-        let d = widen(&panel.d);
-        for t in 0..T {
-            let part = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sum[t]));
-            sums[t] = _mm512_add_ps(sums[t], _mm512_mul_ps(part, _mm512_set1_ps(x[t][i].d)));
-        }
-    }
-    store(sums, acc);
+    };
 }
+sixteens!(block_q3_k(PanelQ3K), 4, three_bits, panel => &unpack_scales_q3_k(panel));
+sixteens!(block_q6_k(PanelQ6K), 32, six_bits, panel => &panel.scales);
 
 // Loops, where `map` would be a call: it is compiled without these instructions.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
@@ -256,6 +267,37 @@ fn six_bits<const HINT: i32>(bits: &SixBits, ahead: usize) -> [__m512i; 8] {
         for i in 0..4 {
             let q = &mut out[2 * j + i / 2 + 4 * (i % 2)];
             *q = _mm512_or_si512(*q, _mm512_and_si512(upper[i], _mm512_set1_epi8(0x30)));
+        }
+    }
+    out
+}
+
+/// The 3-bit numbers of a sub-block, as bytes, in the order of [`nibbles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+fn three_bits<const HINT: i32>(bits: &ThreeBits, ahead: usize) -> [__m512i; 8] {
+    prefetch::<HINT, _>(bits, ahead);
+    let lines: [__m512i; 2] = cast(bits.low);
+    let third: __m512i = cast(bits.high);
+    let thirds = [
+        _mm512_slli_epi16::<2>(third),
+        _mm512_slli_epi16::<1>(third),
+        third,
+        _mm512_srli_epi16::<1>(third),
+        _mm512_srli_epi16::<2>(third),
+        _mm512_srli_epi16::<3>(third),
+        _mm512_srli_epi16::<4>(third),
+        _mm512_srli_epi16::<5>(third),
+    ];
+    let mut out = [_mm512_setzero_si512(); 8];
+    for j in 0..2 {
+        let line = lines[j];
+        let pairs =
+            [line, _mm512_srli_epi16::<2>(line), _mm512_srli_epi16::<4>(line), _mm512_srli_epi16::<6>(line)];
+        for g in 0..4 {
+            let pair = _mm512_and_si512(pairs[g], _mm512_set1_epi8(3));
+            let third = _mm512_and_si512(thirds[4 * j + g], _mm512_set1_epi8(4));
+            out[4 * j + g] = _mm512_or_si512(pair, third);
         }
     }
     out

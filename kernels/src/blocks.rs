@@ -1,6 +1,6 @@
 //! Block formats: how weights and activations lie in memory, byte for byte as GGUF files hold them.
 //!
-//! The layouts of `Q4_0`, `Q8_0`, `Q4_K` and `Q6_K` are those of the GGUF specification (ggml `ggml-common.h`);
+//! The layouts of `Q4_0`, `Q8_0`, `Q3_K`, `Q4_K` and `Q6_K` are those of the GGUF specification (ggml `ggml-common.h`);
 //! [`BlockQ8`] and [`BlockQ8x8`] are our own blocks of activations.
 
 use bytemuck::{Pod, Zeroable};
@@ -23,6 +23,7 @@ pub enum DType {
     F16 = 1,
     Q4_0 = 2,
     Q8_0 = 8,
+    Q3_K = 11,
     Q4_K = 12,
     Q6_K = 14,
     Bf16 = 30,
@@ -30,8 +31,8 @@ pub enum DType {
 
 impl DType {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::F32, Self::F16, Self::Q4_0, Self::Q8_0, Self::Q4_K, Self::Q6_K, Self::Bf16];
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Q4_0, Self::Q8_0, Self::Q3_K, Self::Q4_K, Self::Q6_K, Self::Bf16];
 
     /// Name, weights in a block, bytes of a block: the table of the formats.
     const fn facts(self) -> (&'static str, usize, usize) {
@@ -41,6 +42,7 @@ impl DType {
             Self::Bf16 => ("bf16", 1, 2),
             Self::Q4_0 => ("q4_0", QK_SMALL, size_of::<BlockQ4_0>()),
             Self::Q8_0 => ("q8_0", QK_SMALL, size_of::<BlockQ8_0>()),
+            Self::Q3_K => ("q3_k", QK, size_of::<BlockQ3K>()),
             Self::Q4_K => ("q4_k", QK, size_of::<BlockQ4K>()),
             Self::Q6_K => ("q6_k", QK, size_of::<BlockQ6K>()),
         }
@@ -118,6 +120,69 @@ pub struct BlockQ8_0 {
     pub qs: [i8; 32],
 }
 const _: () = assert!(size_of::<BlockQ8_0>() == 34);
+
+/// 256 weights in 16 sub-blocks of 16: `w = d * scale[s] * (q - 4)`, `q` of 3 bits, `scale` -32..=31 of 6 bits.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct BlockQ3K {
+    /// The third bit of `q`: bit `j` of byte `k` is that of column `32 j + k`.
+    pub hmask: [u8; 32],
+    /// The low two bits of `q`: bits `2 j` and `2 j + 1` of byte `32 h + k` are those of column `128 h + 32 j + k`.
+    pub qs: [u8; 64],
+    /// Sixteen 6-bit numbers, the scales plus 32. Byte `s < 8` has the low 4 bits of numbers `s` (low nibble) and `s + 8`, byte
+    /// `8 + j` from bit `2 i` on the upper 2 bits of number `4 i + j`.
+    pub scales: [u8; 12],
+    /// Scale of the scales.
+    pub d: f16,
+}
+const _: () = assert!(size_of::<BlockQ3K>() == 110);
+
+impl BlockQ3K {
+    /// The numbers of 3 bits less 4, by column: -4..=3.
+    pub fn quants(&self) -> [i8; QK] {
+        let mut q = [0; QK];
+        for (j, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            for (k, q) in q.iter_mut().enumerate() {
+                let (low, high) = (self.qs[32 * (j / 4) + k] >> (2 * (j % 4)), self.hmask[k] >> j);
+                *q = ((low & 3) | (high & 1) << 2) as i8 - 4;
+            }
+        }
+        q
+    }
+
+    /// `hmask` and `qs` of 3-bit numbers, by column: [`BlockQ3K::quants`] are those less 4.
+    #[inline]
+    pub fn pack_quants(q: &[u8; QK]) -> ([u8; 32], [u8; 64]) {
+        let (mut hmask, mut qs) = ([0; 32], [0; 64]);
+        for (j, q) in q.as_chunks::<32>().0.iter().enumerate() {
+            for (k, q) in q.iter().enumerate() {
+                qs[32 * (j / 4) + k] |= (q & 3) << (2 * (j % 4));
+                hmask[k] |= (q >> 2 & 1) << j;
+            }
+        }
+        (hmask, qs)
+    }
+
+    /// The sixteen scales, -32..=31.
+    pub fn unpack_scales(&self) -> [i8; 16] {
+        std::array::from_fn(|s| {
+            let (low, high) = (self.scales[s % 8] >> (4 * (s / 8)), self.scales[8 + s % 4] >> (2 * (s / 4)));
+            ((low & 15) | (high & 3) << 4) as i8 - 32
+        })
+    }
+
+    /// The inverse of [`BlockQ3K::unpack_scales`].
+    #[inline]
+    pub fn pack_scales(scales: &[i8; 16]) -> [u8; 12] {
+        let mut packed = [0; 12];
+        for (s, scale) in scales.iter().enumerate() {
+            let number = (scale + 32) as u8;
+            packed[s % 8] |= (number & 15) << (4 * (s / 8));
+            packed[8 + s % 4] |= (number >> 4) << (2 * (s / 4));
+        }
+        packed
+    }
+}
 
 /// 256 weights in 8 sub-blocks of 32: `w = d * scale[s] * nibble - dmin * min[s]`, scales and mins of 6 bits.
 /// `qs[32 * p..][..32]` holds sub-block `2p` in its low nibbles and `2p + 1` in its high ones.

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, pod_read_unaligned};
 use half::{bf16, f16};
 
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType};
+use crate::blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType};
 
 /// Writes the weights that `bytes` hold as `out.len()` weights of type `dtype`. `bytes` may lie at any address.
 ///
@@ -23,8 +23,9 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Bf16 => each(bytes, out, |w: bf16| [w.to_f32()]),
         DType::Q4_0 => each(bytes, out, |b: BlockQ4_0| b.quants().map(|q| f32::from(q) * b.d.to_f32())),
         DType::Q8_0 => each(bytes, out, |b: BlockQ8_0| b.qs.map(|q| f32::from(q) * b.d.to_f32())),
+        DType::Q3_K => each(bytes, out, |b: BlockQ3K| sixteens(b.d, b.quants(), b.unpack_scales())),
         DType::Q4_K => each(bytes, out, q4_k),
-        DType::Q6_K => each(bytes, out, q6_k),
+        DType::Q6_K => each(bytes, out, |b: BlockQ6K| sixteens(b.d, b.quants(), b.scales)),
     }
 }
 
@@ -48,10 +49,11 @@ fn q4_k(block: BlockQ4K) -> [f32; 256] {
     w
 }
 
-fn q6_k(block: BlockQ6K) -> [f32; 256] {
-    let d = block.d.to_f32();
-    let mut w = block.quants().map(f32::from);
-    for (w, scale) in w.chunks_exact_mut(16).zip(block.scales) {
+/// Weights that have a scale for each sixteen.
+fn sixteens(d: f16, quants: [i8; 256], scales: [i8; 16]) -> [f32; 256] {
+    let d = d.to_f32();
+    let mut w = quants.map(f32::from);
+    for (w, scale) in w.chunks_exact_mut(16).zip(scales) {
         for w in w {
             *w *= d * f32::from(scale);
         }

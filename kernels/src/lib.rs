@@ -53,10 +53,10 @@ use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
-pub use blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType};
+pub use blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
-pub use panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
+pub use panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 pub use scalar::exp;
 
 /// Version of the integer arithmetic, which counts the changes after which products have other bits. 1: all activations in [`BlockQ8`]; 2: those that
@@ -90,10 +90,12 @@ pub struct Kernels {
     pub dot_bf16: fn(w: &[bf16], x: &[f32]) -> f32,
     pub dot_q8_0: fn(w: &[BlockQ8_0], x: &[BlockQ8x8]) -> f32,
     pub dot_q4_0: fn(w: &[BlockQ4_0], x: &[BlockQ8]) -> f32,
+    pub dot_q3_k: fn(w: &[BlockQ3K], x: &[BlockQ8]) -> f32,
     pub dot_q4_k: fn(w: &[BlockQ4K], x: &[BlockQ8]) -> f32,
     pub dot_q6_k: fn(w: &[BlockQ6K], x: &[BlockQ8]) -> f32,
     pub panels_q8_0: PanelProduct<PanelQ8_0>,
     pub panels_q4_0: PanelProduct<PanelQ4_0>,
+    pub panels_q3_k: PanelProduct<PanelQ3K>,
     pub panels_q4_k: PanelProduct<PanelQ4K>,
     pub panels_q6_k: PanelProduct<PanelQ6K>,
     /// `gate = silu(gate) * up`.

@@ -37,8 +37,8 @@ use self::floats::{
 };
 use self::vector::{of_f16, prefetch, to_f32};
 use crate::Kernels;
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, sub_block};
+use crate::blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8};
+use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, SixBits, ThreeBits, sub_block};
 use crate::scalar::{part_q4_0, part_q8_0};
 
 /// The table, where this CPU has the instructions.
@@ -60,10 +60,12 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         dot_bf16: enter!(dot_bf16(w, x)),
         dot_q8_0: enter!(dot_q8_0(w, x)),
         dot_q4_0: enter!(dot_q4_0(w, x)),
+        dot_q3_k: enter!(dot_q3_k(w, x)),
         dot_q4_k: enter!(dot_q4_k(w, x)),
         dot_q6_k: enter!(dot_q6_k(w, x)),
         panels_q8_0: enter!(panels_q8_0(panels, x, acc), _),
         panels_q4_0: enter!(panels_q4_0(panels, x, acc), _),
+        panels_q3_k: enter!(panels_q3_k(panels, x, acc), _),
         panels_q4_k: enter!(panels_q4_k(panels, x, acc), _),
         panels_q6_k: enter!(panels_q6_k(panels, x, acc), _),
         swiglu: enter!(swiglu(gate, up)),
@@ -185,6 +187,43 @@ fn nibbles<const T: usize>(nibbles: &[u8; 256], q: usize) -> [[int8x16_t; 4]; 2]
         out[1][g] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(bytes));
     }
     out
+}
+
+/// The 3-bit numbers less 4 of rows `4 q..4 q + 4` of a sub-block, in the order of [`nibbles`].
+#[target_feature(enable = "neon")]
+#[inline]
+fn three_bits<const T: usize>(bits: &ThreeBits, q: usize) -> [[int8x16_t; 4]; 2] {
+    let low: &[[[u8; 16]; 4]; 2] = bytemuck::cast_ref(&bits.low);
+    let high: &[[u8; 16]; 4] = bytemuck::cast_ref(&bits.high);
+    if T == 1 && q == 0 {
+        prefetch(bits, 4096);
+    }
+    let third = cast(high[q]);
+    let mut out = [[vdupq_n_s8(0); 4]; 2];
+    for part in 0..2 {
+        let pairs = cast(low[part][q]);
+        for g in 0..4 {
+            // The pair to the lowest places, the third bit to the third.
+            let pair = vandq_u8(vshlq_u8(pairs, vdupq_n_s8(-2 * g as i8)), vdupq_n_u8(3));
+            let third = vandq_u8(vshlq_u8(third, vdupq_n_s8(2 - 4 * part as i8 - g as i8)), vdupq_n_u8(4));
+            out[part][g] = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(pair, third)), vdupq_n_s8(4));
+        }
+    }
+    out
+}
+
+/// The scales of a panel of `Q3_K`: of sixteen `s` and row `r` at `[s][r]`.
+#[target_feature(enable = "neon")]
+#[inline]
+fn unpack_scales_q3_k(panel: &PanelQ3K) -> [[i8; 16]; 16] {
+    let bytes: [uint8x16_t; 12] = cast(panel.scales);
+    let mut out = [vdupq_n_s8(0); 16];
+    for s in 0..16 {
+        let lower = if s < 8 { vandq_u8(bytes[s], vdupq_n_u8(15)) } else { vshrq_n_u8::<4>(bytes[s - 8]) };
+        let upper = vandq_u8(vshlq_u8(bytes[8 + s % 4], vdupq_n_s8(4 - 2 * (s / 4) as i8)), vdupq_n_u8(0x30));
+        out[s] = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(lower, upper)), vdupq_n_s8(32));
+    }
+    cast(out)
 }
 
 /// The 6-bit numbers less 32 of rows `4 q..4 q + 4` of a sub-block, in the order of [`nibbles`].

@@ -11,6 +11,9 @@
 //! 8 bits: 4352 bytes from sixteen rows' eight `Q8_0` blocks. For every sub-block there are eight lines of 64 bytes; in
 //! line `g` byte `4r + i` is row `r`, column `4g + i`.
 //!
+//! 3 bits: 1760 bytes from sixteen rows' `Q3_K` blocks. Every sub-block has two lines of 64 bytes with the low 2 bits, byte `4r + i` of line `h` those
+//! of columns `16h + i`, `16h + 4 + i`, …, and one with the third bits of all of them.
+//!
 //! 6 bits: 3360 bytes from sixteen rows' `Q6_K` blocks. Behind the four lines of nibbles of a sub-block, the low 4 bits, come two
 //! lines of 64 bytes with the upper 2 bits, each for two lines of nibbles.
 
@@ -19,7 +22,7 @@ use half::f16;
 
 use crate::{
     Kernels,
-    blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, QK, QK_SMALL},
+    blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, QK, QK_SMALL},
     dequantize,
 };
 
@@ -138,6 +141,7 @@ macro_rules! panels {
 panels! { $
     Q8_0: PanelQ8_0 of [BlockQ8_0; 8], BlockQ8x8, panels_q8_0;
     Q4_0: PanelQ4_0 of [BlockQ4_0; 8], BlockQ8, panels_q4_0;
+    Q3_K: PanelQ3K of BlockQ3K, BlockQ8, panels_q3_k;
     Q4_K: PanelQ4K of BlockQ4K, BlockQ8, panels_q4_k;
     Q6_K: PanelQ6K of BlockQ6K, BlockQ8, panels_q6_k;
 }
@@ -258,6 +262,77 @@ impl PanelQ4_0 {
                 qs: std::array::from_fn(|k| self.qs[nibbles_at(s, r, k)]),
             })
         })
+    }
+}
+
+/// Sixteen rows of `Q3_K`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct PanelQ3K {
+    /// Scale of the scales, by row.
+    pub d: [f16; 16],
+    /// Byte `b` of each row's packed scales ([`BlockQ3K::scales`]): `scales[b][r]`.
+    pub scales: [[u8; 16]; 12],
+    /// 32 columns each.
+    pub sub_blocks: [ThreeBits; 8],
+}
+const _: () = assert!(size_of::<PanelQ3K>() == 1760);
+
+/// 16 rows x 32 columns of 3 bits.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+pub struct ThreeBits {
+    /// Low 2 bits: bits `2 g` and `2 g + 1` of byte `64 h + 4 r + i` are those of column `16 h + 4 g + i` of row `r`.
+    pub low: [u8; 128],
+    /// The third bits: bit `4 h + g` of byte `4 r + i`.
+    pub high: [u8; 64],
+}
+
+impl PanelQ3K {
+    /// Sixteen rows' blocks of the same 256 columns as one panel. Loses nothing.
+    pub fn pack(rows: &[BlockQ3K; PANEL_ROWS]) -> Self {
+        let mut panel = Self::zeroed();
+        for (r, row) in rows.iter().enumerate() {
+            panel.d[r] = row.d;
+            for (scales, &byte) in panel.scales.iter_mut().zip(&row.scales) {
+                scales[r] = byte;
+            }
+            let q = row.quants().map(|q| (q + 4) as u8);
+            for (q, out) in q.as_chunks::<32>().0.iter().zip(&mut panel.sub_blocks) {
+                for (k, q) in q.iter().enumerate() {
+                    let (line, byte, g) = (k / 16, 4 * r + k % 4, k / 4);
+                    out.low[64 * line + byte] |= (q & 3) << (2 * (g % 4));
+                    out.high[byte] |= (q >> 2) << g;
+                }
+            }
+        }
+        panel
+    }
+
+    /// The inverse of [`PanelQ3K::pack`].
+    pub fn unpack(&self) -> [BlockQ3K; PANEL_ROWS] {
+        std::array::from_fn(|r| {
+            let (hmask, qs) = BlockQ3K::pack_quants(&self.quants(r).map(|q| (q + 4) as u8));
+            BlockQ3K { hmask, qs, scales: self.scales.map(|bytes| bytes[r]), d: self.d[r] }
+        })
+    }
+
+    /// The 3-bit numbers less 4 of row `r < 16`, by column.
+    pub fn quants(&self, r: usize) -> [i8; QK] {
+        let mut q = [0; QK];
+        for (bits, q) in self.sub_blocks.iter().zip(q.as_chunks_mut::<32>().0) {
+            for (k, q) in q.iter_mut().enumerate() {
+                let (line, byte, g) = (k / 16, 4 * r + k % 4, k / 4);
+                let (low, high) = (bits.low[64 * line + byte] >> (2 * (g % 4)), bits.high[byte] >> g);
+                *q = ((low & 3) | (high & 1) << 2) as i8 - 4;
+            }
+        }
+        q
+    }
+
+    /// The sixteen scales of row `r < 16`, -32..=31.
+    pub fn scales_of(&self, r: usize) -> [i8; 16] {
+        BlockQ3K { scales: self.scales.map(|bytes| bytes[r]), ..BlockQ3K::zeroed() }.unpack_scales()
     }
 }
 
@@ -437,7 +512,18 @@ mod tests {
         }
 
         #[test]
+        fn q3_k_panels_lose_nothing(bytes in prop::collection::vec(any::<u8>(), size_of::<PanelQ3K>())) {
+            let panel: PanelQ3K = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ3K::pack(&panel.unpack())), &bytes[..]);
+            let rows: [BlockQ3K; 16] = pod_read_unaligned(&bytes);
+            prop_assert_eq!(bytes_of(PanelQ3K::pack(&rows).unpack()), &bytes[..]);
+        }
+
+        #[test]
         fn scales_pack_to_what_they_were(bytes: [u8; 16]) {
+            let signed = bytes.map(|b| (b & 63) as i8 - 32);
+            let block = BlockQ3K { scales: BlockQ3K::pack_scales(&signed), ..BlockQ3K::zeroed() };
+            prop_assert_eq!(block.unpack_scales(), signed);
             let [scales, mins]: [[u8; 8]; 2] = bytemuck::cast(bytes.map(|b| b & 63));
             let block = BlockQ4K { scales: BlockQ4K::pack_scales(&scales, &mins), ..BlockQ4K::zeroed() };
             prop_assert_eq!(block.unpack_scales(), (scales, mins));

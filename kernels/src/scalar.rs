@@ -6,8 +6,8 @@
 use half::{bf16, f16};
 
 use crate::Kernels;
-use crate::blocks::{BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
+use crate::blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
+use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 
 pub(crate) static TABLE: Kernels = Kernels {
     name: "scalar",
@@ -19,10 +19,12 @@ pub(crate) static TABLE: Kernels = Kernels {
     dot_bf16,
     dot_q8_0,
     dot_q4_0,
+    dot_q3_k,
     dot_q4_k,
     dot_q6_k,
     panels_q8_0: |panels, x, acc, _| panels_q8_0(panels, x, acc),
     panels_q4_0: |panels, x, acc, _| panels_q4_0(panels, x, acc),
+    panels_q3_k: |panels, x, acc, _| panels_q3_k(panels, x, acc),
     panels_q4_k: |panels, x, acc, _| panels_q4_k(panels, x, acc),
     panels_q6_k: |panels, x, acc, _| panels_q6_k(panels, x, acc),
     swiglu,
@@ -152,6 +154,15 @@ pub(crate) fn part_q4_0(w: &[BlockQ4_0], x: &BlockQ8) -> f32 {
     part * x.d
 }
 
+fn dot_q3_k(w: &[BlockQ3K], x: &[BlockQ8]) -> f32 {
+    assert_eq!(w.len(), x.len(), "blocks of activations");
+    let mut acc = 0.0;
+    for (w, x) in w.iter().zip(x) {
+        acc += w.d.to_f32() * dot_sixteens(&w.quants(), w.unpack_scales(), x) as f32 * x.d;
+    }
+    acc
+}
+
 fn dot_q4_k(w: &[BlockQ4K], x: &[BlockQ8]) -> f32 {
     assert_eq!(w.len(), x.len(), "blocks of activations");
     let mut acc = 0.0;
@@ -172,14 +183,15 @@ fn dot_q6_k(w: &[BlockQ6K], x: &[BlockQ8]) -> f32 {
     assert_eq!(w.len(), x.len(), "blocks of activations");
     let mut acc = 0.0;
     for (w, x) in w.iter().zip(x) {
-        let q = w.quants();
-        let mut sum = 0;
-        for s in 0..16 {
-            sum += i32::from(w.scales[s]) * int_dot(&q[16 * s..][..16], &x.qs[16 * s..][..16]);
-        }
-        acc += w.d.to_f32() * sum as f32 * x.d;
+        acc += w.d.to_f32() * dot_sixteens(&w.quants(), w.scales, x) as f32 * x.d;
     }
     acc
+}
+
+/// The integer sum of weights that have a scale for each sixteen.
+fn dot_sixteens(q: &[i8; QK], scales: [i8; 16], x: &BlockQ8) -> i32 {
+    let sixteens = q.chunks_exact(16).zip(x.qs.chunks_exact(16)).zip(scales);
+    sixteens.map(|((q, x), scale)| i32::from(scale) * int_dot(q, x)).sum()
 }
 
 fn int_dot(w: &[i8], x: &[i8]) -> i32 {
@@ -221,6 +233,17 @@ fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     }
 }
 
+fn panels_q3_k(panels: &[PanelQ3K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+    for (x, acc) in rows(x, panels.len(), acc) {
+        for (panel, x) in panels.iter().zip(x) {
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let sum = dot_sixteens(&panel.quants(r), panel.scales_of(r), x);
+                *acc += panel.d[r].to_f32() * sum as f32 * x.d;
+            }
+        }
+    }
+}
+
 fn panels_q4_k(panels: &[PanelQ4K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     for (x, acc) in rows(x, panels.len(), acc) {
         for (panel, x) in panels.iter().zip(x) {
@@ -242,11 +265,7 @@ fn panels_q6_k(panels: &[PanelQ6K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
     for (x, acc) in rows(x, panels.len(), acc) {
         for (panel, x) in panels.iter().zip(x) {
             for (r, acc) in acc.iter_mut().enumerate() {
-                let q = panel.quants(r);
-                let mut sum = 0;
-                for s in 0..16 {
-                    sum += i32::from(panel.scales[s][r]) * int_dot(&q[16 * s..][..16], &x.qs[16 * s..][..16]);
-                }
+                let sum = dot_sixteens(&panel.quants(r), panel.scales.map(|s| s[r]), x);
                 *acc += panel.d[r].to_f32() * sum as f32 * x.d;
             }
         }

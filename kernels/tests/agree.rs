@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use yuan_kernels::blocks::QK;
 use yuan_kernels::panel::{ActivationBlock, Panel};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, Kernels, PanelQ4_0, PanelQ4K,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, Kernels, PanelQ3K, PanelQ4_0, PanelQ4K,
     PanelQ6K, PanelQ8_0, available, best, by_name, dequantize,
 };
 
@@ -93,6 +93,7 @@ macro_rules! weights {
 }
 weights!(BlockQ8_0, Q8_0, BlockQ8x8, dot_q8_0, d);
 weights!(BlockQ4_0, Q4_0, BlockQ8, dot_q4_0, d);
+weights!(BlockQ3K, Q3_K, BlockQ8, dot_q3_k, d);
 weights!(BlockQ4K, Q4_K, BlockQ8, dot_q4_k, d, dmin);
 weights!(BlockQ6K, Q6_K, BlockQ8, dot_q6_k, d);
 
@@ -138,6 +139,7 @@ fn rows_agree<W: Weights>() {
 fn quantized_rows_agree_bit_for_bit() {
     rows_agree::<BlockQ8_0>();
     rows_agree::<BlockQ4_0>();
+    rows_agree::<BlockQ3K>();
     rows_agree::<BlockQ4K>();
     rows_agree::<BlockQ6K>();
 }
@@ -177,6 +179,7 @@ fn panels_agree_with_rows<W: Weights, P: Panel<X = W::X>>() {
 fn a_panel_row_is_sixteen_rows_bit_for_bit() {
     panels_agree_with_rows::<BlockQ8_0, PanelQ8_0>();
     panels_agree_with_rows::<BlockQ4_0, PanelQ4_0>();
+    panels_agree_with_rows::<BlockQ3K, PanelQ3K>();
     panels_agree_with_rows::<BlockQ4K, PanelQ4K>();
     panels_agree_with_rows::<BlockQ6K, PanelQ6K>();
 }
@@ -207,6 +210,7 @@ fn blocks_agree_with_each_row<W: Weights, P: Panel>() {
 fn a_block_of_rows_is_each_row_bit_for_bit() {
     blocks_agree_with_each_row::<BlockQ8_0, PanelQ8_0>();
     blocks_agree_with_each_row::<BlockQ4_0, PanelQ4_0>();
+    blocks_agree_with_each_row::<BlockQ3K, PanelQ3K>();
     blocks_agree_with_each_row::<BlockQ4K, PanelQ4K>();
     blocks_agree_with_each_row::<BlockQ6K, PanelQ6K>();
 }
@@ -365,6 +369,7 @@ fn products_are_close<W: Weights>() {
 fn quantized_products_are_close_to_exact_ones() {
     products_are_close::<BlockQ8_0>();
     products_are_close::<BlockQ4_0>();
+    products_are_close::<BlockQ3K>();
     products_are_close::<BlockQ4K>();
     products_are_close::<BlockQ6K>();
 }

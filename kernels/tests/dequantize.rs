@@ -12,9 +12,13 @@ fn weights_equal_those_of_ggml_bit_for_bit() {
     let Some(path) = fixture("quant/quant.safetensors") else { return };
     let file = std::fs::read(&path).expect("the fixture");
     let tensors = SafeTensors::deserialize(&file).expect("fixtures are sound");
-    for (dtype, name) in
-        [(DType::Q4_0, "Q4_0"), (DType::Q8_0, "Q8_0"), (DType::Q4_K, "Q4_K"), (DType::Q6_K, "Q6_K")]
-    {
+    for (dtype, name) in [
+        (DType::Q4_0, "Q4_0"),
+        (DType::Q8_0, "Q8_0"),
+        (DType::Q3_K, "Q3_K"),
+        (DType::Q4_K, "Q4_K"),
+        (DType::Q6_K, "Q6_K"),
+    ] {
         let bytes = tensors.tensor(&format!("{name}.bytes")).expect("bytes").data();
         let expected = tensors.tensor(&format!("{name}.dequant")).expect("dequantized weights");
         let mut weights = vec![0.0; expected.data().len() / 4];

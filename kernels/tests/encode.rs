@@ -4,8 +4,14 @@ use proptest::prelude::*;
 use yuan_kernels::encode::{Encoder, Encoders, best_encoders, encoders};
 use yuan_kernels::{DType, dequantize};
 
-fn all(e: &Encoders) -> [(DType, Encoder); 4] {
-    [(DType::Q4_0, e.q4_0), (DType::Q8_0, e.q8_0), (DType::Q4_K, e.q4_k), (DType::Q6_K, e.q6_k)]
+fn all(e: &Encoders) -> [(DType, Encoder); 5] {
+    [
+        (DType::Q4_0, e.q4_0),
+        (DType::Q8_0, e.q8_0),
+        (DType::Q3_K, e.q3_k),
+        (DType::Q4_K, e.q4_k),
+        (DType::Q6_K, e.q6_k),
+    ]
 }
 
 fn encoded(dtype: DType, encode: Encoder, weights: &[f32]) -> Vec<u8> {

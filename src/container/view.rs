@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn rows_become_panels_piece_by_piece() {
-        for dtype in [DType::Q4_0, DType::Q4_K, DType::Q6_K, DType::Q8_0] {
+        for dtype in [DType::Q4_0, DType::Q3_K, DType::Q4_K, DType::Q6_K, DType::Q8_0] {
             // Two whole pieces and a part of one.
             let rows = (2 * PIECE / dtype.row_bytes(QK).unwrap()).next_multiple_of(16) + 32;
             let rows = view(dtype, rows);

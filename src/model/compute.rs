@@ -201,6 +201,7 @@ impl Compute {
             DType::Bf16 => (k.dot_bf16)(cast_slice(weights), x.row(t)),
             DType::Q8_0 => (k.dot_q8_0)(cast_slice(weights), q8x8()),
             DType::Q4_0 => (k.dot_q4_0)(cast_slice(weights), q8()),
+            DType::Q3_K => (k.dot_q3_k)(cast_slice(weights), q8()),
             DType::Q4_K => (k.dot_q4_k)(cast_slice(weights), q8()),
             DType::Q6_K => (k.dot_q6_k)(cast_slice(weights), q8()),
         }

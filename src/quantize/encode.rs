@@ -33,6 +33,7 @@ pub fn encode(dtype: DType, row: &[f32], out: &mut [u8]) {
         }
         DType::Q4_0 => (BEST.q4_0)(row, out),
         DType::Q8_0 => (BEST.q8_0)(row, out),
+        DType::Q3_K => (BEST.q3_k)(row, out),
         DType::Q4_K => (BEST.q4_k)(row, out),
         DType::Q6_K => (BEST.q6_k)(row, out),
     }

@@ -7,7 +7,7 @@ use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
 };
 
 use super::{
@@ -38,6 +38,8 @@ pub fn random_tensor(item: &Item, seed: u64) -> Vec<u8> {
         (DType::Q4_0, false) => blocks(&mut out, stream, |block| q4_0(block, d)),
         (DType::Q8_0, false) => blocks(&mut out, stream, |block| q8_0(block, d)),
         (DType::Q8_0, true) => blocks(&mut out, stream, |panel| panel_q8_0(panel, d)),
+        (DType::Q3_K, false) => blocks(&mut out, stream, |block| q3_k(block, d)),
+        (DType::Q3_K, true) => blocks(&mut out, stream, |panel| panel_q3_k(panel, d)),
         (DType::Q4_K, false) => blocks(&mut out, stream, |block| q4_k(block, d)),
         (DType::Q6_K, false) => blocks(&mut out, stream, |block| q6_k(block, d)),
         (DType::Q6_K, true) => blocks(&mut out, stream, |panel| panel_q6_k(panel, d)),
@@ -82,12 +84,16 @@ fn with_sign_of(random: f16, size: f32) -> f16 {
 const SQUARE_NIBBLE: f32 = 21.5;
 /// Of -128..=127.
 const SQUARE_BYTE: f32 = 5461.5;
+/// Of -4..=3.
+const SQUARE_3_BITS: f32 = 5.5;
 /// Of -32..=31.
 const SQUARE_6_BITS: f32 = 341.5;
 /// Of -7.5, -6.5, ..., 7.5: nibbles from which the minimum takes 7.5.
 const SQUARE_CENTRED: f32 = 21.25;
 /// Of 32..=63.
 const SQUARE_SCALE_6: f32 = 2341.5;
+/// Of -32..=-17 and 16..=31.
+const SQUARE_SIGNED_6: f32 = 597.5;
 /// Of 64..=127.
 const SQUARE_SCALE_8: f32 = 9461.5;
 
@@ -111,6 +117,24 @@ fn q4_k(block: &mut BlockQ4K, deviation: f32) {
     block.scales = BlockQ4K::pack_scales(&scales, &scales);
 }
 
+fn q3_k(block: &mut BlockQ3K, deviation: f32) {
+    block.d = d_q3_k(deviation);
+    // The second half of the numbers, and the first: of 0..=15 and 48..=63, less 32, none is small.
+    for byte in &mut block.scales[8..] {
+        *byte = far_from_32(*byte);
+    }
+}
+
+fn d_q3_k(deviation: f32) -> f16 {
+    f16::from_f32(deviation / (SQUARE_3_BITS * SQUARE_SIGNED_6).sqrt())
+}
+
+/// Four numbers of 2 bits, the upper ones of 6: 1 and 2 become 0 and 3.
+fn far_from_32(upper: u8) -> u8 {
+    let top = upper & 0xaa;
+    top | top >> 1
+}
+
 fn q6_k(block: &mut BlockQ6K, deviation: f32) {
     block.d = d_q6_k(deviation);
     block.scales = block.scales.map(scale_q6_k);
@@ -123,6 +147,13 @@ fn d_q6_k(deviation: f32) -> f16 {
 /// 64..=127, or the negative of it.
 fn scale_q6_k(random: i8) -> i8 {
     if random < 0 { -(random & 63 | 64) } else { random | 64 }
+}
+
+fn panel_q3_k(panel: &mut PanelQ3K, deviation: f32) {
+    panel.d = [d_q3_k(deviation); 16];
+    for rows in &mut panel.scales[8..] {
+        *rows = rows.map(far_from_32);
+    }
 }
 
 fn panel_q8_0(panel: &mut PanelQ8_0, deviation: f32) {

@@ -50,11 +50,12 @@ macro_rules! kernels {
 }
 
 kernels! {
-    "embed_f32", "embed_f16", "embed_bf16", "embed_q8_0", "embed_q4_0", "embed_q4_k", "embed_q6_k" => [P, P, P, I];
+    "embed_f32", "embed_f16", "embed_bf16", "embed_q8_0", "embed_q4_0", "embed_q3_k", "embed_q4_k", "embed_q6_k" => [P, P, P, I];
     "rms_norm" => [P, P, P, P, P, I, I, F];
     "quantize" => [P, P, I, I, I];
     "product_q8_0_1", "product_q8_0_2", "product_q8_0_4", "product_q8_0_8", "product_q8_0_many",
     "product_q4_0_1", "product_q4_0_2", "product_q4_0_4", "product_q4_0_8", "product_q4_0_many",
+    "product_q3_k_1", "product_q3_k_2", "product_q3_k_4", "product_q3_k_8", "product_q3_k_many",
     "product_q4_k_1", "product_q4_k_2", "product_q4_k_4", "product_q4_k_8", "product_q4_k_many",
     "product_q6_k_1", "product_q6_k_2", "product_q6_k_4", "product_q6_k_8", "product_q6_k_many",
     "product_f32", "product_f16", "product_bf16" => [P, P, P, P, I, I, I];
@@ -65,11 +66,11 @@ kernels! {
     "attend_many_f16", "attend_many_q8_0" => [P, P, P, P, P, I, I, I, I];
     "route" => [P, P, P, P, I, I, I, I];
     "sort_slots" => [P, P, P, I, I];
-    "expert_gate_up_q4_0", "expert_gate_up_q4_k", "expert_gate_up_q6_k", "expert_gate_up_q8_0" => [P, P, P, P, I, I, I];
-    "expert_down_q4_0", "expert_down_q4_k", "expert_down_q6_k", "expert_down_q8_0" => [P, P, P, P, I, I];
-    "expert_gate_up_many_q4_0", "expert_gate_up_many_q4_k", "expert_gate_up_many_q6_k", "expert_gate_up_many_q8_0" =>
+    "expert_gate_up_q4_0", "expert_gate_up_q3_k", "expert_gate_up_q4_k", "expert_gate_up_q6_k", "expert_gate_up_q8_0" => [P, P, P, P, I, I, I];
+    "expert_down_q4_0", "expert_down_q3_k", "expert_down_q4_k", "expert_down_q6_k", "expert_down_q8_0" => [P, P, P, P, I, I];
+    "expert_gate_up_many_q4_0", "expert_gate_up_many_q3_k", "expert_gate_up_many_q4_k", "expert_gate_up_many_q6_k", "expert_gate_up_many_q8_0" =>
         [P, P, P, P, P, I, I, I, I];
-    "expert_down_many_q4_0", "expert_down_many_q4_k", "expert_down_many_q6_k", "expert_down_many_q8_0" =>
+    "expert_down_many_q4_0", "expert_down_many_q3_k", "expert_down_many_q4_k", "expert_down_many_q6_k", "expert_down_many_q8_0" =>
         [P, P, P, P, P, I, I, I];
     "combine" => [P, P, P, P, I, I];
     "top_k" => [P, P, P, P, I, I];

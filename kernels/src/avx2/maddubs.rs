@@ -7,10 +7,10 @@ use half::f16;
 
 use super::panels::{
     ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, prefetch_header, six_bits, store,
-    unpack_scales,
+    three_bits, unpack_scales, unpack_scales_q3_k,
 };
 use crate::blocks::{BlockQ8, BlockQ8x8};
-use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
+use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
 panels!("avx2,f16c");
 
@@ -112,6 +112,40 @@ fn add_sixes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> 
         let x = _mm256_sign_epi8(_mm256_set1_epi32(x.word(g)), w);
         pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(_mm256_abs_epi8(w), x));
     }
-    let twice = _mm256_blend_epi16::<0b1010_1010>(scale, _mm256_slli_epi32::<16>(scale));
-    add_pairs(sum, pairs, twice)
+    add_pairs(sum, pairs, twice(scale))
+}
+
+/// For each sixteen activations, 4 times the sums of their even pairs and of their odd pairs, as two `i16`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn begin_threes(x: &BlockQ8) -> Starts {
+    let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
+    let mut starts = Starts::default();
+    for s in 0..8 {
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(4), cast(xs[s]));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b01_00_11_10>(pairs));
+        let pairs = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let words: [i32; 8] = cast(pairs);
+        (starts[s / 4][0][s % 4], starts[s / 4][1][s % 4]) = (words[0], words[4]);
+    }
+    starts
+}
+
+/// `sum` and the integer products of 3-bit numbers less 4, each sum times its row's scale.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn add_threes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> __m256i {
+    let mut pairs = _mm256_setzero_si256();
+    for (g, q) in q.iter().enumerate() {
+        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*q, _mm256_set1_epi32(x.word(g))));
+    }
+    let fours = _mm256_set1_epi32(x.starts[x.s / 4][x.part][x.s % 4]);
+    add_pairs(sum, _mm256_sub_epi16(pairs, fours), twice(scale))
+}
+
+/// Each `i32`, which fits 16 bits, as two `i16`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+fn twice(scale: __m256i) -> __m256i {
+    _mm256_blend_epi16::<0b1010_1010>(scale, _mm256_slli_epi32::<16>(scale))
 }

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use bytemuck::{Pod, cast};
 
 use crate::blocks::BlockQ8;
-use crate::panel::{PanelQ4K, SixBits};
+use crate::panel::{PanelQ3K, PanelQ4K, SixBits, ThreeBits};
 
 /// The function of one kind of panel, by blocks of `$rows` rows of activations, which ask for weights ahead with `$hint`. A single row does so where it is
 /// told to, into the first cache; what is left of several rows finds the weights there.
@@ -26,11 +26,12 @@ macro_rules! product {
 pub(crate) use product;
 
 /// The panels' functions, of integer products that the module has where this stands: `byte_dots` (`Q8_0`), `nibble_dots`
-/// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
+/// (`Q4_0`), `nibble_pairs` and `add_pairs` (`Q4_K`), `begin_threes` and `add_threes` (`Q3_K`), `begin_sixes` and `add_sixes` (`Q6_K`).
 macro_rules! panels {
     ($features:literal) => {
         $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q8_0(PanelQ8_0, BlockQ8x8) by block_q8_0, [4, 2], _MM_HINT_T0);
         $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_0(PanelQ4_0, BlockQ8) by block_q4_0, [4, 2], _MM_HINT_T0);
+        $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q3_k(PanelQ3K, BlockQ8) by block_q3_k, [4, 2], _MM_HINT_T0);
         $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q4_k(PanelQ4K, BlockQ8) by block_q4_k, [4, 2], _MM_HINT_T0);
         $crate::avx2::panels::product!($features, pub(in crate::avx2) panels_q6_k(PanelQ6K, BlockQ8) by block_q6_k, [4, 2], _MM_HINT_T0);
 
@@ -151,36 +152,47 @@ macro_rules! panels {
             store(sums, acc);
         }
 
+        $crate::avx2::panels::sixteens!($features, block_q3_k(PanelQ3K), begin_threes, add_threes, three_bits, panel => &unpack_scales_q3_k(panel));
+        $crate::avx2::panels::sixteens!($features, block_q6_k(PanelQ6K), begin_sixes, add_sixes, six_bits, panel => &panel.scales);
+    };
+}
+pub(super) use panels;
+
+/// The block function of panels that have a scale for each 16 columns and row: `$bits` makes unsigned bytes of theirs, `$scales` the scales
+/// `[[i8; 16]; 16]`; the integer products `$begin` for a block of activations and `$add` up.
+macro_rules! sixteens {
+    ($features:literal, $block:ident($panel:ty), $begin:ident, $add:ident, $bits:ident, $here:ident => $scales:expr) => {
         #[target_feature(enable = $features)]
         #[inline]
-        fn block_q6_k<const T: usize, const HINT: i32>(
-            walk: Walk<'_, PanelQ6K>,
+        fn $block<const T: usize, const HINT: i32>(
+            walk: Walk<'_, $panel>,
             x: [&[BlockQ8]; T],
             acc: &mut [[f32; 16]; T],
         ) {
             let (mut sums, ahead) = (load(acc), walk.ahead);
-            for (i, panel) in walk.panels.iter().enumerate() {
-                let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(&panel.scales);
-                prefetch_header::<HINT, _>(panel, ahead);
-                let mut starts = [begin_sixes(&x[0][i]); T];
+            for (i, $here) in walk.panels.iter().enumerate() {
+                let scales: &[[i8; 16]; 16] = $scales;
+                let scales: &[[[[i8; 8]; 2]; 2]; 8] = bytemuck::cast_ref(scales);
+                prefetch_header::<HINT, _>($here, ahead);
+                let mut starts = [$begin(&x[0][i]); T];
                 for t in 1..T {
-                    starts[t] = begin_sixes(&x[t][i]);
+                    starts[t] = $begin(&x[t][i]);
                 }
                 let mut sum = [[_mm256_setzero_si256(); 2]; T];
                 for s in 0..8 {
-                    prefetch::<HINT, _>(&panel.sub_blocks[s], ahead);
+                    prefetch::<HINT, _>(&$here.sub_blocks[s], ahead);
                     for h in 0..2 {
-                        let q = six_bits(&panel.sub_blocks[s], h);
+                        let q = $bits(&$here.sub_blocks[s], h);
                         for part in 0..2 {
                             let scale = _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(cast(scales[s][part][h])));
                             for t in 0..T {
                                 let x = Sixteen { x: &x[t][i], s, part, starts: &starts[t] };
-                                sum[t][h] = add_sixes(sum[t][h], &q[part], x, scale);
+                                sum[t][h] = $add(sum[t][h], &q[part], x, scale);
                             }
                         }
                     }
                 }
-                let d: [__m128i; 2] = cast(panel.d);
+                let d: [__m128i; 2] = cast($here.d);
                 for h in 0..2 {
                     let d = _mm256_cvtph_ps(d[h]);
                     for t in 0..T {
@@ -194,7 +206,7 @@ macro_rules! panels {
         }
     };
 }
-pub(super) use panels;
+pub(super) use sixteens;
 
 /// A row of panels, and how many bytes ahead of them weights are asked for.
 #[derive(Clone, Copy)]
@@ -294,6 +306,74 @@ pub(super) fn six_bits(bits: &SixBits, h: usize) -> [[__m256i; 4]; 2] {
     out
 }
 
+/// The 3-bit numbers of half `h` (8 rows) of a sub-block, as bytes: of its first 16 columns, then of the others.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(super) fn three_bits(bits: &ThreeBits, h: usize) -> [[__m256i; 4]; 2] {
+    let (low, high): (&[[[u8; 32]; 2]; 2], &[[u8; 32]; 2]) =
+        (bytemuck::cast_ref(&bits.low), bytemuck::cast_ref(&bits.high));
+    let thirds: __m256i = cast(high[h]);
+    // The third bits of lines 0..4 and 4..8, each to the third place of its byte.
+    let thirds = [
+        [
+            _mm256_slli_epi16::<2>(thirds),
+            _mm256_slli_epi16::<1>(thirds),
+            thirds,
+            _mm256_srli_epi16::<1>(thirds),
+        ],
+        [
+            _mm256_srli_epi16::<2>(thirds),
+            _mm256_srli_epi16::<3>(thirds),
+            _mm256_srli_epi16::<4>(thirds),
+            _mm256_srli_epi16::<5>(thirds),
+        ],
+    ];
+    let mut out = [[_mm256_setzero_si256(); 4]; 2];
+    for part in 0..2 {
+        let bits: __m256i = cast(low[part][h]);
+        let pairs = [
+            bits,
+            _mm256_srli_epi16::<2>(bits),
+            _mm256_srli_epi16::<4>(bits),
+            _mm256_srli_epi16::<6>(bits),
+        ];
+        for g in 0..4 {
+            let pair = _mm256_and_si256(pairs[g], _mm256_set1_epi8(3));
+            out[part][g] =
+                _mm256_or_si256(pair, _mm256_and_si256(thirds[part][g], _mm256_set1_epi8(4)));
+        }
+    }
+    out
+}
+
+/// The scales of a panel of `Q3_K`: of sixteen `s` and row `r` at `[s][r]`.
+#[target_feature(enable = "avx2,f16c")]
+#[inline]
+pub(crate) fn unpack_scales_q3_k(panel: &PanelQ3K) -> [[i8; 16]; 16] {
+    let bytes: [__m256i; 6] = cast(panel.scales);
+    let mut out = [_mm256_setzero_si256(); 8];
+    for i in 0..2 {
+        let upper = bytes[4 + i];
+        let uppers = [
+            _mm256_slli_epi16::<4>(upper),
+            _mm256_slli_epi16::<2>(upper),
+            upper,
+            _mm256_srli_epi16::<2>(upper),
+        ];
+        for j in 0..4 {
+            // Two sixteens: 4 j + 2 i and the next.
+            let lower = bytes[2 * (j % 2) + i];
+            let lower = if j < 2 { lower } else { _mm256_srli_epi16::<4>(lower) };
+            let number = _mm256_or_si256(
+                _mm256_and_si256(lower, _mm256_set1_epi8(15)),
+                _mm256_and_si256(uppers[j], _mm256_set1_epi8(0x30)),
+            );
+            out[2 * j + i] = _mm256_sub_epi8(number, _mm256_set1_epi8(32));
+        }
+    }
+    cast(out)
+}
+
 /// Sixteen activations.
 pub(super) struct Sixteen<'x> {
     /// Their block.
@@ -314,15 +394,15 @@ impl Sixteen<'_> {
     }
 }
 
-/// -32 times the sums of the sixteen activations of part `p` of sub-block `s`: at `[s / 4][p][s % 4]`.
+/// Where the sums of sixteen activations begin, of part `p` of sub-block `s`: at `[s / 4][p][s % 4]`.
 pub(crate) type Starts = [[[i32; 4]; 2]; 2];
 
-/// The [`Starts`] of a block.
+/// The [`Starts`] of products with weights that are `OFFSET` too large: -`OFFSET` times the sums of the activations.
 #[target_feature(enable = "avx2,f16c")]
 #[inline]
-pub(crate) fn starts(x: &BlockQ8) -> Starts {
+pub(crate) fn starts<const OFFSET: i16>(x: &BlockQ8) -> Starts {
     let xs: &[[i8; 32]; 8] = bytemuck::cast_ref(&x.qs);
-    let (ones, minus) = (_mm256_set1_epi8(1), _mm256_set1_epi16(-32));
+    let (ones, minus) = (_mm256_set1_epi8(1), _mm256_set1_epi16(-OFFSET));
     let fours = |s: usize| _mm256_madd_epi16(_mm256_maddubs_epi16(ones, cast(xs[s])), minus);
     let sixteens = |s: usize| {
         _mm256_hadd_epi32(

@@ -4,7 +4,7 @@
 //!
 //! Where it departs from the code of `maddubs.rs`:
 //! 1. To the weights of `Q8_0` 128 is added, and their sums begin at -128 times that of the activations.
-//! 2. `Q6_K` stays unsigned: its sums begin at -32 times those of sixteen activations.
+//! 2. `Q3_K` and `Q6_K` stay unsigned: their sums begin at -4 and -32 times those of sixteen activations.
 //! 3. A sub-block of `Q4_K` is summed up in two halves of 16 columns, each at most 16 * 15 * 127 = 30480 in size: side by side
 //!    as `i16` they meet the scales as the pairs of `maddubs` do. `vpmulld` on whole sums takes Intel's CPUs twice as long.
 
@@ -19,10 +19,11 @@ macro_rules! vnni {
 
             use crate::Kernels;
             use crate::avx2::panels::{
-                ROWS_TWICE, Sixteen, Walk, load, nibbles, panels, prefetch, prefetch_header, six_bits, starts as begin_sixes, store, unpack_scales,
+                ROWS_TWICE, Sixteen, Starts, Walk, load, nibbles, panels, prefetch, prefetch_header, six_bits, starts, store, three_bits, unpack_scales,
+                unpack_scales_q3_k,
             };
             use crate::blocks::{BlockQ8, BlockQ8x8};
-            use crate::panel::{PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
+            use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};
 
             /// The table, where this CPU has the instructions.
             pub(crate) fn table() -> Option<&'static Kernels> {
@@ -35,6 +36,8 @@ macro_rules! vnni {
                         panels_q8_0: |panels, x, acc, ahead| unsafe { panels_q8_0(panels, x, acc, ahead) },
                         // SAFETY: as above.
                         panels_q4_0: |panels, x, acc, ahead| unsafe { panels_q4_0(panels, x, acc, ahead) },
+                        // SAFETY: as above.
+                        panels_q3_k: |panels, x, acc, ahead| unsafe { panels_q3_k(panels, x, acc, ahead) },
                         // SAFETY: as above.
                         panels_q4_k: |panels, x, acc, ahead| unsafe { panels_q4_k(panels, x, acc, ahead) },
                         // SAFETY: as above.
@@ -134,7 +137,28 @@ macro_rules! vnni {
                 $dpwssd(sum, a, b)
             }
 
-            /// `sum` and the integer products of 6-bit numbers less 32, each sum times its row's scale.
+            /// Where the sums of 3-bit numbers begin, which are 4 too large.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn begin_threes(x: &BlockQ8) -> Starts {
+                starts::<4>(x)
+            }
+
+            /// Where the sums of 6-bit numbers begin, which are 32 too large.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn begin_sixes(x: &BlockQ8) -> Starts {
+                starts::<32>(x)
+            }
+
+            /// `sum` and the integer products of 3-bit numbers less 4, each sum times its row's scale.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn add_threes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> __m256i {
+                add_sixes(sum, q, x, scale)
+            }
+
+            /// `sum` and the integer products of numbers less what the sums begin with, each sum times its row's scale.
             #[target_feature(enable = $features)]
             #[inline]
             fn add_sixes(sum: __m256i, q: &[__m256i; 4], x: Sixteen<'_>, scale: __m256i) -> __m256i {

@@ -4,7 +4,7 @@
 //! become wider vectors. No sum is reordered and nothing is fused, so the blocks are the same on every machine.
 
 mod q4_k;
-mod q6_k;
+mod sixteens;
 mod small;
 
 use bytemuck::{Pod, bytes_of};
@@ -25,6 +25,7 @@ pub struct Encoders {
     pub name: &'static str,
     pub q4_0: Encoder,
     pub q8_0: Encoder,
+    pub q3_k: Encoder,
     pub q4_k: Encoder,
     pub q6_k: Encoder,
     pub rotate: Rotation,
@@ -34,8 +35,9 @@ static BASELINE: Encoders = Encoders {
     name: "baseline",
     q4_0: |weights, out| each(weights, out, small::q4_0),
     q8_0: |weights, out| each(weights, out, small::q8_0),
+    q3_k: |weights, out| each(weights, out, sixteens::q3_k),
     q4_k: |weights, out| each(weights, out, q4_k::encode),
-    q6_k: |weights, out| each(weights, out, q6_k::encode),
+    q6_k: |weights, out| each(weights, out, sixteens::q6_k),
     rotate,
 };
 
@@ -56,7 +58,7 @@ pub fn best_encoders() -> &'static Encoders {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Encoders, each, q4_k, q6_k, small};
+    use super::{Encoders, each, q4_k, sixteens, small};
     use crate::hadamard;
 
     pub fn table() -> Option<&'static Encoders> {
@@ -71,6 +73,7 @@ mod avx2 {
             name: "avx2",
             q4_0: enter!(q4_0),
             q8_0: enter!(q8_0),
+            q3_k: enter!(q3_k),
             q4_k: enter!(q4_k),
             q6_k: enter!(q6_k),
             rotate: enter!(rotate),
@@ -89,13 +92,18 @@ mod avx2 {
     }
 
     #[target_feature(enable = "avx2")]
+    fn q3_k(weights: &[f32], out: &mut [u8]) {
+        each(weights, out, sixteens::q3_k);
+    }
+
+    #[target_feature(enable = "avx2")]
     fn q4_k(weights: &[f32], out: &mut [u8]) {
         each(weights, out, q4_k::encode);
     }
 
     #[target_feature(enable = "avx2")]
     fn q6_k(weights: &[f32], out: &mut [u8]) {
-        each(weights, out, q6_k::encode);
+        each(weights, out, sixteens::q6_k);
     }
 
     #[target_feature(enable = "avx2")]

@@ -23,10 +23,12 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             name: "neon_dotprod",
             dot_q8_0: enter!(dot_q8_0(w, x)),
             dot_q4_0: enter!(dot_q4_0(w, x)),
+            dot_q3_k: enter!(dot_q3_k(w, x)),
             dot_q4_k: enter!(dot_q4_k(w, x)),
             dot_q6_k: enter!(dot_q6_k(w, x)),
             panels_q8_0: enter!(panels_q8_0(panels, x, acc), _),
             panels_q4_0: enter!(panels_q4_0(panels, x, acc), _),
+            panels_q3_k: enter!(panels_q3_k(panels, x, acc), _),
             panels_q4_k: enter!(panels_q4_k(panels, x, acc), _),
             panels_q6_k: enter!(panels_q6_k(panels, x, acc), _),
             ..*neon

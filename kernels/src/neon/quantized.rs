@@ -1,5 +1,49 @@
 //! The products of quantized weights, once for every way to multiply bytes.
 
+/// The block function of panels whose `$bits` and `$scales` `[[i8; 16]; 16]` these are.
+macro_rules! sixteens {
+    ($features:literal, $half_dots:ident, $block:ident($panel:ty), $bits:ident, $here:ident => $scales:expr) => {
+        /// The same for panels that have a scale for each 16 columns and row.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn $block<const T: usize, const V: usize>(
+            panels: &[$panel],
+            x: [&[BlockQ8]; T],
+            acc: &mut [[f32; 16]; T],
+        ) {
+            let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
+            for (i, $here) in panels.iter().enumerate() {
+                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
+                let scales: &[[i8; 16]; 16] = $scales;
+                for group in 0..4 / V {
+                    let mut sum = [[vdupq_n_s32(0); V]; T];
+                    for s in 0..8 {
+                        for v in 0..V {
+                            let q = group * V + v;
+                            let weights = $bits::<T>(&$here.sub_blocks[s], q);
+                            for part in 0..2 {
+                                let scale = row_scales(&scales[2 * s + part], q);
+                                for t in 0..T {
+                                    let dots = $half_dots(vdupq_n_s32(0), &weights, &x[t].qs, s, part);
+                                    sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
+                                }
+                            }
+                        }
+                    }
+                    for v in 0..V {
+                        let q = group * V + v;
+                        let d = widen_rows(&$here.d, q);
+                        for t in 0..T {
+                            let part = vmulq_f32(d, vcvtq_f32_s32(sum[t][v]));
+                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), vmulq_n_f32(part, x[t].d)));
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
 /// The functions of `scalar` from `dot_q8_0` to `panels_q6_k`, with the instructions `$features`. `$dot` adds the
 /// products of 16 weights and 16 activations to 4 sums; `$dots` adds those of 4 rows of a sub-block to a sum for each
 /// row, and so does `$dots_8` where the weights have 8 bits; `$half_dots` adds those of half a sub-block.
@@ -56,6 +100,35 @@ macro_rules! quantized {
             }
             if !tail.is_empty() {
                 acc += part_q4_0(tail, &x[whole.len()]);
+            }
+            acc
+        }
+
+        #[target_feature(enable = $features)]
+        fn dot_q3_k(w: &[BlockQ3K], x: &[BlockQ8]) -> f32 {
+            assert_eq!(w.len(), x.len(), "blocks of activations");
+            let mut acc = 0.0;
+            for (w, x) in w.iter().zip(x) {
+                let qs: &[[[u8; 16]; 2]; 2] = bytemuck::cast_ref(&w.qs);
+                let third: [uint8x16_t; 2] = cast(w.hmask);
+                let xs: &[[[i8; 16]; 2]; 8] = bytemuck::cast_ref(&x.qs);
+                let scales: [int8x8_t; 2] = cast(w.unpack_scales());
+                prefetch(w, 4096);
+                let mut sum = vdupq_n_s32(0);
+                for half in 0..2 {
+                    let mut sums = [vdupq_n_s32(0); 8];
+                    for s in 0..8 {
+                        // Sixteen `8 half + s`: columns `16 i` of the 32 that share a bit of `hmask`.
+                        let (j, i) = (4 * half + s / 2, s % 2);
+                        let low = vshlq_u8(cast(qs[half][i]), vdupq_n_s8(-2 * (j as i8 % 4)));
+                        let high = vshlq_u8(third[i], vdupq_n_s8(2 - j as i8));
+                        let q = vorrq_u8(vandq_u8(low, vdupq_n_u8(3)), vandq_u8(high, vdupq_n_u8(4)));
+                        let q = vsubq_s8(vreinterpretq_s8_u8(q), vdupq_n_s8(4));
+                        sums[s] = $dot(sums[s], q, cast(xs[j][i]));
+                    }
+                    sum = scale_each(sum, sums, vmovl_s8(scales[half]));
+                }
+                acc += to_f32(w.d) * vaddvq_s32(sum) as f32 * x.d;
             }
             acc
         }
@@ -132,6 +205,11 @@ macro_rules! quantized {
         #[target_feature(enable = $features)]
         fn panels_q4_0(panels: &[PanelQ4_0], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
             in_blocks!(panels, x, acc, 4 => block_q4_0::<4, 1>, 2 => block_q4_0::<2, 1>, 1 => block_q4_0::<1, 4>);
+        }
+
+        #[target_feature(enable = $features)]
+        fn panels_q3_k(panels: &[PanelQ3K], x: &[BlockQ8], acc: &mut [[f32; 16]]) {
+            in_blocks!(panels, x, acc, 4 => block_q3_k::<4, 1>, 2 => block_q3_k::<2, 1>, 1 => block_q3_k::<1, 4>);
         }
 
         #[target_feature(enable = $features)]
@@ -255,42 +333,7 @@ macro_rules! quantized {
             }
         }
 
-        /// The same for `Q6_K`.
-        #[target_feature(enable = $features)]
-        #[inline]
-        fn block_q6_k<const T: usize, const V: usize>(
-            panels: &[PanelQ6K],
-            x: [&[BlockQ8]; T],
-            acc: &mut [[f32; 16]; T],
-        ) {
-            let acc: &mut [[[f32; 4]; 4]; T] = bytemuck::cast_mut(acc);
-            for (i, panel) in panels.iter().enumerate() {
-                let x: [&BlockQ8; T] = std::array::from_fn(|t| &x[t][i]);
-                for group in 0..4 / V {
-                    let mut sum = [[vdupq_n_s32(0); V]; T];
-                    for s in 0..8 {
-                        for v in 0..V {
-                            let q = group * V + v;
-                            let weights = six_bits::<T>(&panel.sub_blocks[s], q);
-                            for part in 0..2 {
-                                let scale = row_scales(&panel.scales[2 * s + part], q);
-                                for t in 0..T {
-                                    let dots = $half_dots(vdupq_n_s32(0), &weights, &x[t].qs, s, part);
-                                    sum[t][v] = vmlaq_s32(sum[t][v], dots, scale);
-                                }
-                            }
-                        }
-                    }
-                    for v in 0..V {
-                        let q = group * V + v;
-                        let d = widen_rows(&panel.d, q);
-                        for t in 0..T {
-                            let part = vmulq_f32(d, vcvtq_f32_s32(sum[t][v]));
-                            acc[t][q] = cast(vaddq_f32(cast(acc[t][q]), vmulq_n_f32(part, x[t].d)));
-                        }
-                    }
-                }
-            }
-        }
+        sixteens!($features, $half_dots, block_q3_k(PanelQ3K), three_bits, panel => &unpack_scales_q3_k(panel));
+        sixteens!($features, $half_dots, block_q6_k(PanelQ6K), six_bits, panel => &panel.scales);
     };
 }

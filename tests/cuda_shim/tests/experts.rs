@@ -117,11 +117,13 @@ fn experts_give_the_bits_of_the_tile_pass() {
     let mut random = Random(11);
     let q4_k = Layer::new(&mut random, Random::q4_k, [256, 2, 5], |_| true);
     let q4_0 = Layer::new(&mut random, Random::q4_0, [512, 1, 4], |_| true);
+    let q3_k = Layer::new(&mut random, Random::q3_k, [256, 2, 3], |_| true);
     let q6_k = Layer::new(&mut random, Random::q6_k, [256, 2, 3], |_| true);
     let q8_0 = Layer::new(&mut random, Random::q8_0, [256, 2, 3], |_| true);
     for tokens in [1, 3, 8] {
         q4_k.check(&mut random, tokens, 2, &ARCHITECTURES);
         q4_0.check(&mut random, tokens, 2, &ARCHITECTURES);
+        q3_k.check(&mut random, tokens, 2, &ARCHITECTURES);
         q6_k.check(&mut random, tokens, 2, &ARCHITECTURES);
         q8_0.check(&mut random, tokens, 2, &ARCHITECTURES);
     }

@@ -116,6 +116,7 @@ fn rows_of_the_embedding_are_widened_as_on_the_cpu() {
                 .for_each(|(t, w)| *t = ((w.to_bits() >> 16) as u16).to_le_bytes()),
             DType::Q8_0 => (encode.q8_0)(&weights, &mut table),
             DType::Q4_0 => (encode.q4_0)(&weights, &mut table),
+            DType::Q3_K => (encode.q3_k)(&weights, &mut table),
             DType::Q4_K => (encode.q4_k)(&weights, &mut table),
             DType::Q6_K => (encode.q6_k)(&weights, &mut table),
         }

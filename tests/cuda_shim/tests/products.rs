@@ -7,8 +7,8 @@ use common::{ARCHITECTURES, Arg, Buffer, Null, Random, assert_same, run, run_on,
 use half::{bf16, f16};
 use yuan_cuda::launch;
 use yuan_kernels::{
-    BlockQ8, BlockQ8x8, DType, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
-    panel::{Panel, SixBits},
+    BlockQ8, BlockQ8x8, DType, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    panel::{Panel, SixBits, ThreeBits},
 };
 
 /// `out[t][row]` of a matrix in panels.
@@ -73,6 +73,11 @@ fn q8_0_products_are_those_of_the_definition() {
 }
 
 #[test]
+fn q3_k_products_are_those_of_the_definition() {
+    check_shapes(&mut Random(9), Random::q3_k);
+}
+
+#[test]
 fn q6_k_products_are_those_of_the_definition() {
     check_shapes(&mut Random(4), Random::q6_k);
 }
@@ -100,6 +105,10 @@ fn extremes_do_not_saturate() {
                 check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [b as i8; 4096] }], 16, &eights);
             }
             check(&[PanelQ8_0 { d: [[two; 16]; 8], qs: [-128; 4096] }], 16, &eights);
+            for (bits, scales) in [(0x00, 0x00), (0x00, 0xff), (0xff, 0x00), (0xff, 0xff)] {
+                let sub_blocks = [ThreeBits { low: [bits; 128], high: [bits; 64] }; 8];
+                check(&[PanelQ3K { d: [two; 16], scales: [[scales; 16]; 12], sub_blocks }], 16, &x);
+            }
             for (bits, scale) in [(0x00, -128), (0x00, 127), (0xff, -128), (0xff, 127)] {
                 let sub_blocks = [SixBits { low: [bits; 256], high: [bits; 128] }; 8];
                 check(&[PanelQ6K { d: [two; 16], scales: [[scale; 16]; 16], sub_blocks }], 16, &x);

@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use half::f16;
 use yuan_cuda::{Launch, launch::ROW};
 use yuan_cuda_shim::{Architecture, launch_on, register, unregister};
-use yuan_kernels::{Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, panel::ActivationBlock};
+use yuan_kernels::{Kernels, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, panel::ActivationBlock};
 
 /// All that have kernels of ours.
 pub const ARCHITECTURES: [Architecture; 3] =
@@ -143,6 +143,10 @@ impl Random {
             d: [(); 8].map(|()| [(); 16].map(|()| f16::from_f32(self.float() / 8.0))),
             ..self.bytes()
         }
+    }
+
+    pub fn q3_k(&mut self) -> PanelQ3K {
+        PanelQ3K { d: [(); 16].map(|()| f16::from_f32(self.float() / 64.0)), ..self.bytes() }
     }
 
     pub fn q6_k(&mut self) -> PanelQ6K {

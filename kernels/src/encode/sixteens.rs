@@ -1,38 +1,65 @@
-//! `Q6_K`: weights as `d * scale * q`, found by search in the steps of [`super::q4_k`]; sixteen sub-blocks sit in
+//! `Q3_K` and `Q6_K`: weights as `d * scale * q`, found by search in the steps of [`super::q4_k`]; sixteen sub-blocks sit in
 //! sixteen lanes.
 
 use half::f16;
 
 use super::{byte, inverse, lanes, max, min, round, side_by_side, to_f16};
-use crate::blocks::BlockQ6K;
+use crate::blocks::{BlockQ3K, BlockQ6K};
 
 /// One number of each sub-block.
 type Lanes = [f32; 16];
 
+/// What a format can hold.
+#[derive(Clone, Copy)]
+struct Grid {
+    /// Quants are whole numbers from minus this up to this less 1.
+    quants: f32,
+    /// The same for the codes of the scales.
+    codes: f32,
+    /// Sizes of the weight of the largest magnitude that are tried, in quants: the first, and from each to the next.
+    first: f32,
+    step: f32,
+}
+
 /// 256 weights, all finite, as one block.
 #[inline(always)]
-pub(super) fn encode(weights: &[f32; 256]) -> BlockQ6K {
+pub(super) fn q3_k(weights: &[f32; 256]) -> BlockQ3K {
+    let (d, codes, q) = encode(Grid { quants: 4.0, codes: 32.0, first: 2.2, step: 0.1 }, weights);
+    let (hmask, qs) = BlockQ3K::pack_quants(&q);
+    BlockQ3K { hmask, qs, scales: BlockQ3K::pack_scales(&codes), d }
+}
+
+/// 256 weights, all finite, as one block.
+#[inline(always)]
+pub(super) fn q6_k(weights: &[f32; 256]) -> BlockQ6K {
+    let (d, scales, q) = encode(Grid { quants: 32.0, codes: 128.0, first: 24.0, step: 0.5 }, weights);
+    let (ql, qh) = BlockQ6K::pack_quants(&q);
+    BlockQ6K { ql, qh, scales, d }
+}
+
+/// The common factor, the codes of the scales, and the quants less the least of them.
+#[inline(always)]
+fn encode(grid: Grid, weights: &[f32; 256]) -> (f16, [i8; 16], [u8; 256]) {
     let x: [Lanes; 16] = side_by_side(weights);
-    let scales = search(&x);
-    let (d, codes) = eight_bits(&scales);
-    let codes = refine(&x, d.to_f32(), codes);
-    let d = refit(&x, d, &codes);
+    let scales = search(grid, &x);
+    let (d, codes) = common(grid, &scales);
+    let codes = refine(grid, &x, d.to_f32(), codes);
+    let d = refit(grid, &x, d, &codes);
 
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
     let mut q = [0; 256];
     for ((q, weights), inverse) in q.chunks_exact_mut(16).zip(weights.chunks_exact(16)).zip(inverses) {
         for (q, weight) in q.iter_mut().zip(weights) {
-            *q = byte(quant(weight * inverse) + 32.0);
+            *q = byte(grid.quant(weight * inverse) + grid.quants);
         }
     }
-    let (ql, qh) = BlockQ6K::pack_quants(&q);
-    BlockQ6K { ql, qh, scales: codes.map(|code| byte(code) as i8), d }
+    (d, codes.map(|code| byte(code) as i8), q)
 }
 
 /// For every sub-block the scale with the least squared error among candidates. The weight of the largest magnitude
-/// becomes a quant near -32, so its sign is the scale's.
+/// becomes a quant near the least one, so its sign is the scale's.
 #[inline(always)]
-fn search(x: &[Lanes; 16]) -> Lanes {
+fn search(grid: Grid, x: &[Lanes; 16]) -> Lanes {
     let mut largest = [0.0_f32; 16];
     for x in x {
         for s in 0..16 {
@@ -40,14 +67,14 @@ fn search(x: &[Lanes; 16]) -> Lanes {
         }
     }
     let unit: Lanes = lanes(|s| -inverse(largest[s]));
-    let mut scales: Lanes = lanes(|s| largest[s] / -32.0);
+    let mut scales: Lanes = lanes(|s| largest[s] / -grid.quants);
     let mut best = [0.0; 16];
     for candidate in 0..20 {
-        let steps = 24.0 + 0.5 * candidate as f32;
+        let steps = grid.first + grid.step * candidate as f32;
         let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
         for x in x {
             for s in 0..16 {
-                let q = quant(x[s] * (unit[s] * steps));
+                let q = grid.quant(x[s] * (unit[s] * steps));
                 sum_qq[s] += q * q;
                 sum_xq[s] += x[s] * q;
             }
@@ -64,31 +91,31 @@ fn search(x: &[Lanes; 16]) -> Lanes {
     scales
 }
 
-/// A common factor, and for each scale the nearest multiple of it. The scale of the largest magnitude becomes -128, so that
-/// all of the eight bits are used.
+/// A common factor, and for each scale the nearest multiple of it. The scale of the largest magnitude becomes the least code, so that
+/// all of the bits are used.
 #[inline(always)]
-fn eight_bits(scales: &Lanes) -> (f16, Lanes) {
+fn common(grid: Grid, scales: &Lanes) -> (f16, Lanes) {
     let mut largest = 0.0_f32;
     for &scale in scales {
         largest = if scale.abs() > largest.abs() { scale } else { largest };
     }
-    let d = to_f16(largest / -128.0);
+    let d = to_f16(largest / -grid.codes);
     let inverse = inverse(d.to_f32());
-    (d, lanes(|s| code(scales[s] * inverse)))
+    (d, lanes(|s| grid.code(scales[s] * inverse)))
 }
 
 /// Tries the scales as they are, a step down and a step up.
 #[inline(always)]
-fn refine(x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
+fn refine(grid: Grid, x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
     let (mut best, mut refined) = ([f32::INFINITY; 16], codes);
     for step in [0.0, -1.0, 1.0] {
-        let codes: Lanes = lanes(|s| code(codes[s] + step));
+        let codes: Lanes = lanes(|s| grid.code(codes[s] + step));
         let scales: Lanes = lanes(|s| d * codes[s]);
         let inverses: Lanes = lanes(|s| inverse(scales[s]));
         let mut error = [0.0; 16];
         for x in x {
             for s in 0..16 {
-                let difference = scales[s] * quant(x[s] * inverses[s]) - x[s];
+                let difference = scales[s] * grid.quant(x[s] * inverses[s]) - x[s];
                 error[s] += difference * difference;
             }
         }
@@ -103,12 +130,12 @@ fn refine(x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
 
 /// Fits `d` to the codes and their quants by least squares over the whole block.
 #[inline(always)]
-fn refit(x: &[Lanes; 16], d: f16, codes: &Lanes) -> f16 {
+fn refit(grid: Grid, x: &[Lanes; 16], d: f16, codes: &Lanes) -> f16 {
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
     let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
     for x in x {
         for s in 0..16 {
-            let q = quant(x[s] * inverses[s]);
+            let q = grid.quant(x[s] * inverses[s]);
             sum_qq[s] += q * q;
             sum_xq[s] += x[s] * q;
         }
@@ -123,14 +150,16 @@ fn refit(x: &[Lanes; 16], d: f16, codes: &Lanes) -> f16 {
     if fitted.is_finite() { to_f16(fitted) } else { d }
 }
 
-/// The nearest of the 64 quants, -32..=31.
-#[inline(always)]
-fn quant(x: f32) -> f32 {
-    round(max(min(x, 31.0), -32.0))
-}
+impl Grid {
+    /// The nearest quant.
+    #[inline(always)]
+    fn quant(self, x: f32) -> f32 {
+        round(max(min(x, self.quants - 1.0), -self.quants))
+    }
 
-/// The nearest of the 256 codes.
-#[inline(always)]
-fn code(x: f32) -> f32 {
-    round(max(min(x, 127.0), -128.0))
+    /// The nearest code of a scale.
+    #[inline(always)]
+    fn code(self, x: f32) -> f32 {
+        round(max(min(x, self.codes - 1.0), -self.codes))
+    }
 }
