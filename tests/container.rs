@@ -175,7 +175,7 @@ fn published_gguf_repacks_and_exports_byte_identical() {
 
 #[test]
 fn an_exported_container_repacks_to_the_same_tiles() {
-    for experts in [DType::Q4_K, DType::Q4_0, DType::Q6_K, DType::Q8_0] {
+    for experts in [DType::Q3_K, DType::Q4_K, DType::Q4_0, DType::Q6_K, DType::Q8_0] {
         let options = Options { experts, ..Options::default() };
         for ffn in [32, 256, 320] {
             let folder = common::folder();

@@ -44,8 +44,9 @@ fn logits(model: &Model, tokens: &[u32], pieces: &[usize], kv: KvType) -> Vec<u3
     out.into_iter().map(f32::to_bits).collect()
 }
 
-fn geometries() -> [(ModelConfig, Options); 6] {
+fn geometries() -> [(ModelConfig, Options); 7] {
     let q4_0 = Options { experts: DType::Q4_0, dense: DType::Q6_K, ..Options::default() };
+    let q3_k = Options { experts: DType::Q3_K, ..Options::default() };
     let q6_k = Options { experts: DType::Q6_K, ..Options::default() };
     let q8_0 = Options { experts: DType::Q8_0, ..Options::default() };
     let rows = Options { experts: DType::F16, dense: DType::Bf16, ..Options::default() };
@@ -62,6 +63,7 @@ fn geometries() -> [(ModelConfig, Options); 6] {
         (synth::tiny(), Options::default()),
         (wide.clone(), q4_0),
         (wide, q8_0),
+        (synth::tiny(), q3_k),
         (synth::tiny(), q6_k),
         (linear, rows),
         (dense, Options::default()),
@@ -199,6 +201,7 @@ fn panels_give_the_bits_of_rows() {
     let encode = best_encoders();
     for (dtype, encode) in [
         (DType::Q4_0, encode.q4_0),
+        (DType::Q3_K, encode.q3_k),
         (DType::Q4_K, encode.q4_k),
         (DType::Q6_K, encode.q6_k),
         (DType::Q8_0, encode.q8_0),

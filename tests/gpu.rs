@@ -53,6 +53,7 @@ fn logits_are_those_of_the_cpu_wherever_experts_are() {
     for (dtype, kv, placements) in [
         (DType::Q4_K, KvType::F16, every),
         (DType::Q4_0, KvType::Q8_0, every),
+        (DType::Q3_K, KvType::F16, &every[2..3]),
         (DType::Q6_K, KvType::F16, &every[2..3]),
         (DType::Q8_0, KvType::F16, &every[2..3]),
     ] {

@@ -16,13 +16,14 @@ use yuan::{
 };
 use yuan_ggml::{oracle, rival};
 use yuan_kernels::{
-    BlockQ8, BlockQ8x8, DType, Kernels, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, dequantize,
+    BlockQ8, BlockQ8x8, DType, Kernels, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available,
+    dequantize,
     encode::{Encoder, best_encoders},
     panel::{ActivationBlock, Panel, panel_bytes},
 };
 
 /// The types whose weights are blocks.
-const BLOCKS: [DType; 4] = [DType::Q4_0, DType::Q8_0, DType::Q4_K, DType::Q6_K];
+const BLOCKS: [DType; 5] = [DType::Q4_0, DType::Q8_0, DType::Q3_K, DType::Q4_K, DType::Q6_K];
 
 /// ggml's bar for a product with quantized activations, as a normalized mean square error.
 const BAR: f64 = 5e-4;
@@ -91,7 +92,7 @@ fn weights_equal_those_of_ggml_bit_for_bit() {
                 let mut bytes = vec![quants; block];
                 let [low, high] = scale.to_le_bytes();
                 match dtype {
-                    DType::Q6_K => bytes[block - 2..].copy_from_slice(&[low, high]),
+                    DType::Q3_K | DType::Q6_K => bytes[block - 2..].copy_from_slice(&[low, high]),
                     DType::Q4_K => bytes[..4].copy_from_slice(&[low, high, low, high]),
                     _ => bytes[..2].copy_from_slice(&[low, high]),
                 }
@@ -130,6 +131,7 @@ fn dot(kernels: &Kernels, dtype: DType, row: &[u8], x: &[f32]) -> f32 {
         DType::Bf16 => (kernels.dot_bf16)(&pod_collect_to_vec(row), x),
         DType::Q8_0 => (kernels.dot_q8_0)(&pod_collect_to_vec(row), &eights),
         DType::Q4_0 => (kernels.dot_q4_0)(&pod_collect_to_vec(row), &q8),
+        DType::Q3_K => (kernels.dot_q3_k)(&pod_collect_to_vec(row), &q8),
         DType::Q4_K => (kernels.dot_q4_k)(&pod_collect_to_vec(row), &q8),
         DType::Q6_K => (kernels.dot_q6_k)(&pod_collect_to_vec(row), &q8),
     }
@@ -180,6 +182,7 @@ fn products_keep_ggmls_bar() {
 
             let by_panels = match dtype {
                 DType::Q4_0 => panel_products::<PanelQ4_0>,
+                DType::Q3_K => panel_products::<PanelQ3K>,
                 DType::Q4_K => panel_products::<PanelQ4K>,
                 DType::Q6_K => panel_products::<PanelQ6K>,
                 DType::Q8_0 => panel_products::<PanelQ8_0>,
@@ -257,7 +260,9 @@ fn searched_blocks_lose_no_more_than_ggmls() {
     println!("root of the mean square error over that of the weights, in percent:");
     for (name, weights) in rows_to_encode() {
         let square: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
-        for (dtype, encode) in [(DType::Q4_K, encoders.q4_k), (DType::Q6_K, encoders.q6_k)] {
+        for (dtype, encode) in
+            [(DType::Q3_K, encoders.q3_k), (DType::Q4_K, encoders.q4_k), (DType::Q6_K, encoders.q6_k)]
+        {
             let error = |bytes: &[u8]| -> f64 {
                 let mut out = vec![0.0; weights.len()];
                 dequantize(dtype, bytes, &mut out);

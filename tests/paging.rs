@@ -128,7 +128,7 @@ fn looking_ahead_changes_neither_bits_nor_hits() {
 #[test]
 fn experts_of_every_type_and_float_products_are_paged_too() {
     let tokens = tokens(20);
-    for experts in [DType::Q4_0, DType::Q6_K, DType::Q8_0] {
+    for experts in [DType::Q3_K, DType::Q4_0, DType::Q6_K, DType::Q8_0] {
         let folder = common::folder();
         let path = folder.path().join("m.gguf");
         let types = QuantOptions { experts, ..QuantOptions::default() };

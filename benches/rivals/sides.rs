@@ -13,7 +13,7 @@ use yuan_kernels::{DType, panel::panel_bytes};
 /// Rows and columns of one expert's `w1` and `w2`, of the attention's projections, and of the head.
 pub const SHAPES: [(usize, usize); 5] =
     [(16384, 2048), (2048, 8192), (4096, 2048), (2048, 4096), (135_040, 2048)];
-pub const TYPES: [DType; 4] = [DType::Q4_K, DType::Q4_0, DType::Q8_0, DType::Q6_K];
+pub const TYPES: [DType; 5] = [DType::Q3_K, DType::Q4_K, DType::Q4_0, DType::Q8_0, DType::Q6_K];
 pub const HIDDEN: usize = 2048;
 pub const FFN: usize = 8192;
 pub const EXPERTS: usize = 32;

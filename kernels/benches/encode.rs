@@ -16,9 +16,13 @@ fn bench(c: &mut Criterion) {
         })
         .collect();
     for e in encoders() {
-        for (dtype, encode) in
-            [(DType::Q4_0, e.q4_0), (DType::Q8_0, e.q8_0), (DType::Q4_K, e.q4_k), (DType::Q6_K, e.q6_k)]
-        {
+        for (dtype, encode) in [
+            (DType::Q4_0, e.q4_0),
+            (DType::Q8_0, e.q8_0),
+            (DType::Q3_K, e.q3_k),
+            (DType::Q4_K, e.q4_k),
+            (DType::Q6_K, e.q6_k),
+        ] {
             let mut out = vec![0; dtype.row_bytes(weights.len()).expect("whole blocks")];
             let mut group = c.benchmark_group(format!("encode_{}", dtype.name()));
             group.throughput(Throughput::Elements(weights.len() as u64));

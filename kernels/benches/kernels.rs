@@ -8,8 +8,8 @@ use bytemuck::{Pod, Zeroable, cast_slice_mut};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
-    available, panel::Panel,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ3K, PanelQ4_0, PanelQ4K,
+    PanelQ6K, PanelQ8_0, available, panel::Panel,
 };
 
 const COLUMNS: usize = 2048;
@@ -43,6 +43,7 @@ fn bench(c: &mut Criterion) {
         op!(dot_bf16, bf16, COLUMNS, |w| (k.dot_bf16)(black_box(&w), &floats));
         op!(dot_q8_0, BlockQ8_0, COLUMNS / 32, |w| (k.dot_q8_0)(black_box(&w), &eights));
         op!(dot_q4_0, BlockQ4_0, COLUMNS / 32, |w| (k.dot_q4_0)(black_box(&w), &blocks));
+        op!(dot_q3_k, BlockQ3K, COLUMNS / 256, |w| (k.dot_q3_k)(black_box(&w), &blocks));
         op!(dot_q4_k, BlockQ4K, COLUMNS / 256, |w| (k.dot_q4_k)(black_box(&w), &blocks));
         op!(dot_q6_k, BlockQ6K, COLUMNS / 256, |w| (k.dot_q6_k)(black_box(&w), &blocks));
         let mut acc = [[0.0; 16]];
@@ -58,6 +59,7 @@ fn bench(c: &mut Criterion) {
             &blocks,
             &mut acc
         ));
+        op!(panels_q3_k, PanelQ3K, COLUMNS / 256, |w| PanelQ3K::product(k, black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| PanelQ4K::product(k, black_box(&w), &blocks, &mut acc));
         op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| PanelQ6K::product(k, black_box(&w), &blocks, &mut acc));
         // Four queries against 64 positions of a head of 256.

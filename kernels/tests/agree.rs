@@ -6,8 +6,8 @@ use half::{bf16, f16};
 use yuan_kernels::blocks::QK;
 use yuan_kernels::panel::{ActivationBlock, Panel};
 use yuan_kernels::{
-    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, Kernels, PanelQ3K, PanelQ4_0, PanelQ4K,
-    PanelQ6K, PanelQ8_0, available, best, by_name, dequantize,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType, Kernels, PanelQ3K,
+    PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, available, best, by_name, dequantize,
 };
 
 /// Lengths of rows: a tail of a superblock, several, none, one of them, and many.

@@ -11,7 +11,7 @@ use crate::{
 /// Types of the weights and overrides of the config.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Experts: `q4_k`, `q4_0`, `q6_k` or `q8_0` as neuron tiles; `f16`, `bf16` or `f32` as rows, for checking.
+    /// Experts: `q3_k`, `q4_k`, `q4_0`, `q6_k` or `q8_0` as neuron tiles; `f16`, `bf16` or `f32` as rows, for checking.
     pub experts: DType,
     /// Head, attention, filter and dense MLP; the embedding too, unless [`Options::embedding`] says otherwise.
     pub dense: DType,

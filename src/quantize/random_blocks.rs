@@ -7,7 +7,8 @@ use bytemuck::{Pod, bytes_of, pod_read_unaligned};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use yuan_kernels::{
-    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8_0, DType, PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K,
+    PanelQ8_0,
 };
 
 use super::{

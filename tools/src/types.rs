@@ -11,7 +11,7 @@ use crate::open::rope;
 /// Types and conventions of the output.
 #[derive(Args, Clone)]
 pub struct Types {
-    /// Type of the experts: q4_k, q4_0, q6_k or q8_0 (as neuron tiles, which can be streamed), f16, bf16 or f32; by default q4_k, what a GGUF input has, or
+    /// Type of the experts: q3_k, q4_k, q4_0, q6_k or q8_0 (as neuron tiles, which can be streamed), f16, bf16 or f32; by default q4_k, what a GGUF input has, or
     /// what holds the weights of a GPTQ input exactly (q4_0 of 4 bits, q8_0 of 8 bits)
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     experts: Option<DType>,
@@ -42,5 +42,5 @@ impl Types {
 }
 
 fn dtype(name: &str) -> Result<DType, String> {
-    DType::from_name(name).ok_or_else(|| "choose q4_k, q4_0, q8_0, q6_k, f16, bf16 or f32".into())
+    DType::from_name(name).ok_or_else(|| "choose q3_k, q4_k, q4_0, q6_k, q8_0, f16, bf16 or f32".into())
 }

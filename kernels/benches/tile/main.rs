@@ -11,8 +11,8 @@ use std::hint::black_box;
 use bytemuck::{Pod, cast_slice_mut};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use yuan_kernels::{
-    BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0,
-    available,
+    BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, PanelQ3K, PanelQ4_0, PanelQ4K,
+    PanelQ6K, PanelQ8_0, available,
     panel::Panel,
     tile::{tile_panels, tile_pass},
 };
@@ -114,6 +114,10 @@ fn bench(c: &mut Criterion) {
             Panel::product(k, p, x, acc)
         });
         groups::<BlockQ8_0, BlockQ8x8>(c, "q8_0 rows", k.name, &TOKENS, 16 * COLUMNS / 32, rows(k.dot_q8_0));
+        groups::<PanelQ3K, BlockQ8>(c, "q3_k panels", k.name, &TOKENS, panels, |p, x, acc| {
+            Panel::product(k, p, x, acc)
+        });
+        groups::<BlockQ3K, BlockQ8>(c, "q3_k rows", k.name, &TOKENS, 16 * COLUMNS / 256, rows(k.dot_q3_k));
         groups::<PanelQ6K, BlockQ8>(c, "q6_k panels", k.name, &TOKENS, panels, |p, x, acc| {
             Panel::product(k, p, x, acc)
         });

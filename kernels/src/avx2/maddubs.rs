@@ -6,8 +6,8 @@ use bytemuck::cast;
 use half::f16;
 
 use super::panels::{
-    ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, prefetch_header, six_bits, store,
-    three_bits, unpack_scales, unpack_scales_q3_k,
+    ROWS_TWICE, Sixteen, Starts, Walk, load, panels, prefetch, prefetch_header, six_bits, store, three_bits,
+    unpack_scales, unpack_scales_q3_k,
 };
 use crate::blocks::{BlockQ8, BlockQ8x8};
 use crate::panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0, sub_block};

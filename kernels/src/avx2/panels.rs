@@ -331,16 +331,11 @@ pub(super) fn three_bits(bits: &ThreeBits, h: usize) -> [[__m256i; 4]; 2] {
     let mut out = [[_mm256_setzero_si256(); 4]; 2];
     for part in 0..2 {
         let bits: __m256i = cast(low[part][h]);
-        let pairs = [
-            bits,
-            _mm256_srli_epi16::<2>(bits),
-            _mm256_srli_epi16::<4>(bits),
-            _mm256_srli_epi16::<6>(bits),
-        ];
+        let pairs =
+            [bits, _mm256_srli_epi16::<2>(bits), _mm256_srli_epi16::<4>(bits), _mm256_srli_epi16::<6>(bits)];
         for g in 0..4 {
             let pair = _mm256_and_si256(pairs[g], _mm256_set1_epi8(3));
-            out[part][g] =
-                _mm256_or_si256(pair, _mm256_and_si256(thirds[part][g], _mm256_set1_epi8(4)));
+            out[part][g] = _mm256_or_si256(pair, _mm256_and_si256(thirds[part][g], _mm256_set1_epi8(4)));
         }
     }
     out
