@@ -12,5 +12,6 @@ pub mod numbers;
 pub mod open;
 pub mod pull;
 pub mod say;
+pub mod shell;
 pub mod stats;
 pub mod types;

@@ -18,20 +18,23 @@ pub const COMING: &str = "pull";
 /// Which model a command is for.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Model {
-    /// The model: a container of yuan-quant, a GGUF file as published, or a name of `yuan list`; the only one of the list where none is given
+    /// The model: a container of yuan-quant, a GGUF file as published, or a name of `yuan list`; that of YUAN_MODEL, or the only one of the list, where none is given
     model: Option<PathBuf>,
+    /// The same as an option
+    #[arg(long = "model", short = 'm', value_name = "MODEL", conflicts_with = "model")]
+    option: Option<PathBuf>,
 }
 
 impl From<PathBuf> for Model {
     fn from(path: PathBuf) -> Self {
-        Self { model: Some(path) }
+        Self { model: Some(path), option: None }
     }
 }
 
 impl Model {
     /// What the command line says, where that is text.
     pub fn named(&self) -> Option<&str> {
-        self.model.as_deref().and_then(Path::to_str)
+        self.given().and_then(Path::to_str)
     }
 
     /// Its file. A path that is there goes before a name.
@@ -39,10 +42,15 @@ impl Model {
     /// # Errors
     /// There is no such file and no model of this name; none is named, and there are none or several.
     pub fn path(&self) -> anyhow::Result<PathBuf> {
-        match &self.model {
+        match self.given() {
             Some(text) => resolve(text),
             None => only(),
         }
+    }
+
+    /// The option goes before what a file of options may say in the place of the argument.
+    fn given(&self) -> Option<&Path> {
+        self.option.as_deref().or(self.model.as_deref())
     }
 }
 
@@ -65,8 +73,11 @@ pub fn resolve(text: &Path) -> anyhow::Result<PathBuf> {
     )
 }
 
-/// The model that is meant where none is named.
+/// The model that is meant where none is named: that of `YUAN_MODEL`, or the only one.
 fn only() -> anyhow::Result<PathBuf> {
+    if let Some(usual) = env::var_os("YUAN_MODEL").filter(|usual| !usual.is_empty()) {
+        return resolve(Path::new(&usual)).context("the model of YUAN_MODEL");
+    }
     match <[Entry; 1]>::try_from(list()?) {
         Ok([one]) => Ok(one.path),
         Err(models) => bail!(

@@ -5,14 +5,16 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use yuan::{container::Container, quantize::Wishes};
 use yuan_tools::{
     console::{self, byte_bar, size, stopped},
     convert::{self, Input},
     inspect::{self, Show},
     pull::{self, Hub, Pull},
-    say, tell,
+    say,
+    shell::{Completions, Man},
+    tell,
     types::Types,
 };
 
@@ -65,6 +67,10 @@ enum Command {
     },
     /// Write a model with random weights, for benchmarks and tests
     Synth(synth::Synth),
+    /// Print a script for your shell, by which Tab completes commands and options
+    Completions(Completions),
+    /// Write manual pages into a folder
+    Man(Man),
 }
 
 /// A conversion.
@@ -96,6 +102,8 @@ fn main() -> ExitCode {
         (Some(Command::Inspect(show)), _) => inspect::run(&show),
         (Some(Command::Export { model, output }), _) => convert::export(&model, &output),
         (Some(Command::Synth(synth)), _) => synth.run(),
+        (Some(Command::Completions(c)), _) => c.run(Cli::command()),
+        (Some(Command::Man(c)), _) => c.run(Cli::command()),
         (None, args) => convert(&args),
     })
 }

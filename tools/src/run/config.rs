@@ -8,13 +8,15 @@ use clap::{Arg, ArgAction, ArgMatches, Command, builder::BoolishValueParser};
 use toml::{Table, Value};
 use yuan_tools::say;
 
-/// Options that no file and no variable can give.
+/// Options that no file and no variable can give; the model has a variable of its own, and is an argument in a file.
 const NOT: [&str; 4] = ["config", "print-config", "help", "version"];
+/// The model as an option, whose variable all commands know.
+const MODEL: &str = "model";
 
 /// Gives each option of a command a variable: `YUAN_THREADS_BATCH` for `--threads-batch`.
 pub fn with_variables(command: Command) -> Command {
     command.mut_args(|arg| {
-        let name = arg.get_long().filter(|name| !NOT.contains(name)).map(variable);
+        let name = arg.get_long().filter(|name| !NOT.contains(name) && *name != MODEL).map(variable);
         match name {
             // Names live as long as the program.
             Some(name) if arg.get_env().is_none() => truth(arg.env(&*String::leak(name))),

@@ -34,7 +34,7 @@ use crate::{
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  yuan generate model.gguf -p 'Write a poem about autumn<sep>' -n 200
+  yuan generate model.gguf 'Write a poem about autumn<sep>' -n 200
   yuan generate model.gguf --chat -p '写一首关于秋天的诗' --temp 0.6 --top-p 0.95 --seed 7
   yuan generate model.gguf --file prompt.txt --json --stop 'THE END'
   yuan generate model.gguf -p 'In the beginning' --memory 8G --stats
@@ -51,8 +51,11 @@ pub struct Generate {
     run: RunArgs,
     #[command(flatten)]
     pulling: WhilePulling,
+    /// The prompt, behind the model
+    #[arg(value_name = "PROMPT", conflicts_with_all = ["prompt", "file"])]
+    text: Option<String>,
     /// The prompt
-    #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["file", "load"])]
+    #[arg(long, short, value_name = "TEXT", required_unless_present_any = ["text", "file", "load"])]
     prompt: Option<String>,
     /// Read the prompt from a file (- for standard input)
     #[arg(long, short, value_name = "FILE", conflicts_with = "prompt")]
@@ -97,7 +100,7 @@ pub struct Generate {
 
 impl Generate {
     pub fn run(self) -> anyhow::Result<()> {
-        let text = match (&self.prompt, &self.file) {
+        let text = match (self.prompt.as_ref().or(self.text.as_ref()), &self.file) {
             (Some(text), _) => text.clone(),
             (None, Some(file)) => read(file)?,
             (None, None) => String::new(),

@@ -13,6 +13,7 @@ mod drafted;
 mod fits;
 mod generate;
 mod grammar;
+mod habits;
 mod inspect;
 mod list;
 mod logits;
@@ -26,6 +27,8 @@ mod serve;
 mod together;
 mod tokenize;
 mod trace;
+
+use yuan_tools::shell::{Completions, Man};
 
 /// Run Yuan2.0-M32 on the machine you own
 #[derive(Parser)]
@@ -81,6 +84,10 @@ enum Command {
     Trace(trace::Trace),
     /// Compute from a trace how other memories, drives and policies would do
     Replay(replay::Replay),
+    /// Print a script for your shell, by which Tab completes commands and options
+    Completions(Completions),
+    /// Write manual pages into a folder
+    Man(Man),
 }
 
 fn main() -> ExitCode {
@@ -101,7 +108,9 @@ fn main() -> ExitCode {
     if let Some(error) = failure {
         return yuan_tools::console::run(|| Err(error));
     }
-    let matches = command.clone().get_matches();
+    let command = habits::allowed(command);
+    let matches =
+        command.clone().try_get_matches_from(&arguments).unwrap_or_else(|e| habits::exit(&e, &arguments));
     if let Some(("serve", asked)) = matches.subcommand()
         && asked.get_flag("print_config")
         && let Some(serve) = command.find_subcommand("serve")
@@ -126,5 +135,7 @@ fn main() -> ExitCode {
         Command::Plan(c) => c.run(),
         Command::Trace(c) => c.run(),
         Command::Replay(c) => c.run(),
+        Command::Completions(c) => c.run(command),
+        Command::Man(c) => c.run(command),
     })
 }
