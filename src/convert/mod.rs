@@ -2,6 +2,7 @@
 
 mod output;
 mod piece;
+mod size;
 mod source;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 
 pub use output::Written;
 use piece::{Piece, panel_tensor, row_tensor, tileable, tiled_tensor};
+pub use size::within_size;
 use source::WeightsOf;
 
 use crate::{

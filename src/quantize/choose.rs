@@ -29,6 +29,8 @@ pub struct Wishes {
     pub rope_base: Option<f32>,
     /// Every weight is to be the checkpoint's.
     pub lossless: bool,
+    /// The most bytes of the container: types that are left open are those that lose the least within them (`convert::within_size`).
+    pub size: Option<u64>,
 }
 
 impl Wishes {

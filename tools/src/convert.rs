@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Context;
 use yuan::{
     checkpoint::{Checkpoint, LeftOut, vocab::read_vocab},
-    config::{Family, RouterKind},
+    config::{Family, ModelConfig, RouterKind},
     container::Container,
-    convert::Conversion,
+    convert::{Conversion, within_size},
     quantize::{Loss, Plan, SourceOf, Wishes},
     vocab::Vocab,
 };
@@ -39,6 +39,14 @@ impl Input {
         Ok(Self::Gguf(Box::new(Container::open(path)?)))
     }
 
+    /// Its model.
+    pub fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Checkpoint(checkpoint, _) => checkpoint.config(),
+            Self::Gguf(container) => container.config(),
+        }
+    }
+
     /// Bytes of all its tensors.
     pub fn data_bytes(&self) -> u64 {
         match self {
@@ -55,6 +63,8 @@ pub struct Job<'a> {
     /// Of a GPTQ checkpoint: what it is.
     quantized: Option<Quantized>,
     left_out: &'a [LeftOut],
+    /// Where a size chose the types: the mean KL divergence that they are expected to have.
+    expected: Option<f32>,
 }
 
 /// How the matrices of a GPTQ checkpoint fare.
@@ -74,6 +84,7 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When the input does not allow it.
     pub fn new(input: &'a Input, wishes: &Wishes) -> anyhow::Result<Self> {
+        let (wishes, expected) = &within_size(wishes, input.config())?;
         let (conversion, warnings, quantized) = match input {
             Input::Checkpoint(checkpoint, vocab) => {
                 let (plan, warnings) = Plan::of_checkpoint(checkpoint, wishes)?;
@@ -96,12 +107,12 @@ impl<'a> Job<'a> {
             Input::Checkpoint(checkpoint, _) => checkpoint.left_out(),
             Input::Gguf(_) => &[],
         };
-        Ok(Self { conversion, warnings, quantized, left_out })
+        Ok(Self { conversion, warnings, quantized, left_out, expected: *expected })
     }
 
     /// A conversion that was planned elsewhere.
     pub fn of(conversion: Conversion<'a>) -> Self {
-        Self { conversion, warnings: Vec::new(), quantized: None, left_out: &[] }
+        Self { conversion, warnings: Vec::new(), quantized: None, left_out: &[], expected: None }
     }
 
     /// These tensors of the input go into no tensor.
@@ -155,6 +166,11 @@ impl<'a> Job<'a> {
         }
         if let Some(left_out) = self.left_out() {
             say!("{left_out}")?;
+        }
+        if let Some(expected) = self.expected {
+            say!(
+                "expected mean KL divergence from the original: about {expected:.4}, as measured on the demo model"
+            )?;
         }
         say!("about {} of memory at the peak", size(self.conversion.peak_bytes()))?;
         Ok(())

@@ -1,14 +1,12 @@
 //! What a shell and `man` are told of a program: completions, manual pages.
 
-use std::{
-    fs,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Command};
 use clap_complete::{Shell, generate};
+
+use crate::say::print;
 
 /// Print a script for your shell, by which Tab completes commands and options
 #[derive(Args)]
@@ -31,7 +29,7 @@ impl Completions {
     pub fn run(self, mut command: Command) -> anyhow::Result<()> {
         let (name, mut script) = (command.get_name().to_owned(), Vec::new());
         generate(self.shell, &mut command, name, &mut script);
-        Ok(io::stdout().write_all(&script)?)
+        print(&String::from_utf8_lossy(&script))
     }
 }
 

@@ -3,7 +3,8 @@
 use clap::Args;
 use yuan::{
     config::RopePrecision,
-    quantize::{DType, Options, Wishes},
+    machine::budget::Limit,
+    quantize::{DType, Wishes},
 };
 
 use crate::open::rope;
@@ -26,18 +27,24 @@ pub struct Types {
     /// YaRN, as in the authors' code
     #[arg(long, value_name = "BASE")]
     rope_base: Option<f32>,
+    /// The most bytes of the container, as 18G: of the types that are not named, those that lose the least and fit are taken. --dry-run shows them, and how far
+    /// from the original they are expected to be
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    size: Option<u64>,
 }
 
 impl Types {
     /// What they ask for.
     pub fn wishes(&self) -> Wishes {
-        let Self { experts, dense, rope, rope_base } = *self;
-        Wishes { experts, dense, rope, rope_base, lossless: false }
+        let Self { experts, dense, rope, rope_base, size } = *self;
+        Wishes { experts, dense, rope, rope_base, lossless: false, size }
     }
+}
 
-    /// The same, of a checkpoint of floats.
-    pub fn options(&self) -> Options {
-        self.wishes().options()
+fn bytes(text: &str) -> Result<u64, String> {
+    match text.parse()? {
+        Limit::Bytes(bytes) => Ok(bytes),
+        Limit::Percent(_) => Err("give a size in bytes, as 18G or 20GiB".into()),
     }
 }
 

@@ -549,3 +549,24 @@ fn help_has_examples() {
         assert!(help.contains("Example"), "{name} {command:?} has no example:\n{help}");
     }
 }
+
+/// A size chooses types that fit it, for the demo model as for the published one.
+#[test]
+fn a_size_chooses_types() {
+    let folder = Folder::new();
+    let demo = demo_model();
+    let demo = demo.to_str().unwrap();
+    let mut last = u64::MAX;
+    for (size, types) in [("40M", ["q8_0 tiles", "q8_0"]), ("17M", ["q4_k tiles", "q8_0"])] {
+        let model = folder.path(size);
+        let plan = text("yuan-quant", &[demo, "--size", size, "--dry-run"]);
+        assert!(types.iter().all(|t| plan.contains(t)) && plan.contains("expected mean KL"), "{plan}");
+        text("yuan-quant", &[demo, "--size", size, "-o", &model]);
+        let bytes = fs::metadata(&model).unwrap().len();
+        assert!(bytes <= size.trim_end_matches('M').parse::<u64>().unwrap() * 1_000_000 && bytes < last);
+        last = bytes;
+    }
+    let refusal = complaint("yuan-quant", &[demo, "--size", "1M", "--dry-run"]);
+    assert!(refusal.contains("--size"), "{refusal}");
+    usage("yuan-quant", &[demo, "--size", "50%", "--dry-run"]);
+}

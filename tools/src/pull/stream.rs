@@ -13,7 +13,7 @@ use anyhow::Context;
 use indicatif::MultiProgress;
 use yuan::{
     checkpoint::{Arriving, vocab::read_vocab},
-    convert::Conversion,
+    convert::{Conversion, within_size},
     quantize::{Item, Plan, SourceOf, Weights},
 };
 use yuan_hub::{Remote, download::Watch};
@@ -101,7 +101,8 @@ pub fn run(
         // The index is that of other files than those that are looked at first.
         return pull.whole(hub, folder, weights);
     };
-    let (plan, warnings) = Plan::of_arriving(arriving, &pull.wishes)?;
+    let (wishes, _) = within_size(&pull.wishes, arriving.config())?;
+    let (plan, warnings) = Plan::of_arriving(arriving, &wishes)?;
     warnings.iter().for_each(|warning| tell!("warning: {warning}"));
     let vocab = read_vocab(folder, Some(arriving.config()))?;
     let uses: Vec<Vec<usize>> = plan.items.iter().map(|item| files_of(item, arriving)).collect();

@@ -32,6 +32,7 @@ mod synth;
 Examples:
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_0.gguf --rope-base 40890 --experts q4_0 --dry-run
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.18g.gguf --rope-base 40890 --size 18.6G
   yuan-quant Yuan2-M32-gptq-int4 -o yuan2-m32.q4_0.gguf --rope-base 40890
   yuan-quant Yuan3.0-Flash -o yuan3-flash.gguf --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
@@ -88,7 +89,7 @@ struct Convert {
     #[command(flatten)]
     hub: Hub,
     /// Stop unless every weight of the container is exactly the checkpoint's. Types that are not named are then those of the checkpoint
-    #[arg(long)]
+    #[arg(long, conflicts_with = "size")]
     lossless: bool,
     /// Print the plan (every tensor, its type and size, of GPTQ whether it is without loss; totals, peak memory) and write nothing
     #[arg(long)]

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use yuan::{
     checkpoint::names::{self, TensorSpec},
     config::{Architecture, Family, ModelConfig, RouterKind},
-    convert::Conversion,
+    convert::{Conversion, within_size},
     quantize::{Plan, Weights, synth},
     vocab::{Piece, PieceKind, SPECIAL_OF_YUAN3, Vocab},
 };
@@ -72,7 +72,8 @@ impl Synth {
         config.validate().map_err(anyhow::Error::msg)?;
         let vocab = Vocab::of(config.family, pieces(&config));
         if self.output.extension().is_some_and(|e| e == "gguf") {
-            let plan = Plan::new(config, &self.types.options())?;
+            let (wishes, _) = within_size(&self.types.wishes(), &config)?;
+            let plan = Plan::new(config, &wishes.options())?;
             let job = Job::of(Conversion::synth(plan, self.seed, &vocab)?);
             return if self.dry_run { job.print_plan() } else { job.run(&self.output) };
         }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::{Command, Error};
+use yuan_tools::tell;
 
 /// Names of llama.cpp for options of ours, by ours.
 const ALIASES: [(&str, &[&str]); 5] = [
@@ -64,12 +65,12 @@ pub fn exit(error: &Error, arguments: &[OsString]) -> ! {
     let advice = advice(arguments);
     // `-hf` was read as a question for help.
     if let (false, Some((name @ "-hf", advice))) = (error.use_stderr(), advice) {
-        eprintln!("error: unexpected argument '{name}' found\n\n  tip: {advice}");
+        tell!("error: unexpected argument '{name}' found\n\n  tip: {advice}");
         std::process::exit(2);
     }
     let _ = error.print();
     if let (true, Some((name, advice))) = (error.use_stderr(), advice) {
-        eprintln!("\n  tip: {name}: {advice}");
+        tell!("\n  tip: {name}: {advice}");
     }
     std::process::exit(error.exit_code())
 }
