@@ -115,7 +115,8 @@ template <int N, class Panel>
 __device__ inline void sixteen_parts(const Panel &panel, const BlockQ8 *const (&x)[N], float (&parts)[N]) {
     int lane = lane_of(), r = 4 * (lane % 4), g = lane / 4 % 4, half = lane / 16;
     int sums[N][4] = {};
-#pragma unroll
+// With eight tokens there are no registers for the weights of two steps.
+#pragma unroll (N < 8 ? 4 : 1)
     for (int i = 0; i < 4; i++) {
         int s = 2 * i + half;
         Words words[4];
