@@ -110,7 +110,8 @@ fn stored(container: &Container, name: &str) -> String {
     container.tensors().iter().find(|t| t.name == name).expect("a tensor").stored.name()
 }
 
-const LOSSLESS: Wishes = Wishes { experts: None, dense: None, rope: None, rope_base: None, lossless: true };
+const LOSSLESS: Wishes =
+    Wishes { experts: None, dense: None, rope: None, rope_base: None, lossless: true, size: None };
 
 #[test]
 fn lossless_containers_have_every_weight_of_the_checkpoint() {

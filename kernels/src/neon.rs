@@ -202,11 +202,11 @@ fn three_bits<const T: usize>(bits: &ThreeBits, q: usize) -> [[int8x16_t; 4]; 2]
     let mut out = [[vdupq_n_s8(0); 4]; 2];
     for part in 0..2 {
         let pairs = cast(low[part][q]);
-        for g in 0..4 {
+        for (g, out) in out[part].iter_mut().enumerate() {
             // The pair to the lowest places, the third bit to the third.
             let pair = vandq_u8(vshlq_u8(pairs, vdupq_n_s8(-2 * g as i8)), vdupq_n_u8(3));
             let third = vandq_u8(vshlq_u8(third, vdupq_n_s8(2 - 4 * part as i8 - g as i8)), vdupq_n_u8(4));
-            out[part][g] = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(pair, third)), vdupq_n_s8(4));
+            *out = vsubq_s8(vreinterpretq_s8_u8(vorrq_u8(pair, third)), vdupq_n_s8(4));
         }
     }
     out
