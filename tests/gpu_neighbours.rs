@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use common::{
     paging::{container, resident},
-    schedule::{Alone, Schedules},
+    schedule::{Alone, Schedules, seeds},
 };
 use gpu::{BOTH, COPY, NEVER, fake, on_gpu};
 use yuan::{
@@ -25,7 +25,8 @@ fn a_sequence_does_not_notice_its_neighbours_on_a_gpu() {
         let fake = fake(Schedule::Late);
         let model = Model::load(&container, &on_gpu(&container, &fake, experts, costs, KvType::F16)).unwrap();
         let schedules = Schedules::new(&[1, 2, 7], false);
-        (0..3).for_each(|seed| alone.check(&model, 3 * seed + i as u64, &schedules));
+        seeds(3).for_each(|seed| alone.check(&model, 3 * seed + i as u64, &schedules));
+        schedules.tell(&format!("{experts} experts on the GPU"));
         assert!(schedules.done.load(Relaxed) > 6, "{experts} experts");
         assert!(model.gpu_use().is_some_and(|used| used.there + used.copied + used.on_cpu > 0));
     }

@@ -12,7 +12,7 @@ use std::{
 
 use common::{
     paging::{Fault, container, faulty, hash, keeping, options, resident},
-    schedule::{Alone, Schedules},
+    schedule::{Alone, Schedules, seeds},
 };
 use yuan::{
     container::Container,
@@ -21,12 +21,6 @@ use yuan::{
 };
 
 const SEQUENCES: &[usize] = &[1, 2, 7, 33];
-
-/// Schedules of a test; `YUAN_SCHEDULES` makes them more.
-fn seeds(usual: u64) -> std::ops::Range<u64> {
-    let more = std::env::var("YUAN_SCHEDULES").ok().and_then(|n| n.parse().ok());
-    0..more.unwrap_or(usual)
-}
 
 fn alone(container: &Container) -> Alone {
     Alone::new(&resident(container), &KvType::SAMPLES)
@@ -44,6 +38,7 @@ fn a_sequence_does_not_notice_its_neighbours() {
         for seed in seeds(16) {
             alone.check([&mapped, &streamed][seed as usize % 2], seed * 5 + i as u64, &schedules);
         }
+        schedules.tell(&format!("{threads} threads"));
         assert!(
             schedules.done.load(Relaxed) > 100 && schedules.cancelled.load(Relaxed) > 0,
             "{threads} threads"
@@ -69,6 +64,7 @@ fn an_expert_that_cannot_be_read_fails_those_that_it_was_for() {
         let model = Model::load_with(&container, &options, &|file| faulty(file, plan.clone())).unwrap();
         let schedules = Schedules::new(SEQUENCES, true);
         seeds(20).for_each(|seed| alone.check(&model, seed, &schedules));
+        schedules.tell(&format!("{threads} threads, a drive that fails"));
         let (failed, done) = (schedules.failed.load(Relaxed), schedules.done.load(Relaxed));
         assert!(failed > 10 && done > 100, "{failed} failed and {done} did not");
     }

@@ -42,6 +42,17 @@ impl Schedules {
         let zero = || AtomicUsize::new(0);
         Self { sequences, faults, failed: zero(), cancelled: zero(), done: zero() }
     }
+
+    /// Says what came of them, for who runs many.
+    pub fn tell(&self, of: &str) {
+        let [done, cancelled, failed] = [&self.done, &self.cancelled, &self.failed].map(|n| n.load(Relaxed));
+        eprintln!("{of}: {done} parts of passes as alone, {cancelled} cancelled, {failed} failed");
+    }
+}
+
+/// The seeds of a test: so many as usual, unless the environment says how many (`YUAN_SCHEDULES=2000`).
+pub fn seeds(usual: u64) -> std::ops::Range<u64> {
+    0..std::env::var("YUAN_SCHEDULES").map_or(usual, |n| n.parse().expect("YUAN_SCHEDULES is a number"))
 }
 
 /// Numbers that follow from a seed.
