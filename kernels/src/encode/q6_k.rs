@@ -3,7 +3,11 @@
 
 use half::f16;
 
-use super::{byte, inverse, lanes, max, min, round, side_by_side, to_f16};
+use super::{
+    byte,
+    grid::{Grid, Same, Worth},
+    inverse, lanes, max, min, round, side_by_side, to_f16,
+};
 use crate::blocks::BlockQ6K;
 
 /// One number of each sub-block.
@@ -12,12 +16,7 @@ type Lanes = [f32; 16];
 /// 256 weights, all finite, as one block.
 #[inline(always)]
 pub(super) fn encode(weights: &[f32; 256]) -> BlockQ6K {
-    let x: [Lanes; 16] = side_by_side(weights);
-    let scales = search(&x);
-    let (d, codes) = eight_bits(&scales);
-    let codes = refine(&x, d.to_f32(), codes);
-    let d = refit(&x, d, &codes);
-
+    let (d, codes) = find(weights, &Same);
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
     let mut q = [0; 256];
     for ((q, weights), inverse) in q.chunks_exact_mut(16).zip(weights.chunks_exact(16)).zip(inverses) {
@@ -25,14 +24,64 @@ pub(super) fn encode(weights: &[f32; 256]) -> BlockQ6K {
             *q = byte(quant(weight * inverse) + 32.0);
         }
     }
-    let (ql, qh) = BlockQ6K::pack_quants(&q);
+    block(d, &codes, &q)
+}
+
+/// The scales of a block: their common factor and their codes.
+#[inline(always)]
+fn find(weights: &[f32; 256], worth: &impl Worth<16, 16>) -> (f16, Lanes) {
+    let x: [Lanes; 16] = side_by_side(weights);
+    let scales = search(&x, worth);
+    let (d, codes) = eight_bits(&scales);
+    let codes = refine(&x, worth, d.to_f32(), codes);
+    (refit(&x, worth, d, &codes), codes)
+}
+
+#[inline(always)]
+fn block(d: f16, codes: &Lanes, q: &[u8; 256]) -> BlockQ6K {
+    let (ql, qh) = BlockQ6K::pack_quants(q);
     BlockQ6K { ql, qh, scales: codes.map(|code| byte(code) as i8), d }
+}
+
+/// The scales of a block with what they mean.
+pub(super) struct GridQ6K {
+    d: f16,
+    codes: Lanes,
+    scales: Lanes,
+    inverses: Lanes,
+}
+
+impl Grid<256> for GridQ6K {
+    type Block = BlockQ6K;
+
+    #[inline(always)]
+    fn fit(weights: &[f32; 256], importance: &[f32; 256]) -> Self {
+        let (d, codes) = find(weights, &side_by_side::<16, 16>(importance));
+        let scales: Lanes = lanes(|s| d.to_f32() * codes[s]);
+        Self { d, codes, inverses: lanes(|s| inverse(scales[s])), scales }
+    }
+
+    #[inline(always)]
+    fn nearest(&self, column: usize, weight: f32) -> (f32, f32) {
+        let s = column / 16;
+        let q = quant(weight * self.inverses[s]);
+        (q, self.scales[s] * q)
+    }
+
+    #[inline(always)]
+    fn pack(&self, quants: &[f32; 256]) -> BlockQ6K {
+        let mut q = [0; 256];
+        for (q, quant) in q.iter_mut().zip(quants) {
+            *q = byte(quant + 32.0);
+        }
+        block(self.d, &self.codes, &q)
+    }
 }
 
 /// For every sub-block the scale with the least squared error among candidates. The weight of the largest magnitude
 /// becomes a quant near -32, so its sign is the scale's.
 #[inline(always)]
-fn search(x: &[Lanes; 16]) -> Lanes {
+fn search(x: &[Lanes; 16], worth: &impl Worth<16, 16>) -> Lanes {
     let mut largest = [0.0_f32; 16];
     for x in x {
         for s in 0..16 {
@@ -45,11 +94,11 @@ fn search(x: &[Lanes; 16]) -> Lanes {
     for candidate in 0..20 {
         let steps = 24.0 + 0.5 * candidate as f32;
         let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
-        for x in x {
+        for (k, x) in x.iter().enumerate() {
             for s in 0..16 {
                 let q = quant(x[s] * (unit[s] * steps));
-                sum_qq[s] += q * q;
-                sum_xq[s] += x[s] * q;
+                sum_qq[s] += worth.of(k, s) * (q * q);
+                sum_xq[s] += worth.of(k, s) * (x[s] * q);
             }
         }
         for s in 0..16 {
@@ -79,17 +128,17 @@ fn eight_bits(scales: &Lanes) -> (f16, Lanes) {
 
 /// Tries the scales as they are, a step down and a step up.
 #[inline(always)]
-fn refine(x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
+fn refine(x: &[Lanes; 16], worth: &impl Worth<16, 16>, d: f32, codes: Lanes) -> Lanes {
     let (mut best, mut refined) = ([f32::INFINITY; 16], codes);
     for step in [0.0, -1.0, 1.0] {
         let codes: Lanes = lanes(|s| code(codes[s] + step));
         let scales: Lanes = lanes(|s| d * codes[s]);
         let inverses: Lanes = lanes(|s| inverse(scales[s]));
         let mut error = [0.0; 16];
-        for x in x {
+        for (k, x) in x.iter().enumerate() {
             for s in 0..16 {
                 let difference = scales[s] * quant(x[s] * inverses[s]) - x[s];
-                error[s] += difference * difference;
+                error[s] += worth.of(k, s) * (difference * difference);
             }
         }
         for s in 0..16 {
@@ -103,14 +152,14 @@ fn refine(x: &[Lanes; 16], d: f32, codes: Lanes) -> Lanes {
 
 /// Fits `d` to the codes and their quants by least squares over the whole block.
 #[inline(always)]
-fn refit(x: &[Lanes; 16], d: f16, codes: &Lanes) -> f16 {
+fn refit(x: &[Lanes; 16], worth: &impl Worth<16, 16>, d: f16, codes: &Lanes) -> f16 {
     let inverses: Lanes = lanes(|s| inverse(d.to_f32() * codes[s]));
     let (mut sum_qq, mut sum_xq) = ([0.0; 16], [0.0; 16]);
-    for x in x {
+    for (k, x) in x.iter().enumerate() {
         for s in 0..16 {
             let q = quant(x[s] * inverses[s]);
-            sum_qq[s] += q * q;
-            sum_xq[s] += x[s] * q;
+            sum_qq[s] += worth.of(k, s) * (q * q);
+            sum_xq[s] += worth.of(k, s) * (x[s] * q);
         }
     }
     let (mut aa, mut ax) = (0.0, 0.0);
