@@ -28,6 +28,8 @@ pub mod gpu;
 
 pub mod model;
 
+pub mod calibrate;
+
 pub mod sampler;
 
 pub mod session;

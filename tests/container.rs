@@ -184,7 +184,8 @@ fn an_exported_container_repacks_to_the_same_tiles() {
             let config = ModelConfig { ffn, ..smallest() };
             let source = synth::Random::new(&config, 3);
             let plan = Plan::new(config, &options).unwrap();
-            let conversion = Conversion::of_checkpoint(plan, source, &common::letters(300), b"").unwrap();
+            let conversion =
+                Conversion::of_checkpoint(plan, source, &common::letters(300), b"", None).unwrap();
             let container = write(&conversion, &tiles);
             let exported = write(&Conversion::export(&container).unwrap(), &rows);
             assert_eq!(exported.layout_name(), "standard GGUF, rows");
@@ -208,14 +209,14 @@ fn float_containers_are_encoded_like_their_checkpoint() {
     let vocab = common::letters(300);
     let convert = |options: &Options, path: &Path| {
         let plan = Plan::new(smallest(), options).unwrap();
-        write(&Conversion::of_checkpoint(plan, &source, &vocab, b"").unwrap(), path)
+        write(&Conversion::of_checkpoint(plan, &source, &vocab, b"", None).unwrap(), path)
     };
     let exact = convert(&common::exact(), &float);
     convert(&Options::default(), &direct);
-    write(&Conversion::requantize(&exact, &Options::default()).unwrap(), &again);
+    write(&Conversion::requantize(&exact, &Options::default(), None).unwrap(), &again);
     assert!(fs::read(&direct).unwrap() == fs::read(&again).unwrap());
     let twice =
-        Conversion::requantize(&Container::open(&direct).unwrap(), &Options::default()).err().unwrap();
+        Conversion::requantize(&Container::open(&direct).unwrap(), &Options::default(), None).err().unwrap();
     assert!(twice.to_string().contains("already"), "{twice}");
 }
 

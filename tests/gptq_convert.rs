@@ -31,7 +31,7 @@ fn rows(checkpoint: &Checkpoint, name: &str, shape: &[usize], dtype: DType) -> (
     let source = SourceOf::Matrix(name.into());
     let item = Item { name: name.into(), source, dtype, rows: shape[0], cols: shape[1], panels: false };
     let lost = std::sync::Mutex::new(0);
-    let encoded = encode_item(&item, 0, checkpoint, &|_| *lost.lock().unwrap() += 1).unwrap();
+    let encoded = encode_item(&item, 0, checkpoint, None, &|_| *lost.lock().unwrap() += 1).unwrap();
     let Encoded::Matrix(rows) = encoded else { panic!("a matrix") };
     (rows, lost.into_inner().unwrap())
 }
@@ -250,7 +250,7 @@ fn a_killed_conversion_goes_on_to_the_same_bytes() {
     let vocab = yuan::checkpoint::vocab::read_vocab(&folder, Some(checkpoint.config())).unwrap();
     let conversion = || {
         let (plan, _) = Plan::of_checkpoint(&checkpoint, &Wishes::default()).unwrap();
-        Conversion::of_checkpoint(plan, &checkpoint, &vocab, &checkpoint.identity()).unwrap()
+        Conversion::of_checkpoint(plan, &checkpoint, &vocab, &checkpoint.identity(), None).unwrap()
     };
     let (whole, cut) = (out.path().join("whole.gguf"), out.path().join("cut.gguf"));
     conversion().write(&whole, &|_| true).unwrap();

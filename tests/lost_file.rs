@@ -124,7 +124,7 @@ fn a_file_that_is_cut_off_is_neither_verified_nor_converted() {
         cut(&float, 4096);
         true
     };
-    let requantized = Conversion::requantize(&opened, &QuantOptions::default()).unwrap();
+    let requantized = Conversion::requantize(&opened, &QuantOptions::default(), None).unwrap();
     is_lost(requantized.write(&out, &lose), "and is 4096 now");
     assert!(!out.exists());
 }

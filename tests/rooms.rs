@@ -7,7 +7,7 @@ use std::{
 
 /// For every room of the library the rooms that it may import. `config`, `error`, `limits` and `vocab` are plain data, open to all, and so
 /// is `files`, by which every room writes its outputs.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("checkpoint", &[]),
     ("quantize", &["checkpoint"]),
     ("container", &["checkpoint"]),
@@ -18,6 +18,7 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("pager", &["container", "machine"]),
     ("gpu", &["machine", "pager"]),
     ("model", &["container", "machine", "pager", "gpu"]),
+    ("calibrate", &["checkpoint", "container", "model"]),
     ("sampler", &[]),
     ("session", &["container", "tokenizer", "grammar", "machine", "pager", "model", "sampler"]),
     ("capi", &["machine", "pager", "gpu", "tokenizer", "grammar", "model", "sampler", "session"]),

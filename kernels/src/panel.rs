@@ -41,6 +41,8 @@ pub trait ActivationBlock: Pod + Send + Sync {
     const SCALE_COLUMNS: usize;
     /// Rows of f32 to blocks: [`Kernels::quantize`] or [`Kernels::quantize_x8`].
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]);
+    /// The activations in f32.
+    fn widen(&self, out: &mut [f32; QK]);
 }
 
 impl ActivationBlock for BlockQ8 {
@@ -49,6 +51,10 @@ impl ActivationBlock for BlockQ8 {
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
         (kernels.quantize)(x, out);
     }
+
+    fn widen(&self, out: &mut [f32; QK]) {
+        out.iter_mut().zip(self.qs).for_each(|(x, q)| *x = self.d * f32::from(q));
+    }
 }
 
 impl ActivationBlock for BlockQ8x8 {
@@ -56,6 +62,13 @@ impl ActivationBlock for BlockQ8x8 {
 
     fn quantize(kernels: &Kernels, x: &[f32], out: &mut [Self]) {
         (kernels.quantize_x8)(x, out);
+    }
+
+    fn widen(&self, out: &mut [f32; QK]) {
+        out.iter_mut()
+            .zip(self.qs)
+            .enumerate()
+            .for_each(|(i, (x, q))| *x = self.d[i / QK_SMALL] * f32::from(q));
     }
 }
 

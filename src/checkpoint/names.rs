@@ -146,6 +146,20 @@ pub fn tensors(config: &ModelConfig) -> Vec<TensorSpec> {
     all
 }
 
+/// Under which name, and as which of the matrices of that name, a file of importances has what is known of a tensor's inputs: under llama.cpp's names for the experts of a
+/// layer together, and the tensor's own otherwise. `None` for tensors that no product of blocks reads.
+pub fn importance(spec: &TensorSpec, config: &ModelConfig) -> Option<(String, usize)> {
+    match spec.role {
+        Role::ExpertIn { layer, expert } => Some((format!("blk.{layer}.ffn_gate_exps.weight"), expert)),
+        Role::ExpertOut { layer, expert } => Some((format!("blk.{layer}.ffn_down_exps.weight"), expert)),
+        Role::Embedding if !config.tied_embeddings => None,
+        Role::Norm | Role::ConvBias | Role::Router => None,
+        Role::Embedding | Role::Head | Role::Attention | Role::Conv | Role::Mlp => {
+            Some((spec.gguf.clone(), 0))
+        }
+    }
+}
+
 /// Name in our containers of an expert that is stored as neuron tiles.
 pub fn tiled_expert(layer: usize, expert: usize) -> String {
     format!("blk.{layer}.ffn_expert.{expert}")

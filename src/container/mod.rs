@@ -2,6 +2,7 @@
 
 mod arriving;
 pub mod gguf;
+pub mod imatrix;
 mod map;
 pub(crate) mod metadata;
 mod open;

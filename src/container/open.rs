@@ -272,7 +272,7 @@ impl Container {
     }
 
     /// A digest of the header and the length of the file, which tell it from another file without reading its tensors.
-    pub(crate) fn identity(&self) -> &[u8] {
+    pub fn identity(&self) -> &[u8] {
         self.identity.as_bytes()
     }
 

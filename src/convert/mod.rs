@@ -1,5 +1,6 @@
 //! Conversions: what goes into a file that is to be written, and how the bytes of each tensor are made.
 
+mod importance;
 mod output;
 mod piece;
 mod size;
@@ -10,6 +11,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+pub use importance::ImportanceFile;
 pub use output::Written;
 use piece::{Piece, panel_tensor, row_tensor, tileable, tiled_tensor};
 pub use size::within_size;
@@ -26,7 +28,7 @@ use crate::{
         write::{ALIGNMENT, Writer},
     },
     error::{Error, Result},
-    quantize::{Encoded, Item, Loss, Options, Plan, SourceOf, Weights, encode_item, synth},
+    quantize::{Encoded, Importance, Item, Loss, Options, Plan, SourceOf, Weights, encode_item, synth},
     vocab::Vocab,
 };
 
@@ -50,7 +52,7 @@ pub struct Conversion<'a> {
 type Make<'a> = Box<dyn Fn(usize) -> Result<Vec<u8>> + Sync + 'a>;
 
 impl<'a> Conversion<'a> {
-    /// A container of `plan`'s tensors, encoded from `source`. `identity` tells the source from others: a run that was
+    /// A container of `plan`'s tensors, encoded from `source`, by importance where that is given. `identity` tells the source from others: a run that was
     /// killed is only resumed with the same.
     ///
     /// # Errors
@@ -60,12 +62,18 @@ impl<'a> Conversion<'a> {
         source: impl Weights + 'a,
         vocab: &Vocab,
         identity: &[u8],
+        importance: Option<&'a ImportanceFile>,
     ) -> Result<Conversion<'a>> {
+        let mut identity = identity.to_vec();
+        if let Some(importance) = importance {
+            identity.extend(importance.digest());
+        }
         let losses = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&losses);
-        let conversion = Self::of_plan(plan, vocab, identity, move |item, config, tiles| {
+        let conversion = Self::of_plan(plan, vocab, &identity, move |item, config, tiles| {
             let lost = |loss| heard.lock().unwrap_or_else(PoisonError::into_inner).push(loss);
-            match encode_item(item, config.ffn, &source, &lost)? {
+            let importance = importance.map(|file| file as &dyn Importance);
+            match encode_item(item, config.ffn, &source, importance, &lost)? {
                 Encoded::Matrix(rows) if item.panels => Ok(panels::pack(item.dtype, item.cols, &rows)),
                 Encoded::Matrix(rows) => Ok(rows),
                 Encoded::Expert { w1, w2 } => {
@@ -73,7 +81,10 @@ impl<'a> Conversion<'a> {
                 }
             }
         })?;
-        Ok(Conversion { losses, ..conversion })
+        let inputs = importance.map(|file| file.path().to_owned());
+        let scratch =
+            conversion.scratch + importance.map_or(0, |file| file.memory(rayon::current_num_threads()));
+        Ok(Conversion { losses, scratch, ..conversion }.reading(inputs))
     }
 
     /// A container of `plan`'s tensors with random weights, made in their final form.
@@ -91,10 +102,15 @@ impl<'a> Conversion<'a> {
     ///
     /// # Errors
     /// [`Error::Unsupported`] when the file's weights are quantized already; those of [`Plan::new`].
-    pub fn requantize(container: &'a Container, options: &Options) -> Result<Conversion<'a>> {
+    pub fn requantize(
+        container: &'a Container,
+        options: &Options,
+        importance: Option<&'a ImportanceFile>,
+    ) -> Result<Conversion<'a>> {
         let plan = Plan::new(container.config().clone(), options)?;
         let source = WeightsOf::new(container)?;
-        let conversion = Self::of_checkpoint(plan, source, &container.vocab()?, container.identity())?;
+        let conversion =
+            Self::of_checkpoint(plan, source, &container.vocab()?, container.identity(), importance)?;
         Ok(conversion.reading([container.path().into()]))
     }
 

@@ -8,6 +8,7 @@ use super::{
     compute::{Arithmetic, Compute},
     feed_forward::Experts,
     matrix::Matrix,
+    probe::Watch,
     router::Routing,
     scratch::Buffer,
     threads::Threads,
@@ -87,7 +88,14 @@ impl Bench {
         let pass = layer.pager.begin();
         let request = layer.experts.request(&pass, &routing)?;
         // The experts lie in memory: none can be lost.
-        layer.experts.apply(&self.0, request.as_ref(), &x, &routing, &|_, _| true)
+        layer.experts.apply(
+            &self.0,
+            request.as_ref(),
+            &x,
+            &routing,
+            &|_, _| true,
+            &mut Watch::new(None).at(0),
+        )
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     activations::Activations,
     compute::Compute,
     matrix::Matrix,
+    probe::{Stage, WatchAt},
     router::{Router, Routing},
     scratch::Buffer,
     tiles::{Lost, tiled},
@@ -63,9 +64,10 @@ pub struct Mlp {
 
 impl Mlp {
     /// The MLP's output [T, H].
-    pub fn apply(&self, compute: &Compute, m: &Activations) -> Buffer {
+    pub fn apply(&self, compute: &Compute, m: &Activations, watch: &mut WatchAt<'_, '_>) -> Buffer {
         let mut h = compute.product(&self.up, m);
         (compute.kernels.swiglu)(&mut h, &compute.product(&self.gate, m));
+        watch.see(Stage::Neurons { expert: 0, first: 0 }, &h);
         compute.product(&self.down, &Activations::new(h, self.gate.rows))
     }
 }
@@ -98,6 +100,14 @@ pub struct Group {
     pub expert: usize,
     pub tokens: Vec<usize>,
     weights: Vec<f32>,
+}
+
+impl Group {
+    /// Shows the expert's tokens: their weights, and what it takes of them.
+    pub fn show(&self, watch: &mut WatchAt<'_, '_>, inputs: &[f32]) {
+        watch.see(Stage::Chosen(self.expert), &self.weights);
+        watch.see(Stage::ExpertInput(self.expert), inputs);
+    }
 }
 
 /// What an expert made of `n` tokens: rows [n, H], or in the order of the panels, [H / 16][n][16].
@@ -137,6 +147,7 @@ impl Experts {
         m: &Activations,
         routing: &Routing,
         lost: Lost<'_>,
+        watch: &mut WatchAt<'_, '_>,
     ) -> Result<Buffer> {
         let mut groups = group(routing);
         let request = || request.ok_or_else(|| Error::Argument("experts in tiles need a request".into()));
@@ -146,10 +157,15 @@ impl Experts {
                 .map(|g| Output {
                     n: g.tokens.len(),
                     panels: false,
-                    data: experts[g.expert].apply(compute, &m.gather(compute, &g.tokens)),
+                    data: experts[g.expert].apply(compute, &m.gather(compute, &g.tokens), |x, h| {
+                        g.show(watch, x.data());
+                        watch.see(Stage::Neurons { expert: g.expert, first: 0 }, h);
+                    }),
                 })
                 .collect(),
-            Self::Tiles { dtype, .. } => tiled_as(*dtype, compute, request()?, None, m, &mut groups, lost)?,
+            Self::Tiles { dtype, .. } => {
+                tiled_as(*dtype, compute, request()?, None, m, &mut groups, lost, Some(watch))?
+            }
         };
         let hidden = m.cols();
         let mut y = compute.scratch.zeros(m.data().len());
@@ -194,7 +210,7 @@ impl Experts {
                 return Err(Error::Argument("experts in rows are computed on the CPU only".into()));
             }
             Self::Tiles { dtype, .. } => {
-                tiled_as(*dtype, compute, request, Some(ranks), m, &mut groups, lost)?
+                tiled_as(*dtype, compute, request, Some(ranks), m, &mut groups, lost, None)?
             }
         };
         if let Some(problem) = lock(&problem).take() {
@@ -211,6 +227,7 @@ impl Experts {
 }
 
 /// [`tiled`] with the panels of a type.
+#[allow(clippy::too_many_arguments)]
 fn tiled_as(
     dtype: DType,
     compute: &Compute,
@@ -219,17 +236,18 @@ fn tiled_as(
     m: &Activations,
     groups: &mut Vec<Group>,
     lost: Lost<'_>,
+    watch: Option<&mut WatchAt<'_, '_>>,
 ) -> Result<Vec<Output>> {
     with_panel!(
         dtype,
-        P => tiled::<P>(compute, request, ranks, m, groups, lost),
+        P => tiled::<P>(compute, request, ranks, m, groups, lost, watch),
         _ => Err(Error::Argument(format!("there are no tiles of {}", dtype.name())))
     )
 }
 
 impl ExpertRows {
-    /// `w2 (silu(gate) * up)`, [n, H].
-    fn apply(&self, compute: &Compute, m: &Activations) -> Buffer {
+    /// `w2 (silu(gate) * up)`, [n, H]; `show` sees `m` and what `w2` is multiplied with.
+    fn apply(&self, compute: &Compute, m: &Activations, show: impl FnOnce(&Activations, &[f32])) -> Buffer {
         let ffn = self.w2.cols;
         let u = compute.product(&self.w1, m);
         let mut h = compute.scratch.buffer(m.rows() * ffn);
@@ -238,6 +256,7 @@ impl ExpertRows {
             h.copy_from_slice(gate);
             (compute.kernels.swiglu)(h, up);
         }
+        show(m, &h);
         compute.product(&self.w2, &Activations::new(h, ffn))
     }
 }

@@ -12,6 +12,7 @@ use super::{
     batch::Batch,
     feed_forward::FeedForward,
     norm::rms_norm,
+    probe::{Probe, Stage, Watch},
     rope::rotate,
     scratch::Buffer,
     sequence::{Output, Sequence, Want},
@@ -21,26 +22,6 @@ use crate::{
     error::{Error, Result},
     pager::Pass,
 };
-
-/// Places in the forward pass that a [`Probe`] sees. Rows are tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
-pub enum Stage {
-    Embedding,
-    InputNorm,
-    Filter,
-    Query,
-    Key,
-    Value,
-    Attention,
-    RouterLogits,
-    FeedForward,
-    Hidden,
-    FinalNorm,
-}
-
-/// Sees intermediate results as `(stage, layer, rows)`.
-pub type Probe<'p> = &'p mut (dyn FnMut(Stage, usize, &[f32]) + Send);
 
 impl Model {
     /// Runs the tokens of every sequence behind those that its state holds, in one pass, and brings what is wanted of each, in their order.
@@ -58,7 +39,7 @@ impl Model {
         if self.gpu().is_some() {
             return self.beside_gpu(sequences);
         }
-        self.together(sequences.iter_mut().collect(), &mut |_, _, _| {})
+        self.together(sequences.iter_mut().collect(), None)
     }
 
     /// A pass on the GPU of those sequences that it can run, and one on the CPU of all others.
@@ -67,7 +48,7 @@ impl Model {
         let there = self.forward_gpu(sequences);
         let others = sequences.iter_mut().zip(&there).filter(|(_, there)| there.is_none());
         let others = others.map(|(sequence, _)| sequence).collect();
-        let mut here = self.together(others, &mut |_, _, _| {}).into_iter();
+        let mut here = self.together(others, None).into_iter();
         let result = |there: Option<_>| there.or_else(|| here.next()).expect("a result of every sequence");
         there.into_iter().map(result).collect()
     }
@@ -91,13 +72,19 @@ impl Model {
         want: Want,
         probe: Probe<'_>,
     ) -> Result<Vec<f32>> {
-        self.together(vec![&mut Sequence { tokens, drafted: 0, state, want }], probe)
+        self.forward_watched(&mut [Sequence { tokens, drafted: 0, state, want }], probe)
             .remove(0)
             .map(Output::into_rows)
     }
 
+    /// [`Model::forward`] on the CPU, that shows its intermediate results to `probe`: the rows of all sequences, in their order, while none has failed or was
+    /// cancelled.
+    pub fn forward_watched(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Vec<Result<Output>> {
+        self.together(sequences.iter_mut().collect(), Some(probe))
+    }
+
     /// A pass on the CPU.
-    fn together(&self, sequences: Vec<&mut Sequence<'_>>, probe: Probe<'_>) -> Vec<Result<Output>> {
+    fn together(&self, sequences: Vec<&mut Sequence<'_>>, probe: Option<Probe<'_>>) -> Vec<Result<Output>> {
         let mut batch = Batch::new(sequences.len());
         for (place, sequence) in sequences.into_iter().enumerate() {
             // What a pass that failed or panicked has left is dropped.
@@ -112,7 +99,7 @@ impl Model {
             let (start, rows) = (Instant::now(), batch.rows());
             let sequences = batch.members().len();
             let certain = rows - batch.members().iter().map(|m| m.sequence.drafted).sum::<usize>();
-            match self.in_pass(rows, |pass| self.run(pass, &mut batch, probe)) {
+            match self.in_pass(rows, |pass| self.run(pass, &mut batch, Watch::new(probe))) {
                 Ok(()) => self.log.add(certain, sequences, start),
                 Err(error) => batch.fail_all(&error),
             }
@@ -166,12 +153,12 @@ impl Model {
         self.check_finite(&logits).map(|()| logits)
     }
 
-    fn run(&self, pass: &Pass<'_>, batch: &mut Batch<'_, '_>, probe: Probe<'_>) -> Result<()> {
+    fn run(&self, pass: &Pass<'_>, batch: &mut Batch<'_, '_>, mut watch: Watch<'_>) -> Result<()> {
         let (config, compute) = (&self.config, &self.compute);
         let norm = |x: &[f32], weight: &[f32]| rms_norm(compute, x, weight, config.rms_eps);
 
         let mut x = self.embed(&batch.tokens())?;
-        probe(Stage::Embedding, 0, &x);
+        watch.see(Stage::Embedding, 0, &x);
         for (l, layer) in self.layers.iter().enumerate() {
             x = batch.leave(compute, x);
             if batch.is_empty() {
@@ -194,32 +181,35 @@ impl Model {
             let attended = attend(compute, &batch.caches(l), &q);
             let o = compute.product(&layer.o, &attended);
             add(&mut x, &o);
-            probe(Stage::InputNorm, l, a.data());
-            probe(Stage::Filter, l, g.data());
-            probe(Stage::Query, l, &q);
-            probe(Stage::Key, l, &k);
-            probe(Stage::Value, l, &v);
-            probe(Stage::Attention, l, &o);
+            watch.see(Stage::InputNorm, l, a.data());
+            watch.see(Stage::Convolved, l, o1.data());
+            watch.see(Stage::Filter, l, g.data());
+            watch.see(Stage::Query, l, &q);
+            watch.see(Stage::Key, l, &k);
+            watch.see(Stage::Value, l, &v);
+            watch.see(Stage::Attended, l, attended.data());
+            watch.see(Stage::Attention, l, &o);
 
             // Feed forward: the experts that the router picks, or the one MLP of a dense model.
             let m = norm(&x, &layer.post_norm);
+            watch.see(Stage::PostNorm, l, m.data());
             let y = match &layer.feed_forward {
-                FeedForward::Dense(mlp) => mlp.apply(compute, &m),
+                FeedForward::Dense(mlp) => mlp.apply(compute, &m, &mut watch.at(l)),
                 FeedForward::Moe { router, experts } => {
                     let mut routing = router.route(compute, &m);
                     if let Some(script) = &self.script {
                         script.impose(l, &batch.positions(), &mut routing);
                     }
-                    probe(Stage::RouterLogits, l, &routing.logits);
+                    watch.see(Stage::RouterLogits, l, &routing.logits);
                     let request = experts.request(pass, &routing)?;
                     self.look_ahead(pass, l + 1, &x)?;
                     let lost = |rows: &[usize], error: &Error| batch.fail(rows, error);
-                    experts.apply(compute, request.as_ref(), &m, &routing, &lost)?
+                    experts.apply(compute, request.as_ref(), &m, &routing, &lost, &mut watch.at(l))?
                 }
             };
             add(&mut x, &y);
-            probe(Stage::FeedForward, l, &y);
-            probe(Stage::Hidden, l, &x);
+            watch.see(Stage::FeedForward, l, &y);
+            watch.see(Stage::Hidden, l, &x);
         }
         x = batch.leave(compute, x);
 
@@ -227,7 +217,7 @@ impl Model {
         let mut rows = Vec::new();
         let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
         let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
-        probe(Stage::FinalNorm, 0, last.data());
+        watch.see(Stage::FinalNorm, 0, last.data());
         self.wanted_logits(batch, &wanted, &last);
         // The states go on only when all that was read was the file.
         self.check_file()?;

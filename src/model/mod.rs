@@ -18,6 +18,7 @@ mod gpu;
 mod load;
 mod matrix;
 mod norm;
+mod probe;
 pub mod rope;
 mod router;
 mod scratch;
@@ -30,8 +31,8 @@ mod work;
 
 pub use cancel::{Cancel, Running};
 pub use compute::Arithmetic;
-pub use forward::Stage;
 pub use load::{BATCH, GpuPlacement, GpuUse, LOGIT_ROWS, Options, Placement, Progress, Sizes};
+pub use probe::{Probe, Stage};
 pub use sequence::{Output, Sequence, Want};
 pub(crate) use state::{Extent, UNROTATED_Q4_0};
 pub use state::{KvType, Pool, PoolUse, State, Stored};

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use yuan_kernels::{
     Kernels,
     blocks::QK,
-    panel::{PANEL_ROWS, Panel},
+    panel::{ActivationBlock, PANEL_ROWS, Panel},
     tile::{
         TOKEN_BLOCK, tile_down, tile_down_float, tile_gate_up, tile_gate_up_float, tile_pass, tile_pass_float,
     },
@@ -23,6 +23,7 @@ use super::{
     activations::{Activations, Blocks},
     compute::{Arithmetic, Compute},
     feed_forward::{Group, Output, cut},
+    probe::{Stage, WatchAt},
     scratch::{Buffer, parts_of},
 };
 use crate::{
@@ -48,10 +49,13 @@ pub fn tiled<P: Panel<X: Blocks>>(
     m: &Activations,
     groups: &mut Vec<Group>,
     lost: Lost<'_>,
+    watch: Option<&mut WatchAt<'_, '_>>,
 ) -> Result<Vec<Output>> {
     let hidden = m.cols();
+    let watch = watch.filter(|watch| watch.is_on());
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
-    let walk = blocks >= 4 * compute.threads();
+    // Who walks keeps no neurons to be seen.
+    let walk = blocks >= 4 * compute.threads() && watch.is_none();
     if walk {
         // As many tokens together as leave every thread some: a group that is not cut reads each tile once.
         cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
@@ -67,15 +71,20 @@ pub fn tiled<P: Panel<X: Blocks>>(
     match compute.arithmetic {
         Arithmetic::Integer => {
             m.quantize::<P::X>(compute);
-            let steps =
-                Steps { len: 1, pass: tile_pass::<P>, gate_up: tile_gate_up::<P>, down: tile_down::<P> };
+            let steps = Steps {
+                len: 1,
+                pass: tile_pass::<P>,
+                gate_up: tile_gate_up::<P>,
+                down: tile_down::<P>,
+                widen: |blocks, out| blocks.iter().zip(out).for_each(|(block, out)| block.widen(out)),
+            };
             let inputs = groups
                 .iter()
                 .map(|g| compute.scratch.gather(m.q8::<P::X>(), m.blocks(), &g.tokens))
                 .collect();
             let work =
-                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
-            work.run(&mut outputs, walk)?;
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, m, steps, inputs };
+            work.run(&mut outputs, walk, watch)?;
         }
         Arithmetic::Float => {
             let steps = Steps {
@@ -83,12 +92,13 @@ pub fn tiled<P: Panel<X: Blocks>>(
                 pass: tile_pass_float::<P>,
                 gate_up: tile_gate_up_float::<P>,
                 down: tile_down_float::<P>,
+                widen: |neurons, out| out.as_flattened_mut().copy_from_slice(neurons),
             };
             let inputs =
                 groups.iter().map(|g| compute.scratch.gather(m.data(), m.cols(), &g.tokens)).collect();
             let work =
-                Work { compute, request, first: some.start, ranks, groups, lost, hidden, steps, inputs };
-            work.run(&mut outputs, walk)?;
+                Work { compute, request, first: some.start, ranks, groups, lost, hidden, m, steps, inputs };
+            work.run(&mut outputs, walk, watch)?;
         }
     }
     Ok(outputs)
@@ -107,6 +117,8 @@ struct Steps<P, I> {
     pass: fn(&Kernels, &[P], usize, &[I], &mut [Outputs]),
     gate_up: fn(&Kernels, &[P], usize, &[I], &mut [I]),
     down: Down<P, I>,
+    /// Neurons in f32, 256 of each token.
+    widen: fn(&[I], &mut [[f32; QK]]),
 }
 
 /// The work of a layer's experts.
@@ -120,6 +132,7 @@ struct Work<'w, P, I: Pod> {
     groups: &'w [Group],
     lost: Lost<'w>,
     hidden: usize,
+    m: &'w Activations,
     steps: Steps<P, I>,
     /// By group.
     inputs: Vec<Buffer<I>>,
@@ -127,8 +140,8 @@ struct Work<'w, P, I: Pod> {
 
 impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
     /// Adds the experts' outputs to zeros.
-    fn run(&self, outputs: &mut [Output], walk: bool) -> Result<()> {
-        if walk { self.walk(outputs) } else { self.spread(outputs) }
+    fn run(&self, outputs: &mut [Output], walk: bool, watch: Option<&mut WatchAt<'_, '_>>) -> Result<()> {
+        if walk { self.walk(outputs) } else { self.spread(outputs, watch) }
     }
 
     /// One thread walks all tiles with a group.
@@ -149,7 +162,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
     }
 
     /// Threads share the tiles of as many experts as there are places for.
-    fn spread(&self, outputs: &mut [Output]) -> Result<()> {
+    fn spread(&self, outputs: &mut [Output], mut watch: Option<&mut WatchAt<'_, '_>>) -> Result<()> {
         let tiles = self.request.tiles();
         let mut start = 0;
         while start < self.ranks.len() {
@@ -169,9 +182,30 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
                 Ok(())
             })?;
             drop(places);
+            if let Some(watch) = &mut watch {
+                self.show(wave.clone(), &neurons, watch);
+            }
             self.down(wave, &neurons, outputs);
         }
         Ok(())
+    }
+
+    /// Shows the experts of some ranks, whose neurons are [rank][tile][token].
+    fn show(&self, wave: Range<usize>, neurons: &[I], watch: &mut WatchAt<'_, '_>) {
+        let mut rest = neurons;
+        for rank in wave {
+            let group = &self.groups[self.ranks[rank].start];
+            let n = group.tokens.len();
+            group.show(watch, &self.compute.scratch.gather(self.m.data(), self.hidden, &group.tokens));
+            let mut rows = vec![[0.0; QK]; n];
+            for t in 0..self.request.tiles() {
+                let h;
+                (h, rest) = rest.split_at(n * self.steps.len);
+                (self.steps.widen)(h, &mut rows);
+                let first = t * QK;
+                watch.see(Stage::Neurons { expert: group.expert, first }, rows.as_flattened());
+            }
+        }
     }
 
     /// The outputs of the experts of some ranks, whose neurons are [rank][tile][token].

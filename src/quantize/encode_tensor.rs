@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use yuan_kernels::{DType, dequantize, tile::TILE_NEURONS};
 
 use super::{
-    encode, first_non_finite, lossless,
+    Importance, Inputs, encode, first_non_finite, lossless,
     plan::{CHUNK_WEIGHTS, Item, SourceOf},
 };
 use crate::{
@@ -84,15 +84,21 @@ pub enum Encoded {
     },
 }
 
-/// Reads and encodes one tensor. The bytes do not depend on the number of threads. Quantized matrices that do not fit the type of the item are encoded
-/// anew, and `lost` hears what that cost.
+/// Reads and encodes one tensor, by the importance of its columns where that is known. The bytes do not depend on the number of threads. Quantized matrices
+/// that do not fit the type of the item are encoded anew, and `lost` hears what that cost.
 ///
 /// # Errors
-/// Those of the source; [`Error::Argument`] that names a tensor with a weight that is not a finite number.
-pub fn encode_item(item: &Item, ffn: usize, source: &dyn Weights, lost: &dyn Fn(Loss)) -> Result<Encoded> {
+/// Those of the source and of the importance; [`Error::Argument`] that names a tensor with a weight that is not a finite number.
+pub fn encode_item(
+    item: &Item,
+    ffn: usize,
+    source: &dyn Weights,
+    importance: Option<&dyn Importance>,
+    lost: &dyn Fn(Loss),
+) -> Result<Encoded> {
     let matrix = |name: &str, rows, cols, padded, order| {
         let matrix = Matrix { name, rows, cols, padded, dtype: item.dtype, order };
-        let (bytes, loss) = encode_matrix(&matrix, source)?;
+        let (bytes, loss) = encode_matrix(&matrix, source, importance)?;
         loss.into_iter().for_each(lost);
         Ok::<_, Error>(bytes)
     };
@@ -127,6 +133,19 @@ struct Matrix<'a> {
     order: Order,
 }
 
+impl Matrix<'_> {
+    /// Appends the weights of a row in the order in which they are stored.
+    fn store(&self, weights: &[f32], row: &mut Vec<f32>) {
+        match self.order {
+            Order::Plain => row.extend_from_slice(weights),
+            Order::SplitTaps => {
+                row.extend(weights.iter().step_by(2));
+                row.extend(weights.iter().skip(1).step_by(2));
+            }
+        }
+    }
+}
+
 /// What rows changed by: the sums of squares of the changes and of the weights, and the largest change.
 #[derive(Clone, Copy, Default)]
 struct Change {
@@ -155,7 +174,11 @@ impl Change {
 }
 
 /// The bytes of a matrix, and what they cost, if the source has it quantized in another way.
-fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<(Vec<u8>, Option<Loss>)> {
+fn encode_matrix(
+    m: &Matrix<'_>,
+    source: &dyn Weights,
+    importance: Option<&dyn Importance>,
+) -> Result<(Vec<u8>, Option<Loss>)> {
     let packed = source.packed(m.name)?;
     if let Some(packed) = &packed
         && (packed.outputs(), packed.inputs(), m.order) != (m.rows, m.cols, Order::Plain)
@@ -169,6 +192,10 @@ fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<(Vec<u8>, Optio
         let name = m.dtype.name();
         Error::Argument(format!("tensor {}: rows of {} do not fit the blocks of {name}", m.name, m.padded))
     })?;
+    let inputs = match importance {
+        Some(importance) if !exact && Inputs::serve(m.dtype) => importance.inputs(m.name, m.padded)?,
+        _ => None,
+    };
     let mut out = vec![0; m.rows * row_bytes];
     let rows = (CHUNK_WEIGHTS / m.cols).max(1);
     let pieces = out.par_chunks_mut(rows * row_bytes).enumerate().map_init(
@@ -193,15 +220,23 @@ fn encode_matrix(m: &Matrix<'_>, source: &dyn Weights) -> Result<(Vec<u8>, Optio
                 )));
             }
             let mut change = Change::default();
+            if let Some(inputs) = &inputs {
+                row.clear();
+                for weights in read.chunks_exact(m.cols) {
+                    m.store(weights, row);
+                    row.resize(row.len().next_multiple_of(m.padded), 0.0);
+                }
+                inputs.encode(m.dtype, row, out);
+                if packed.is_some() {
+                    let mut found = vec![0.0; row.len()];
+                    dequantize(m.dtype, out, &mut found);
+                    change = Change::of(row, &found);
+                }
+                return Ok(change);
+            }
             for (weights, out) in read.chunks_exact(m.cols).zip(out.chunks_exact_mut(row_bytes)) {
                 row.clear();
-                match m.order {
-                    Order::Plain => row.extend_from_slice(weights),
-                    Order::SplitTaps => {
-                        row.extend(weights.iter().step_by(2));
-                        row.extend(weights.iter().skip(1).step_by(2));
-                    }
-                }
+                m.store(weights, row);
                 // Blocks behind the last that holds a weight stay zero bytes.
                 row.resize(m.cols.next_multiple_of(m.dtype.block_len()), 0.0);
                 let out = &mut out[..row.len() / m.dtype.block_len() * m.dtype.block_bytes()];

@@ -72,7 +72,8 @@ pub fn convert(checkpoint: &Path, options: &Options, output: &Path) -> Container
         false => letters(checkpoint.config().vocab),
     };
     let plan = Plan::new(checkpoint.config().clone(), options).expect("a plan");
-    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
+    let conversion =
+        Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test", None).expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");
     Container::open(output).expect("the container opens")
 }
@@ -82,7 +83,8 @@ pub fn convert_as(checkpoint: &Path, wishes: &Wishes, output: &Path) -> (Contain
     let checkpoint = Checkpoint::open(checkpoint).expect("the checkpoint opens");
     let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config())).expect("the vocabulary");
     let (plan, _) = Plan::of_checkpoint(&checkpoint, wishes).expect("a plan");
-    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").expect("a conversion");
+    let conversion =
+        Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test", None).expect("a conversion");
     conversion.write(output, &|_| true).expect("the conversion runs");
     (Container::open(output).expect("the container opens"), conversion.losses())
 }

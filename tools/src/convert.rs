@@ -7,7 +7,7 @@ use yuan::{
     checkpoint::{Checkpoint, LeftOut, vocab::read_vocab},
     config::{Family, ModelConfig, RouterKind},
     container::Container,
-    convert::{Conversion, within_size},
+    convert::{Conversion, ImportanceFile, within_size},
     quantize::{Loss, Plan, SourceOf, Wishes},
     vocab::Vocab,
 };
@@ -65,6 +65,8 @@ pub struct Job<'a> {
     left_out: &'a [LeftOut],
     /// Where a size chose the types: the mean KL divergence that they are expected to have.
     expected: Option<f32>,
+    /// What is known of the importance of weights.
+    told: Vec<String>,
 }
 
 /// How the matrices of a GPTQ checkpoint fare.
@@ -79,18 +81,23 @@ struct Quantized {
 }
 
 impl<'a> Job<'a> {
-    /// Plans the conversion. A GGUF file keeps its own types (a repack without loss) unless `wishes` name types.
+    /// Plans the conversion, by importance where that is given. A GGUF file keeps its own types (a repack without loss) unless `wishes` name types.
     ///
     /// # Errors
     /// When the input does not allow it.
-    pub fn new(input: &'a Input, wishes: &Wishes) -> anyhow::Result<Self> {
+    pub fn new(
+        input: &'a Input,
+        wishes: &Wishes,
+        importance: Option<&'a ImportanceFile>,
+    ) -> anyhow::Result<Self> {
         let (wishes, expected) = &within_size(wishes, input.config())?;
         let (conversion, warnings, quantized) = match input {
             Input::Checkpoint(checkpoint, vocab) => {
                 let (plan, warnings) = Plan::of_checkpoint(checkpoint, wishes)?;
                 let identity = checkpoint.identity();
                 let quantized = Quantized::of(checkpoint, &plan)?;
-                let conversion = Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity)?;
+                let conversion =
+                    Conversion::of_checkpoint(plan, checkpoint.as_ref(), vocab, &identity, importance)?;
                 (conversion.reading(checkpoint.files()), warnings, quantized)
             }
             Input::Gguf(_) if wishes.lossless && wishes.name_types() => {
@@ -99,7 +106,12 @@ impl<'a> Job<'a> {
                 )
             }
             Input::Gguf(container) if wishes.name_types() => {
-                (Conversion::requantize(container, &wishes.options())?, vec![], None)
+                (Conversion::requantize(container, &wishes.options(), importance)?, vec![], None)
+            }
+            Input::Gguf(_) if importance.is_some() => {
+                anyhow::bail!(
+                    "--importance: a GGUF file keeps its blocks where no types are named; give --experts, --dense or both, and a file of floats"
+                )
             }
             Input::Gguf(container) => (Conversion::repack(container, &wishes.options())?, vec![], None),
         };
@@ -107,12 +119,20 @@ impl<'a> Job<'a> {
             Input::Checkpoint(checkpoint, _) => checkpoint.left_out(),
             Input::Gguf(_) => &[],
         };
-        Ok(Self { conversion, warnings, quantized, left_out, expected: *expected })
+        let told = importance.map(ImportanceFile::summary).unwrap_or_default();
+        Ok(Self { conversion, warnings, quantized, left_out, told, expected: *expected })
     }
 
     /// A conversion that was planned elsewhere.
     pub fn of(conversion: Conversion<'a>) -> Self {
-        Self { conversion, warnings: Vec::new(), quantized: None, left_out: &[], expected: None }
+        Self {
+            conversion,
+            warnings: Vec::new(),
+            quantized: None,
+            left_out: &[],
+            told: Vec::new(),
+            expected: None,
+        }
     }
 
     /// These tensors of the input go into no tensor.
@@ -123,6 +143,11 @@ impl<'a> Job<'a> {
     /// What the user should know before it runs.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// What it is told of the importance of weights.
+    pub fn told(&self) -> &[String] {
+        &self.told
     }
 
     /// What of the input goes into no tensor, in one sentence; none where everything does.

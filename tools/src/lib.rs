@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod convert;
+pub mod documents;
 pub mod draft;
 pub mod geometry;
 pub mod heat;

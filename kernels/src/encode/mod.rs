@@ -3,6 +3,7 @@
 //! Each encoder is written once, in plain Rust over fixed lanes, and compiled once more for AVX2, where the same loops
 //! become wider vectors. No sum is reordered and nothing is fused, so the blocks are the same on every machine.
 
+mod grid;
 mod q4_k;
 mod sixteens;
 mod small;
@@ -10,9 +11,39 @@ mod small;
 use bytemuck::{Pod, bytes_of};
 
 use crate::hadamard::rotate;
+use grid::{accumulate, feedback, weighted};
+use q4_k::GridQ4K;
+use sixteens::{GridOf, Q3K, Q6K};
+use small::{GridQ4_0, GridQ8_0};
+
+type GridQ3K = GridOf<Q3K>;
+type GridQ6K = GridOf<Q6K>;
 
 /// An encoder of one format: whole blocks of finite weights into exactly the bytes that they take.
 pub type Encoder = fn(weights: &[f32], out: &mut [u8]);
+
+/// An encoder that weighs the squared error of each weight by its importance, above 0: whole blocks, as by an [`Encoder`].
+pub type Weighted = fn(weights: &[f32], importance: &[f32], out: &mut [u8]);
+
+/// An encoder of 256 weights of a row, column by column: what a column loses is made up for in those behind it. Its arguments are
+/// `(weights, moved, importance, factor, stride, errors, out)`.
+///
+/// `moved` are the weights of the row from the block's first on, with what the columns before have asked for; the rows of `factor`, `stride` apart, one for
+/// each of the 256 columns, say what an error in it asks of the columns from the block's first on. `errors` receives `weights` less the values
+/// of the blocks in `out`.
+pub type Feedback = fn(&[f32], &mut [f32], &[f32], &[f32], usize, &mut [f32], &mut [u8]);
+
+/// `c += a b`, of `(a, depth, b, stride, c, width)`: rows of `depth` numbers in `a`, of `width` in `b` and `c`, `stride` apart in both. Added up in the order of the
+/// rows of `b`, on every machine.
+pub type Accumulate = fn(&[f32], usize, &[f32], usize, &mut [f32], usize);
+
+/// The two ways of encoding by importance.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub struct ByImportance {
+    pub weighted: Weighted,
+    pub feedback: Feedback,
+}
 
 /// The rotation of blocks of `width` numbers, a power of two, in place (`hadamard.rs`).
 pub type Rotation = fn(x: &mut [f32], width: usize);
@@ -28,6 +59,12 @@ pub struct Encoders {
     pub q3_k: Encoder,
     pub q4_k: Encoder,
     pub q6_k: Encoder,
+    pub q4_0_by_importance: ByImportance,
+    pub q8_0_by_importance: ByImportance,
+    pub q3_k_by_importance: ByImportance,
+    pub q4_k_by_importance: ByImportance,
+    pub q6_k_by_importance: ByImportance,
+    pub accumulate: Accumulate,
     pub rotate: Rotation,
 }
 
@@ -35,9 +72,15 @@ static BASELINE: Encoders = Encoders {
     name: "baseline",
     q4_0: |weights, out| each(weights, out, small::q4_0),
     q8_0: |weights, out| each(weights, out, small::q8_0),
-    q3_k: |weights, out| each(weights, out, sixteens::q3_k),
+    q3_k: |weights, out| each(weights, out, sixteens::encode::<Q3K>),
     q4_k: |weights, out| each(weights, out, q4_k::encode),
-    q6_k: |weights, out| each(weights, out, sixteens::q6_k),
+    q6_k: |weights, out| each(weights, out, sixteens::encode::<Q6K>),
+    q4_0_by_importance: ByImportance { weighted: weighted::<GridQ4_0, _>, feedback: feedback::<GridQ4_0, _> },
+    q8_0_by_importance: ByImportance { weighted: weighted::<GridQ8_0, _>, feedback: feedback::<GridQ8_0, _> },
+    q3_k_by_importance: ByImportance { weighted: weighted::<GridQ3K, _>, feedback: feedback::<GridQ3K, _> },
+    q4_k_by_importance: ByImportance { weighted: weighted::<GridQ4K, _>, feedback: feedback::<GridQ4K, _> },
+    q6_k_by_importance: ByImportance { weighted: weighted::<GridQ6K, _>, feedback: feedback::<GridQ6K, _> },
+    accumulate,
     rotate,
 };
 
@@ -58,7 +101,10 @@ pub fn best_encoders() -> &'static Encoders {
 
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::{Encoders, each, q4_k, sixteens, small};
+    use super::{
+        ByImportance, Encoders, GridQ3K, GridQ4_0, GridQ4K, GridQ6K, GridQ8_0, Q3K, Q6K, each, grid, q4_k,
+        sixteens, small,
+    };
     use crate::hadamard;
 
     pub fn table() -> Option<&'static Encoders> {
@@ -69,6 +115,18 @@ mod avx2 {
                 |from, to| unsafe { $function(from, to) }
             };
         }
+        /// The same, of both ways of encoding by importance.
+        macro_rules! by_importance {
+            ($way:ident) => {
+                // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2.
+                ByImportance {
+                    weighted: |weights, importance, out| unsafe { $way::weighted(weights, importance, out) },
+                    feedback: |weights, moved, importance, factor, stride, errors, out| unsafe {
+                        $way::feedback(weights, moved, importance, factor, stride, errors, out)
+                    },
+                }
+            };
+        }
         static TABLE: Encoders = Encoders {
             name: "avx2",
             q4_0: enter!(q4_0),
@@ -76,6 +134,13 @@ mod avx2 {
             q3_k: enter!(q3_k),
             q4_k: enter!(q4_k),
             q6_k: enter!(q6_k),
+            q4_0_by_importance: by_importance!(q4_0_by_importance),
+            q8_0_by_importance: by_importance!(q8_0_by_importance),
+            q3_k_by_importance: by_importance!(q3_k_by_importance),
+            q4_k_by_importance: by_importance!(q4_k_by_importance),
+            q6_k_by_importance: by_importance!(q6_k_by_importance),
+            // SAFETY: as above.
+            accumulate: |a, depth, b, stride, c, width| unsafe { accumulate(a, depth, b, stride, c, width) },
             rotate: enter!(rotate),
         };
         is_x86_feature_detected!("avx2").then_some(&TABLE)
@@ -93,7 +158,7 @@ mod avx2 {
 
     #[target_feature(enable = "avx2")]
     fn q3_k(weights: &[f32], out: &mut [u8]) {
-        each(weights, out, sixteens::q3_k);
+        each(weights, out, sixteens::encode::<Q3K>);
     }
 
     #[target_feature(enable = "avx2")]
@@ -103,7 +168,46 @@ mod avx2 {
 
     #[target_feature(enable = "avx2")]
     fn q6_k(weights: &[f32], out: &mut [u8]) {
-        each(weights, out, sixteens::q6_k);
+        each(weights, out, sixteens::encode::<Q6K>);
+    }
+
+    /// Both ways of encoding by importance on a grid, compiled for AVX2.
+    macro_rules! compile {
+        ($($way:ident: $grid:ty;)*) => {$(
+            mod $way {
+                use super::*;
+
+                #[target_feature(enable = "avx2")]
+                pub fn weighted(weights: &[f32], importance: &[f32], out: &mut [u8]) {
+                    grid::weighted::<$grid, _>(weights, importance, out);
+                }
+
+                #[target_feature(enable = "avx2")]
+                pub fn feedback(
+                    weights: &[f32],
+                    moved: &mut [f32],
+                    importance: &[f32],
+                    factor: &[f32],
+                    stride: usize,
+                    errors: &mut [f32],
+                    out: &mut [u8],
+                ) {
+                    grid::feedback::<$grid, _>(weights, moved, importance, factor, stride, errors, out);
+                }
+            }
+        )*};
+    }
+    compile! {
+        q4_0_by_importance: GridQ4_0;
+        q8_0_by_importance: GridQ8_0;
+        q3_k_by_importance: GridQ3K;
+        q4_k_by_importance: GridQ4K;
+        q6_k_by_importance: GridQ6K;
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn accumulate(a: &[f32], depth: usize, b: &[f32], stride: usize, c: &mut [f32], width: usize) {
+        grid::accumulate(a, depth, b, stride, c, width);
     }
 
     #[target_feature(enable = "avx2")]

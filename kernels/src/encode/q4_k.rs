@@ -5,11 +5,16 @@
 //! 3. For every sub-block, the codes near those with the least error on the grid as it is now ([`refine`]).
 //! 4. The `d` and `dmin` that fit best what was chosen ([`refit`]), and the final quants.
 //!
-//! The eight sub-blocks sit in eight lanes, so that all of them are searched at once and no sum crosses lanes.
+//! The eight sub-blocks sit in eight lanes, so that all of them are searched at once and no sum crosses lanes. Squared errors are weighed by the
+//! importance of their columns, where it is known ([`Worth`]).
 
 use half::f16;
 
-use super::{byte, inverse, lanes, max, min, round, side_by_side, to_f16};
+use super::{
+    byte,
+    grid::{Grid, Same, Worth},
+    inverse, lanes, max, min, round, side_by_side, to_f16,
+};
 use crate::blocks::BlockQ4K;
 
 /// One number of each sub-block.
@@ -20,21 +25,8 @@ const COLUMNS: usize = 32;
 /// 256 weights, all finite, as one block.
 #[inline(always)]
 pub(super) fn encode(weights: &[f32; 256]) -> BlockQ4K {
-    let x: [Lanes; COLUMNS] = side_by_side(weights);
-    let mut sums = [0.0; 8];
-    for x in &x {
-        for s in 0..8 {
-            sums[s] += x[s];
-        }
-    }
-
-    let (scales, mins) = search(&x, &sums);
-    let (d, scales) = six_bits(&scales);
-    let (dmin, mins) = six_bits(&mins);
-    let grid = refine(&x, &sums, Grid { d, dmin, scales, mins });
-    let grid = refit(&x, &sums, grid);
-
-    let (inverses, mins) = grid.inverses_and_mins();
+    let form = find(weights, &Same);
+    let (inverses, mins) = form.inverses_and_mins();
     let mut qs = [0; 128];
     for p in 0..4 {
         for k in 0..COLUMNS {
@@ -42,32 +34,105 @@ pub(super) fn encode(weights: &[f32; 256]) -> BlockQ4K {
             qs[COLUMNS * p + k] = byte(q(2 * p) + 16.0 * q(2 * p + 1));
         }
     }
-    let [scales, mins] = [grid.scales, grid.mins].map(|codes| codes.map(byte));
-    BlockQ4K { d: grid.d, dmin: grid.dmin, scales: BlockQ4K::pack_scales(&scales, &mins), qs }
+    form.block(qs)
+}
+
+/// The scales and minimums of a block.
+#[inline(always)]
+fn find(weights: &[f32; 256], worth: &impl Worth<8, COLUMNS>) -> Form {
+    let x: [Lanes; COLUMNS] = side_by_side(weights);
+    let (mut sums, mut worths) = ([0.0; 8], [0.0; 8]);
+    for (k, x) in x.iter().enumerate() {
+        for s in 0..8 {
+            sums[s] += worth.of(k, s) * x[s];
+            worths[s] += worth.of(k, s);
+        }
+    }
+    let columns = Block { x, worth, sums, worths };
+    let (scales, mins) = search(&columns);
+    let (d, scales) = six_bits(&scales);
+    let (dmin, mins) = six_bits(&mins);
+    let form = refine(&columns, Form { d, dmin, scales, mins });
+    refit(&columns, form)
+}
+
+/// What is searched for: a block's weights, with the sums over each sub-block of what they are worth, and of that times them.
+struct Block<'w, W> {
+    x: [Lanes; COLUMNS],
+    worth: &'w W,
+    sums: Lanes,
+    worths: Lanes,
 }
 
 /// All of a block but its quants. The codes are whole numbers, 0..=63.
 #[derive(Clone, Copy)]
-struct Grid {
+struct Form {
     d: f16,
     dmin: f16,
     scales: Lanes,
     mins: Lanes,
 }
 
-impl Grid {
+impl Form {
     /// The real-valued inverses of the scales, and the minimums: a weight's quant is `(w + min) * inverse`, rounded.
     #[inline(always)]
     fn inverses_and_mins(&self) -> (Lanes, Lanes) {
         let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
         (lanes(|s| inverse(d * self.scales[s])), lanes(|s| dmin * self.mins[s]))
     }
+
+    /// The block with these quants, two a byte.
+    #[inline(always)]
+    fn block(&self, qs: [u8; 128]) -> BlockQ4K {
+        let [scales, mins] = [self.scales, self.mins].map(|codes| codes.map(byte));
+        BlockQ4K { d: self.d, dmin: self.dmin, scales: BlockQ4K::pack_scales(&scales, &mins), qs }
+    }
+}
+
+/// A block's form with what it means.
+pub(super) struct GridQ4K {
+    form: Form,
+    scales: Lanes,
+    inverses: Lanes,
+    mins: Lanes,
+}
+
+impl Grid<256> for GridQ4K {
+    type Block = BlockQ4K;
+
+    #[inline(always)]
+    fn fit(weights: &[f32; 256], importance: &[f32; 256]) -> Self {
+        let form = find(weights, &side_by_side::<8, COLUMNS>(importance));
+        let (inverses, mins) = form.inverses_and_mins();
+        let d = form.d.to_f32();
+        Self { scales: lanes(|s| d * form.scales[s]), inverses, mins, form }
+    }
+
+    #[inline(always)]
+    fn nearest(&self, column: usize, weight: f32) -> (f32, f32) {
+        let s = column / COLUMNS;
+        let q = quant((weight + self.mins[s]) * self.inverses[s]);
+        (q, self.scales[s] * q - self.mins[s])
+    }
+
+    #[inline(always)]
+    fn pack(&self, quants: &[f32; 256]) -> BlockQ4K {
+        let mut qs = [0; 128];
+        for p in 0..4 {
+            for k in 0..COLUMNS {
+                let q = |s: usize| quants[COLUMNS * s + k];
+                qs[COLUMNS * p + k] = byte(q(2 * p) + 16.0 * q(2 * p + 1));
+            }
+        }
+        self.form.block(qs)
+    }
 }
 
 /// For every sub-block the scale and the minimum (`w = scale * q - min`, neither below 0) with the least squared error
 /// among candidates: weights are rounded to a candidate's grid, then a line is fitted through what came out.
 #[inline(always)]
-fn search(x: &[Lanes; COLUMNS], sums: &Lanes) -> (Lanes, Lanes) {
+fn search(block: &Block<'_, impl Worth<8, COLUMNS>>) -> (Lanes, Lanes) {
+    let Block { x, worth, sums, worths } = block;
     let (mut low, mut high) = ([0.0; 8], x[0]);
     for x in x {
         for s in 0..8 {
@@ -82,18 +147,17 @@ fn search(x: &[Lanes; COLUMNS], sums: &Lanes) -> (Lanes, Lanes) {
     for candidate in 0..21 {
         let steps = 12.5 + 0.25 * candidate as f32;
         let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; 8], [0.0; 8], [0.0; 8]);
-        for x in x {
+        for (k, x) in x.iter().enumerate() {
             for s in 0..8 {
                 let q = quant((x[s] - low[s]) * (unit[s] * steps));
-                sum_q[s] += q;
-                sum_qq[s] += q * q;
-                sum_xq[s] += x[s] * q;
+                sum_q[s] += worth.of(k, s) * q;
+                sum_qq[s] += worth.of(k, s) * (q * q);
+                sum_xq[s] += worth.of(k, s) * (x[s] * q);
             }
         }
         for s in 0..8 {
-            const N: f32 = COLUMNS as f32;
-            let determinant = N * sum_qq[s] - sum_q[s] * sum_q[s];
-            let scale = (N * sum_xq[s] - sum_q[s] * sums[s]) / determinant;
+            let determinant = worths[s] * sum_qq[s] - sum_q[s] * sum_q[s];
+            let scale = (worths[s] * sum_xq[s] - sum_q[s] * sums[s]) / determinant;
             let min = (sum_q[s] * sum_xq[s] - sum_qq[s] * sums[s]) / determinant;
             // No minimum below 0 can be stored: the line then goes through the origin.
             let free = min > 0.0;
@@ -120,7 +184,8 @@ fn six_bits(numbers: &Lanes) -> (f16, Lanes) {
 
 /// Tries the scales as they are, a step down and a step up, each with the minimum that suits it.
 #[inline(always)]
-fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
+fn refine(block: &Block<'_, impl Worth<8, COLUMNS>>, grid: Form) -> Form {
+    let Block { x, worth, sums, worths } = block;
     let (d, dmin) = (grid.d.to_f32(), grid.dmin.to_f32());
     let inverse_dmin = inverse(dmin);
     let old_mins: Lanes = lanes(|s| dmin * grid.mins[s]);
@@ -130,20 +195,19 @@ fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
         let scales: Lanes = lanes(|s| d * codes[s]);
         let inverses: Lanes = lanes(|s| inverse(scales[s]));
         let mut sum_q = [0.0; 8];
-        for x in x {
+        for (k, x) in x.iter().enumerate() {
             for s in 0..8 {
-                sum_q[s] += quant((x[s] + old_mins[s]) * inverses[s]);
+                sum_q[s] += worth.of(k, s) * quant((x[s] + old_mins[s]) * inverses[s]);
             }
         }
-        let min_codes: Lanes =
-            lanes(|s| code((scales[s] * sum_q[s] - sums[s]) / COLUMNS as f32 * inverse_dmin));
+        let min_codes: Lanes = lanes(|s| code((scales[s] * sum_q[s] - sums[s]) / worths[s] * inverse_dmin));
         let mins: Lanes = lanes(|s| dmin * min_codes[s]);
         let mut error = [0.0; 8];
-        for x in x {
+        for (k, x) in x.iter().enumerate() {
             for s in 0..8 {
                 let q = quant((x[s] + mins[s]) * inverses[s]);
                 let difference = scales[s] * q - mins[s] - x[s];
-                error[s] += difference * difference;
+                error[s] += worth.of(k, s) * (difference * difference);
             }
         }
         for s in 0..8 {
@@ -158,15 +222,16 @@ fn refine(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
 
 /// Fits `d` and `dmin` to the codes and their quants by least squares over the whole block.
 #[inline(always)]
-fn refit(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
+fn refit(block: &Block<'_, impl Worth<8, COLUMNS>>, grid: Form) -> Form {
+    let Block { x, worth, sums, worths } = block;
     let (inverses, mins) = grid.inverses_and_mins();
     let (mut sum_q, mut sum_qq, mut sum_xq) = ([0.0; 8], [0.0; 8], [0.0; 8]);
-    for x in x {
+    for (k, x) in x.iter().enumerate() {
         for s in 0..8 {
             let q = quant((x[s] + mins[s]) * inverses[s]);
-            sum_q[s] += q;
-            sum_qq[s] += q * q;
-            sum_xq[s] += x[s] * q;
+            sum_q[s] += worth.of(k, s) * q;
+            sum_qq[s] += worth.of(k, s) * (q * q);
+            sum_xq[s] += worth.of(k, s) * (x[s] * q);
         }
     }
     // Sums over the block of products of a = scale * q, b = min and x.
@@ -175,7 +240,7 @@ fn refit(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
         let (scale, min) = (grid.scales[s], grid.mins[s]);
         aa += scale * scale * sum_qq[s];
         ab += scale * min * sum_q[s];
-        bb += min * min * COLUMNS as f32;
+        bb += min * min * worths[s];
         ax += scale * sum_xq[s];
         bx += min * sums[s];
     }
@@ -186,7 +251,7 @@ fn refit(x: &[Lanes; COLUMNS], sums: &Lanes, grid: Grid) -> Grid {
     let d = if d > 0.0 { to_f16(d) } else { grid.d };
     let dmin = (d.to_f32() * ab - bx) / bb;
     let dmin = if dmin > 0.0 { to_f16(dmin) } else { grid.dmin };
-    Grid { d, dmin, ..grid }
+    Form { d, dmin, ..grid }
 }
 
 /// The nearest of the 16 quants.

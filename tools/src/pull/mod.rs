@@ -182,7 +182,7 @@ impl Pull<'_> {
         }
         bar.clear();
         let input = Input::open(folder)?;
-        let job = Job::new(&input, &self.wishes)?;
+        let job = Job::new(&input, &self.wishes, None)?;
         job.warnings().iter().for_each(|warning| tell!("warning: {warning}"));
         check_room(self.output, folder, total + job.file_bytes())?;
         let bar = byte_bar(job.data_bytes(), "convert");

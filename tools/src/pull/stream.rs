@@ -111,7 +111,7 @@ pub fn run(
     let identity = identity(hub, folder, &remotes)?;
     let source = Coming { arriving, order: &order, shards: &shards };
     let conversion =
-        Conversion::of_checkpoint(plan, source, &vocab, &identity)?.in_order(order.items.clone());
+        Conversion::of_checkpoint(plan, source, &vocab, &identity, None)?.in_order(order.items.clone());
     let job = Job::of(conversion).leaving_out(arriving.left_out());
 
     let is_used = |place: &usize| order.last[*place].is_some();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use yuan::{container::Container, quantize::Wishes};
+use yuan::{container::Container, convert::ImportanceFile, quantize::Wishes};
 use yuan_tools::{
     console::{self, byte_bar, size, stopped},
     convert::{self, Input},
@@ -18,6 +18,7 @@ use yuan_tools::{
     types::Types,
 };
 
+mod calibrate;
 mod synth;
 
 /// Convert checkpoints of Yuan 2.0 and Yuan 3.0 to containers
@@ -37,6 +38,8 @@ Examples:
   yuan-quant Yuan3.0-Flash -o yuan3-flash.gguf --dry-run
   yuan-quant Yuan2-M32-q4_0.gguf -o tiles.gguf
   yuan-quant hf:IEITYuan/Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890
+  yuan-quant calibrate yuan2-m32.q8_0.gguf --text english.txt 中文.txt --hessians expert -o importance.gguf
+  yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890 --importance importance.gguf
   yuan-quant verify yuan2-m32.q4_k.gguf
 A run that was killed continues where it stopped when it is started again with the same arguments."
 )]
@@ -66,6 +69,7 @@ enum Command {
         #[arg(long, short, value_name = "FILE")]
         output: PathBuf,
     },
+    Calibrate(Box<calibrate::Calibrate>),
     /// Write a model with random weights, for benchmarks and tests
     Synth(synth::Synth),
     /// Print a script for your shell, by which Tab completes commands and options
@@ -88,6 +92,10 @@ struct Convert {
     types: Types,
     #[command(flatten)]
     hub: Hub,
+    /// Choose the blocks by what calibrate has found out (a GGUF file of llama.cpp's form, imatrix): errors in columns with large inputs count more, and, where
+    /// the file has second moments, the columns behind make up for the errors of those before
+    #[arg(long, value_name = "FILE")]
+    importance: Option<PathBuf>,
     /// Stop unless every weight of the container is exactly the checkpoint's. Types that are not named are then those of the checkpoint
     #[arg(long, conflicts_with = "size")]
     lossless: bool,
@@ -102,6 +110,7 @@ fn main() -> ExitCode {
         (Some(Command::Verify { model }), _) => verify(&model),
         (Some(Command::Inspect(show)), _) => inspect::run(&show),
         (Some(Command::Export { model, output }), _) => convert::export(&model, &output),
+        (Some(Command::Calibrate(calibrate)), _) => calibrate.run(),
         (Some(Command::Synth(synth)), _) => synth.run(),
         (Some(Command::Completions(c)), _) => c.run(Cli::command()),
         (Some(Command::Man(c)), _) => c.run(Cli::command()),
@@ -112,6 +121,11 @@ fn main() -> ExitCode {
 fn convert(args: &Convert) -> anyhow::Result<()> {
     let Some(input) = &args.input else { anyhow::bail!("give a checkpoint folder or a GGUF file") };
     if let Some(repository) = pull::repository(input)? {
+        if args.importance.is_some() {
+            anyhow::bail!(
+                "--importance needs the checkpoint here: fetch it with --keep, and give its folder"
+            );
+        }
         let Some(output) = args.output.as_deref().filter(|_| !args.dry_run) else {
             anyhow::bail!("a dry run needs the checkpoint here: fetch it with --keep, or give its folder");
         };
@@ -120,10 +134,13 @@ fn convert(args: &Convert) -> anyhow::Result<()> {
     }
     let input = Input::open(input)?;
     let wishes = Wishes { lossless: args.lossless, ..args.types.wishes() };
-    let job = convert::Job::new(&input, &wishes)?;
+    let importance =
+        args.importance.as_deref().map(|path| ImportanceFile::open(path, input.config())).transpose()?;
+    let job = convert::Job::new(&input, &wishes, importance.as_ref())?;
     for warning in job.warnings() {
         tell!("warning: {warning}");
     }
+    job.told().iter().for_each(|told| tell!("{told}"));
     if args.dry_run {
         return job.print_plan();
     }

@@ -143,7 +143,7 @@ fn convert(
     let output = cache.join(format!("demo-model.{}.gguf", experts.name()));
     let input = Input::open(&assets)?;
     let wishes = Wishes { experts: Some(experts), ..Wishes::default() };
-    Job::new(&input, &wishes)?.run(&output)?;
+    Job::new(&input, &wishes, None)?.run(&output)?;
     Ok((assets, output))
 }
 

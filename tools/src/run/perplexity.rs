@@ -8,10 +8,10 @@ use serde_json::json;
 use yuan::{
     model::{KvType, LOGIT_ROWS, Model, State, Want},
     session::{Engine, stats},
-    tokenizer::{Special, Tokenizer},
 };
 use yuan_tools::{
     console::{cancel_on_stop, stopped, token_bar},
+    documents::split,
     open::{RunArgs, kv_type},
     say,
 };
@@ -202,22 +202,6 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let sum: f64 = logits.iter().map(|&l| (l as f64 - max).exp()).sum();
     logits.iter().map(|&l| l as f64 - max - sum.ln()).collect()
-}
-
-/// The documents of a text as tokens, each with the `<eod>` that ends it.
-fn split(text: &str, tokenizer: &Tokenizer) -> Vec<Vec<u32>> {
-    let mut documents = Vec::new();
-    let mut rest = text;
-    while let Some((document, tail)) = rest.split_once("\n<eod>\n") {
-        let mut ids = tokenizer.encode(document, Special::Parse);
-        ids.extend(tokenizer.eod());
-        documents.push(ids);
-        rest = tail;
-    }
-    if !rest.trim().is_empty() {
-        documents.push(tokenizer.encode(rest, Special::Parse));
-    }
-    documents
 }
 
 fn range(text: &str) -> Result<(usize, usize), String> {

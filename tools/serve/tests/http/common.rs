@@ -40,7 +40,7 @@ pub fn converted(checkpoint: &Path) -> Arc<Engine> {
     let checkpoint = Checkpoint::open(checkpoint).unwrap();
     let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config())).unwrap();
     let plan = Plan::new(checkpoint.config().clone(), &Types::default()).unwrap();
-    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test").unwrap();
+    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test", None).unwrap();
     conversion.write(&path, &|_| true).unwrap();
     let options = RunOptions { threads: 2, context: 16 * CONTEXT, ..RunOptions::default() };
     Engine::new(Container::open(&path).unwrap(), &options).unwrap()

@@ -1,0 +1,291 @@
+//! Calibration: what is summed up is what the model computes with, a killed run loses nothing, and a conversion by importance is nearer to the original.
+
+mod common;
+
+use std::{fs, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
+
+use common::fixture;
+use tempfile::TempDir;
+use yuan::{
+    calibrate::{
+        Moments::{self, ByExpert, ByLayer},
+        Work, calibrate,
+    },
+    checkpoint::{Checkpoint, vocab::read_vocab},
+    container::{Container, imatrix::Imatrix},
+    convert::{Conversion, ImportanceFile},
+    error::Error,
+    model::{Arithmetic, KvType, Model, Options as RunOptions, Stage, Want},
+    quantize::{DType, Options, Plan},
+    tokenizer::{Special, Tokenizer},
+};
+
+fn demo() -> Checkpoint {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-model");
+    Checkpoint::open(&folder).expect("the demo model")
+}
+
+/// A container of the demo model in these types.
+fn convert(experts: DType, dense: DType, importance: Option<&ImportanceFile>, path: &Path) -> Container {
+    let checkpoint = demo();
+    let vocab = read_vocab(checkpoint.folder(), Some(checkpoint.config())).unwrap();
+    let options = Options { experts, dense, rope: None, rope_base: None };
+    let plan = Plan::new(checkpoint.config().clone(), &options).unwrap();
+    let conversion = Conversion::of_checkpoint(plan, &checkpoint, &vocab, b"test", importance).unwrap();
+    conversion.write(path, &|_| true).unwrap();
+    Container::open(path).unwrap()
+}
+
+fn load(container: &Container, arithmetic: Arithmetic) -> Arc<Model> {
+    common::load(container, RunOptions { threads: 2, arithmetic, ..Default::default() })
+}
+
+/// The documents of a file as tokens.
+fn documents(file: &Path, container: &Container) -> Vec<Vec<u32>> {
+    let tokenizer = Tokenizer::new(container.vocab().unwrap()).unwrap();
+    let text = fs::read_to_string(file).unwrap();
+    let ids = |document: &str| {
+        let mut ids = tokenizer.encode(document, Special::Parse);
+        ids.extend(tokenizer.eod());
+        ids
+    };
+    text.split_terminator("\n<eod>\n").map(ids).collect()
+}
+
+fn work(documents: Vec<Vec<u32>>, moments: Option<(Moments, usize)>) -> Work {
+    Work {
+        datasets: vec!["calibration.txt".into()],
+        documents,
+        moments,
+        kv: KvType::F32,
+        identity: b"test".to_vec(),
+        save_every: Duration::ZERO,
+    }
+}
+
+fn training_text(container: &Container) -> Option<Vec<Vec<u32>>> {
+    Some(documents(&fixture("calibration.txt")?, container))
+}
+
+fn go_on(_: u64) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Sums of the inputs as a probe sees them, one document at a time.
+#[test]
+fn sums_are_those_of_the_inputs() {
+    let folder = TempDir::new().unwrap();
+    let container = convert(DType::Bf16, DType::Bf16, None, &folder.path().join("m.gguf"));
+    let Some(documents) = training_text(&container) else { return };
+    let documents: Vec<Vec<u32>> = documents.into_iter().take(12).collect();
+    let model = load(&container, Arithmetic::Float);
+    let path = folder.path().join("importance.gguf");
+    calibrate(&model, &work(documents.clone(), Some((ByLayer, 9))), &path, &mut go_on).unwrap();
+    let sums = Imatrix::open(&path).unwrap();
+
+    let (mut values, mut products, mut chosen, mut previous) =
+        (vec![0.0; 256], 0.0, [0.0; 32], vec![0.0; 256]);
+    for document in &documents {
+        let mut state = model.state(document.len(), KvType::F32).unwrap();
+        let mut probe = |stage, layer, rows: &[f32]| match (stage, layer) {
+            (Stage::InputNorm, 1) => {
+                for row in rows.chunks_exact(256) {
+                    values.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+                    products += f64::from(row[3]) * f64::from(row[200]);
+                }
+                for row in rows.chunks_exact(256).rev().skip(1) {
+                    previous.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x) * f64::from(*x));
+                }
+            }
+            (Stage::Chosen(expert), 1) => chosen[expert] += rows.len() as f32,
+            _ => {}
+        };
+        model.forward_probed(document, &mut state, Want::Nothing, &mut probe).unwrap();
+    }
+    let near = |found: &[f32], wanted: &[f64]| {
+        found.iter().zip(wanted).all(|(f, w)| (f64::from(*f) - w).abs() <= 1e-4 * w.abs() + 1e-6)
+    };
+    let v = &sums.entries["blk.1.attn_v.weight"];
+    let tokens: usize = documents.iter().map(Vec::len).sum();
+    assert_eq!((v.counts[0], v.cols), (tokens as f32, 256));
+    assert!(near(&v.sums, &values), "squares");
+    let gram = v.gram.as_ref().unwrap().block(0, 0);
+    let diagonal: Vec<f32> = (0..256).map(|i| gram[i * 257]).collect();
+    assert!(
+        near(&diagonal, &values) && near(&[gram[3 * 256 + 200], gram[200 * 256 + 3]], &[products; 2]),
+        "moments"
+    );
+    let conv = &sums.entries["blk.1.conv1.weight"];
+    assert!(near(&conv.sums[..256], &previous) && near(&conv.sums[256..], &values), "pairs");
+    assert_eq!(sums.entries["blk.1.ffn_gate_exps.weight"].counts, chosen);
+    assert_eq!(sums.entries["blk.1.ffn_down_exps.weight"].counts, chosen);
+    assert_eq!(chosen.iter().sum::<f32>(), 2.0 * tokens as f32);
+}
+
+/// Experts in tiles show what experts in rows do.
+#[test]
+fn tiles_show_the_neurons_of_rows() {
+    let folder = TempDir::new().unwrap();
+    let sums = [DType::Bf16, DType::Q8_0].map(|experts| {
+        let container = convert(experts, DType::Bf16, None, &folder.path().join("m.gguf"));
+        let documents = training_text(&container)?.into_iter().take(12).collect();
+        let path = folder.path().join("importance.gguf");
+        let model = load(&container, Arithmetic::Integer);
+        Some(calibrate(&model, &work(documents, Some((ByLayer, 9))), &path, &mut go_on).unwrap())
+    });
+    let [Some(rows), Some(tiles)] = sums else { return };
+    let (rows, tiles) =
+        (&rows.entries["blk.0.ffn_down_exps.weight"], &tiles.entries["blk.0.ffn_down_exps.weight"]);
+    assert_eq!(rows.counts, tiles.counts);
+    let distance = |a: &[f32], b: &[f32]| {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let off: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+        (off / a.iter().map(|a| square(*a)).sum::<f64>()).sqrt()
+    };
+    assert!(distance(&rows.sums, &tiles.sums) < 0.01);
+    let floats = |entry: &yuan::container::imatrix::Entry| entry.gram.as_ref().unwrap().floats().to_vec();
+    assert!(distance(&floats(rows), &floats(tiles)) < 0.01);
+}
+
+#[test]
+fn a_killed_calibration_gives_the_same_file() {
+    let folder = TempDir::new().unwrap();
+    let container = convert(DType::Q8_0, DType::Q8_0, None, &folder.path().join("m.gguf"));
+    let Some(documents) = training_text(&container) else { return };
+    // Two passes a round, and with second moments of one layer at a time three rounds.
+    let model = load(&container, Arithmetic::Integer);
+    let documents: Vec<Vec<u32>> = documents.into_iter().take(20).collect();
+    for moments in [None, Some((ByLayer, 1)), Some((ByExpert, 2))] {
+        let work = work(documents.clone(), moments);
+        let whole = folder.path().join("whole.gguf");
+        calibrate(&model, &work, &whole, &mut go_on).unwrap();
+        let (mut runs, mut tokens) = (0, 0);
+        let path = folder.path().join("killed.gguf");
+        loop {
+            runs += 1;
+            // Of each run one pass, behind what there is.
+            let (mut told, mut heard) = (0, 0);
+            let result = calibrate(&model, &work, &path, &mut |n| {
+                told += 1;
+                heard += n;
+                if told == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            tokens = heard.max(tokens);
+            match result {
+                Ok(_) => break,
+                Err(Error::Cancelled) => {
+                    assert!(!path.exists() && folder.path().join("killed.gguf.partial").exists())
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+        assert!(runs > 1 && tokens == work.tokens(2), "{runs} runs, {tokens} tokens");
+        assert!(fs::read(&whole).unwrap() == fs::read(&path).unwrap(), "{moments:?}");
+        assert!(!folder.path().join("killed.gguf.partial").exists());
+        fs::remove_file(&path).unwrap();
+    }
+    // What another run has left is not continued.
+    let path = folder.path().join("other.gguf");
+    let stop = &mut |_| ControlFlow::Break(());
+    calibrate(&model, &work(documents[1..].to_vec(), None), &path, stop).unwrap_err();
+    let mut first = None;
+    calibrate(&model, &work(documents, None), &path, &mut |n| {
+        first.get_or_insert(n);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(first, Some(0));
+}
+
+/// Mean divergence of what a model predicts from what another does, over some documents.
+fn divergence(model: &Model, reference: &Model, documents: &[Vec<u32>]) -> f64 {
+    let (mut sum, mut tokens) = (0.0, 0);
+    for document in documents {
+        let logits = [model, reference].map(|model| {
+            let mut state = model.state(document.len(), KvType::F32).unwrap();
+            model.forward_one(document, &mut state, Want::All).unwrap()
+        });
+        let vocab = model.config().vocab;
+        for (p, q) in
+            logits[0].chunks_exact(vocab).zip(logits[1].chunks_exact(vocab)).take(document.len() - 1)
+        {
+            let [p, q] = [p, q].map(log_softmax);
+            sum += q.iter().zip(&p).map(|(q, p)| q.exp() * (q - p)).sum::<f64>();
+            tokens += 1;
+        }
+    }
+    sum / f64::from(tokens)
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    logits.iter().map(|l| f64::from(l - max) - sum.ln()).collect()
+}
+
+// Parts of the divergence that may be left: seen were SEEN.
+const BY_SQUARES: f64 = 0.99;
+const BY_LAYER: f64 = 0.9;
+const BY_EXPERT: f64 = 0.85;
+
+/// On held-out text, calibrated on training text: the search by sums of squares, and error feedback by second moments.
+#[test]
+fn importance_brings_a_model_nearer_to_the_original() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let exact = convert(DType::Bf16, DType::Bf16, None, &path("bf16.gguf"));
+    let Some(text) = training_text(&exact) else { return };
+    let reference = load(&exact, Arithmetic::Integer);
+    let held_out = documents(&demo().folder().join("heldout.txt"), &exact);
+    let held_out: Vec<Vec<u32>> = held_out[..20].iter().chain(&held_out[58..140]).cloned().collect();
+
+    let importance = |moments, name: &str| {
+        calibrate(&reference, &work(text.clone(), moments), &path(name), &mut go_on).unwrap();
+        ImportanceFile::open(&path(name), exact.config()).unwrap()
+    };
+    let squares = importance(None, "squares.gguf");
+    let by_layer = importance(Some((ByLayer, 9)), "layer.gguf");
+    let by_expert = importance(Some((ByExpert, 9)), "expert.gguf");
+    let found = [None, Some(&squares), Some(&by_layer), Some(&by_expert)].map(|importance| {
+        let container = convert(DType::Q4_K, DType::Bf16, importance, &path("q4.gguf"));
+        divergence(&load(&container, Arithmetic::Integer), &reference, &held_out)
+    });
+    println!("experts in q4_k: plain, by squares, by moments of layers, and of experts: {found:.6?}");
+    let [plain, by_squares, by_layer, by_expert] = found;
+    assert!(by_squares < BY_SQUARES * plain, "{found:?}");
+    assert!(by_layer < BY_LAYER * plain, "{found:?}");
+    assert!(by_expert < BY_EXPERT * plain, "{found:?}");
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let exact = convert(DType::Bf16, DType::Bf16, None, &path("bf16.gguf"));
+    let Some(text) = training_text(&exact) else { return };
+    let text: Vec<Vec<u32>> = text.into_iter().take(40).collect();
+    let calibrated = [1, 3].map(|threads| {
+        let options = RunOptions { threads, ..Default::default() };
+        let model = common::load(&exact, options);
+        calibrate(&model, &work(text.clone(), Some((ByExpert, 9))), &path("importance.gguf"), &mut go_on)
+            .unwrap();
+        fs::read(path("importance.gguf")).unwrap()
+    });
+    assert!(calibrated[0] == calibrated[1], "the file of importances");
+    let importance = ImportanceFile::open(&path("importance.gguf"), exact.config()).unwrap();
+    for (experts, dense) in [(DType::Q4_K, DType::Q8_0), (DType::Q4_0, DType::Q6_K)] {
+        let files = [1, 3].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| convert(experts, dense, Some(&importance), &path("q.gguf")));
+            fs::read(path("q.gguf")).unwrap()
+        });
+        assert!(files[0] == files[1], "{} and {}", experts.name(), dense.name());
+        let container = Container::open(&path("q.gguf")).unwrap();
+        container.verify(&|_| true).unwrap();
+        // Standard blocks: exported and packed again, they are the same.
+        Conversion::export(&container).unwrap().write(&path("standard.gguf"), &|_| true).unwrap();
+        let standard = Container::open(&path("standard.gguf")).unwrap();
+        let same = |name: &str| container.tensor(name).is_none_or(|_| standard.tensor(name).is_some());
+        assert!(same("blk.0.attn_q.weight") && standard.tensor("blk.1.ffn_gate.31.weight").is_some());
+    }
+}
