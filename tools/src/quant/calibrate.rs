@@ -54,7 +54,7 @@ pub struct Calibrate {
     /// Number of tokens of each file to use at most; 0 means all
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::tokens)]
     tokens: usize,
-    /// Have the model write about this number of tokens itself, too: behind the <sep> of documents that have one, and behind the first words of others
+    /// Have the model write about this number of tokens itself, too: behind the `<sep>` of documents that have one, and behind the first words of others
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::tokens)]
     write: usize,
 }
