@@ -11,7 +11,7 @@ use yuan::{
     config::ModelConfig,
     container::{
         Bytes,
-        imatrix::{Entry, Gram, Imatrix},
+        imatrix::{Gram, Imatrix},
     },
     convert::ImportanceFile,
     error::Result,
@@ -74,7 +74,7 @@ fn made(config: &ModelConfig, random: &mut Random) -> Imatrix {
     let mut number = || random.below(1000) as f32 / 8.0;
     for spec in names::tensors(config) {
         let Some((name, matrix)) = names::importance(&spec, config) else { continue };
-        let entry = imatrix.entries.entry(name.clone()).or_insert_with(Entry::default);
+        let entry = imatrix.entries.entry(name.clone()).or_default();
         entry.cols = spec.shape[1..].iter().product();
         entry.counts.push(number());
         entry.sums.extend((0..entry.cols).map(|_| number()));

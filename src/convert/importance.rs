@@ -38,11 +38,14 @@ pub struct ImportanceFile {
     /// The last second moments that were taken apart, by entry, matrix and block.
     factors: Mutex<Vec<(FactorName, Arc<Factor>)>>,
     /// Second moments of the experts of a layer together, by entry and block.
-    layer: Mutex<Option<((String, usize), Arc<Vec<f32>>)>>,
+    layer: Mutex<Option<(LayerName, Arc<Vec<f32>>)>>,
 }
 
 /// Where second moments are: an entry, a matrix of it, and a block of its columns.
 type FactorName = (String, usize, usize);
+
+/// Where the second moments of all experts of a layer are: an entry, and a block of its columns.
+type LayerName = (String, usize);
 
 /// Where what is known of a matrix is.
 struct Place {

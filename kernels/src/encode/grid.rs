@@ -51,8 +51,8 @@ pub(super) fn weighted<G: Grid<N>, const N: usize>(weights: &[f32], importance: 
     {
         let grid = G::fit(weights, importance);
         let mut quants = [0.0; N];
-        for k in 0..N {
-            quants[k] = grid.nearest(k, weights[k]).0;
+        for (k, (quant, weight)) in quants.iter_mut().zip(weights).enumerate() {
+            *quant = grid.nearest(k, *weight).0;
         }
         out.copy_from_slice(bytes_of(&grid.pack(&quants)));
     }
@@ -80,10 +80,10 @@ pub(super) fn feedback<G: Grid<N>, const N: usize>(
         let block = |x: &[f32]| <[f32; N]>::try_from(&x[first..first + N]).expect("a block");
         let grid = G::fit(&block(moved), &block(importance));
         let mut quants = [0.0; N];
-        for k in 0..N {
+        for (k, nearest) in quants.iter_mut().enumerate() {
             let c = first + k;
             let (quant, value) = grid.nearest(k, moved[c]);
-            quants[k] = quant;
+            *nearest = quant;
             let error = weights[c] - value;
             errors[c] = error;
             let asked = &factor[c * stride..][..QK];

@@ -118,11 +118,12 @@ mod avx2 {
         /// The same, of both ways of encoding by importance.
         macro_rules! by_importance {
             ($way:ident) => {
-                // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2.
                 ByImportance {
+                    // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2.
                     weighted: |weights, importance, out| unsafe { $way::weighted(weights, importance, out) },
-                    feedback: |weights, moved, importance, factor, stride, errors, out| unsafe {
-                        $way::feedback(weights, moved, importance, factor, stride, errors, out)
+                    feedback: |weights, moved, importance, factor, stride, errors, out| {
+                        // SAFETY: as above.
+                        unsafe { $way::feedback(weights, moved, importance, factor, stride, errors, out) }
                     },
                 }
             };

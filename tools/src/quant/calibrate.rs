@@ -35,8 +35,7 @@ Examples:
   yuan-quant calibrate yuan2-m32.q8_0.gguf --text english.txt 中文.txt -o importance.gguf
   yuan-quant calibrate yuan2-m32.bf16.gguf --text texts.txt --hessians layer --memory 16G -o importance.gguf
   yuan-quant Yuan2-M32-hf -o yuan2-m32.q4_k.gguf --rope-base 40890 --importance importance.gguf
-Give text of the kinds and languages that the model is for. Documents are divided by lines that say <eod>; <sep> and <n> in them are the model's own. About 128 thousand tokens are \
-enough. With --write the model writes text of its own, too, in the form that it is used in. The file is a GGUF file of llama.cpp's form (imatrix); with --hessians it has second moments, too, for error feedback. A run that was killed continues where it stopped \
+Give text of the kinds and languages that the model is for. Documents are divided by lines that say <eod>; <sep> and <n> in them are the model's own. With --write the model writes text of its own, too, in the form that it is used in. The file is a GGUF file of llama.cpp's form (imatrix); with --hessians it has second moments, too, for error feedback. A run that was killed continues where it stopped \
 when it is started again with the same arguments.")]
 pub struct Calibrate {
     #[command(flatten)]
@@ -55,7 +54,7 @@ pub struct Calibrate {
     /// Number of tokens of each file to use at most; 0 means all
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::tokens)]
     tokens: usize,
-    /// Have the model write about this number of tokens itself, too: behind the <sep> of documents that have one, and behind the first words of others
+    /// Have the model write about this number of tokens itself, too: behind the `<sep>` of documents that have one, and behind the first words of others
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N", value_parser = numbers::tokens)]
     write: usize,
 }
