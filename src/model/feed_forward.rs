@@ -9,6 +9,7 @@ use super::{
     activations::Activations,
     compute::Compute,
     matrix::Matrix,
+    phases::Phase,
     router::{Router, Routing},
     scratch::Buffer,
     tiles::{Lost, tiled},
@@ -138,6 +139,7 @@ impl Experts {
         routing: &Routing,
         lost: Lost<'_>,
     ) -> Result<Buffer> {
+        compute.phase(Phase::Experts);
         let mut groups = group(routing);
         let request = || request.ok_or_else(|| Error::Argument("experts in tiles need a request".into()));
         let outputs = match self {
@@ -154,17 +156,16 @@ impl Experts {
         let hidden = m.cols();
         let mut y = compute.scratch.zeros(m.data().len());
         let columns = if m.rows() < TOKEN_BLOCK { hidden } else { QK };
-        compute.run(|| {
-            Columns::split(&mut y, hidden, columns).par_iter_mut().for_each(|y| {
-                let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
-                for (group, output) in groups.iter().zip(&outputs) {
-                    for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
-                        for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
-                            y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
-                        }
+        compute.phase(Phase::Sum);
+        compute.each(Columns::split(&mut y, hidden, columns).par_iter_mut(), |y| {
+            let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
+            for (group, output) in groups.iter().zip(&outputs) {
+                for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
+                    for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
+                        y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
                     }
                 }
-            });
+            }
         });
         Ok(y)
     }
