@@ -403,7 +403,7 @@ fn rotary_tables_of_yuan3_equal_the_reference() {
                 errors.check("frequencies, relative", &name, &[found / golden], &[1.0], 5e-7);
             }
             for (i, &position) in positions.iter().enumerate() {
-                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.at(position as usize).into_iter().unzip();
+                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.at(position as usize).unzip();
                 for (part, found) in [("cos", cos), ("sin", sin)] {
                     let golden = &goldens.f32(&format!("{name}.{part}"))[i * 64..][..64];
                     let kind = match position {
@@ -433,7 +433,7 @@ fn rotary_tables_equal_the_reference() {
             for (i, &position) in positions.iter().enumerate() {
                 let half = dims / 2;
                 let golden = |part: &str| &goldens.f32(&format!("d{dims}.{name}.{part}"))[i * half..][..half];
-                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.at(position as usize).into_iter().unzip();
+                let (cos, sin): (Vec<f32>, Vec<f32>) = rope.at(position as usize).unzip();
                 let tolerance = match precision {
                     RopePrecision::HfBf16 => 0.0,
                     RopePrecision::Mixed => 1e-7,

@@ -76,9 +76,7 @@ impl Activations {
         B::of(self).get_or_init(|| {
             let mut out = compute.scratch.buffer(self.rows() * self.blocks());
             let rows = self.data.par_chunks_exact(self.cols).zip(out.par_chunks_exact_mut(self.blocks()));
-            compute.run(|| {
-                rows.with_min_len(8).for_each(|(row, blocks)| B::quantize(&compute.kernels, row, blocks));
-            });
+            compute.each(rows.with_min_len(8), |(row, blocks)| B::quantize(&compute.kernels, row, blocks));
             out
         });
     }

@@ -59,47 +59,48 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     }
     let mut mixed = compute.scratch.buffer::<f32>(place);
     let places = parts_of(&mut mixed, pieces.iter().map(|p| p.rows.len() * dim));
-    let attend = |work: &mut Work, (piece, mixed): (&Piece, &mut [f32])| {
+    let attend = |(work, more): &mut (Work, Buffer),
+                  ((piece, mixed), totals): ((&Piece, &mut [f32]), &mut Totals)| {
         let (kv, rows) = &sequences[piece.sequence];
-        work.q.clear();
-        piece.rows.clone().for_each(|t| work.q.extend(&queries[t * width + piece.head * dim..][..dim]));
+        let query = |t: usize| &queries[t * width + piece.head * dim..][..dim];
+        let q = work.q.chunks_exact_mut(dim).zip(piece.rows.clone());
+        q.for_each(|(q, t)| q.copy_from_slice(query(t)));
         // Positions that the first of the queries sees.
         let visible = kv.len() - (rows.end - piece.rows.start) + 1;
         let mut spans = piece.spans.clone();
         let first = spans.next().unwrap_or_default();
-        let mut totals = attend_span(&compute.kernels, kv, piece.head, visible, first, work, mixed);
-        let mut more = std::mem::take(&mut work.more);
+        *totals = attend_span(&compute.kernels, kv, piece.head, visible, first, work, mixed);
         for span in spans {
-            more.resize(mixed.len(), 0.0);
-            let later = attend_span(&compute.kernels, kv, piece.head, visible, span, work, &mut more);
-            totals.join(dim, mixed, &later, &more);
+            let more = &mut more[..mixed.len()];
+            let later = attend_span(&compute.kernels, kv, piece.head, visible, span, work, more);
+            totals.join(dim, mixed, &later, more);
         }
-        work.more = more;
-        totals
     };
-    let parts = || pieces.par_iter().zip(places).map_init(Work::default, attend).collect();
-    let totals: Vec<Totals> = compute.run(parts);
+    let mut totals = vec![Totals::NONE; pieces.len()];
+    let pieces_of_work = pieces.par_iter().zip(places).zip(&mut totals);
+    // Beside what a thread works with, room for what a later span gives.
+    let room = || (Work::new(compute, dim), compute.scratch.buffer(QUERIES * dim));
+    compute.each_init(pieces_of_work, room, attend);
 
     let mut out = compute.scratch.buffer(queries.len());
     let by_head = Columns::split(&mut out, width, dim);
-    compute.run(|| {
-        let heads_together = JOINED_TOGETHER.div_ceil((place / heads).max(1));
-        by_head.into_par_iter().enumerate().with_min_len(heads_together).for_each(|(head, mut out)| {
-            let mut joined = Vec::new();
-            for (parts, place) in blocks.iter().skip(head).step_by(heads) {
-                let (rows, first) = (pieces[parts.start].rows.clone(), parts.start);
-                let size = rows.len() * dim;
-                joined.clear();
-                joined.extend_from_slice(&mixed[*place..][..size]);
-                let mut all = totals[first];
-                for (i, later) in totals[parts.clone()].iter().enumerate().skip(1) {
-                    all.join(dim, &mut joined, later, &mixed[place + i * size..][..size]);
-                }
-                for ((row, mixed), sum) in rows.zip(joined.chunks_exact(dim)).zip(all.sums) {
-                    out.row(row).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
-                }
+    let heads_together = JOINED_TOGETHER.div_ceil((place / heads).max(1));
+    let by_head = by_head.into_par_iter().enumerate().with_min_len(heads_together);
+    let joined = || compute.scratch.buffer::<f32>(QUERIES * dim);
+    compute.each_init(by_head, joined, |joined, (head, mut out)| {
+        for (parts, place) in blocks.iter().skip(head).step_by(heads) {
+            let (rows, first) = (pieces[parts.start].rows.clone(), parts.start);
+            let size = rows.len() * dim;
+            let joined = &mut joined[..size];
+            joined.copy_from_slice(&mixed[*place..][..size]);
+            let mut all = totals[first];
+            for (i, later) in totals[parts.clone()].iter().enumerate().skip(1) {
+                all.join(dim, joined, later, &mixed[place + i * size..][..size]);
             }
-        });
+            for ((row, mixed), sum) in rows.zip(joined.chunks_exact(dim)).zip(all.sums) {
+                out.row(row).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
+            }
+        }
     });
     Activations::new(out, width)
 }
@@ -110,9 +111,9 @@ fn rotated(
     sequences: &[(&KvCache, Range<usize>)],
     queries: &[f32],
 ) -> Option<Buffer<f32>> {
-    let rotations = sequences.iter().map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
-    let rotations: Vec<_> = rotations.flatten().collect();
-    rotations.iter().any(Option::is_some).then(|| {
+    sequences.iter().any(|(kv, _)| kv.rotation().is_some()).then(|| {
+        let rotations = sequences.iter().map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
+        let rotations: Vec<_> = rotations.flatten().collect();
         let mut rotated = compute.scratch.copy(queries);
         let rows = rotated.par_chunks_exact_mut(queries.len() / rotations.len());
         let rotate = |(row, rotation): (&mut [f32], &Option<_>)| {
@@ -120,20 +121,25 @@ fn rotated(
                 (best_encoders().rotate)(row, *rotation);
             }
         };
-        compute.run(|| rows.zip(&rotations).for_each(rotate));
+        compute.each(rows.zip(&rotations), rotate);
         rotated
     })
 }
 
 /// What a thread uses again from piece to piece.
-#[derive(Default)]
 struct Work {
     /// Queries [T, head_dim].
-    q: Vec<f32>,
-    scores: Vec<f32>,
-    weights: Vec<f32>,
-    /// What a later span gives.
-    more: Vec<f32>,
+    q: Buffer,
+    scores: Buffer,
+    weights: Buffer,
+}
+
+impl Work {
+    fn new(compute: &Compute, dim: usize) -> Self {
+        let [q, scores, weights] =
+            [dim, SPAN, SPAN].map(|of_query| compute.scratch.buffer(QUERIES * of_query));
+        Self { q, scores, weights }
+    }
 }
 
 /// What some queries take from some positions, beside the values: these, each times its `e^(score - max)`, are added up as [T, head_dim].
@@ -146,6 +152,8 @@ struct Totals {
 }
 
 impl Totals {
+    const NONE: Self = Self { max: [f32::NEG_INFINITY; QUERIES], sums: [0.0; QUERIES] };
+
     /// Both together, with their values, `other` being of later positions.
     fn join(&mut self, dim: usize, mixed: &mut [f32], other: &Self, others: &[f32]) {
         for (t, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
@@ -173,18 +181,17 @@ fn attend_span(
     mixed: &mut [f32],
 ) -> Totals {
     let dim = kv.head_dim();
-    let Work { q, scores, weights, .. } = work;
-    let tokens = q.len() / dim;
+    let tokens = mixed.len() / dim;
     let start = span * SPAN;
     let seen = |t: usize| (visible + t).saturating_sub(start).min(SPAN);
     let n = seen(tokens - 1);
-    scores.clear();
-    scores.resize(tokens * n, 0.0);
+    let (q, scores) = (&work.q[..tokens * dim], &mut work.scores[..tokens * n]);
+    scores.fill(0.0);
     kv.scores(kernels, head, start..start + n, q, scores);
     let scale = 1.0 / (dim as f32).sqrt();
     scores.iter_mut().for_each(|s| *s *= scale);
 
-    let mut totals = Totals { max: [f32::NEG_INFINITY; QUERIES], sums: [0.0; QUERIES] };
+    let mut totals = Totals::NONE;
     for t in 0..tokens {
         let scores = &mut scores[t * n..][..seen(t)];
         totals.max[t] = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -193,8 +200,8 @@ fn attend_span(
     // What all queries see is mixed for all of them; the rest, at most three positions, one by one.
     mixed.fill(0.0);
     let common = seen(0);
-    weights.clear();
-    (0..tokens).for_each(|t| weights.extend_from_slice(&scores[t * n..][..common]));
+    let weights = &mut work.weights[..tokens * common];
+    (0..tokens).for_each(|t| weights[t * common..][..common].copy_from_slice(&scores[t * n..][..common]));
     kv.mix(kernels, head, start..start + common, weights, mixed);
     for (t, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
         let weights = &scores[t * n..][common..seen(t)];
@@ -251,7 +258,7 @@ mod tests {
                     |of: usize| -> Vec<f32> { (start..start + SPAN).flat_map(|i| row(i, of)).collect() };
                 let mut lease = pool.take(cache.missing(start + SPAN)).unwrap();
                 cache.reserve(start + SPAN, &mut lease).unwrap();
-                cache.push(&rows(0), &rows(1));
+                cache.push(&compute, &rows(0), &rows(1));
             }
             let bytes = HEADS * KvType::from_name(kv).unwrap().bytes(DIM) * n;
             assert_eq!(pool.usage().bytes, bytes as u64);

@@ -37,8 +37,8 @@ pub struct Member<'c, 's> {
     /// Room for the logits that are wanted, [rows, V]. It is of the thread that asked: an allocator may keep what threads of the pool free for
     /// each of them, and one pass runs on another of them than the next.
     pub logits: Vec<f32>,
-    /// `(cos, sin)` by token (`rope.rs`).
-    angles: Vec<Vec<(f32, f32)>>,
+    /// `(cos, sin)` of each token, one after another (`rope.rs`).
+    angles: Vec<(f32, f32)>,
 }
 
 impl Member<'_, '_> {
@@ -61,7 +61,8 @@ impl<'c, 's> Batch<'c, 's> {
     pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope, vocab: usize) {
         let (start, n) = (self.rows(), sequence.tokens.len());
         let position = sequence.state.position();
-        let angles = (position..position + n).map(|p| rope.at(p)).collect();
+        let mut angles = Vec::with_capacity(n * rope.dims() / 2);
+        (position..position + n).for_each(|p| angles.extend(rope.at(p)));
         let ends = sequence.state.ends(n, sequence.drafted);
         let (rows, want) = (start..start + n, sequence.want);
         let wanted = if want.logits() { want.rows(rows.clone()).len() } else { 0 };
@@ -102,32 +103,41 @@ impl<'c, 's> Batch<'c, 's> {
         self.members.iter().flat_map(of).collect()
     }
 
-    /// The rotary angles of all rows.
-    pub fn angles(&self) -> Vec<&[(f32, f32)]> {
-        self.members.iter().flat_map(|m| m.angles.iter().map(Vec::as_slice)).collect()
+    /// The sequence that a row belongs to.
+    fn member(&self, row: usize) -> &Member<'c, 's> {
+        &self.members[self.members.partition_point(|m| m.rows.end <= row)]
     }
 
-    /// For each row with which a sequence begins, what the filter of layer `l` remembers.
-    pub fn before(&self, l: usize) -> Vec<Option<&FilterState>> {
-        let mut before = vec![None; self.rows()];
-        self.members.iter().for_each(|m| before[m.rows.start] = Some(&m.sequence.state.layers[l].filter));
-        before
+    /// The rotary angles of a row.
+    pub fn angles(&self, row: usize) -> &[(f32, f32)] {
+        let member = self.member(row);
+        let each = member.angles.len() / member.rows.len();
+        &member.angles[(row - member.rows.start) * each..][..each]
+    }
+
+    /// Of a row with which a sequence begins, what the filter of layer `l` remembers.
+    pub fn before(&self, l: usize, row: usize) -> Option<&FilterState> {
+        let member = self.member(row);
+        (row == member.rows.start).then_some(&member.sequence.state.layers[l].filter)
     }
 
     /// The states take what the filter of layer `l` will remember: of its inputs `a` and the outputs `o1` of the first convolution.
     pub fn remember(&mut self, l: usize, a: &Activations, o1: &Activations) {
         for member in &mut self.members {
-            let after = |end: &usize| FilterState::after(member.rows.start + end - 1, a, o1);
-            member.sequence.state.layers[l].next = member.ends.iter().map(after).collect();
+            let next = &mut member.sequence.state.layers[l].next;
+            next.resize_with(member.ends.len(), FilterState::default);
+            for (next, end) in next.iter_mut().zip(&member.ends) {
+                next.set(member.rows.start + end - 1, a, o1);
+            }
         }
     }
 
     /// The states take the keys and values of layer `l`, [rows, P] each.
-    pub fn push(&mut self, l: usize, keys: &[f32], values: &[f32]) {
+    pub fn push(&mut self, compute: &Compute, l: usize, keys: &[f32], values: &[f32]) {
         let width = keys.len() / self.rows();
         for member in &mut self.members {
             let rows = member.rows.start * width..member.rows.end * width;
-            member.sequence.state.layers[l].kv.push(&keys[rows.clone()], &values[rows]);
+            member.sequence.state.layers[l].kv.push(compute, &keys[rows.clone()], &values[rows]);
         }
     }
 
@@ -140,8 +150,7 @@ impl<'c, 's> Batch<'c, 's> {
     pub fn fail(&self, rows: &[usize], error: &Error) -> bool {
         let mut results = lock(&self.results);
         for &row in rows {
-            let member = self.members.partition_point(|m| m.rows.end <= row);
-            results[self.members[member].place].get_or_insert_with(|| Err(error.again()));
+            results[self.member(row).place].get_or_insert_with(|| Err(error.again()));
         }
         self.members.iter().all(|m| results[m.place].is_some())
     }

@@ -12,6 +12,7 @@ use super::{
     activations::{Activations, Blocks},
     ahead,
     matrix::Matrix,
+    phases::Phases,
     scratch::{Buffer, Scratch},
     threads::Threads,
 };
@@ -36,11 +37,15 @@ pub struct Compute {
     pub arithmetic: Arithmetic,
     /// Where intermediate results lie.
     pub scratch: Scratch,
+    /// What passes do when.
+    pub(super) phases: Phases,
     pools: Threads,
 }
 
 /// Weights that are worth a task of their own, in bytes.
 const TASK_BYTES: usize = 128 << 10;
+/// Numbers that one thread adds sooner than two.
+const ADDED_TOGETHER: usize = 1 << 14;
 /// Tokens that pass through a piece of a matrix in panels together.
 const TOKENS: usize = 64;
 /// Tokens for which rows are worth packing into panels.
@@ -64,7 +69,13 @@ impl Compute {
             })?,
         };
         let ahead = ahead::named()?.unwrap_or(kernels.ahead);
-        Ok(Self { kernels: Kernels { ahead, ..*kernels }, arithmetic, scratch: Scratch::default(), pools })
+        Ok(Self {
+            kernels: Kernels { ahead, ..*kernels },
+            arithmetic,
+            scratch: Scratch::default(),
+            phases: Phases::default(),
+            pools,
+        })
     }
 
     /// Chooses how far ahead one token asks for weights, by trial where need be (`ahead.rs`): for a model that reads so many bytes a token, in so much `memory`.
@@ -97,6 +108,12 @@ impl Compute {
         self.pools.run(work)
     }
 
+    /// `x += y`.
+    pub fn add(&self, x: &mut [f32], y: &[f32]) {
+        let parts = x.par_chunks_mut(ADDED_TOGETHER).zip(y.par_chunks(ADDED_TOGETHER));
+        self.each(parts, |(x, y)| x.iter_mut().zip(y).for_each(|(x, y)| *x += y));
+    }
+
     /// `x wᵀ`: [T, w.cols] activations to [T, w.rows]. Every output is one dot product computed by one thread, so
     /// the result does not depend on the number of threads or of rows of `x`.
     pub fn product(&self, w: &Matrix, x: &Activations) -> Buffer {
@@ -119,13 +136,9 @@ impl Compute {
         if chunk >= w.rows {
             Columns::split(out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
         } else {
-            self.run(|| {
-                // Each piece by itself: a thread that comes late finds some left.
-                Columns::split(out, w.rows, chunk)
-                    .par_iter_mut()
-                    .with_max_len(1)
-                    .for_each(|columns| self.product_rows(w, x, columns));
-            });
+            // Each piece by itself: a thread that comes late finds some left.
+            let mut pieces = Columns::split(out, w.rows, chunk);
+            self.each(pieces.par_iter_mut().with_max_len(1), |columns| self.product_rows(w, x, columns));
         }
     }
 
@@ -162,7 +175,14 @@ impl Compute {
         let groups = out.range().start / PANEL_ROWS..out.range().end / PANEL_ROWS;
         let packed = if w.panels { Vec::new() } else { w.pack::<P>(groups.clone()) };
         let width = w.cols / QK;
-        let mut acc = vec![[0f32; PANEL_ROWS]; TOKENS.min(x.rows())];
+        let (mut one, mut many) = ([[0f32; PANEL_ROWS]], Vec::new());
+        let acc = match x.rows() {
+            1 => &mut one[..],
+            rows => {
+                many.resize(TOKENS.min(rows), [0f32; PANEL_ROWS]);
+                &mut many[..]
+            }
+        };
         for first in (0..x.rows()).step_by(TOKENS) {
             let tokens = TOKENS.min(x.rows() - first);
             for (i, g) in groups.clone().enumerate() {

@@ -9,6 +9,7 @@ use super::{
     activations::Activations,
     compute::Compute,
     matrix::Matrix,
+    phases::Phase,
     probe::{Stage, WatchAt},
     router::{Router, Routing},
     scratch::Buffer,
@@ -149,6 +150,7 @@ impl Experts {
         lost: Lost<'_>,
         watch: &mut WatchAt<'_, '_>,
     ) -> Result<Buffer> {
+        compute.phase(Phase::Experts);
         let mut groups = group(routing);
         let request = || request.ok_or_else(|| Error::Argument("experts in tiles need a request".into()));
         let outputs = match self {
@@ -170,17 +172,16 @@ impl Experts {
         let hidden = m.cols();
         let mut y = compute.scratch.zeros(m.data().len());
         let columns = if m.rows() < TOKEN_BLOCK { hidden } else { QK };
-        compute.run(|| {
-            Columns::split(&mut y, hidden, columns).par_iter_mut().for_each(|y| {
-                let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
-                for (group, output) in groups.iter().zip(&outputs) {
-                    for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
-                        for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
-                            y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
-                        }
+        compute.phase(Phase::Sum);
+        compute.each(Columns::split(&mut y, hidden, columns).par_iter_mut(), |y| {
+            let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
+            for (group, output) in groups.iter().zip(&outputs) {
+                for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
+                    for (g, y) in pieces.clone().zip(y.row(t).chunks_exact_mut(PANEL_ROWS)) {
+                        y.iter_mut().zip(output.piece(i, g)).for_each(|(y, o)| *y += weight * o);
                     }
                 }
-            });
+            }
         });
         Ok(y)
     }

@@ -36,7 +36,7 @@ pub struct Filter {
 }
 
 /// What the filter remembers between calls: the last input of each convolution, zero before the first token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct FilterState {
     /// `a[t-1]`, [H].
     pub input: Vec<f32>,
@@ -52,25 +52,28 @@ impl FilterState {
 }
 
 impl FilterState {
-    /// The state after row `r` of the filter's inputs `a` and of the first convolution's outputs `o1`.
-    pub fn after(r: usize, a: &Activations, o1: &Activations) -> Self {
-        Self { input: a.row(r).to_vec(), conv1: o1.row(r).to_vec() }
+    /// Becomes the state after row `r` of the filter's inputs `a` and of the first convolution's outputs `o1`.
+    pub fn set(&mut self, r: usize, a: &Activations, o1: &Activations) {
+        for (to, row) in [(&mut self.input, a.row(r)), (&mut self.conv1, o1.row(r))] {
+            to.clear();
+            to.extend_from_slice(row);
+        }
     }
 }
 
 impl Filter {
-    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a`, and the outputs of the first convolution. `before` has the state before each
-    /// row with which a sequence begins, and nothing for rows that stand behind the row before them.
-    pub fn apply(
+    /// `g = norm(conv2(conv1(a)) + a)` for the T rows of `a`, and the outputs of the first convolution. `before` gives the state before a
+    /// row with which a sequence begins, and nothing for a row that stands behind the row before it.
+    pub fn apply<'b>(
         &self,
         compute: &Compute,
         a: &Activations,
-        before: &[Option<&FilterState>],
+        before: impl Fn(usize) -> Option<&'b FilterState> + Sync,
     ) -> (Activations, Activations) {
-        let o1 = self.conv1.apply(compute, a, |t| before[t].map(|state| &state.input[..]));
-        let o2 = self.conv2.apply(compute, &o1, |t| before[t].map(|state| &state.conv1[..]));
+        let o1 = self.conv1.apply(compute, a, |t| before(t).map(|state| &state.input[..]));
+        let o2 = self.conv2.apply(compute, &o1, |t| before(t).map(|state| &state.conv1[..]));
         let mut o2 = o2.into_data();
-        o2.par_iter_mut().zip(a.data()).with_min_len(1 << 14).for_each(|(o, a)| *o += a);
+        compute.add(&mut o2, a.data());
         (rms_norm(compute, &o2, &self.norm, 1e-6), o1)
     }
 }
@@ -85,7 +88,7 @@ impl Conv {
     ) -> Activations {
         let cols = x.cols();
         let mut pairs = compute.scratch.buffer::<f32>(2 * x.data().len());
-        pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8).for_each(|(t, pair)| {
+        compute.each(pairs.par_chunks_exact_mut(2 * cols).enumerate().with_min_len(8), |(t, pair)| {
             let (previous, current) = (before(t).unwrap_or_else(|| x.row(t - 1)), x.row(t));
             match self.taps {
                 Taps::Split => {
@@ -100,7 +103,7 @@ impl Conv {
         });
         let mut out = compute.product(&self.weight, &Activations::new(pairs, 2 * cols));
         let rows = out.par_chunks_exact_mut(self.bias.len()).with_min_len(8);
-        rows.for_each(|row| row.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b));
+        compute.each(rows, |row| row.iter_mut().zip(&self.bias).for_each(|(o, b)| *o += b));
         Activations::new(out, self.bias.len())
     }
 }

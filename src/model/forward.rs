@@ -10,8 +10,10 @@ use super::{
     activations::Activations,
     attention::attend,
     batch::Batch,
+    compute::Compute,
     feed_forward::FeedForward,
     norm::rms_norm,
+    phases::Phase,
     probe::{Probe, Stage, Watch},
     rope::rotate,
     scratch::Buffer,
@@ -20,7 +22,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    pager::Pass,
+    pager::{
+        Pass,
+        sync::{Mutex, lock},
+    },
 };
 
 impl Model {
@@ -85,6 +90,7 @@ impl Model {
 
     /// A pass on the CPU.
     fn together(&self, sequences: Vec<&mut Sequence<'_>>, probe: Option<Probe<'_>>) -> Vec<Result<Output>> {
+        let called = Instant::now();
         let mut batch = Batch::new(sequences.len());
         for (place, sequence) in sequences.into_iter().enumerate() {
             // What a pass that failed or panicked has left is dropped.
@@ -99,7 +105,11 @@ impl Model {
             let (start, rows) = (Instant::now(), batch.rows());
             let sequences = batch.members().len();
             let certain = rows - batch.members().iter().map(|m| m.sequence.drafted).sum::<usize>();
-            match self.in_pass(rows, |pass| self.run(pass, &mut batch, Watch::new(probe))) {
+            let run = |pass: &Pass<'_>| {
+                let _recorded = self.compute.phases.pass(rows, called);
+                self.run(pass, &mut batch, Watch::new(probe))
+            };
+            match self.in_pass(rows, run) {
                 Ok(()) => self.log.add(certain, sequences, start),
                 Err(error) => batch.fail_all(&error),
             }
@@ -157,6 +167,7 @@ impl Model {
         let (config, compute) = (&self.config, &self.compute);
         let norm = |x: &[f32], weight: &[f32]| rms_norm(compute, x, weight, config.rms_eps);
 
+        compute.phase(Phase::Embedding);
         let mut x = self.embed(&batch.tokens())?;
         watch.see(Stage::Embedding, 0, &x);
         for (l, layer) in self.layers.iter().enumerate() {
@@ -165,22 +176,29 @@ impl Model {
                 return Ok(());
             }
             // Attention: v sees the normed input, q and k see its filtered form.
+            compute.phase(Phase::Norm);
             let a = norm(&x, &layer.input_norm);
+            compute.phase(Phase::Qkv);
             let v = compute.product(&layer.v, &a);
-            let (g, o1) = layer.filter.apply(compute, &a, &batch.before(l));
+            compute.phase(Phase::Filter);
+            let (g, o1) = layer.filter.apply(compute, &a, |row| batch.before(l, row));
             batch.remember(l, &a, &o1);
+            compute.phase(Phase::Qkv);
             let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
+            compute.phase(Phase::Store);
             let rows =
                 q.par_chunks_exact_mut(config.projection).zip(k.par_chunks_exact_mut(config.projection));
-            rows.zip(batch.angles()).for_each(|((q, k), angles)| {
-                join_and_split(q, k, config.head_dim());
+            compute.each(rows.enumerate(), |(row, (q, k))| {
+                join_and_split(compute, q, k, config.head_dim());
                 let heads = [q, k].into_iter().flat_map(|x| x.chunks_exact_mut(config.head_dim()));
-                heads.for_each(|head| rotate(head, angles));
+                heads.for_each(|head| rotate(head, batch.angles(row)));
             });
-            batch.push(l, &k, &v);
+            batch.push(compute, l, &k, &v);
+            compute.phase(Phase::Attention);
             let attended = attend(compute, &batch.caches(l), &q);
+            compute.phase(Phase::Output);
             let o = compute.product(&layer.o, &attended);
-            add(&mut x, &o);
+            compute.add(&mut x, &o);
             watch.see(Stage::InputNorm, l, a.data());
             watch.see(Stage::Convolved, l, o1.data());
             watch.see(Stage::Filter, l, g.data());
@@ -191,11 +209,16 @@ impl Model {
             watch.see(Stage::Attention, l, &o);
 
             // Feed forward: the experts that the router picks, or the one MLP of a dense model.
+            compute.phase(Phase::Norm);
             let m = norm(&x, &layer.post_norm);
             watch.see(Stage::PostNorm, l, m.data());
             let y = match &layer.feed_forward {
-                FeedForward::Dense(mlp) => mlp.apply(compute, &m, &mut watch.at(l)),
+                FeedForward::Dense(mlp) => {
+                    compute.phase(Phase::Experts);
+                    mlp.apply(compute, &m, &mut watch.at(l))
+                }
                 FeedForward::Moe { router, experts } => {
+                    compute.phase(Phase::Router);
                     let mut routing = router.route(compute, &m);
                     if let Some(script) = &self.script {
                         script.impose(l, &batch.positions(), &mut routing);
@@ -207,18 +230,21 @@ impl Model {
                     experts.apply(compute, request.as_ref(), &m, &routing, &lost, &mut watch.at(l))?
                 }
             };
-            add(&mut x, &y);
+            compute.phase(Phase::Sum);
+            compute.add(&mut x, &y);
             watch.see(Stage::FeedForward, l, &y);
             watch.see(Stage::Hidden, l, &x);
         }
         x = batch.leave(compute, x);
 
+        compute.phase(Phase::Logits);
         // Behind the final norm: the last row of each sequence, or more of them where they are wanted.
         let mut rows = Vec::new();
         let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
         let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
         watch.see(Stage::FinalNorm, 0, last.data());
         self.wanted_logits(batch, &wanted, &last);
+        compute.phase(Phase::End);
         // The states go on only when all that was read was the file.
         self.check_file()?;
         let mut outputs = Vec::new();
@@ -323,8 +349,14 @@ impl Model {
     pub(super) fn embed(&self, tokens: &[u32]) -> Result<Buffer> {
         let mut x = self.compute.scratch.buffer::<f32>(tokens.len() * self.config.hidden);
         let rows = tokens.par_iter().zip(x.par_chunks_exact_mut(self.config.hidden));
-        rows.try_for_each(|(&id, x)| self.embedding.row(id, x))?;
-        Ok(x)
+        let problem = Mutex::new(None);
+        self.compute.each(rows, |(&id, x)| {
+            if let Err(error) = self.embedding.row(id, x) {
+                *lock(&problem) = Some(error);
+            }
+        });
+        let problem = lock(&problem).take();
+        problem.map_or(Ok(x), Err)
     }
 }
 
@@ -334,8 +366,11 @@ pub(crate) fn no_tokens() -> Error {
 
 /// Turns a row of the q and of the k projection into queries and keys: the joined row `q | k` is cut into slices of
 /// `head_dim`; head i's query is slice 2i, its key slice 2i + 1.
-fn join_and_split(q: &mut [f32], k: &mut [f32], head_dim: usize) {
-    let joined = [&*q, &*k].concat();
+fn join_and_split(compute: &Compute, q: &mut [f32], k: &mut [f32], head_dim: usize) {
+    let mut joined = compute.scratch.buffer(q.len() + k.len());
+    let (first, second) = joined.split_at_mut(q.len());
+    first.copy_from_slice(q);
+    second.copy_from_slice(k);
     let heads = q.chunks_exact_mut(head_dim).zip(k.chunks_exact_mut(head_dim));
     for ((q, k), slices) in heads.zip(joined.chunks_exact(2 * head_dim)) {
         q.copy_from_slice(&slices[..head_dim]);
@@ -343,18 +378,18 @@ fn join_and_split(q: &mut [f32], k: &mut [f32], head_dim: usize) {
     }
 }
 
-fn add(x: &mut [f32], y: &[f32]) {
-    x.par_iter_mut().zip(y).with_min_len(1 << 14).for_each(|(x, y)| *x += y);
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{compute::Arithmetic, threads::Threads},
+        *,
+    };
 
     #[test]
     fn heads_take_alternate_slices_of_the_joined_rows() {
         let (mut q, mut k) = (vec![0., 1., 2., 3.], vec![4., 5., 6., 7.]);
-        join_and_split(&mut q, &mut k, 1);
+        let compute = Compute::new(Threads::new(1, 1).unwrap(), Arithmetic::Integer).unwrap();
+        join_and_split(&compute, &mut q, &mut k, 1);
         assert_eq!((q, k), (vec![0., 2., 4., 6.], vec![1., 3., 5., 7.]));
     }
 }

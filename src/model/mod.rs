@@ -18,6 +18,7 @@ mod gpu;
 mod load;
 mod matrix;
 mod norm;
+pub mod phases;
 mod probe;
 pub mod rope;
 mod router;

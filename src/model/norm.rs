@@ -9,7 +9,7 @@ pub fn rms_norm(compute: &Compute, x: &[f32], weight: &[f32], eps: f32) -> Activ
     let cols = weight.len();
     let mut out = compute.scratch.buffer(x.len());
     let rows = x.par_chunks_exact(cols).zip(out.par_chunks_exact_mut(cols));
-    rows.with_min_len(8).for_each(|(row, out)| {
+    compute.each(rows.with_min_len(8), |(row, out)| {
         let scale = 1.0 / (sum_of_squares(row) / cols as f32 + eps).sqrt();
         out.iter_mut().zip(row).zip(weight).for_each(|((o, v), w)| *o = v * scale * w);
     });

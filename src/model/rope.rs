@@ -49,9 +49,9 @@ impl Rope {
     }
 
     /// `(cos, sin)` of every angle at `position`, `dims / 2` pairs.
-    pub fn at(&self, position: usize) -> Vec<(f32, f32)> {
+    pub fn at(&self, position: usize) -> impl Iterator<Item = (f32, f32)> {
         let position = position as f32;
-        let pair = |&inverse: &f32| match self.precision {
+        let pair = move |&inverse: &f32| match self.precision {
             RopePrecision::F32 | RopePrecision::Mixed => {
                 let angle = position * inverse;
                 (angle.cos(), angle.sin())
@@ -61,7 +61,7 @@ impl Rope {
                 (bf(angle.cos()), bf(angle.sin()))
             }
         };
-        self.inverse.iter().map(pair).collect()
+        self.inverse.iter().map(pair)
     }
 }
 
@@ -95,7 +95,8 @@ mod tests {
     fn position_zero_leaves_a_head_alone() {
         for precision in [RopePrecision::Mixed, RopePrecision::F32, RopePrecision::HfBf16] {
             let mut head: Vec<f32> = (0..8).map(|i| i as f32).collect();
-            rotate(&mut head, &Rope::new(4, 10000.0, precision, None).at(0));
+            let angles: Vec<_> = Rope::new(4, 10000.0, precision, None).at(0).collect();
+            rotate(&mut head, &angles);
             assert_eq!(head, [0., 1., 2., 3., 4., 5., 6., 7.]);
         }
     }

@@ -75,17 +75,15 @@ impl Router {
             }
         };
         let experts = self.projections.experts();
-        let rows = logits.par_chunks_exact_mut(experts).enumerate().with_min_len(8);
-        let chosen = compute.run(|| {
-            rows.map(|(t, logits)| {
-                if let Some(attention) = &attention {
-                    let [k, v] = attention.each_ref().map(|x| &x[t * experts..][..experts]);
-                    let mut scores = vec![0.0; experts];
-                    logits.iter_mut().for_each(|q| *q = attend(*q, k, v, &mut scores));
-                }
-                choose(logits, self.used, self.normalize)
-            })
-            .collect()
+        let mut chosen = vec![Vec::new(); m.rows()];
+        let rows = logits.par_chunks_exact_mut(experts).zip(&mut chosen).enumerate().with_min_len(8);
+        compute.each(rows, |(t, (logits, chosen))| {
+            if let Some(attention) = &attention {
+                let [k, v] = attention.each_ref().map(|x| &x[t * experts..][..experts]);
+                let mut scores = vec![0.0; experts];
+                logits.iter_mut().for_each(|q| *q = attend(*q, k, v, &mut scores));
+            }
+            *chosen = choose(logits, self.used, self.normalize);
         });
         Routing { logits, chosen }
     }

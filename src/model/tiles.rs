@@ -23,6 +23,7 @@ use super::{
     activations::{Activations, Blocks},
     compute::{Arithmetic, Compute},
     feed_forward::{Group, Output, cut},
+    phases::Phase,
     probe::{Stage, WatchAt},
     scratch::{Buffer, parts_of},
 };
@@ -166,6 +167,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
         let tiles = self.request.tiles();
         let mut start = 0;
         while start < self.ranks.len() {
+            self.compute.phase(Phase::Experts);
             let placed = self.request.placed(self.first + start);
             let wave = start..self.ranks.len().min(start + placed.max(1));
             start = wave.end;
@@ -185,6 +187,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             if let Some(watch) = &mut watch {
                 self.show(wave.clone(), &neurons, watch);
             }
+            self.compute.phase(Phase::Down);
             self.down(wave, &neurons, outputs);
         }
         Ok(())
@@ -238,7 +241,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
                 (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
             }
         };
-        self.compute.run(|| items.par_iter_mut().with_max_len(1).for_each(add));
+        self.compute.each(items.par_iter_mut().with_max_len(1), add);
         drop(items);
         drop(experts);
         wave.for_each(|rank| self.request.finish(self.first + rank));
@@ -262,7 +265,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
         let left: Vec<AtomicUsize> = parts.iter().map(|&n| AtomicUsize::new(n)).collect();
         let failed: Vec<AtomicBool> = parts.iter().map(|_| AtomicBool::new(false)).collect();
         let next = AtomicUsize::new(0);
-        let take = |_| -> Result<()> {
+        let take = || -> Result<()> {
             let _unwinding = AbortOnPanic(self.request);
             while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
                 let i = rank - wave.start;
@@ -285,9 +288,8 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             }
             Ok(())
         };
-        let threads = self.compute.threads();
-        let ends: Vec<Result<()>> =
-            self.compute.run(|| (0..threads).into_par_iter().with_max_len(1).map(take).collect());
+        let mut ends: Vec<Result<()>> = (0..self.compute.threads()).map(|_| Ok(())).collect();
+        self.compute.each(ends.par_iter_mut().with_max_len(1), |end| *end = take());
         // Of several problems the one that made the others.
         let problems = ends.into_iter().filter_map(Result::err);
         problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)

@@ -167,6 +167,11 @@ pub fn token_bar(total: u64, what: &'static str) -> ProgressBar {
     bar(total, what, "{msg} [{bar:30}] {pos}/{len} tokens {rate} tok/s, {eta} left")
 }
 
+/// A bar over `total` repetitions.
+pub fn count_bar(total: u64, what: &'static str) -> ProgressBar {
+    bar(total, what, "{msg} [{bar:30}] {pos}/{len}, {eta} left")
+}
+
 fn bar(total: u64, what: &'static str, template: &str) -> ProgressBar {
     let rate = |state: &ProgressState, out: &mut dyn Write| {
         // The bar stays as it is where this cannot be written.

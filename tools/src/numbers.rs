@@ -75,6 +75,49 @@ pub fn number(text: &str, least: usize, most: usize) -> Result<usize, String> {
     text.parse().ok().filter(|n| (least..=most).contains(n)).ok_or_else(fail)
 }
 
+/// Numbers of tokens: `512`, or those from the first to the last: `1-4`, `0-4096+512`, `128-1024*2`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Series(Vec<usize>);
+
+/// Numbers of a series at most.
+const MOST_OF_SERIES: usize = 1000;
+
+impl FromStr for Series {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((first, rest)) = text.split_once('-').filter(|(first, _)| !first.is_empty()) else {
+            return tokens(text).map(|n| Self(vec![n]));
+        };
+        let (last, step, factor) = match (rest.split_once('+'), rest.split_once('*')) {
+            (Some((last, step)), _) => (last, number(step, 1, MOST_CONTEXT)?, 1),
+            (_, Some((last, factor))) => (last, 0, number(factor, 2, MOST_CONTEXT)?),
+            _ => (rest, 1, 1),
+        };
+        let (first, last) = (tokens(first)?, tokens(last)?);
+        if first > last || factor > 1 && first == 0 {
+            return Err("give FIRST-LAST, FIRST-LAST+STEP or FIRST-LAST*FACTOR, the first not above the last and not 0 where there is a factor".into());
+        }
+        let next = |&n: &usize| Some(n * factor + step).filter(|n| *n <= last);
+        let all: Vec<usize> = std::iter::successors(Some(first), next).take(MOST_OF_SERIES + 1).collect();
+        if all.len() > MOST_OF_SERIES {
+            return Err(format!("these are more than {MOST_OF_SERIES} numbers; give a larger step"));
+        }
+        Ok(Self(all))
+    }
+}
+
+/// The numbers of all series, in their order.
+pub fn all(series: &[Series]) -> Vec<usize> {
+    series.iter().flat_map(|Series(numbers)| numbers).copied().collect()
+}
+
+/// Two numbers of tokens with a comma between them.
+pub fn pair(text: &str) -> Result<(usize, usize), String> {
+    let parts = text.split_once(',').ok_or("give two numbers of tokens with a comma between them")?;
+    Ok((tokens(parts.0)?, tokens(parts.1)?))
+}
+
 /// Sequences that run together.
 pub fn sequences(text: &str) -> Result<usize, String> {
     number(text, 1, 1024)
@@ -166,6 +209,21 @@ mod tests {
         assert!(
             rate("0").is_err() && rate("NaN").is_err() && rate("inf").is_err() && milliseconds("-1").is_err()
         );
+    }
+
+    #[test]
+    fn a_series_goes_by_steps_or_factors() {
+        let series = |text: &str| text.parse::<Series>().map(|series| all(&[series]));
+        assert_eq!(series("512"), Ok(vec![512]));
+        assert_eq!(series("1-4"), Ok(vec![1, 2, 3, 4]));
+        assert_eq!(series("0-1100+512"), Ok(vec![0, 512, 1024]));
+        assert_eq!(series("128-1024*2"), Ok(vec![128, 256, 512, 1024]));
+        for wrong in ["", "-1", "4-1", "1-", "0-8*2", "1-8*1", "1-8+0", "1-2-3", "1-99999999", "0-5000", "x"]
+        {
+            assert!(series(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(pair("512,128"), Ok((512, 128)));
+        assert!(pair("512").is_err() && pair("1,2,3").is_err() && pair("1,99999999").is_err());
     }
 
     #[test]

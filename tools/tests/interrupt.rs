@@ -105,6 +105,7 @@ fn ctrl_c_ends_a_streamed_run_wherever_it_is() {
     let generate = ["generate", &model, "--file", &prompt, "-n", "5", "--context", "60000", "--save", &saved];
     let write = ["generate", &model, "-p", "Ruth 1:1<sep>", "-n", "50000", "--ignore-eod"];
     let bench = ["bench", &model, "-p", "512", "-n", "0", "--throttle", "0.001"];
+    let table = [&bench[..], &["-o", "json"]].concat();
     let runs = [
         (&generate[..], "yuan-read-0", 0),
         (&generate[..], "yuan-read-0", 100),
@@ -113,6 +114,7 @@ fn ctrl_c_ends_a_streamed_run_wherever_it_is() {
         (&write[..], "yuan-read-0", 0),
         (&write[..], "yuan-read-0", 1000),
         (&bench[..], "yuan-compute-0", 300),
+        (&table[..], "yuan-compute-0", 300),
         (&["logits", &model, "--tokens", &ids, "-o", &logits][..], "yuan-read-0", 300),
         (&["perplexity", &model, "--file", &prompt][..], "yuan-read-0", 300),
     ];

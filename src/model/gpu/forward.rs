@@ -213,6 +213,7 @@ impl Ends<'_> {
         let numbers = part.first_end..part.first_end + part.ends.len();
         for (l, layer) in state.layers.iter_mut().enumerate() {
             let first = l * by_layer;
+            layer.next.clear();
             layer.next.extend(numbers.clone().map(|end| FilterState {
                 input: self.row(first, end, hidden).to_vec(),
                 conv1: self.row(first + self.count * hidden, end, hidden / 2).to_vec(),

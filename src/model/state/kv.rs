@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use yuan_kernels::{Kernels, blocks::QK, encode::best_encoders, panel::ActivationBlock};
 
 use super::{
+    super::compute::Compute,
     kv_type::{KvType, Stored},
     page::{Page, STEP},
     pool::Lease,
@@ -199,7 +200,7 @@ impl KvCache {
     }
 
     /// Adds the next positions, for which there are pages: `keys` (rotated) and `values` are [T, heads * head_dim].
-    pub fn push(&mut self, keys: &[f32], values: &[f32]) {
+    pub fn push(&mut self, compute: &Compute, keys: &[f32], values: &[f32]) {
         let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
         let (width, rotation) = (heads * dim, self.rotation());
         let mut rest = [keys, values];
@@ -211,7 +212,8 @@ impl KvCache {
             let page = self.pages.get_mut(self.len / SPAN).expect(NO_PAGE);
             let stripes: Vec<_> = stripes(kv, heads, dim, page).collect();
             let stripes = stripes.into_par_iter().enumerate();
-            stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim)).for_each(|(i, (row, stripe))| {
+            let stripes = stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim));
+            compute.each(stripes, |(i, (row, stripe))| {
                 let (data, stored) = if i < heads { (parts[0], kv.keys) } else { (parts[1], kv.values) };
                 let rows = stripe[place * row..].chunks_exact_mut(row);
                 let data = data.chunks_exact(width).map(|data| &data[i % heads * dim..][..dim]);
@@ -337,8 +339,16 @@ fn quantized_scores<B, X: ActivationBlock>(
 mod tests {
     use std::sync::LazyLock;
 
-    use super::{super::pool::Pool, *};
+    use super::{
+        super::{
+            super::{compute::Arithmetic, threads::Threads},
+            pool::Pool,
+        },
+        *,
+    };
 
+    static COMPUTE: LazyLock<Compute> =
+        LazyLock::new(|| Compute::new(Threads::new(2, 2).unwrap(), Arithmetic::Integer).unwrap());
     static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Pool::new(u64::MAX, 1));
 
     /// Makes room for so many positions in all, whatever it takes.
@@ -408,7 +418,7 @@ mod tests {
                         let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
                         let end = cache.len() + n;
                         reserve(cache, end);
-                        cache.push(&new[0], &new[1]);
+                        cache.push(&COMPUTE, &new[0], &new[1]);
                         keys.extend_from_slice(&new[0]);
                         values.extend_from_slice(&new[1]);
                     }
@@ -434,7 +444,7 @@ mod tests {
     fn only_the_page_that_is_written_is_copied() {
         let mut first = KvCache::new(HEADS, DIM, KvType::F16);
         reserve(&mut first, SPAN + 10);
-        first.push(&rows(1, SPAN + 10), &rows(2, SPAN + 10));
+        first.push(&COMPUTE, &rows(1, SPAN + 10), &rows(2, SPAN + 10));
         let mut second = first.clone();
         let shared = |a: &KvCache, b: &KvCache| [0, 1].map(|i| Arc::ptr_eq(&a.pages[i], &b.pages[i]));
         reserve(&mut second, SPAN + 10);
@@ -463,7 +473,7 @@ mod tests {
             let mut lease = pool.take(cache.missing(end)).unwrap();
             cache.reserve(end, &mut lease).unwrap();
             drop(lease);
-            cache.push(&self::rows(1, rows), &self::rows(2, rows));
+            cache.push(&COMPUTE, &self::rows(1, rows), &self::rows(2, rows));
             assert_eq!(cache.leased(), pool.usage().bytes);
             (pool.usage().bytes / step, pool.usage().pages)
         };

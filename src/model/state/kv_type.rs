@@ -37,7 +37,8 @@ impl Stored {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// The name of the command line: `q8_0`.
+    pub const fn name(self) -> &'static str {
         NAMES[self as usize][self as usize]
     }
 

@@ -1,6 +1,6 @@
 //! What a model remembers of the tokens so far.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, mem::swap, sync::Arc};
 
 mod history;
 mod kv;
@@ -74,7 +74,7 @@ pub struct LayerState {
     pub kv: KvCache,
     /// The filter's last inputs.
     pub filter: FilterState,
-    /// What [`LayerState::filter`] becomes when the pass that is running succeeds, after the filters of the snapshots.
+    /// What [`LayerState::filter`] becomes when the pass that is running succeeds, after the filters of the snapshots. Between passes it means nothing.
     pub(super) next: Vec<FilterState>,
 }
 
@@ -367,8 +367,10 @@ impl State {
             }
         }
         for layer in &mut self.layers {
-            layer.filter = layer.next.swap_remove(ends.partition_point(|&end| end < certain));
-            layer.next.clear();
+            // The memory of the old one is that of the next pass.
+            layer.next.swap(0, ends.partition_point(|&end| end < certain));
+            layer.next.truncate(1);
+            swap(&mut layer.filter, &mut layer.next[0]);
             layer.kv.hold_back(drafted);
         }
         self.position = start + certain;
@@ -430,7 +432,6 @@ impl State {
         self.drafts.clear();
         for layer in &mut self.layers {
             layer.kv.truncate(self.position);
-            layer.next.clear();
         }
         self.spare = Spare::default();
         #[cfg(feature = "gpu")]

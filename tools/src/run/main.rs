@@ -9,7 +9,6 @@ mod bench;
 mod chat;
 mod config;
 mod demo;
-mod drafted;
 mod fits;
 mod generate;
 mod grammar;
@@ -24,7 +23,6 @@ mod remove;
 mod replay;
 mod sampling;
 mod serve;
-mod together;
 mod tokenize;
 mod trace;
 
@@ -93,7 +91,14 @@ enum Command {
 fn main() -> ExitCode {
     // A negative number is a value, and no option that nobody knows.
     let command = Cli::command().mut_subcommands(|command| command.allow_negative_numbers(true));
-    let arguments: Vec<OsString> = env::args_os().collect();
+    let mut arguments: Vec<OsString> = env::args_os().collect();
+    if arguments.get(1).is_some_and(|name| name == "bench") {
+        // llama-bench's spelling of an option that is no letter.
+        arguments
+            .iter_mut()
+            .filter(|argument| *argument == "-pg")
+            .for_each(|argument| *argument = "--pg".into());
+    }
     let mut failure = None;
     let command = match arguments.get(1).is_some_and(|name| name == "serve") {
         false => command,

@@ -1,5 +1,12 @@
 //! `yuan bench`: the speed of prefill and decode beside the speed of memory.
 
+mod drafted;
+mod form;
+mod phases;
+mod rows;
+mod table;
+mod together;
+
 use std::{
     hint::black_box,
     ops::Range,
@@ -8,14 +15,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{drafted::Pairs, together::Together};
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    files::check_output,
-    model::{GpuPlacement, Model, Placement, Sequence, State, Want, bench::read, threads::usable_cores},
+    files::{check_output, write_whole},
+    model::{
+        GpuPlacement, Model, Options, Placement, Sequence, State, Want, bench::read, threads::usable_cores,
+    },
     pager::{self, Mode, trace::Trace},
     session::{
         Drafts, Engine,
@@ -31,6 +39,11 @@ use yuan_tools::{
     stats::describe,
 };
 
+use drafted::Pairs;
+use form::Form;
+use phases::Recording;
+use together::Together;
+
 /// Measure the speed of prefill and decode
 #[derive(Args)]
 #[command(after_help = "\
@@ -42,19 +55,33 @@ Examples:
   yuan bench synthetic.gguf --memory 8G --routing poem.trace
   yuan bench model.gguf -p 64 -n 32 --sequences 1,2,4,8,16
   yuan bench model.gguf -p 64 -n 128 --draft 3 --draft-accept 0.9
-Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians.")]
+  yuan bench model.gguf -p 128-1024*2 -n 32,64 -pg 512,128 -d 0,4096 -r 5
+  yuan bench model.gguf -o sql | sqlite3 speed.sqlite
+  yuan bench model.gguf -r 1 --phases phases.json
+Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians. \
+With -o, -pg or several values they are a table as llama-bench prints it: each prompt, each answer and each pair behind each depth, which is 0 where none is given, \
+is a test of its own, with the mean and the standard deviation of its repetitions.")]
 pub struct Bench {
     #[command(flatten)]
     run: RunArgs,
-    /// Number of tokens in the prompt (0: no prefill)
-    #[arg(long, short, value_name = "N", default_value_t = 512, value_parser = numbers::tokens)]
-    prompt: usize,
-    /// Number of tokens to generate (0: no decode)
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = 128, value_parser = numbers::tokens)]
-    tokens: usize,
-    /// Number of tokens in the context before decoding starts; by default those of the prompt
-    #[arg(long, short, value_name = "N", value_parser = numbers::tokens)]
-    depth: Option<usize>,
+    /// Number of tokens in the prompt (0: no prefill): one or several, also as FIRST-LAST, FIRST-LAST+STEP or FIRST-LAST*FACTOR
+    #[arg(long, short, alias = "n-prompt", value_name = "N,...", value_delimiter = ',', default_value = "512", value_parser = str::parse::<numbers::Series>)]
+    prompt: Vec<numbers::Series>,
+    /// Number of tokens to generate (0: no decode), one or several
+    #[arg(long = "tokens", short = 'n', alias = "n-gen", value_name = "N,...", value_delimiter = ',', default_value = "128", value_parser = str::parse::<numbers::Series>)]
+    tokens: Vec<numbers::Series>,
+    /// Measure a prompt of P tokens and an answer of N together; several times for several such tests (-pg is the same)
+    #[arg(long, value_name = "P,N", value_parser = numbers::pair, conflicts_with_all = ["json", "sequences", "draft", "trace"])]
+    pg: Vec<(usize, usize)>,
+    /// Number of tokens in the context before, one or several; by default decoding starts behind those of the prompt
+    #[arg(long, short, alias = "n-depth", value_name = "N,...", value_delimiter = ',', value_parser = str::parse::<numbers::Series>)]
+    depth: Vec<numbers::Series>,
+    /// Print a table of tests in this form
+    #[arg(long, short, value_name = "FORM", value_enum, conflicts_with_all = ["json", "sequences", "draft", "trace"])]
+    output: Option<Form>,
+    /// Count what a test of a table runs first, too: by default its prompt and one token of its answer are run once before
+    #[arg(long)]
+    no_warmup: bool,
     /// Measure how fast so many sequences decode together, each behind a prompt of its own, in place of prefill and decode
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = numbers::sequences, conflicts_with_all = ["depth", "routing", "trace"])]
     sequences: Vec<usize>,
@@ -66,7 +93,7 @@ pub struct Bench {
     #[arg(long, value_name = "PART", value_parser = numbers::part, requires = "draft")]
     draft_accept: Option<f64>,
     /// Number of repetitions
-    #[arg(long, short, value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
+    #[arg(long, short, alias = "repetitions", value_name = "N", default_value_t = 3, value_parser = numbers::repetitions)]
     repeat: usize,
     /// When streaming, deliver reads at this rate in GB a second, as a slower drive would
     #[arg(long, value_name = "GB/S", value_parser = numbers::rate)]
@@ -77,54 +104,107 @@ pub struct Bench {
     /// Record which experts the last repetition used, for yuan replay
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Run the prompt and eight of the tokens once more, and write what each thread does when, in Chrome's trace format, which ui.perfetto.dev shows; a table says what of it
+    /// one thread does alone
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "pg", "sequences", "draft"])]
+    phases: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
+/// Tokens whose phases are recorded, at most.
+const RECORDED: usize = 8;
+
+/// What is measured where it is no table.
+#[derive(Clone, Copy)]
+struct Shape {
+    prompt: usize,
+    tokens: usize,
+    depth: Option<usize>,
+}
+
 impl Bench {
     pub fn run(self) -> anyhow::Result<()> {
-        ensure!(self.prompt + self.tokens > 0, "there is nothing to measure: raise -p or -n");
-        let file = self.run.model.path()?;
-        if let Some(trace) = &self.trace {
-            let inputs: Vec<_> = [file.clone()].into_iter().chain(self.routing.clone()).collect();
-            check_output(trace, 0, &inputs, "NAME.trace")?;
+        let [prompts, answers, depths] =
+            [&self.prompt, &self.tokens, &self.depth].map(|series| numbers::all(series));
+        let several = [&prompts, &answers, &depths].iter().any(|values| values.len() > 1);
+        if self.output.is_none() && self.pg.is_empty() && !several {
+            return self.figures(Shape {
+                prompt: prompts[0],
+                tokens: answers[0],
+                depth: depths.first().copied(),
+            });
         }
-        let depth = self.depth.unwrap_or(self.prompt);
-        let context = self.prompt.max(depth) + self.tokens;
-        let most = self.sequences.iter().copied().max().unwrap_or(1);
-        ensure!(self.sequences.is_empty() || self.tokens > 0, "sequences decode together: raise -n");
-        // All keys and values have a place in the budget.
-        let mut options = self.run.options(context.saturating_mul(most));
+        let other = [
+            ("--json", self.json),
+            ("--sequences", !self.sequences.is_empty()),
+            ("--draft", self.draft.is_some()),
+            ("--trace", self.trace.is_some()),
+            ("--phases", self.phases.is_some()),
+        ];
+        if let Some((name, _)) = other.iter().find(|(_, given)| *given) {
+            bail!(
+                "several values make a table, which {name} has none of; give one -p, -n and -d, or -o json"
+            );
+        }
+        let depths = if depths.is_empty() { vec![0] } else { depths };
+        self.table(rows::tests(&prompts, &answers, &self.pg, &depths)?)
+    }
+
+    /// A container, and how its model would run with so many tokens in its contexts.
+    fn prepare(&self, context: usize) -> anyhow::Result<(Container, Options, Placement)> {
+        let mut options = self.run.options(context);
         options.paging.throttle = self.throttle.map(|gb| gb * 1e9);
-        let container = Container::open(&file)?;
+        let container = Container::open(&self.run.model.path()?)?;
         let placement = Placement::new(&container, &options)?;
-        let streamed = placement.mode == Mode::Streamed;
         ensure!(
-            streamed || self.throttle.is_none(),
+            placement.mode == Mode::Streamed || self.throttle.is_none(),
             "--throttle slows streamed reads: give --paging streamed"
         );
-        // Before the model takes its memory.
-        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
-        let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2);
-        let drive = match streamed {
-            true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
-            false => None,
-        };
-        let mut model = Model::load_watched(&container, &options, &mut |_, _| unless_stopped())?;
+        Ok((container, options, placement))
+    }
+
+    fn load(&self, container: &Container, options: &Options) -> anyhow::Result<Model> {
+        let mut model = Model::load_watched(container, options, &mut |_, _| unless_stopped())?;
         if !self.routing.is_empty() {
             let traces = self.routing.iter().map(|path| Trace::read(path)).collect::<Result<Vec<_>, _>>()?;
             model.follow(&traces)?;
         }
+        Ok(model)
+    }
+
+    /// The figures of one prompt and one answer, or what `--sequences` and `--draft` ask for.
+    fn figures(self, shape: Shape) -> anyhow::Result<()> {
+        let Shape { prompt, tokens, depth } = shape;
+        ensure!(prompt + tokens > 0, "there is nothing to measure: raise -p or -n");
+        let inputs: Vec<_> = [self.run.model.path()?].into_iter().chain(self.routing.clone()).collect();
+        for (output, example) in [(&self.trace, "NAME.trace"), (&self.phases, "NAME.json")] {
+            output.iter().try_for_each(|path| check_output(path, 0, &inputs, example))?;
+        }
+        let depth = depth.unwrap_or(prompt);
+        let context = prompt.max(depth) + tokens;
+        let most = self.sequences.iter().copied().max().unwrap_or(1);
+        ensure!(self.sequences.is_empty() || tokens > 0, "sequences decode together: raise -n");
+        // All keys and values have a place in the budget.
+        let (container, options, placement) = self.prepare(context.saturating_mul(most))?;
+        // Before the model takes its memory.
+        let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
+        let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2);
+        let drive = match placement.mode == Mode::Streamed {
+            true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
+            false => None,
+        };
+        let model = self.load(&container, &options)?;
         if let Some(drafts) = self.draft {
             let tokenizer = Tokenizer::new(container.vocab()?)?;
             let engine = Engine::with_model(container, tokenizer, model)?;
-            return self.drafted(&engine, drafts, bandwidth);
+            return self.drafted(&engine, drafts, shape, bandwidth);
         }
         let vocab = model.config().vocab as u64;
         let token = |i| wandering(i, vocab);
         if !self.sequences.is_empty() {
-            return self.together(&model, bandwidth, token);
+            return self.together(&model, shape, bandwidth, token);
         }
         let run = |state: &mut State, tokens: Range<usize>, batch: usize| -> anyhow::Result<Vec<Duration>> {
             let tokens: Vec<u32> = tokens.map(token).collect();
@@ -148,44 +228,63 @@ impl Bench {
             }
             let mut state = State::new(model.config(), context, self.run.kv)?;
             meter.lap(0);
-            prefill.push(run(&mut state, 0..self.prompt, model.batch())?.iter().sum());
-            laps[0].add(&meter.lap(self.prompt));
-            if depth < self.prompt {
-                state = State::new(model.config(), depth + self.tokens, self.run.kv)?;
+            prefill.push(run(&mut state, 0..prompt, model.batch())?.iter().sum());
+            laps[0].add(&meter.lap(prompt));
+            if depth < prompt {
+                state = State::new(model.config(), depth + tokens, self.run.kv)?;
             }
             let filled = state.position();
             run(&mut state, filled..depth, model.batch())?;
             meter.lap(0);
-            let tokens = run(&mut state, depth..depth + self.tokens, 1)?;
-            laps[1].add(&meter.lap(self.tokens));
-            decode.push(tokens.iter().sum());
-            times.extend(tokens);
+            let answer = run(&mut state, depth..depth + tokens, 1)?;
+            laps[1].add(&meter.lap(tokens));
+            decode.push(answer.iter().sum());
+            times.extend(answer);
         }
 
         if let Some(path) = &self.trace {
             model.recorded().write(path)?;
         }
+        let mut recordings = Vec::new();
+        if let Some(path) = &self.phases {
+            let mut state = State::new(model.config(), context, self.run.kv)?;
+            model.record_phases();
+            run(&mut state, 0..prompt, model.batch())?;
+            let threads = model.batch_threads();
+            recordings.push(Recording { name: "prompt", threads, passes: model.recorded_phases() });
+            let reached = state.rewind(depth);
+            run(&mut state, reached..depth, model.batch())?;
+            model.record_phases();
+            run(&mut state, depth..depth + tokens.min(RECORDED), 1)?;
+            let threads = model.threads();
+            recordings.push(Recording { name: "decode", threads, passes: model.recorded_phases() });
+            recordings.retain(|recording| !recording.passes.is_empty());
+            write_whole(path, 0, |out| phases::write(out, &recordings))?;
+        }
         let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
-        let (prefill, decode) = (rate(self.prompt, prefill), rate(self.tokens, decode));
+        let (prefill, decode) = (rate(prompt, prefill), rate(tokens, decode));
         let bytes = model.bytes_per_token();
         let weights = decode * bytes as f64 / 1e9;
         if self.json {
-            let object = json!({
+            let mut object = json!({
                 "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
-                "prompt": self.prompt, "tokens": self.tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
+                "prompt": prompt, "tokens": tokens, "depth": depth, "kv": self.run.kv.name(), "repeat": self.repeat,
                 "prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode,
                 "bytes_per_token": bytes, "weights_gb_per_second": weights, "memory_gb_per_second": bandwidth,
                 "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
                 "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
+            if self.phases.is_some() {
+                let of = |recording: &Recording| (recording.name.to_owned(), recording.json());
+                object["phases"] = recordings.iter().map(of).collect();
+            }
             return say!("{object}");
         }
         describe_machine(&model, bandwidth)?;
-        say!("prefill    {prefill:.2} tok/s ({} tokens)", self.prompt)?;
+        say!("prefill    {prefill:.2} tok/s ({prompt} tokens)")?;
         let share = 100.0 * weights / bandwidth;
         say!(
-            "decode     {decode:.2} tok/s ({} tokens after {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory",
-            self.tokens
+            "decode     {decode:.2} tok/s ({tokens} tokens after {depth}), {weights:.1} GB/s of weights, {share:.0} % of memory"
         )?;
         if let Some(drive) = drive {
             say!("drive      {drive:.2} GB/s by reads of a tile")?;
@@ -201,27 +300,32 @@ impl Bench {
                 100.0 * weights / memory
             )?;
         }
-        Ok(())
+        recordings.iter().try_for_each(|recording| say!("{}", recording.describe()))
     }
 }
 
 impl Bench {
     /// `--draft`.
-    fn drafted(&self, engine: &Arc<Engine>, drafts: Drafts, bandwidth: f64) -> anyhow::Result<()> {
-        let model = engine.model();
-        ensure!(self.tokens > 1, "drafts are of an answer: raise -n");
+    fn drafted(
+        &self,
+        engine: &Arc<Engine>,
+        drafts: Drafts,
+        shape: Shape,
+        bandwidth: f64,
+    ) -> anyhow::Result<()> {
+        let (model, Shape { prompt, tokens, depth }) = (engine.model(), shape);
+        ensure!(tokens > 1, "drafts are of an answer: raise -n");
         let vocab = model.config().vocab as u64;
-        let prompt: Vec<u32> =
-            (0..self.depth.unwrap_or(self.prompt).max(1)).map(|i| wandering(i, vocab)).collect();
-        let pairs = Pairs { engine, drafts, accept: self.draft_accept, kv: self.run.kv, tokens: self.tokens };
+        let prompt: Vec<u32> = (0..depth.unwrap_or(prompt).max(1)).map(|i| wandering(i, vocab)).collect();
+        let pairs = Pairs { engine, drafts, accept: self.draft_accept, kv: self.run.kv, tokens };
         let measured = pairs.run(&prompt, self.repeat)?;
         if !self.json {
             describe_machine(model, bandwidth)?;
-            return say!("{}", measured.describe(prompt.len(), self.tokens));
+            return say!("{}", measured.describe(prompt.len(), tokens));
         }
         let object = json!({
             "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
-            "depth": prompt.len(), "tokens": self.tokens, "kv": self.run.kv.name(), "repeat": self.repeat,
+            "depth": prompt.len(), "tokens": tokens, "kv": self.run.kv.name(), "repeat": self.repeat,
             "bytes_per_token": model.bytes_per_token(), "memory_gb_per_second": bandwidth,
             "paging": stats::placement(model), "draft": measured.json(),
         });
@@ -229,8 +333,14 @@ impl Bench {
     }
 
     /// `--sequences`.
-    fn together(&self, model: &Model, bandwidth: f64, token: impl Fn(usize) -> u32) -> anyhow::Result<()> {
-        let (prompt, tokens, repeat) = (self.prompt, self.tokens, self.repeat);
+    fn together(
+        &self,
+        model: &Model,
+        shape: Shape,
+        bandwidth: f64,
+        token: impl Fn(usize) -> u32,
+    ) -> anyhow::Result<()> {
+        let (Shape { prompt, tokens, .. }, repeat) = (shape, self.repeat);
         let together = Together { model, kv: self.run.kv, prompt, tokens, repeat };
         if !self.json {
             describe_machine(model, bandwidth)?;
