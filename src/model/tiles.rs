@@ -289,7 +289,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             Ok(())
         };
         let mut ends: Vec<Result<()>> = (0..self.compute.threads()).map(|_| Ok(())).collect();
-        self.compute.each(ends.par_iter_mut().with_max_len(1), |end| *end = take());
+        self.compute.each_of(items.len(), ends.par_iter_mut().with_max_len(1), |end| *end = take());
         // Of several problems the one that made the others.
         let problems = ends.into_iter().filter_map(Result::err);
         problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)

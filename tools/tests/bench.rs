@@ -173,6 +173,10 @@ fn phases_are_written_for_chrome_and_say_what_one_thread_does_alone() {
             for key in ["ms", "work_ms", "alone_ms", "one_ms", "none_ms"] {
                 assert!((sum(key) - of["all"][key].as_f64().unwrap()).abs() < 1e-6, "{key}: {of}");
             }
+            let phases = of["phases"].as_array().unwrap();
+            let experts = phases.iter().find(|phase| phase["name"] == "experts").unwrap();
+            // Even one thread shares them out to itself, in pieces that others could take.
+            assert!(experts["alone_ms"].as_f64().unwrap() < experts["ms"].as_f64().unwrap(), "{experts}");
             if threads == "1" {
                 assert_eq!(of["all"]["one_ms"], 0.0, "nobody waits for the only thread");
             }

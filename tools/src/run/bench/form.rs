@@ -169,7 +169,7 @@ mod tests {
         let lines = table.row(&row(), "pp512") + &table.row(&row(), "tg1 @ d512") + table.end();
         let widths: Vec<usize> = lines.lines().map(|line| line.chars().count()).collect();
         assert_eq!(widths, [widths[0]; 4]);
-        assert!(lines.contains("|   2/4 |      pp512 |") && lines.contains("12.50 ± 0.25 |"), "{lines}");
+        assert!(lines.contains("|     2/4 |      pp512 |") && lines.contains("12.50 ± 0.25 |"), "{lines}");
         assert!(lines.contains("| 3.00 GiB | 40.12 B | CPU     |"), "{lines}");
     }
 
