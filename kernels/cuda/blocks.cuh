@@ -79,8 +79,8 @@ struct __align__(16) PanelQ6K {
     SixBits sub_blocks[8];
 };
 
-static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 && sizeof(BlockQ6K) == 210 &&
-                  sizeof(BlockQ3K) == 110,
+static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4K) == 144 &&
+                  sizeof(BlockQ6K) == 210 && sizeof(BlockQ3K) == 110,
               "blocks");
 static_assert(sizeof(BlockQ8) == 288 && sizeof(BlockQ8x8) == 320 && sizeof(PanelQ4K) == 2304 &&
                   sizeof(PanelQ4_0) == 2304 && sizeof(PanelQ8_0) == 4352 && sizeof(PanelQ6K) == 3360 &&
@@ -155,7 +155,8 @@ __device__ inline Words row_words(const PanelQ6K &panel, int s, int g, int r) {
 
 __device__ inline Words row_words(const PanelQ3K &panel, int s, int g, int r) {
     const ThreeBits &bits = panel.sub_blocks[s];
-    unsigned first = word_at(bits.low + 4 * r), second = word_at(bits.low + 64 + 4 * r), high = word_at(bits.high + 4 * r);
+    unsigned first = word_at(bits.low + 4 * r), second = word_at(bits.low + 64 + 4 * r),
+             high = word_at(bits.high + 4 * r);
     return {{three_bits(first >> 2 * g, high >> g), three_bits(second >> 2 * g, high >> (4 + g))}};
 }
 

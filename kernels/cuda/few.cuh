@@ -116,7 +116,7 @@ __device__ inline void sixteen_parts(const Panel &panel, const BlockQ8 *const (&
     int lane = lane_of(), r = 4 * (lane % 4), g = lane / 4 % 4, half = lane / 16;
     int sums[N][4] = {};
 // With eight tokens there are no registers for the weights of two steps.
-#pragma unroll (N < 8 ? 4 : 1)
+#pragma unroll(N < 8 ? 4 : 1)
     for (int i = 0; i < 4; i++) {
         int s = 2 * i + half;
         Words words[4];
