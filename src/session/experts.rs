@@ -23,7 +23,7 @@ pub struct Experts {
     /// Experts that a token chooses in each layer.
     pub per_token: usize,
     /// Tokens that have chosen each expert since the model was opened. A count never falls. What a pass had chosen before it was cancelled
-    /// or failed counts, too.
+    /// or failed counts, too, and what drafts had that were refused.
     pub chosen: Vec<u64>,
     /// Where each is. Of mapped experts those count as in memory that were brought in once: the system may have dropped them since, and does not say.
     pub places: Vec<Place>,
