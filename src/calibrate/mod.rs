@@ -71,11 +71,6 @@ impl<'m> Calibration<'m> {
         results.into_iter().try_for_each(|result| result.map(drop))
     }
 
-    /// The sums so far.
-    pub fn sums(&self) -> &Imatrix {
-        self.sums.imatrix()
-    }
-
     /// The sums, to note something in.
     fn sums_mut(&mut self) -> &mut Imatrix {
         self.sums.imatrix_mut()

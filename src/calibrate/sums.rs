@@ -41,10 +41,6 @@ impl Sums {
         Self { config: config.clone(), imatrix }
     }
 
-    pub fn imatrix(&self) -> &Imatrix {
-        &self.imatrix
-    }
-
     pub fn imatrix_mut(&mut self) -> &mut Imatrix {
         &mut self.imatrix
     }

@@ -5,7 +5,7 @@
 //! row by row a symmetric matrix. All are f32.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -178,12 +178,13 @@ impl Imatrix {
                 None => Ok(numbers),
             }
         };
+        let by_name: HashMap<&str, &TensorDesc> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         let mut entries = BTreeMap::<String, Entry>::new();
         for tensor in &tensors {
             let Some(name) = tensor.name.strip_suffix(SUMS) else { continue };
             let counts = format!("{name}{COUNTS}");
             let missing = || bad(&tensor.name, format!("there is no {counts} beside it"));
-            let counts = tensors.iter().find(|t| t.name == counts).ok_or_else(missing)?;
+            let counts = by_name.get(counts.as_str()).ok_or_else(missing)?;
             let (sums, counts) = (numbers(tensor)?, numbers(counts)?);
             let cols = tensor.dims[0] as usize;
             if cols * counts.len() != sums.len() {
