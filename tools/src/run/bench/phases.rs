@@ -24,7 +24,7 @@ pub struct Recording {
 struct Shares {
     /// From its beginning to its end.
     time: Duration,
-    /// In which it shares nothing out, or one piece only.
+    /// In which it shares nothing out, or one thread works on the only piece.
     alone: Duration,
     /// In which one thread works on what is shared out, and the others wait.
     one: Duration,
@@ -53,15 +53,12 @@ impl Recording {
             let (mut ends, mut busy) = (ends.into_iter().peekable(), 0usize);
             for shared in &pass.shared {
                 let (mut at, shares) = (shared.span.begin, &mut all[place(shared.span.phase)]);
-                if shared.pieces < 2 {
-                    shares.alone += shared.span.time();
-                    continue;
-                }
                 let mut until = |time: Duration, busy: usize| {
                     let passed = time.saturating_sub(at);
                     at = at.max(time);
                     match busy {
                         0 => shares.none += passed,
+                        _ if shared.pieces < 2 => shares.alone += passed,
                         1 if self.threads > 1 => shares.one += passed,
                         _ => {}
                     }
@@ -225,7 +222,7 @@ mod tests {
                 span(Phase::Experts, 50, 100),
             ],
             shared: vec![
-                Shared { span: span(Phase::Norm, 5, 20), pieces: 1 },
+                Shared { span: span(Phase::Norm, 4, 20), pieces: 1 },
                 Shared { span: experts, pieces: 9 },
             ],
             work: vec![
@@ -244,15 +241,19 @@ mod tests {
             let phase = phases.iter().find(|phase| phase["name"] == name).unwrap();
             (phase[key].as_f64().unwrap() * 1e3).round()
         };
-        assert_eq!((of("norm", "alone_ms"), of("norm", "work_ms")), (20.0, 20.0));
+        // A piece that waits for its thread is nobody's work.
+        assert_eq!(
+            (of("norm", "alone_ms"), of("norm", "work_ms"), of("norm", "none_ms")),
+            (19.0, 19.0, 1.0)
+        );
         assert_eq!((of("router", "alone_ms"), of("router", "ms")), (30.0, 30.0));
         assert_eq!(
             (of("experts", "alone_ms"), of("experts", "one_ms"), of("experts", "none_ms")),
             (5.0, 30.0, 5.0)
         );
-        // 20, 30 and 5 alone, 10 and 40 of two threads.
-        assert_eq!((json["all"]["work_ms"].as_f64().unwrap() * 1e3).round(), 105.0);
-        assert!((json["alone_share"].as_f64().unwrap() - 55.0 / 105.0).abs() < 1e-6, "{json}");
+        // 19, 30 and 5 alone, 10 and 40 of two threads.
+        assert_eq!((json["all"]["work_ms"].as_f64().unwrap() * 1e3).round(), 104.0);
+        assert!((json["alone_share"].as_f64().unwrap() - 54.0 / 104.0).abs() < 1e-6, "{json}");
         let shown = recording().describe();
         assert_eq!(shown.lines().count(), 2 + 3 + 1, "{shown}");
     }
@@ -274,6 +275,6 @@ mod tests {
             }
         }
         let waits = events.iter().filter(|e| e["name"] == "waits").count();
-        assert_eq!(waits, 2 * 3, "{trace}");
+        assert_eq!(waits, 2 * 4, "{trace}");
     }
 }
