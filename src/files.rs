@@ -5,6 +5,8 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf, is_separator},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::Duration,
 };
 
 use crate::error::{Error, Result};
@@ -98,7 +100,7 @@ impl NewFile {
     pub fn failed(&self, error: io::Error) -> Error {
         let folder = folder_of(&self.path);
         match (error.kind(), free_bytes(folder)) {
-            (io::ErrorKind::StorageFull, Ok(Some(free))) => {
+            (io::ErrorKind::StorageFull, Ok(free)) => {
                 let written = self.out.get_ref().metadata().map_or(0, |m| m.len());
                 let needed = written + self.out.buffer().len() as u64;
                 Error::DiskFull { path: folder.into(), needed: needed.max(free + 1), free }
@@ -140,12 +142,27 @@ impl Drop for NewFile {
 /// [`Error::Io`].
 pub(crate) fn put_in_place(file: &File, partial: &Path, path: &Path) -> Result<()> {
     file.sync_all().map_err(Error::io("write", partial))?;
-    fs::rename(partial, path).map_err(Error::io("rename the finished file to", path))?;
+    rename(partial, path).map_err(Error::io("rename the finished file to", path))?;
     // The new name is on the disk too when the folder is. A folder that cannot be opened or flushed has no more to give.
     if let Ok(folder) = File::open(folder_of(path)) {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// Gives `from` the name of `to`. Windows refuses it while somebody has just opened the file that is replaced, as another thread or a virus scanner does;
+/// so it is tried for a second there.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let mut tries = if cfg!(windows) { 100 } else { 1 };
+    loop {
+        tries -= 1;
+        match fs::rename(from, to) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && tries > 0 => {
+                thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// The folder that a file is in.
@@ -159,23 +176,13 @@ fn folder_of(path: &Path) -> &Path {
 /// [`Error::DiskFull`]; [`Error::Io`] for a folder that is not there.
 pub(crate) fn check_space(path: &Path, needed: u64) -> Result<()> {
     let folder = folder_of(path);
-    match free_bytes(folder)? {
-        Some(free) if free < needed => Err(Error::DiskFull { path: folder.into(), needed, free }),
-        _ => Ok(()),
-    }
+    let free = free_bytes(folder)?;
+    if free < needed { Err(Error::DiskFull { path: folder.into(), needed, free }) } else { Ok(()) }
 }
 
-/// Bytes that are free for us on the disk of a folder, where the system tells.
-#[cfg(unix)]
-fn free_bytes(folder: &Path) -> Result<Option<u64>> {
-    let stat = rustix::fs::statvfs(folder)
-        .map_err(|e| Error::io("ask for the free space of", folder)(io::Error::from(e)))?;
-    Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
-}
-
-#[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Result<Option<u64>> {
-    Ok(None)
+/// Bytes that are free for us on the disk of a folder.
+fn free_bytes(folder: &Path) -> Result<u64> {
+    fs4::available_space(folder).map_err(Error::io("ask for the free space of", folder))
 }
 
 /// A new file `NAME.PROCESS-NUMBER.partial`, locked.

@@ -1,7 +1,7 @@
 //! The bytes of a container, mapped or owned.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
     ops::{Deref, Range},
     path::Path,
@@ -12,8 +12,7 @@ use std::{
 use memmap2::Advice;
 use memmap2::{Mmap, MmapMut};
 
-#[cfg(unix)]
-use super::sigbus::Watch;
+use super::watch::Watch;
 use crate::error::{Error, Result};
 
 /// A shared, immutable range of the bytes of a container. Clones are cheap, and keep the file mapped.
@@ -33,14 +32,12 @@ enum Owner {
 
 /// A file in memory. Fields are dropped in their order: it is not watched any more when it is unmapped.
 struct Mapping {
-    #[cfg(unix)]
     watch: Watch,
     map: Mmap,
     file: File,
 }
 
 impl Mapping {
-    #[cfg(unix)]
     fn new(map: Mmap, file: File) -> io::Result<Self> {
         let range = map.as_ptr_range();
         // SAFETY: the mapping is ours and for reading, and is unmapped after the watch has ended, as the order of the fields says.
@@ -48,17 +45,9 @@ impl Mapping {
         Ok(Self { watch, map, file })
     }
 
-    #[cfg(not(unix))]
-    fn new(map: Mmap, file: File) -> io::Result<Self> {
-        Ok(Self { map, file })
-    }
-
     /// Whether zeros were read in place of the file.
     fn is_damaged(&self) -> bool {
-        #[cfg(unix)]
-        return self.watch.is_damaged();
-        #[cfg(not(unix))]
-        return false;
+        self.watch.is_damaged()
     }
 }
 
@@ -77,18 +66,20 @@ impl Bytes {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened or mapped; [`Error::BadFile`] when it is empty.
     pub fn map(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
-        let metadata = file.metadata().map_err(Error::io("open", path))?;
+        // Asked first, since Windows opens no folder.
+        let metadata = fs::metadata(path).map_err(Error::io("open", path))?;
         if !metadata.is_file() {
             return Err(Error::Argument(format!("{} is not a file; give a .gguf file", path.display())));
         }
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let metadata = file.metadata().map_err(Error::io("open", path))?;
         if metadata.len() == 0 {
             return Err(Error::bad_file(path, "the file", "it is empty"));
         }
         // SAFETY: the mapping is read-only and private to this process's view of the file; it is sound as long as no
         // one rewrites the file while it is open, which the documentation of `Container::open` asks for
         // (our own tools never change a finished container: they write beside it and rename). Where it is cut off or cannot be read, zeros
-        // take its place (`sigbus.rs`), and what was made of them is dropped (`check_file`).
+        // take its place (`watch.rs`), and what was made of them is dropped (`check_file`).
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
         let range = 0..map.len();
         let mapping = Mapping::new(map, file).map_err(Error::io("map", path))?;

@@ -3,6 +3,8 @@
 mod arriving;
 pub mod gguf;
 pub mod imatrix;
+#[cfg(windows)]
+mod in_page_error;
 mod map;
 pub(crate) mod metadata;
 mod open;
@@ -13,6 +15,7 @@ pub mod tiles;
 pub mod value;
 mod verify;
 mod view;
+mod watch;
 pub(crate) mod write;
 
 pub use arriving::Arrival;

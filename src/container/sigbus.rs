@@ -1,112 +1,39 @@
-//! Surviving a mapped file that shrinks or fails while it is read. The system then sends SIGBUS, which ends the process; a handler
-//! puts pages of zeros in place of those that are gone, and notes that the mapping is damaged. Whoever has read it asks afterwards.
+//! A mapped file that shrinks or fails while it is read, on Unix. The system then sends SIGBUS, which ends the process; a handler puts pages of
+//! zeros in place of those that are gone (`watch.rs`).
 //!
 //! The handler is installed when the first file is mapped. What is not ours goes to the handler that was there before.
 
 use std::{
     ffi::{c_int, c_void},
     io,
-    ops::Range,
     ptr::{null, null_mut},
     sync::{
-        Mutex, Once, PoisonError,
+        Once,
         atomic::{
-            AtomicBool, AtomicPtr, AtomicUsize,
+            AtomicPtr, AtomicUsize,
             Ordering::{Acquire, Relaxed, Release},
-            fence,
         },
     },
 };
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// Files that can be mapped at the same time.
-const MOST: usize = 1024;
+use super::watch::place_of;
 
 /// Code of a Linux signal for broken memory that nobody is reading (`BUS_MCEERR_AO`): no fault of the thread that hears of it.
 const MEMORY_FOUND_BROKEN: c_int = 5;
 
-/// A mapping that the handler knows. A handler takes no locks: it reads words, and a version that is odd while they are written.
-struct Place {
-    version: AtomicUsize,
-    start: AtomicUsize,
-    /// 0 where the place is free.
-    end: AtomicUsize,
-    damaged: AtomicBool,
-}
-
-static PLACES: [Place; MOST] = [const { Place::new() }; MOST];
-/// For those who write to [`PLACES`].
-static WRITING: Mutex<()> = Mutex::new(());
 /// What SIGBUS did before; never freed.
 static PREVIOUS: AtomicPtr<libc::sigaction> = AtomicPtr::new(null_mut());
 static PAGE: AtomicUsize = AtomicUsize::new(4096);
 
-impl Place {
-    const fn new() -> Self {
-        Self {
-            version: AtomicUsize::new(0),
-            start: AtomicUsize::new(0),
-            end: AtomicUsize::new(0),
-            damaged: AtomicBool::new(false),
-        }
-    }
-
-    /// With [`WRITING`] held.
-    fn write(&self, range: Range<usize>) {
-        let version = self.version.load(Relaxed);
-        self.version.store(version + 1, Relaxed);
-        fence(Release);
-        self.start.store(range.start, Relaxed);
-        self.end.store(range.end, Relaxed);
-        self.version.store(version + 2, Release);
-    }
-
-    /// The addresses, unless they are being changed: those of a mapping that is in use are not.
-    fn range(&self) -> Option<Range<usize>> {
-        let version = self.version.load(Acquire);
-        let range = self.start.load(Relaxed)..self.end.load(Relaxed);
-        fence(Acquire);
-        (version.is_multiple_of(2) && self.version.load(Relaxed) == version).then_some(range)
-    }
+/// Bytes of a page, once the handler is installed.
+pub(super) fn page() -> usize {
+    PAGE.load(Relaxed)
 }
 
-/// A mapping that is watched until this is dropped, which must be before it is unmapped.
-pub(super) struct Watch(&'static Place);
-
-impl Watch {
-    /// Watches the mapping of a file at `range`.
-    ///
-    /// # Errors
-    /// When too many are watched.
-    ///
-    /// # Safety
-    /// `range` is a mapping for reading that is nobody else's, and stays so until the `Watch` is dropped.
-    pub unsafe fn new(range: Range<usize>) -> io::Result<Self> {
-        install();
-        let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = PLACES.iter().find(|place| place.end.load(Relaxed) == 0);
-        let place = free.ok_or_else(|| io::Error::other(format!("{MOST} files are mapped already")))?;
-        place.damaged.store(false, Relaxed);
-        // The last page of a mapping is a whole one.
-        place.write(range.start..range.end.next_multiple_of(PAGE.load(Relaxed)));
-        Ok(Self(place))
-    }
-
-    /// Whether something was read from the mapping that could not be had.
-    pub fn is_damaged(&self) -> bool {
-        self.0.damaged.load(Acquire)
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.write(0..0);
-    }
-}
-
-fn install() {
+/// Installs the handler, once.
+pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // SAFETY: asks for a number.
@@ -145,17 +72,16 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
 
 /// Puts zeros in place of a watched mapping from the page of `address` on, where that lies in one.
 fn replace(address: usize) -> bool {
-    let of_address = |place: &'static Place| Some(place).zip(place.range().filter(|r| r.contains(&address)));
-    let Some((place, Range { end, .. })) = PLACES.iter().find_map(of_address) else { return false };
-    let start = address & !(PAGE.load(Relaxed) - 1);
-    place.damaged.store(true, Release);
+    let Some((place, range)) = place_of(address) else { return false };
+    let start = address & !(page() - 1);
+    place.damage();
     // SAFETY: the range lies within a mapping of ours, which is not unmapped: the thread that was interrupted is reading it. Nobody has a mutable
     // reference to it, and what was read from it will not be used, since it is marked as damaged. The call is a bare system call, that neither
     // takes locks nor allocates.
     let mapped = unsafe {
         rustix::mm::mmap_anonymous(
             std::ptr::with_exposed_provenance_mut(start),
-            end - start,
+            range.end - start,
             ProtFlags::READ,
             MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
         )

@@ -56,7 +56,7 @@ pub struct Budget {
 impl Budget {
     /// What `limit` asks for, or what is usable less a reserve for everything else: a sixteenth, from 256 MiB to 1 GiB.
     pub fn of(limit: Option<Limit>) -> Self {
-        let usable = usable(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
+        let usable = usable();
         match limit {
             Some(Limit::Bytes(bytes)) => {
                 if bytes > usable.bytes {
@@ -83,17 +83,31 @@ impl Budget {
     }
 }
 
-/// What this process could take now. `proc` and `groups` are the roots of the two file systems.
-fn usable(proc: &Path, groups: &Path) -> Budget {
+/// What this process could take now. Where the system does not say, the program goes on with a machine of 8 GiB, and `--memory` says better.
+fn usable() -> Budget {
+    #[cfg(windows)]
+    let said = super::windows::usable();
+    #[cfg(target_vendor = "apple")]
+    let said = super::apple::usable();
+    #[cfg(not(any(windows, target_vendor = "apple")))]
+    let said = usable_by(Path::new("/proc"), Path::new("/sys/fs/cgroup"));
+    said.unwrap_or_else(|| Budget { bytes: 8 << 30, set_by: "are assumed: this system does not say".into() })
+}
+
+/// What Linux says of it. `proc` and `groups` are the roots of the two file systems.
+#[cfg_attr(
+    all(not(test), any(windows, target_vendor = "apple")),
+    expect(dead_code, reason = "Linux alone has such files")
+)]
+fn usable_by(proc: &Path, groups: &Path) -> Option<Budget> {
     let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
     let free = match field(&read(&proc.join("meminfo")), "MemAvailable:") {
-        // No such file: another system. The program goes on with a machine of 8 GiB, and --memory says better.
-        0 => Budget { bytes: 8 << 30, set_by: "are assumed: this system does not say".into() },
+        0 => return None,
         kib => Budget { bytes: kib * 1024, set_by: "are free (MemAvailable)".into() },
     };
     let membership = read(&proc.join("self/cgroup"));
     let rooms = membership.lines().flat_map(|line| group_rooms(line, groups));
-    rooms.fold(free, |least, room| if room.bytes < least.bytes { room } else { least })
+    Some(rooms.fold(free, |least, room| if room.bytes < least.bytes { room } else { least }))
 }
 
 /// The room of a control group and of all that it lies in. A line is `number:controllers:path`; version 2 has no controllers.
@@ -152,7 +166,7 @@ mod tests {
 
     fn usable_of(files: &[(&str, &str)]) -> u64 {
         let folder = tree(files);
-        usable(&folder.path().join("proc"), &folder.path().join("groups")).bytes
+        usable_by(&folder.path().join("proc"), &folder.path().join("groups")).unwrap().bytes
     }
 
     const MEMINFO: (&str, &str) = ("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable:    8000 kB\n");

@@ -134,9 +134,10 @@ fn physical_cores() -> Option<usize> {
     (!cores.is_empty()).then_some(cores.len())
 }
 
+/// Physical cores of the machine: other systems have no affinity that is set from outside, or hardly ever.
 #[cfg(not(target_os = "linux"))]
 fn physical_cores() -> Option<usize> {
-    None
+    Some(num_cpus::get_physical())
 }
 
 #[cfg(test)]

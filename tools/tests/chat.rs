@@ -2,13 +2,7 @@
 
 mod common;
 
-use std::{
-    fs,
-    io::{Read, Write},
-    process::{Command, Stdio},
-};
-
-use common::{Folder, answers, chat, err, json, out, skip};
+use common::{Folder, answers, chat, err, json, out};
 use serde_json::Value;
 
 #[test]
@@ -98,6 +92,14 @@ fn without_speed(like: &[Value]) -> impl Fn(&Value) -> Value {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_terminal_has_line_editing_and_a_history() {
+    use std::{
+        fs,
+        io::{Read, Write},
+        process::{Command, Stdio},
+    };
+
+    use common::skip;
+
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let history = folder.path("state/history");

@@ -6,7 +6,6 @@ use std::{fs, path::Path};
 
 use common::{Folder, complaint, demo_model, json, program, run, text, usage};
 use serde_json::Value;
-use yuan::model::LOGIT_ROWS;
 
 #[test]
 fn the_demo_streams_english_and_chinese() {
@@ -329,6 +328,8 @@ fn a_model_in_little_memory_writes_the_same_text() {
 #[cfg(target_os = "linux")]
 #[test]
 fn perplexity_and_logits_stay_within_the_memory() {
+    use yuan::model::LOGIT_ROWS;
+
     let folder = Folder::new();
     let (geometry, model, file) = (folder.path("config.json"), folder.path("m.gguf"), folder.path("text"));
     let demo = fs::read_to_string(demo_model().join("config.json")).unwrap();

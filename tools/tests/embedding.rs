@@ -3,7 +3,7 @@
 mod common;
 
 use std::{
-    env, fs,
+    env,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -158,7 +158,7 @@ fn valgrind_finds_no_invalid_access_and_no_leak() {
     command.args(["--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite,indirect"]);
     command.args([&format!("--log-file={log}"), &program, &model, &folder.path("saved")]);
     if finish(command.env("LD_LIBRARY_PATH", Path::new(&program).parent().unwrap())).is_some() {
-        let said = fs::read_to_string(&log).unwrap();
+        let said = std::fs::read_to_string(&log).unwrap();
         assert!(said.contains("ERROR SUMMARY: 0 errors"), "{said}");
     }
 }

@@ -88,11 +88,15 @@ fn yuan(models: &str, args: &[&str]) -> Output {
     program("yuan").args(args).env("YUAN_MODELS", models).output().unwrap()
 }
 
-/// Bytes that the files of a folder take on the disk.
-#[cfg(unix)]
+/// Bytes that the files of a folder take on the disk; elsewhere than on Unix their lengths, as if they had no holes.
 fn disk(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let of = |path: &Path| fs::metadata(path).map_or(0, |file| file.blocks() * 512);
+    #[cfg(unix)]
+    let of = |path: &Path| {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).map_or(0, |file| file.blocks() * 512)
+    };
+    #[cfg(not(unix))]
+    let of = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.map(|path| if path.is_dir() { disk(&path) } else { of(&path) }).sum()
 }
@@ -105,7 +109,6 @@ fn largest_memory(process: u32) -> u64 {
 }
 
 /// Kills many runs at random moments. `YUAN_PULL_KILLS` has their number and `YUAN_PULL_GEOMETRY` a config.json for the full form.
-#[cfg(unix)]
 #[test]
 fn however_often_it_is_killed_the_container_is_the_same() {
     let named = |name: &str| env::var(name).ok();
@@ -175,7 +178,8 @@ fn however_often_it_is_killed_the_container_is_the_same() {
     eprintln!(
         "{killed} kills of {runs} runs; {total} bytes in shards of {largest} to a container of {container}: {peak} on the disk, {sent} sent, {memory} kB of memory"
     );
-    assert!(peak < container + 3 * largest + (64 << 20), "{peak} bytes on the disk");
+    // Where a file that is coming counts as whole, as many of them count as are fetched at once.
+    assert!(cfg!(not(unix)) || peak < container + 3 * largest + (64 << 20), "{peak} bytes on the disk");
 }
 
 fn same(a: &Path, b: &Path) -> bool {

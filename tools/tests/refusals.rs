@@ -9,7 +9,7 @@ use std::{fs, io::Write, path::Path};
 use serde_json::Value;
 use yuan::{checkpoint::names, container::Container, quantize::synth};
 
-use common::{Folder, complaint, json, program, text, usage};
+use common::{Folder, complaint, json, text, usage};
 
 /// No number is taken that would bring the machine down or overflow: the message names the option and its limits.
 #[test]
@@ -308,6 +308,8 @@ fn help_keeps_options_under_the_headings_that_they_belong_to() {
 #[test]
 fn an_output_that_nobody_takes_is_no_panic() {
     use std::process::Stdio;
+
+    use common::program;
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let (trace, heldout) = (folder.path("t.trace"), folder.path("text"));

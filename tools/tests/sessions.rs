@@ -8,7 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
-use common::{Folder, chat, complaint, err, json, out, partials, run, skip, text};
+use common::{Folder, chat, complaint, err, json, out, run, skip, text};
 use serde_json::Value;
 
 #[test]
@@ -181,6 +181,8 @@ fn a_save_that_fails_half_way_keeps_the_old_file() {
 #[cfg(unix)]
 #[test]
 fn outputs_that_fail_half_way_keep_the_old_file() {
+    use common::partials;
+
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let (trace, logits, svg) = (folder.path("trace"), folder.path("l.npy"), folder.path("heat.svg"));

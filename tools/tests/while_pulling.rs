@@ -9,7 +9,7 @@ use std::{
     io::{BufRead, BufReader, Write},
     ops::Range,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -241,7 +241,7 @@ fn ctrl_c_ends_a_wait_for_what_does_not_come() {
         let began = Instant::now();
         let id = child.id().to_string();
         assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
-        let output: Output = child.wait_with_output().unwrap();
+        let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(130), "{}", err(&output));
         assert!(err(&output).contains("are here; the same again"), "{}", err(&output));
         assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());

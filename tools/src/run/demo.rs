@@ -96,7 +96,7 @@ impl Demo {
             }
             self.tell(&engine, prompt, self.seed.unwrap_or(Seed(Some(seed))))?;
         }
-        say!("\nThe same by hand: yuan generate {} -p '{}' --temp 0.7", model.display(), PROMPTS[1].0)?;
+        say!("\nThe same by hand: yuan generate {} -p \"{}\" --temp 0.7", model.display(), PROMPTS[1].0)?;
         Ok(())
     }
 

@@ -242,10 +242,7 @@ mod tests {
             (phase[key].as_f64().unwrap() * 1e3).round()
         };
         // A piece that waits for its thread is nobody's work.
-        assert_eq!(
-            (of("norm", "alone_ms"), of("norm", "work_ms"), of("norm", "none_ms")),
-            (19.0, 19.0, 1.0)
-        );
+        assert_eq!((of("norm", "alone_ms"), of("norm", "work_ms"), of("norm", "none_ms")), (19.0, 19.0, 1.0));
         assert_eq!((of("router", "alone_ms"), of("router", "ms")), (30.0, 30.0));
         assert_eq!(
             (of("experts", "alone_ms"), of("experts", "one_ms"), of("experts", "none_ms")),

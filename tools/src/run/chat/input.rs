@@ -106,8 +106,10 @@ impl Input {
 /// `$XDG_STATE_HOME/yuan/history`, or the like.
 fn history_file() -> Option<PathBuf> {
     let named = |name: &str| env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    // Some shells of Windows have a HOME, but programs there keep what is theirs elsewhere.
+    let local = || named("LOCALAPPDATA").filter(|_| cfg!(windows));
     named("XDG_STATE_HOME")
+        .or_else(local)
         .or_else(|| named("HOME").map(|home| home.join(".local/state")))
-        .or_else(|| named("LOCALAPPDATA"))
         .map(|folder| folder.join("yuan/history"))
 }
