@@ -5,8 +5,6 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf, is_separator},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    thread,
-    time::Duration,
 };
 
 use crate::error::{Error, Result};
@@ -150,19 +148,32 @@ pub(crate) fn put_in_place(file: &File, partial: &Path, path: &Path) -> Result<(
     Ok(())
 }
 
-/// Gives `from` the name of `to`. Windows refuses it while somebody has just opened the file that is replaced, as another thread or a virus scanner does;
-/// so it is tried for a second there.
+/// Gives `from` the name of `to`.
+#[cfg(not(windows))]
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    let mut tries = if cfg!(windows) { 100 } else { 1 };
-    loop {
-        tries -= 1;
+    fs::rename(from, to)
+}
+
+/// Gives `from` the name of `to`. Windows refuses it while the file that is replaced is open: for a moment, where another thread or a virus scanner has just
+/// looked at it, and for long, where it is mapped. Such a file may have another name, by which it is found and removed when it is open no more.
+#[cfg(windows)]
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    for _ in 0..50 {
         match fs::rename(from, to) {
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && tries > 0 => {
-                thread::sleep(Duration::from_millis(10));
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
             }
             done => return done,
         }
     }
+    let old = to.with_added_extension(format!("{}.old", own_number()));
+    fs::rename(to, &old)?;
+    let renamed = fs::rename(from, to);
+    match &renamed {
+        Ok(()) => drop(fs::remove_file(&old)),
+        Err(_) => drop(fs::rename(&old, to)),
+    }
+    renamed
 }
 
 /// The folder that a file is in.
@@ -185,12 +196,16 @@ fn free_bytes(folder: &Path) -> Result<u64> {
     fs4::available_space(folder).map_err(Error::io("ask for the free space of", folder))
 }
 
+/// `PROCESS-NUMBER`, another one at every call.
+fn own_number() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed))
+}
+
 /// A new file `NAME.PROCESS-NUMBER.partial`, locked.
 fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
     loop {
-        let number = NUMBER.fetch_add(1, Relaxed);
-        let partial = path.with_added_extension(format!("{}-{number}.partial", std::process::id()));
+        let partial = path.with_added_extension(format!("{}.partial", own_number()));
         let file = match OpenOptions::new().write(true).create_new(true).open(&partial) {
             // In another container a process of the same number may be at work.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
@@ -205,14 +220,19 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
     }
 }
 
-/// Removes what killed processes have left beside `path`: files with our kind of name that nobody has locked.
+/// Removes what killed processes have left beside `path`: files with our kind of name that nobody has locked. On Windows, too, what `path` was before, where
+/// it was in use (`rename`), and is there again.
 fn remove_abandoned(path: &Path) {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
     let Ok(entries) = fs::read_dir(folder_of(path)) else { return };
     for entry in entries.map_while(io::Result::ok) {
         let file_name = entry.file_name();
         let numbers = file_name.to_str().and_then(|n| n.strip_prefix(name)?.strip_prefix('.'));
-        let numbers = numbers.and_then(|n| n.strip_suffix(".partial")?.split_once('-'));
+        let is_old = |n: &&str| cfg!(windows) && path.exists() && n.ends_with(".old");
+        let numbers = numbers.and_then(|n| {
+            let ending = if is_old(&n) { ".old" } else { ".partial" };
+            n.strip_suffix(ending)?.split_once('-')
+        });
         let is_number = |n: &str| n.parse::<u64>().is_ok();
         if !numbers.is_some_and(|(process, number)| is_number(process) && is_number(number)) {
             continue;

@@ -57,7 +57,8 @@ impl Far {
     /// The file of `container`, of which nothing is there.
     fn new(folder: &Path, container: &Container) -> Arc<Self> {
         let whole = fs::read(container.path()).unwrap();
-        let path = folder.join("m.gguf.part");
+        // Another one each time: Windows lets nobody cut off a file that is mapped.
+        let path = (0..).map(|i| folder.join(format!("{i}.gguf.part"))).find(|path| !path.exists()).unwrap();
         let part = File::create(&path).unwrap();
         part.set_len(whole.len() as u64).unwrap();
         Arc::new(Self { whole, part, path, state: Mutex::default(), asked: Condvar::new() })

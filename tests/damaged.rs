@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{env, fs, path::Path, sync::Once};
+use std::{env, fs, path::Path};
 
 use common::{
     demo, fixture,
@@ -22,8 +22,6 @@ use yuan::{
     vocab::{CHAT_TEMPLATE, Piece, PieceKind, Vocab, YUAN3_CHAT_TEMPLATE},
 };
 
-/// More than any of these files needs, however it is damaged; what asks for more ends the test's process.
-const MOST_MEMORY: u64 = 2 << 30;
 /// How many copies of each kind of file are damaged.
 fn count() -> u64 {
     env::var("YUAN_TEST_MUTATIONS").map_or(2000, |count| count.parse().expect("a number"))
@@ -31,17 +29,19 @@ fn count() -> u64 {
 
 /// Limits what this process may allocate from now on.
 fn limit_memory() {
-    static ONCE: Once = Once::new();
+    #[cfg(target_os = "linux")]
+    static ONCE: std::sync::Once = std::sync::Once::new();
     #[cfg(target_os = "linux")]
     ONCE.call_once(|| {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        /// More than any of these files needs, however it is damaged; what asks for more ends the test's process.
+        const MOST_MEMORY: u64 = 2 << 30;
         let pages = fs::read_to_string("/proc/self/statm").unwrap();
         let now = 4096 * pages.split(' ').next().unwrap().parse::<u64>().unwrap();
         let limit = Rlimit { current: Some(now + MOST_MEMORY), ..getrlimit(Resource::As) };
         setrlimit(Resource::As, limit).expect("a lower limit is always allowed");
     });
-    #[cfg(not(target_os = "linux"))]
-    ONCE.call_once(|| {});
 }
 
 /// Tries damaged copies of something, made by `is_sound` of a seed, which says what became of it; neither none nor all of them are sound.

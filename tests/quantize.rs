@@ -144,10 +144,12 @@ proptest! {
         for dtype in QUANTIZED.into_iter().chain([DType::F16, DType::Bf16]) {
             let out = round_trip(dtype, &row);
             prop_assert!(out.iter().all(|w| w.is_finite()), "{:?}", dtype);
-            // Weights stay in the range of the row, widened for the rounding.
+            // Weights stay in the range of the row, widened for the rounding: by half a step, of which the codes of three bits have four from zero to their
+            // end, so at most by a seventh of the range (4 s <= range + s / 2).
             let range = row.iter().chain(&[0.0]).fold(0.0_f32, |a, w| a.max(w.abs()));
+            let widened = if dtype == DType::Q3_K { range * (8.0 / 7.0 + 1e-3) } else { range * 1.1 };
             for w in out {
-                prop_assert!(w.abs() <= range * 1.1 + 1e-5, "{:?}: {} in a row within {}", dtype, w, range);
+                prop_assert!(w.abs() <= widened + 1e-5, "{:?}: {} in a row within {}", dtype, w, range);
             }
         }
     }

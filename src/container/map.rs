@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 use memmap2::Advice;
 use memmap2::{Mmap, MmapMut};
 

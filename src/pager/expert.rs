@@ -36,12 +36,11 @@ pub(super) fn unread(path: &Path, problem: &io::Error) -> Error {
     Error::io("read", path)(copy)
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg(unix)]
     fn a_failing_drive_is_named_with_the_file_and_a_remedy() {
         let said = unread(Path::new("drive"), &io::Error::from_raw_os_error(libc::EIO)).to_string();
         assert!(said.starts_with("cannot read drive: Input/output error"), "{said}");
