@@ -79,6 +79,7 @@ impl Coming {
             && journal.there().contains(&true)
         {
             // Somebody has taken away what the list tells of.
+            drop(journal);
             fs::remove_file(&list).with_context(on_disk)?;
             journal = Journal::open(&list, &identity, blocks).with_context(on_disk)?;
         }
