@@ -71,7 +71,8 @@ fn check(rows: &[Value]) {
 #[test]
 fn every_form_of_a_table_has_a_row_for_each_combination() {
     let folder = Folder::new();
-    let model = folder.converted("m'春\".gguf", &[]);
+    // No name has a double quote on Windows.
+    let model = folder.converted(if cfg!(windows) { "m'春.gguf" } else { "m'春\".gguf" }, &[]);
     let model = model.as_str();
     let form = |form: &str| table(model, &["-t", "2", "-o", form]);
 
