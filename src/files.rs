@@ -107,6 +107,16 @@ impl NewFile {
         }
     }
 
+    /// Brings what was written to the disk. Returns where it can be read until the file is finished or dropped.
+    ///
+    /// # Errors
+    /// As [`write_whole`].
+    pub fn flushed(&mut self) -> Result<&Path> {
+        let flushed = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        flushed.map_err(|e| self.failed(e))?;
+        Ok(&self.partial)
+    }
+
     /// Puts the file in its place.
     ///
     /// # Errors
@@ -166,15 +176,22 @@ pub(crate) fn check_space(path: &Path, needed: u64) -> Result<()> {
 }
 
 /// Bytes that are free for us on the disk of a folder, where the system tells.
+///
+/// # Errors
+/// [`Error::Io`] for a folder that is not there.
 #[cfg(unix)]
-fn free_bytes(folder: &Path) -> Result<Option<u64>> {
+pub fn free_bytes(folder: &Path) -> Result<Option<u64>> {
     let stat = rustix::fs::statvfs(folder)
         .map_err(|e| Error::io("ask for the free space of", folder)(io::Error::from(e)))?;
     Ok(Some(stat.f_bavail.saturating_mul(stat.f_frsize)))
 }
 
+/// Bytes that are free for us on the disk of a folder, where the system tells.
+///
+/// # Errors
+/// None on this system, which is not asked.
 #[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Result<Option<u64>> {
+pub fn free_bytes(_: &Path) -> Result<Option<u64>> {
     Ok(None)
 }
 
