@@ -27,9 +27,8 @@ class Target:
     # The library, which programs of the system link: the target, and what comes before cargo.
     library: str
     library_cargo: str
-    # What runs the programs here, and tools that know their form.
+    # What runs the programs here.
     runner: tuple[str, ...] = ()
-    tools: str = ""
 
 
 TARGETS = {
@@ -56,7 +55,6 @@ TARGETS = {
             library="aarch64-unknown-linux-gnu",
             library_cargo="on_arm max",
             runner=("qemu-aarch64-static", "-cpu", "max", "-L", "/usr/aarch64-linux-gnu"),
-            tools="aarch64-linux-gnu-",
         ),
     )
 }
@@ -122,8 +120,8 @@ def library(target: Target, profile: Profile, into: pathlib.Path) -> None:
     told.write_text(re.sub(r"^(libdir|includedir)=/*(lib|include)$", r"\1=${prefix}/\2", text, flags=re.MULTILINE))
 
 
-def oldest_glibc(target: Target, files: list[pathlib.Path]) -> str | None:
+def oldest_glibc(files: list[pathlib.Path]) -> str | None:
     """The version of glibc that these files need; nothing where they need none."""
-    told = "".join(facts.output(f"{target.tools}objdump", "-T", str(path)) for path in files)
+    told = "".join(facts.output("readelf", "--wide", "--version-info", str(path)) for path in files)
     versions = {tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([0-9.]+)", told)}
     return ".".join(map(str, max(versions))) if versions else None
