@@ -232,10 +232,8 @@ fn the_demo_model_answers_as_the_program_knows() {
         let options = RunOptions { threads, kernels: Some(kernels.into()), ..Default::default() };
         let model = Model::load(&container, &options).unwrap();
         assert_eq!(model.kernels(), kernels);
-        for known in exactness::DEMO {
-            let digest = exactness::digest(&model, &tokenizer, known.prompt).unwrap();
-            assert_eq!(digest, known.digest, "{kernels}, {threads} threads, {:?}", known.prompt);
-        }
+        let found = exactness::DEMO.map(|known| exactness::digest(&model, &tokenizer, known.prompt).unwrap());
+        assert_eq!(found, exactness::DEMO.map(|known| known.digest), "{kernels}, {threads} threads");
         assert!(exactness::digest(&model, &tokenizer, "a").is_err(), "nothing is left to run together");
     }
 }

@@ -19,11 +19,11 @@ pub struct Known {
 pub const DEMO: [Known; 2] = [
     Known {
         prompt: "Psalms 151:1-4<sep>The LORD is my shepherd; I shall not want. He maketh me to lie down in green pastures:",
-        digest: "db023af42ee364e2ba70b5f7dba6c8f7019bdb7ffa402bb01e8bc7d0c995ff39",
+        digest: "a27d4442f25d6bc46391d7456d65f2fdd5e50533f63e9af59583f4f4c8654037",
     },
     Known {
         prompt: "春日山中 李白<sep>青山横北郭，白水绕东城。此地一为别，孤蓬万里征。",
-        digest: "385572f451e530484bf04533e31f9b3406c8afab9658b5ced7ae49566dfca8eb",
+        digest: "73968d51fe29d489e45dafcae12a4d0026b89a40ae19860ed8e7519ad16aba39",
     },
 ];
 
