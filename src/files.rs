@@ -107,6 +107,16 @@ impl NewFile {
         }
     }
 
+    /// Brings what was written to the disk. Returns where it can be read until the file is finished or dropped.
+    ///
+    /// # Errors
+    /// As [`write_whole`].
+    pub fn flushed(&mut self) -> Result<&Path> {
+        let flushed = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        flushed.map_err(|e| self.failed(e))?;
+        Ok(&self.partial)
+    }
+
     /// Puts the file in its place.
     ///
     /// # Errors
@@ -192,7 +202,10 @@ pub(crate) fn check_space(path: &Path, needed: u64) -> Result<()> {
 }
 
 /// Bytes that are free for us on the disk of a folder.
-fn free_bytes(folder: &Path) -> Result<u64> {
+///
+/// # Errors
+/// [`Error::Io`] for a folder that is not there.
+pub fn free_bytes(folder: &Path) -> Result<u64> {
     fs4::available_space(folder).map_err(Error::io("ask for the free space of", folder))
 }
 

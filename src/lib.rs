@@ -51,6 +51,11 @@ pub fn kernel_names() -> Vec<&'static str> {
     std::iter::once(best).chain(others).collect()
 }
 
+/// Names of kernels of this architecture that this machine does not run, the fastest first, each with the instructions that are missing.
+pub fn lacking_kernels() -> Vec<(&'static str, Vec<&'static str>)> {
+    yuan_kernels::lacking()
+}
+
 /// How many bytes ahead the best kernels ask for weights for one token, with a thread for each core, where that was measured before: when a model was opened.
 pub fn measured_prefetch() -> Option<usize> {
     model::ahead::measured(yuan_kernels::best(), model::threads::usable_cores())

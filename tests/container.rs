@@ -107,6 +107,26 @@ fn a_container_that_is_in_use_may_be_written_anew() {
 }
 
 #[test]
+fn a_sample_is_of_the_whole_file_and_finds_what_it_reads() {
+    let folder = common::folder();
+    let path = folder.path().join("m.gguf");
+    let container = write(&conversion(smallest(), &Options::default()), &path);
+    let (count, all) = (container.tensors().len(), container.tensors().iter().map(|t| t.bytes).sum::<u64>());
+    assert_eq!(container.verify_sample(all, &|_| true).unwrap(), (count, all));
+    let (some, bytes) = container.verify_sample(all / 4, &|_| true).unwrap();
+    assert!(some > 1 && some < count && bytes <= all / 4, "{some} of {count}, {bytes} of {all}");
+    assert_eq!(container.verify_sample(0, &|_| true).unwrap().0, 1, "one, however large");
+    assert!(matches!(container.verify_sample(all, &|_| false), Err(Error::Cancelled)));
+    let last = container.tensors().last().unwrap().clone();
+    drop(container);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[last.offset as usize] ^= 1;
+    let damaged = Container::parse(Bytes::copy(&bytes), &path).unwrap();
+    let found = damaged.verify_sample(all, &|_| true);
+    assert!(matches!(found, Err(Error::Checksum { tensor, .. }) if tensor == last.name));
+}
+
+#[test]
 fn a_flipped_bit_of_the_header_is_an_error() {
     let folder = common::folder();
     let path = folder.path().join("m.gguf");

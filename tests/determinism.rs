@@ -12,7 +12,9 @@ use yuan::{
         bench::{Bench, Trunk},
     },
     pager::Paging,
-    quantize::{DType, Options, Plan, synth},
+    quantize::{DType, Options, Plan, Wishes, synth},
+    session::exactness,
+    tokenizer::Tokenizer,
 };
 use yuan_kernels::encode::best_encoders;
 
@@ -216,5 +218,22 @@ fn panels_give_the_bits_of_rows() {
             let bits = |w| bench.product(w, &x).iter().map(|y| y.to_bits()).collect::<Vec<_>>();
             assert!(bits(&rows) == bits(&panels), "{}, {tokens} tokens", dtype.name());
         }
+    }
+}
+
+/// `yuan doctor` tells by these digests whether a machine computes as it should. They change with the arithmetic (`yuan::ARITHMETIC`) and with the encoders, and with nothing else.
+#[test]
+fn the_demo_model_answers_as_the_program_knows() {
+    let folder = common::folder();
+    let wishes = Wishes { experts: Some(DType::Q4_K), ..Wishes::default() };
+    let (container, _) = common::convert_as(&common::demo(), &wishes, &folder.path().join("demo.gguf"));
+    let tokenizer = Tokenizer::new(container.vocab().unwrap()).unwrap();
+    for (kernels, threads) in yuan::kernel_names().into_iter().flat_map(|name| [(name, 1), (name, 3)]) {
+        let options = RunOptions { threads, kernels: Some(kernels.into()), ..Default::default() };
+        let model = Model::load(&container, &options).unwrap();
+        assert_eq!(model.kernels(), kernels);
+        let found = exactness::DEMO.map(|known| exactness::digest(&model, &tokenizer, known.prompt).unwrap());
+        assert_eq!(found, exactness::DEMO.map(|known| known.digest), "{kernels}, {threads} threads");
+        assert!(exactness::digest(&model, &tokenizer, "a").is_err(), "nothing is left to run together");
     }
 }

@@ -43,6 +43,7 @@ pub mod columns;
 mod dequant;
 pub mod encode;
 mod hadamard;
+mod lacking;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod panel;
@@ -56,6 +57,7 @@ use half::{bf16, f16};
 pub use blocks::{BlockQ3K, BlockQ4_0, BlockQ4K, BlockQ6K, BlockQ8, BlockQ8_0, BlockQ8x8, DType};
 pub use columns::Columns;
 pub use dequant::dequantize;
+pub use lacking::lacking;
 pub use panel::{PanelQ3K, PanelQ4_0, PanelQ4K, PanelQ6K, PanelQ8_0};
 pub use scalar::exp;
 

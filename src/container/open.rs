@@ -253,6 +253,20 @@ impl Container {
         verified
     }
 
+    /// Compares some tensors of all parts of the file with their digests: of `most` bytes together, or the first of them where that is larger. Returns how many they
+    /// are, and their bytes. `progress` is as for [`Container::verify`].
+    ///
+    /// # Errors
+    /// As [`Container::verify`].
+    pub fn verify_sample(&self, most: u64, progress: &dyn Fn(u64) -> bool) -> Result<(usize, u64)> {
+        if let Some(arriving) = &self.arriving {
+            arriving.bring_all(&|| progress(0))?;
+        }
+        let verified = verify::sample(&self.header, &self.bytes, &self.path, most, progress);
+        self.check_file()?;
+        verified
+    }
+
     /// Checks that the file is as long as it was, and that everything read so far was really there.
     ///
     /// # Errors

@@ -53,6 +53,31 @@ pub(super) fn tensors(
     Ok(())
 }
 
+/// Some tensors of all parts of the file, of `most` bytes together but for the first, against their digests. Returns how many they are, and their bytes.
+pub(super) fn sample(
+    header: &Header,
+    file: &[u8],
+    path: &Path,
+    most: u64,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<(usize, u64)> {
+    let all: u64 = header.tensors.iter().map(|tensor| tensor.bytes).sum();
+    let step = usize::try_from(all.div_ceil(most.max(1))).unwrap_or(usize::MAX).max(1);
+    let described: Vec<_> = header.tensors.iter().zip(digests(header, path)?).collect();
+    let (mut count, mut bytes) = (0, 0);
+    for (tensor, expected) in
+        described.iter().skip((step - 1).min(described.len().saturating_sub(1)) / 2).step_by(step)
+    {
+        if count > 0 && bytes + tensor.bytes > most {
+            continue;
+        }
+        let start = tensor.offset as usize;
+        self::tensor(path, &tensor.name, expected, &file[start..start + tensor.bytes as usize], progress)?;
+        (count, bytes) = (count + 1, bytes + tensor.bytes);
+    }
+    Ok((count, bytes))
+}
+
 /// The digests of all tensors, in their order.
 pub(super) fn digests<'h>(header: &'h Header, path: &Path) -> Result<&'h [String]> {
     let Some(digests) = header.metadata.texts(DIGESTS).map_err(damaged(path, "metadata"))? else {

@@ -33,3 +33,22 @@ pub(crate) use graph::Graph;
 pub use room::{Needs, Room};
 pub use settings::{Choice, Settings};
 pub use tier::{Tier, Way};
+
+/// The GPUs that this build could use, for people: number, name, compute capability and memory.
+///
+/// # Errors
+/// Why there is none, for people.
+pub fn found() -> Result<Vec<String>, String> {
+    #[cfg(feature = "gpu")]
+    {
+        let devices = Settings::default().driver()?.devices();
+        let devices = devices.map_err(|fault| format!("{}: {}", fault.call, fault.reason))?;
+        let describe = |device: driver::Info| {
+            let ((major, minor), gb) = (device.compute, device.total as f64 / 1e9);
+            format!("{}: {}, compute capability {major}.{minor}, {gb:.1} GB", device.number, device.name)
+        };
+        Ok(devices.into_iter().map(describe).collect())
+    }
+    #[cfg(not(feature = "gpu"))]
+    Err("this build has no CUDA".into())
+}

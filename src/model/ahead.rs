@@ -10,7 +10,10 @@ use yuan_kernels::{BlockQ8, Kernels, PanelQ4K, panel::PANEL_BYTES};
 use super::threads::Threads;
 use crate::{
     error::{Error, Result},
-    machine::remembered::{keep, recall},
+    machine::{
+        facts::cpu_field,
+        remembered::{keep, recall},
+    },
 };
 
 /// Bytes that `YUAN_PREFETCH` may say: what is farther than a core's own cache is lost before it is used.
@@ -142,11 +145,7 @@ fn largest_cache() -> usize {
 /// What tells this CPU from others, in one line.
 fn cpu() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let mut lines = text.lines().filter_map(|line| line.split_once(':'));
-        lines.find(|(key, _)| key.trim() == name).map_or("", |(_, value)| value.trim()).to_owned()
-    };
-    ["model name", "cpu family", "model", "stepping"].map(field).join(", ")
+    ["model name", "cpu family", "model", "stepping"].map(|name| cpu_field(&text, name)).join(", ")
 }
 
 #[cfg(test)]

@@ -248,7 +248,7 @@ mod tests {
             expected.iter_mut().for_each(|e| *e /= sum);
         }
         let largest = expected.iter().fold(0.0_f64, |most, e| most.max(e.abs()));
-        let compute = Compute::new(Threads::new(2, 2).unwrap(), Arithmetic::Integer).unwrap();
+        let compute = Compute::new(Threads::new(2, 2).unwrap(), Arithmetic::Integer, None).unwrap();
         // Twelve is 24 of the 4-bit steps that a number of one would have: without a rotation its block has one step left for all others.
         for (kv, most) in [("f16", 1e-3), ("q8_0", 0.02), ("q8_0:q4_0", 0.1), ("q4_0", 0.25)] {
             let mut cache = KvCache::new(HEADS, DIM, KvType::from_name(kv).unwrap());

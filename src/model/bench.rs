@@ -43,7 +43,7 @@ impl Bench {
     /// # Errors
     /// As for a model.
     pub fn new(threads: usize) -> Result<Self> {
-        Compute::new(Threads::new(threads, 0)?, Arithmetic::Integer).map(Self)
+        Compute::new(Threads::new(threads, 0)?, Arithmetic::Integer, None).map(Self)
     }
 
     /// [`Bench::new`] with these kernels.

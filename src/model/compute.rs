@@ -52,21 +52,23 @@ const TOKENS: usize = 64;
 const PACKED: usize = 16;
 
 impl Compute {
-    /// The kernels are the best of this machine, unless the environment variable `YUAN_KERNELS` names others; `YUAN_PREFETCH` says how many
-    /// bytes ahead one token asks for weights.
+    /// The kernels are those that `kernels` names, or else those of the environment variable `YUAN_KERNELS`, or else the best of this machine; `YUAN_PREFETCH` says how
+    /// many bytes ahead one token asks for weights.
     ///
     /// # Errors
     /// [`Error::Argument`] for kernels that do not exist or do not run here, or a distance that is none.
-    pub fn new(pools: Threads, arithmetic: Arithmetic) -> Result<Self> {
-        let kernels = match std::env::var("YUAN_KERNELS") {
-            Err(_) => yuan_kernels::best(),
-            Ok(name) => yuan_kernels::by_name(&name).ok_or_else(|| {
+    pub fn new(pools: Threads, arithmetic: Arithmetic, kernels: Option<&str>) -> Result<Self> {
+        let named = |name: &str, how: &str| {
+            yuan_kernels::by_name(name).ok_or_else(|| {
                 let names: Vec<_> = yuan_kernels::available().map(|k| k.name).collect();
                 let names = names.join(", ");
-                Error::Argument(format!(
-                    "YUAN_KERNELS={name} does not run on this machine; choose from {names}"
-                ))
-            })?,
+                Error::Argument(format!("{how}{name} does not run on this machine; choose from {names}"))
+            })
+        };
+        let kernels = match (kernels, std::env::var("YUAN_KERNELS")) {
+            (Some(name), _) => named(name, "the kernels ")?,
+            (None, Ok(name)) => named(&name, "YUAN_KERNELS=")?,
+            (None, Err(_)) => yuan_kernels::best(),
         };
         let ahead = ahead::named()?.unwrap_or(kernels.ahead);
         Ok(Self {

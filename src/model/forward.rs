@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn heads_take_alternate_slices_of_the_joined_rows() {
         let (mut q, mut k) = (vec![0., 1., 2., 3.], vec![4., 5., 6., 7.]);
-        let compute = Compute::new(Threads::new(1, 1).unwrap(), Arithmetic::Integer).unwrap();
+        let compute = Compute::new(Threads::new(1, 1).unwrap(), Arithmetic::Integer, None).unwrap();
         join_and_split(&compute, &mut q, &mut k, 1);
         assert_eq!((q, k), (vec![0., 2., 4., 6.], vec![1., 3., 5., 7.]));
     }

@@ -1,4 +1,5 @@
-//! Rotary embedding of the leading dims of each head, under the three rounding conventions (MODEL.md).
+//! Rotary embedding of the leading dims of each head, under the three rounding conventions (MODEL.md). Sines and powers are the crate `libm`'s, since those of std are the
+//! system's, whose last bits differ: between glibc and musl, and within glibc between CPUs.
 
 use std::f64::consts::TAU;
 
@@ -25,7 +26,7 @@ impl Rope {
     /// `base^(-2j / dims)` for `j < dims / 2`, stretched by `yarn` and rounded as the convention says.
     pub fn new(dims: usize, base: f32, precision: RopePrecision, yarn: Option<Yarn>) -> Self {
         let base = f64::from(base);
-        let frequency = |j: usize| base.powf(-((2 * j) as f64) / dims as f64);
+        let frequency = |j: usize| libm::pow(base, -((2 * j) as f64) / dims as f64);
         let stretch = yarn.map(|yarn| stretch(dims, base, yarn));
         let stretched = |j: usize| stretch.as_ref().map_or(1.0, |stretch| stretch(j));
         let round = |f: f32| if precision == RopePrecision::F32 { f } else { bf(f) };
@@ -54,21 +55,29 @@ impl Rope {
         let pair = move |&inverse: &f32| match self.precision {
             RopePrecision::F32 | RopePrecision::Mixed => {
                 let angle = position * inverse;
-                (angle.cos(), angle.sin())
+                cos_sin(angle)
             }
             RopePrecision::HfBf16 => {
                 let angle = bf(bf(position) * inverse);
-                (bf(angle.cos()), bf(angle.sin()))
+                let (cos, sin) = cos_sin(angle);
+                (bf(cos), bf(sin))
             }
         };
         self.inverse.iter().map(pair)
     }
 }
 
+/// The cosine and the sine, rounded once: the same on every machine.
+fn cos_sin(angle: f32) -> (f32, f32) {
+    let angle = f64::from(angle);
+    (libm::cos(angle) as f32, libm::sin(angle) as f32)
+}
+
 /// By what YaRN divides frequency `j`: 1 where it makes many turns in the original context, the factor where it makes none, and between them what
 /// Yuan 3.0 has, which is `(1 - keep) factor + keep`. (Elsewhere the frequency is multiplied by `(1 - keep) / factor + keep`.)
 fn stretch(dims: usize, base: f64, yarn: Yarn) -> impl Fn(usize) -> f64 {
-    let turns = |turns: f64| dims as f64 * (yarn.original as f64 / (turns * TAU)).ln() / (2.0 * base.ln());
+    let turns =
+        |turns: f64| dims as f64 * libm::log(yarn.original as f64 / (turns * TAU)) / (2.0 * libm::log(base));
     let low = turns(YARN_TURNS.0).floor().max(0.0);
     let high = turns(YARN_TURNS.1).ceil().min(dims as f64 - 1.0);
     let high = if high == low { high + 0.001 } else { high };

@@ -4,6 +4,7 @@ mod ahead;
 mod company;
 mod draft;
 mod engine;
+pub mod exactness;
 mod experts;
 mod generate;
 mod lent;

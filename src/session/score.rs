@@ -25,7 +25,7 @@ impl Score {
     pub fn of(logits: &[f32], token: u32, top: usize) -> Self {
         let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let sum: f64 = logits.iter().map(|&l| exp(f64::from(l) - max)).sum();
-        let whole = max + sum.ln();
+        let whole = max + libm::log(sum);
         let logprob = |logit: f32| (f64::from(logit) - whole) as f32;
         let best = sampler::best(logits, top).into_iter().map(|(id, logit)| (id, logprob(logit))).collect();
         Self { token, logprob: logprob(logits[token as usize]), best }

@@ -172,6 +172,20 @@ pub fn count_bar(total: u64, what: &'static str) -> ProgressBar {
     bar(total, what, "{msg} [{bar:30}] {pos}/{len}, {eta} left")
 }
 
+/// A sign on stderr that something is being done, while it lives; nothing when that is no terminal.
+pub fn busy(what: impl Into<std::borrow::Cow<'static, str>>) -> impl Drop {
+    struct Busy(ProgressBar);
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            self.0.finish_and_clear();
+        }
+    }
+    let style = ProgressStyle::with_template("{spinner} {msg}").expect("a sound template");
+    let sign = ProgressBar::new_spinner().with_style(style).with_message(what);
+    sign.enable_steady_tick(Duration::from_millis(200));
+    Busy(sign)
+}
+
 fn bar(total: u64, what: &'static str, template: &str) -> ProgressBar {
     let rate = |state: &ProgressState, out: &mut dyn Write| {
         // The bar stays as it is where this cannot be written.

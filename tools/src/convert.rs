@@ -211,6 +211,15 @@ impl<'a> Job<'a> {
         self.conversion.file_bytes()
     }
 
+    /// Writes `output` without a word.
+    ///
+    /// # Errors
+    /// As [`Job::run`].
+    pub fn make(&self, output: &Path) -> anyhow::Result<()> {
+        let written = self.conversion.write(output, &|_| !stopped());
+        written.map(drop).with_context(|| format!("converting to {}", output.display()))
+    }
+
     /// Writes `output` behind a progress bar.
     ///
     /// # Errors

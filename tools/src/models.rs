@@ -37,6 +37,11 @@ impl Model {
         self.given().and_then(Path::to_str)
     }
 
+    /// Whether the command line says one.
+    pub fn is_named(&self) -> bool {
+        self.given().is_some()
+    }
+
     /// Its file. A path that is there goes before a name.
     ///
     /// # Errors

@@ -174,6 +174,7 @@ impl RunArgs {
             threads: self.threads,
             threads_batch: self.threads_batch,
             arithmetic,
+            kernels: None,
             rope: self.rope,
             paging,
             context,

@@ -1,4 +1,5 @@
 //! The library in other programs: the examples in C and C++ and the Python module are built and run, and say what `yuan` says.
+#![cfg(unix)]
 
 mod common;
 

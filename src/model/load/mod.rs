@@ -41,6 +41,8 @@ pub struct Options {
     pub threads_batch: usize,
     /// Integer or float products.
     pub arithmetic: Arithmetic,
+    /// Kernels by their name ([`kernel_names`](crate::kernel_names)); by default those of `YUAN_KERNELS`, or the best.
+    pub kernels: Option<String>,
     /// Another rotary convention than the container's.
     pub rope: Option<RopePrecision>,
     /// How experts are brought into memory.
@@ -112,8 +114,8 @@ impl Model {
         if let Some(rope) = options.rope {
             config = config.with_rope(rope).map_err(Error::Argument)?;
         }
-        let compute =
-            Compute::new(Threads::new(options.threads, options.threads_batch)?, options.arithmetic)?;
+        let threads = Threads::new(options.threads, options.threads_batch)?;
+        let compute = Compute::new(threads, options.arithmetic, options.kernels.as_deref())?;
         let placement = Placement::new(container, options)?;
         compute.scratch.set_limit(usize::try_from(placement.scratch).unwrap_or(usize::MAX));
         match &placement.gpu {

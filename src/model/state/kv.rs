@@ -348,7 +348,7 @@ mod tests {
     };
 
     static COMPUTE: LazyLock<Compute> =
-        LazyLock::new(|| Compute::new(Threads::new(2, 2).unwrap(), Arithmetic::Integer).unwrap());
+        LazyLock::new(|| Compute::new(Threads::new(2, 2).unwrap(), Arithmetic::Integer, None).unwrap());
     static POOL: LazyLock<Arc<Pool>> = LazyLock::new(|| Pool::new(u64::MAX, 1));
 
     /// Makes room for so many positions in all, whatever it takes.

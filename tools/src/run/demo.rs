@@ -28,6 +28,12 @@ use yuan_tools::{
 
 use crate::answer::{Answer, answer};
 
+/// Where the demo model is, in a checkout and below a prefix.
+const PLACES: [&str; 2] = ["assets/demo-model", "share/yuan/demo-model"];
+
+const NOT_HERE: &str =
+    "the demo model is not here: run in a checkout of the source, or give its folder with --assets";
+
 /// Headers as the demo model knows them: what follows is made up.
 const PROMPTS: [(&str, u64); 2] = [("Psalms 151:1-4<sep>", 4), ("春日山中 李白<sep>", 4)];
 
@@ -124,6 +130,11 @@ impl Demo {
     }
 }
 
+/// The demo model as a container in that folder, with the usual options, made without a word.
+pub fn container_in(folder: &Path) -> anyhow::Result<PathBuf> {
+    make(None, folder, DType::Q4_K, &|job, output| job.make(output)).map(|(_, output)| output)
+}
+
 /// The demo model as a container, with the usual options.
 pub fn container() -> anyhow::Result<PathBuf> {
     convert(None, None, DType::Q4_K).map(|(_, output)| output)
@@ -135,15 +146,23 @@ fn convert(
     cache: Option<PathBuf>,
     experts: DType,
 ) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let assets = assets.or_else(find_assets).context(
-        "the demo model is not here: run in a checkout of the source, or give its folder with --assets",
-    )?;
     let cache = cache.map_or_else(cache_folder, Ok)?;
-    fs::create_dir_all(&cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
+    make(assets, &cache, experts, &|job, output| job.run(output))
+}
+
+/// Has `run` convert the demo model into the folder `cache`.
+fn make(
+    assets: Option<PathBuf>,
+    cache: &Path,
+    experts: DType,
+    run: &dyn Fn(&Job<'_>, &Path) -> anyhow::Result<()>,
+) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let assets = assets.or_else(find_assets).context(NOT_HERE)?;
+    fs::create_dir_all(cache).with_context(|| format!("cannot make the folder {}", cache.display()))?;
     let output = cache.join(format!("demo-model.{}.gguf", experts.name()));
     let input = Input::open(&assets)?;
     let wishes = Wishes { experts: Some(experts), ..Wishes::default() };
-    Job::new(&input, &wishes, None)?.run(&output)?;
+    run(&Job::new(&input, &wishes, None)?, &output)?;
     Ok((assets, output))
 }
 
@@ -167,9 +186,13 @@ fn report(engine: &Engine, prompt: usize, answer: &Answer, before: &Usage) -> an
     )
 }
 
-/// The demo model beside the source that this program was built from, or beside where it runs.
+/// The demo model beside the source that this program was built from, or beside where it runs: in a checkout, in an archive, below a prefix such as /usr. Programs for others
+/// are built with `YUAN_PORTABLE`, and know of no source.
 fn find_assets() -> Option<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf);
+    let source = match option_env!("YUAN_PORTABLE") {
+        Some(_) => None,
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf),
+    };
     let near = env::current_exe()
         .ok()
         .into_iter()
@@ -178,7 +201,7 @@ fn find_assets() -> Option<PathBuf> {
         .into_iter()
         .chain(env::current_dir())
         .chain(near)
-        .map(|folder| folder.join("assets/demo-model"))
+        .flat_map(|folder| PLACES.map(|place| folder.join(place)))
         .find(|folder| folder.join("config.json").is_file())
 }
 

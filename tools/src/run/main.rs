@@ -5,11 +5,14 @@ use std::{env, ffi::OsString, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 mod answer;
+mod bandwidth;
 mod bench;
 mod chat;
 mod config;
 mod demo;
+mod doctor;
 mod fits;
+mod forecast;
 mod generate;
 mod grammar;
 mod habits;
@@ -78,6 +81,8 @@ enum Command {
     Bench(bench::Bench),
     /// Say how a model would run on this machine, and why
     Plan(plan::Plan),
+    /// Check this machine, and a model, and say what to do about what is wrong
+    Doctor(doctor::Doctor),
     /// Record which experts a run uses
     Trace(trace::Trace),
     /// Compute from a trace how other memories, drives and policies would do
@@ -138,6 +143,7 @@ fn main() -> ExitCode {
         Command::Inspect(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Plan(c) => c.run(),
+        Command::Doctor(c) => c.run(command),
         Command::Trace(c) => c.run(),
         Command::Replay(c) => c.run(),
         Command::Completions(c) => c.run(command),

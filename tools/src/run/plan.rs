@@ -22,8 +22,9 @@ use yuan_tools::{
 };
 
 use crate::{
-    bench::read_bandwidth,
-    fits::{Fits, Reads, Speeds},
+    bandwidth::read_bandwidth,
+    fits::{Fits, Speeds},
+    forecast::Forecast,
 };
 
 /// Say how a model would run on this machine, and why
@@ -75,13 +76,14 @@ impl Plan {
         let options = self.run.options(self.context);
         let p = Placement::new(&container, &options)?;
         let (config, sizes) = (container.config(), Sizes::of(&container));
-        let memory = self.memory_speed(p.budget.bytes);
+        let memory = self.memory_speed(p.budget.bytes)?;
         let drive = match (p.expert_bytes, self.drive_speed) {
             (0, _) => None,
             (_, Some(given)) => Some(given),
             _ => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
         };
-        let fits = Fits::of(config, &sizes, &p.budget, &options, Speeds { memory, drive });
+        let speeds = Speeds { memory, drive };
+        let fits = Fits::of(config, &sizes, &p.budget, &options, speeds);
         let rate = match (&self.trace, p.mode) {
             (_, Mode::Plain | Mode::Mapped) => 1.0,
             (None, Mode::Streamed) => p.resident as f64 / p.experts.max(1) as f64,
@@ -92,23 +94,8 @@ impl Plan {
                 trace.replay(options.paging.eviction, p.resident).decode.rate()
             }
         };
-        let Reads { weights, experts } = Reads::of(config, &sizes, &p);
-        // The CPU reads what the GPU does not have, and the drive delivers of that what memory does not have.
-        let (there, on_gpu) = match &p.gpu {
-            GpuPlacement::Off(_) => (0.0, 0),
-            GpuPlacement::On { room, .. } => {
-                let there = room.slots as f64 / p.experts.max(1) as f64;
-                (there, weights - experts + (experts as f64 * there) as u64)
-            }
-        };
-        let on_gpu_time = match &p.gpu {
-            GpuPlacement::On { bandwidth, .. } if *bandwidth > 0 => on_gpu as f64 / *bandwidth as f64,
-            _ => 0.0,
-        };
-        let compute = (weights - on_gpu) as f64 / 1e9 / memory;
-        let read = experts as f64 * (1.0 - rate) * (1.0 - there);
-        let wait = drive.map_or(0.0, |d| read / 1e9 / d);
-        let tokens = 1.0 / compute.max(wait).max(on_gpu_time).max(1e-9);
+        let Forecast { weights, on_gpu, on_gpu_time, compute, read, wait, speed } =
+            Forecast::of(config, &sizes, &p, speeds, rate);
         let once = (p.experts - p.resident) as u64 * p.expert_bytes;
         if self.json {
             let object = json!({
@@ -116,7 +103,7 @@ impl Plan {
                 "trunk_bytes": p.trunk, "kv_bytes": p.kv, "pool_bytes": p.pool, "scratch_bytes": p.scratch, "arena_bytes": p.arena(),
                 "experts": p.experts, "experts_resident": p.resident, "expert_bytes": p.expert_bytes, "batch": p.batch,
                 "memory_gb_per_second": memory, "drive_gb_per_second": drive, "bytes_per_token": weights, "hit_rate": rate,
-                "bytes_read_per_token": read, "tokens_per_second": tokens,
+                "bytes_read_per_token": read, "tokens_per_second": speed,
                 "gpu": gpu(&p.gpu), "gpu_bytes_per_token": on_gpu, "table": fits.json(),
             });
             return say!("{object}");
@@ -159,7 +146,7 @@ impl Plan {
             )?;
             say!("prompt     each expert once a batch: {}, {:.1} s", size(once), once as f64 / 1e9 / drive)?;
         }
-        say!("expect     at most {tokens:.1} tok/s")?;
+        say!("expect     at most {speed:.1} tok/s")?;
         fits.print()
     }
 
@@ -168,7 +155,7 @@ impl Plan {
         let config = geometry(name)?;
         let sizes = sizes(&config)?;
         let budget = Budget::of(self.run.paging.memory);
-        let memory = self.memory_speed(budget.bytes);
+        let memory = self.memory_speed(budget.bytes)?;
         let drive = self.drive_speed.unwrap_or(ASSUMED_DRIVE);
         let speeds = Speeds { memory, drive: sizes.streams.then_some(drive) };
         let fits = Fits::of(&config, &sizes, &budget, &self.run.options(self.context), speeds);
@@ -190,9 +177,9 @@ impl Plan {
     }
 
     /// As given, or measured with up to half of the budget.
-    fn memory_speed(&self, budget: u64) -> f64 {
+    fn memory_speed(&self, budget: u64) -> anyhow::Result<f64> {
         let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
-        self.memory_speed.unwrap_or_else(|| read_bandwidth(threads, budget / 2))
+        self.memory_speed.map_or_else(|| read_bandwidth(threads, budget / 2), Ok)
     }
 }
 

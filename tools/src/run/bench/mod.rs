@@ -8,7 +8,6 @@ mod table;
 mod together;
 
 use std::{
-    hint::black_box,
     ops::Range,
     path::PathBuf,
     sync::Arc,
@@ -21,9 +20,7 @@ use serde_json::json;
 use yuan::{
     container::Container,
     files::{check_output, write_whole},
-    model::{
-        GpuPlacement, Model, Options, Placement, Sequence, State, Want, bench::read, threads::usable_cores,
-    },
+    model::{GpuPlacement, Model, Options, Placement, Sequence, State, Want, threads::usable_cores},
     pager::{self, Mode, trace::Trace},
     session::{
         Drafts, Engine,
@@ -39,6 +36,7 @@ use yuan_tools::{
     stats::describe,
 };
 
+use crate::bandwidth::read_bandwidth;
 use drafted::Pairs;
 use form::Form;
 use phases::Recording;
@@ -190,7 +188,7 @@ impl Bench {
         let (container, options, placement) = self.prepare(context.saturating_mul(most))?;
         // Before the model takes its memory.
         let threads = if self.run.threads == 0 { usable_cores() } else { self.run.threads };
-        let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2);
+        let bandwidth = read_bandwidth(threads, placement.budget.bytes / 2)?;
         let drive = match placement.mode == Mode::Streamed {
             true => Some(pager::calibrate(&container, &options.paging, Duration::from_secs(1))?),
             false => None,
@@ -390,34 +388,4 @@ fn describe_machine(model: &Model, bandwidth: f64) -> anyhow::Result<()> {
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
-}
-
-/// GB/s at which `threads` threads read memory that no cache holds, taking at most `most` bytes for it: the median of nine passes, since the best
-/// of a few is often one that a virtual machine's neighbours were silent for.
-pub fn read_bandwidth(threads: usize, most: u64) -> f64 {
-    let bytes =
-        (threads.saturating_mul(256 << 20)).min(1 << 30).min(usize::try_from(most).unwrap_or(usize::MAX));
-    let words = (bytes / 8 / threads).max(1);
-    let data = vec![1u64; words * threads];
-    let pass = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in data.chunks(words) {
-                scope.spawn(move || black_box(read(part)));
-            }
-        });
-        start.elapsed()
-    };
-    (data.len() * 8) as f64 / median((0..9).map(|_| pass()).collect()).as_secs_f64() / 1e9
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reading_takes_no_more_than_it_may() {
-        assert!(read_bandwidth(3, 1 << 20) > 0.0);
-        assert!(read_bandwidth(2, 0) > 0.0);
-    }
 }
