@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["Engine", "Error", "Sampler", "Score", "Session", "live_handles", "version"]
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 OK = 0
 SIZE_MAX = c_size_t(-1).value
 FINISHES = ("stop", "stop_text", "length", "cancelled")
