@@ -1,0 +1,182 @@
+"""Many answers at once: threads with a session each, whose tokens the engine runs in the same passes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generic, List, Mapping, Optional, Sequence, TypeVar, Union
+
+from ._library import size_or_all
+from .answer import Answer
+from .errors import CancelledError
+from .options import Wanted
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .session import Session
+    from .tokenizer import Prompt
+
+T = TypeVar("T")
+
+
+class Task(Generic[T]):
+    """Work in a session of its own, which can be stopped from any thread, before it begins, too."""
+
+    def __init__(self, engine: Engine, work: Callable[[Session], T]) -> None:
+        self._engine, self._work = engine, work
+        self._lock = threading.Lock()
+        self._session: Optional[Session] = None
+        self.stopped = False
+
+    def run(self) -> T:
+        """Does the work."""
+        if self.stopped:
+            raise CancelledError("the answer was stopped before it began")
+        with self._engine.session() as session:
+            session._is_doomed = lambda: self.stopped
+            with self._lock:
+                self._session = session
+            try:
+                return self._work(session)
+            finally:
+                with self._lock:
+                    self._session = None
+
+    def stop(self) -> None:
+        """Stops it."""
+        self.stopped = True
+        with self._lock:
+            if self._session is not None and not self._session.closed:
+                self._session.cancel()
+
+
+class Crowd:
+    """The threads of an engine, made when they are first wanted."""
+
+    def __init__(self, parallel: int) -> None:
+        self._parallel = parallel
+        self._lock = threading.Lock()
+        self._threads: Optional[ThreadPoolExecutor] = None
+
+    def close(self) -> None:
+        """Begins nothing any more."""
+        with self._lock:
+            if self._threads is not None:
+                self._threads.shutdown(wait=False, cancel_futures=True)
+                self._threads = None
+
+    def _submit(self, task: Task[T]) -> Future[T]:
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="yuan-many")
+            return self._threads.submit(task.run)
+
+    def _answer(
+        self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any], on_text: Optional[Callable[[str], object]] = None,
+    ) -> Task[Answer]:  # fmt: skip
+        """An answer that is asked for; wrong arguments are found out at once."""
+        if "sampler" in options:
+            raise TypeError("answers at the same time cannot share a sampler: give its settings by name")
+        tokens = engine.tokenizer.tokens_of(prompt)
+        size_or_all("max_tokens", max_tokens)
+        Wanted.of(None, **options).done()
+
+        def work(session: Session) -> Answer:
+            def hear(piece: str) -> bool:
+                if on_text is not None:
+                    on_text(piece)
+                return not task.stopped
+
+            return session.generate(max_tokens, None, hear, prompt=tokens, **options)
+
+        task = Task(engine, work)
+        return task
+
+    def each(self, engine: Engine, works: Sequence[Callable[[Session], T]]) -> List[T]:
+        """What each of the works gives. The first failure stops all."""
+        return self._all([Task(engine, work) for work in works])
+
+    def _all(self, tasks: Sequence[Task[T]]) -> List[T]:
+        futures: List[Future[T]] = []
+        try:
+            futures.extend(self._submit(task) for task in tasks)
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+            return [future.result() for future in futures]
+        finally:
+            self._end(tasks, futures)
+
+    def _end(self, tasks: Sequence[Task[T]], futures: Sequence[Future[T]]) -> None:
+        """Stops what is not done, and waits for it."""
+        for future in futures:
+            future.cancel()
+        while not all(future.done() for future in futures):
+            try:
+                for task, future in zip(tasks, futures):
+                    if not future.done():
+                        task.stop()
+                wait(futures, timeout=0.05)
+            except KeyboardInterrupt:  # It is about to be raised.
+                continue
+
+    def generate_many(
+        self, engine: Engine, prompts: Sequence[Prompt], max_tokens: int, return_exceptions: bool, options: Mapping[str, Any],
+    ) -> List[Union[Answer, Exception]]:  # fmt: skip
+        """See `Engine.generate_many`."""
+        if isinstance(prompts, str):
+            raise TypeError("prompts is one text: give a list of them")
+        if not return_exceptions:
+            answers = self._all([self._answer(engine, prompt, max_tokens, options) for prompt in prompts])
+            return list(answers)
+        tasks: List[Task[Answer]] = []
+        futures: List[Future[Answer]] = []
+        found: List[Union[Answer, Exception]] = []
+        try:
+            for prompt in prompts:
+                task = self._answer(engine, prompt, max_tokens, options)
+                tasks.append(task)
+                futures.append(self._submit(task))
+            for future in futures:
+                try:
+                    found.append(future.result())
+                except Exception as error:
+                    found.append(error)
+            return found
+        finally:
+            self._end(tasks, futures)
+
+    async def agenerate(self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any]) -> Answer:
+        """See `Engine.agenerate`."""
+        task = self._answer(engine, prompt, max_tokens, options)
+        future = asyncio.wrap_future(self._submit(task))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            task.stop()
+            raise
+
+    async def astream(self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any]) -> AsyncGenerator[str, None]:
+        """See `Engine.astream`."""
+        loop = asyncio.get_running_loop()
+        pieces: "asyncio.Queue[Optional[str]]" = asyncio.Queue()
+
+        def tell(piece: Optional[str]) -> None:
+            try:
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+            except RuntimeError:  # The loop is closed: nobody hears it any more.
+                task.stopped = True
+
+        task = self._answer(engine, prompt, max_tokens, options, tell)
+        future = self._submit(task)
+        future.add_done_callback(lambda _: tell(None))
+        try:
+            while True:
+                piece = await pieces.get()
+                if piece is None:
+                    future.result()
+                    return
+                yield piece
+        finally:
+            future.cancel()
+            task.stop()
