@@ -59,3 +59,39 @@ def test_control_c(what: str, model: str, tmp_path: Path) -> None:
         errors.seek(0)
         assert (ready, line, rest, code) == ("ready\n", "KeyboardInterrupt\n", "True\nTrue\n", 0), errors.read()
     assert took < 1, f"{what} went on for {took:.2f} s"
+
+
+MOMENTS = """
+import random, signal, sys, yuan
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+engine = yuan.Engine(sys.argv[1], threads=1)
+session = engine.session(shift=4)
+before = session.generate(5, prompt="春")
+prompt = engine.tokenize("春日") * 100
+random = random.Random(7)
+calls = [
+    lambda: session.generate(30, prompt="春日", ignore_eod=True),
+    lambda: list(session.stream(30, prompt="春日", ignore_eod=True)),
+    lambda: session.sync([random.randrange(9, 999)] + prompt),
+    lambda: session.score(prompt, top=2),
+    lambda: session.generate(30, None, lambda piece: None, prompt="春", json_schema=True, timeout=60),
+]
+interrupted = 0
+while interrupted < 60:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0003, 0.03))
+        random.choice(calls)()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted += 1
+    assert session.generate(5, prompt="春") == before
+print("the same")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of Unix")
+def test_interrupts_at_any_moment(model: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MOMENTS, model], capture_output=True, text=True, encoding="utf-8", timeout=100)
+    assert done.stdout == "the same\n", done.stderr

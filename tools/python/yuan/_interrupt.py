@@ -91,16 +91,23 @@ def received(inbox: "queue.SimpleQueue[T]") -> T:
 
 def ended(thread: threading.Thread, halt: Halt) -> None:
     """Waits until a thread has stopped, which is asked to again and again: a call may just have been about to begin."""
-    while thread.is_alive():
+    late: List[Any] = []
+    # A signal may have come while the thread was being started: then it is not alive yet.
+    begun = time.monotonic() + 1
+    while thread.is_alive() or not (halt.ended.is_set() or time.monotonic() > begun):
         try:
             halt.now()
-            thread.join(0.05)
-        except KeyboardInterrupt:  # It is about to be raised.
-            continue
+            if halt.ended.wait(0.05) and thread.is_alive():
+                thread.join(0.05)
+        except KeyboardInterrupt as error:  # Not before that.
+            late = [error]
+    if late:
+        throw(late)
 
 
 def interruptibly(work: Callable[[Ask], T], halt: Halt) -> T:
-    """What `work` returns, or raises. An exception of a signal stops it, and is raised when it has stopped: its objects can be used then."""
+    """What `work` returns, or raises. An exception of a signal stops it, and is raised when it has stopped: its objects can be used then. So `work` is what
+    takes locks and gives them back, where no signal comes in between."""
     if threading.current_thread() is not threading.main_thread():
         try:
             return work(lambda function, *args: function(*args))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generic, List, Mapping, Optional, Sequence, TypeVar, Union
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generic, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union
 
+from ._interrupt import received, throw
 from ._library import size_or_all
 from .answer import Answer
 from .errors import CancelledError
@@ -100,25 +103,35 @@ class Crowd:
     def _all(self, tasks: Sequence[Task[T]]) -> List[T]:
         futures: List[Future[T]] = []
         try:
-            futures.extend(self._submit(task) for task in tasks)
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            for done in self._done(tasks, futures):
+                done.result()
             return [future.result() for future in futures]
         finally:
             self._end(tasks, futures)
 
+    def _done(self, tasks: Sequence[Task[T]], futures: List[Future[T]]) -> Iterator[Future[T]]:
+        """Hands the tasks in, and gives their futures as they are done."""
+        done: "queue.SimpleQueue[Future[T]]" = queue.SimpleQueue()
+        for task in tasks:
+            future = self._submit(task)
+            futures.append(future)
+            future.add_done_callback(done.put)
+        for _ in tasks:
+            yield received(done)
+
     def _end(self, tasks: Sequence[Task[T]], futures: Sequence[Future[T]]) -> None:
         """Stops what is not done, and waits for it."""
-        for future in futures:
-            future.cancel()
+        late: List[Any] = []
         while not all(future.done() for future in futures):
             try:
                 for task, future in zip(tasks, futures):
-                    if not future.done():
+                    if not future.cancel() and not future.done():
                         task.stop()
-                wait(futures, timeout=0.05)
-            except KeyboardInterrupt:  # It is about to be raised.
-                continue
+                time.sleep(0.005)
+            except KeyboardInterrupt as error:  # Not before that.
+                late = [error]
+        if late:
+            throw(late)
 
     def generate_many(
         self, engine: Engine, prompts: Sequence[Prompt], max_tokens: int, return_exceptions: bool, options: Mapping[str, Any],
@@ -129,20 +142,12 @@ class Crowd:
         if not return_exceptions:
             answers = self._all([self._answer(engine, prompt, max_tokens, options) for prompt in prompts])
             return list(answers)
-        tasks: List[Task[Answer]] = []
+        tasks = [self._answer(engine, prompt, max_tokens, options) for prompt in prompts]
         futures: List[Future[Answer]] = []
-        found: List[Union[Answer, Exception]] = []
         try:
-            for prompt in prompts:
-                task = self._answer(engine, prompt, max_tokens, options)
-                tasks.append(task)
-                futures.append(self._submit(task))
-            for future in futures:
-                try:
-                    found.append(future.result())
-                except Exception as error:
-                    found.append(error)
-            return found
+            for _ in self._done(tasks, futures):
+                pass
+            return [_answer_or_error(future) for future in futures]
         finally:
             self._end(tasks, futures)
 
@@ -180,3 +185,10 @@ class Crowd:
         finally:
             future.cancel()
             task.stop()
+
+
+def _answer_or_error(future: Future[Answer]) -> Union[Answer, Exception]:
+    try:
+        return future.result()
+    except Exception as error:
+        return error

@@ -214,26 +214,23 @@ class Session(Handle):
             raise of_file(error, path) from None
 
     @contextlib.contextmanager
-    def _alone(self, timeout: Optional[float] = None) -> Iterator[Halt]:
+    def _alone(self, halt: Halt, timeout: Optional[float]) -> Iterator[None]:
         """Nobody else has a call on the session meanwhile."""
-        handle = self._handle
         if not self._lock.acquire(blocking=False):
             raise BusyError(
                 "the session is in use: by another thread, by a stream whose loop was not left, or around this callback; wait until that is over, or take a "
                 "session for each"
             )
-        halt = Halt(lambda: _cancel(handle))
         self._halt = halt
-        halt.asked = self._is_doomed()
+        halt.asked = halt.asked or self._is_doomed()
         timer = None
         try:
             if timeout is not None:
                 timer = threading.Timer(timeout, halt.now, [TimeLimitError(f"the answer took longer than {timeout} seconds")])
                 timer.daemon = True
                 timer.start()
-            yield halt
+            yield
         finally:
-            halt.ended.set()
             if timer is not None:
                 timer.cancel()
             self._halt = None
@@ -241,8 +238,17 @@ class Session(Handle):
 
     def _run(self, work: Callable[[Ask, Halt], T], timeout: Optional[float] = None) -> T:
         """A call that may take long."""
-        with self._alone(timeout) as halt:
-            return interruptibly(lambda ask: work(ask, halt), halt)
+        halt = self._new_halt()
+
+        def alone(ask: Ask) -> T:
+            with self._alone(halt, timeout):
+                return work(ask, halt)
+
+        return interruptibly(alone, halt)
+
+    def _new_halt(self) -> Halt:
+        handle = self._handle
+        return Halt(lambda: _cancel(handle))
 
     def _stoppable(self, halt: Halt, function: str, *args: Any) -> None:
         """A call that runs tokens, unless it has to stop already."""
@@ -321,35 +327,36 @@ class Session(Handle):
         """The answer is computed in another thread, which waits until a piece is taken."""
         pieces: "queue.SimpleQueue[Union[str, Answer, BaseException]]" = queue.SimpleQueue()
         turn: "queue.SimpleQueue[bool]" = queue.SimpleQueue()
-        with self._alone(wanted.timeout) as halt:
-            halt.on_stop(lambda: turn.put(False))
+        halt = self._new_halt()
+        halt.on_stop(lambda: turn.put(False))
 
-            def show(piece: str) -> bool:
-                pieces.put(piece)
-                return turn.get()
+        def show(piece: str) -> bool:
+            pieces.put(piece)
+            return turn.get()
 
-            def work() -> None:
-                try:
-                    said: Union[Answer, BaseException] = self._answer(tokens, most, wanted, show, halt)
-                except BaseException as error:
-                    said = error
-                halt.ended.set()
-                pieces.put(said)
-
-            thread = threading.Thread(target=work, name="yuan-stream", daemon=True)
+        def work() -> None:
             try:
-                thread.start()
-                while True:
-                    held = [received(pieces)]
-                    if isinstance(held[0], BaseException):
-                        throw(held)
-                    if isinstance(held[0], Answer):
-                        return held[0]
-                    yield held[0]
-                    turn.put(True)
-            finally:
-                ended(thread, halt)
-                wanted.done()
+                with self._alone(halt, wanted.timeout):
+                    said: Union[Answer, BaseException] = self._answer(tokens, most, wanted, show, halt)
+            except BaseException as error:
+                said = error
+            halt.ended.set()
+            pieces.put(said)
+
+        thread = threading.Thread(target=work, name="yuan-stream", daemon=True)
+        try:
+            thread.start()
+            while True:
+                held = [received(pieces)]
+                if isinstance(held[0], BaseException):
+                    throw(held)
+                if isinstance(held[0], Answer):
+                    return held[0]
+                yield held[0]
+                turn.put(True)
+        finally:
+            ended(thread, halt)
+            wanted.done()
 
     @contextlib.contextmanager
     def _form(self, form: Optional[Tuple[str, bytes]]) -> Iterator[None]:
