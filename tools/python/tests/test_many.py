@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import pytest
@@ -45,6 +46,24 @@ def test_no_more_than_parallel_at_once(model: str) -> None:
         assert engine.statistics()["loop"]["most_sequences"] <= 3
     with pytest.raises(ValueError, match="parallel"):
         yuan.Engine(model, parallel=0)
+
+
+def test_fewer_at_once_where_memory_is_short(model: str, engine: yuan.Engine) -> None:
+    prompts = ["春日山中" * 100 + poet for poet in POETS * 2]
+    asked = {"ignore_eod": True, "temperature": 0.9, "seed": 4}
+    how = {"threads": 1, "paging": "streamed", "context": 600}
+    with pytest.raises(MemoryError) as caught:
+        yuan.Engine(model, memory="1M", **how)  # type: ignore[arg-type]
+    least = re.search(r"--memory (\d+)", str(caught.value))
+    assert least
+    with yuan.Engine(model, memory=str(int(least[1]) + 300_000), **how) as tight:  # type: ignore[arg-type]
+        found = tight.generate_many(prompts, 12, **asked)  # type: ignore[call-overload]
+        assert tight.statistics()["loop"]["panics"] == 0
+        # One alone that does not fit is an error.
+        with tight.session(context=600) as taken, pytest.raises(MemoryError):
+            taken.eval(tight.tokenize("秋" * 590))
+            tight.generate_many(prompts[:1], 12, **asked)  # type: ignore[call-overload]
+    assert found == engine.generate_many(prompts, 12, **asked)  # type: ignore[call-overload]
 
 
 def test_errors_stop_all_or_take_their_place(engine: yuan.Engine) -> None:

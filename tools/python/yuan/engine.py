@@ -48,7 +48,7 @@ class Engine(Handle):
         """`memory` is all that may be used ("8G", "50%"), `gpu_memory` the same of the GPU ("auto", "off" or its number); `context` is how many tokens all
         sessions will have together, and a session unless it says otherwise (0: what the model was made for), `kv` the type of what they remember ("f16", "q8_0",
         "q4_0", "f32", or "q8_0:q4_0" for keys and values); `batch_tokens` go through the model together at most (0: the usual number). `parallel` is how many of
-        `generate_many` and of `agenerate` run at once. `progress` hears how many bytes are there of how many that are read first; False stops it."""
+        `generate_many` and of `agenerate` run at once, fewer where the memory does not suffice for what they remember. `progress` hears how many bytes are there of how many that are read first; False stops it."""
         if parallel < 1:
             raise ValueError(f"parallel is {parallel}: give 1 or more")
         self._path = os.fspath(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generic, Iterat
 from ._interrupt import received, throw
 from ._library import size_or_all
 from .answer import Answer
-from .errors import CancelledError
+from .errors import CancelledError, OutOfMemoryError
 from .options import Wanted
 
 if TYPE_CHECKING:
@@ -23,17 +23,61 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Turns:
+    """How many run at once: fewer for a while, where the memory does not suffice for as many as are wanted."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._limit = most
+        self._running = 0
+        self._changed = threading.Condition()
+
+    def begin(self, is_stopped: Callable[[], bool]) -> bool:
+        """Waits for a turn, and says whether it is the only one until it ends."""
+        with self._changed:
+            while self._running >= self._limit:
+                if is_stopped():
+                    raise CancelledError("the answer was stopped before it began")
+                self._changed.wait(0.1)
+            self._running += 1
+            return self._limit == 1
+
+    def end(self, lacks_memory: bool) -> None:
+        """Gives the turn back. One that lacked memory has its next turn when another has ended; one that did not makes room for one more."""
+        with self._changed:
+            self._running -= 1
+            if lacks_memory:
+                self._limit = max(1, min(self._limit, self._running))
+            else:
+                self._limit = min(self._most, self._limit + 1)
+            self._changed.notify_all()
+
+
 class Task(Generic[T]):
     """Work in a session of its own, which can be stopped from any thread, before it begins, too."""
 
-    def __init__(self, engine: Engine, work: Callable[[Session], T]) -> None:
-        self._engine, self._work = engine, work
+    def __init__(self, engine: Engine, turns: Turns, work: Callable[[Session], T]) -> None:
+        self._engine, self._turns, self._work = engine, turns, work
         self._lock = threading.Lock()
         self._session: Optional[Session] = None
         self.stopped = False
+        self.is_shown = False
+        """Whether a part of the answer was shown, which then cannot be begun anew."""
 
     def run(self) -> T:
-        """Does the work."""
+        """Does the work; anew when others have ended, where there was no memory for it beside them."""
+        while True:
+            alone = self._turns.begin(lambda: self.stopped)
+            lacking: List[OutOfMemoryError] = []
+            try:
+                return self._once()
+            except OutOfMemoryError as error:
+                lacking.append(error)
+            finally:
+                self._turns.end(bool(lacking))
+            if alone or self.is_shown:
+                throw(lacking)
+
+    def _once(self) -> T:
         if self.stopped:
             raise CancelledError("the answer was stopped before it began")
         with self._engine.session() as session:
@@ -59,6 +103,7 @@ class Crowd:
 
     def __init__(self, parallel: int) -> None:
         self._parallel = parallel
+        self._turns = Turns(parallel)
         self._lock = threading.Lock()
         self._threads: Optional[ThreadPoolExecutor] = None
 
@@ -88,17 +133,18 @@ class Crowd:
         def work(session: Session) -> Answer:
             def hear(piece: str) -> bool:
                 if on_text is not None:
+                    task.is_shown = True
                     on_text(piece)
                 return not task.stopped
 
             return session.generate(max_tokens, None, hear, prompt=tokens, **options)
 
-        task = Task(engine, work)
+        task = Task(engine, self._turns, work)
         return task
 
     def each(self, engine: Engine, works: Sequence[Callable[[Session], T]]) -> List[T]:
         """What each of the works gives. The first failure stops all."""
-        return self._all([Task(engine, work) for work in works])
+        return self._all([Task(engine, self._turns, work) for work in works])
 
     def _all(self, tasks: Sequence[Task[T]]) -> List[T]:
         futures: List[Future[T]] = []
