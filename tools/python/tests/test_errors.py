@@ -14,6 +14,7 @@ import pytest
 from conftest import PROMPT, Run
 
 import yuan
+from yuan.errors import of_file
 
 
 def test_errors_in_the_words_of_python(engine: yuan.Engine, model: str, tmp_path: Path) -> None:
@@ -40,9 +41,11 @@ def test_errors_in_the_words_of_python(engine: yuan.Engine, model: str, tmp_path
     with engine.session() as session:
         raises(FileNotFoundError, lambda: session.save(os.path.join(folder, "no", "x")))
         raises(ValueError, lambda: session.generate(5))
-    if os.geteuid() != 0:
-        os.chmod(other, 0)
-        raises(PermissionError, lambda: yuan.Engine(other))
+        error = raises(OSError, lambda: session.save("/dev/full/x"))
+        assert isinstance(error, OSError) and error.errno == errno.ENOTDIR
+    for said, kind in [("(os error 13)", PermissionError), ("(os error 2)", FileNotFoundError), ("(os error 5)", yuan.FileError)]:
+        found = of_file(yuan.FileError(f"cannot open it: {said}"), other)
+        assert isinstance(found, kind) and str(found) == f"cannot open it: {said}" and f"(os error {found.errno})" == said
     for wrong in (lambda: yuan.Engine(model, threads=-1), lambda: engine.generate(PROMPT, -2), lambda: engine.generate(PROMPT, timeout=0)):
         with pytest.raises(ValueError):
             wrong()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import Dict, Type
 
 __all__ = [
@@ -134,17 +135,15 @@ def of_status(status: str, message: str) -> YuanError:
 
 
 def of_file(error: FileError, path: str | os.PathLike[str]) -> FileError:
-    """The same error, of the kind that Python has for what is wrong with the file."""
-    name = os.fspath(path)
-    folder = os.path.dirname(os.path.abspath(name))
+    """The same error, of the kind that Python has for what the system has said."""
     found = error
-    if isinstance(error, DiskFullError):
-        pass
-    elif not os.path.exists(name) and not (os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK)):
-        found = MissingFileError(*error.args)
-        found.errno = errno.ENOENT
-    elif not os.access(name, os.R_OK):
-        found = ForbiddenFileError(*error.args)
-        found.errno = errno.EACCES
-    found.filename = name
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    if said is not None and not isinstance(error, DiskFullError):
+        number = int(said[1])
+        if os.name == "nt":
+            number = {2: errno.ENOENT, 3: errno.ENOENT, 5: errno.EACCES}.get(number, number)
+        kind = {errno.ENOENT: MissingFileError, errno.EACCES: ForbiddenFileError, errno.EPERM: ForbiddenFileError}.get(number, type(error))
+        found = kind(*error.args)
+        found.errno = number
+    found.filename = os.fspath(path)
     return found
