@@ -34,7 +34,7 @@
 /**
  * The version of this interface. A program compares it with what yuan_abi_version() says.
  */
-#define YUAN_ABI_VERSION 5
+#define YUAN_ABI_VERSION 6
 
 /**
  * What a call returns. Values never change their meaning; new ones may come.
@@ -703,6 +703,19 @@ yuan_status yuan_session_generate(yuan_session *session,
                                   yuan_token_callback on_token,
                                   void *user_data,
                                   yuan_finish *finish);
+
+/**
+ * As yuan_session_generate, and tells `on_score`, which may be NULL, of each token how likely it was, with the `top` likeliest in its place, before `on_token` hears of
+ * it. Both get `user_data`; another value than 0 of either ends the answer. One call at a time, for the session and for the sampler.
+ */
+yuan_status yuan_session_generate_scored(yuan_session *session,
+                                         yuan_sampler *sampler,
+                                         size_t most,
+                                         size_t top,
+                                         yuan_token_callback on_token,
+                                         yuan_score_callback on_score,
+                                         void *user_data,
+                                         yuan_finish *finish);
 
 /**
  * Makes the session hold exactly these tokens, as yuan_session_sync, and tells `on_score`, which may be NULL, of each token from the place `from` on how

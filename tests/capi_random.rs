@@ -232,12 +232,16 @@ impl Caller<'_> {
             33..48 => self.tokens_in(user_data),
             48..60 => self.figures_out(),
             60..72 => {
-                let (session, sampler) = (self.session(), self.sampler());
+                let (on, by, data) = (self.session(), self.sampler(), user_data);
                 let mut finish = yuan_finish::YUAN_FINISH_STOP;
                 let (finish, _) = self.spoil(&raw mut finish, 1);
-                let most = self.random.below(5);
+                let (most, scored) = (self.random.below(5), self.one_in(3));
                 self.note(unsafe {
-                    yuan_session_generate(session, sampler, most, Some(hear), user_data, finish)
+                    if scored {
+                        yuan_session_generate_scored(on, by, most, 2, Some(hear), Some(score), data, finish)
+                    } else {
+                        yuan_session_generate(on, by, most, Some(hear), data, finish)
+                    }
                 });
             }
             72..76 => {

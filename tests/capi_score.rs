@@ -84,3 +84,41 @@ fn scores_are_told_with_the_best_in_each_place() {
     ok(yuan_session_free(session));
     ok(yuan_engine_free(engine));
 }
+
+#[test]
+fn tokens_of_an_answer_are_scored_as_they_are_chosen() {
+    let folder = common::folder();
+    let path = folder.path().join("m.gguf");
+    drop(common::synth(synth::tiny(), &Options::default(), 5, &path));
+    let path = CString::new(path.to_str().unwrap()).unwrap();
+    let (mut engine, mut session, mut sampler) = (null_mut(), null_mut(), null_mut());
+    ok(unsafe { yuan_engine_open(path.as_ptr(), null(), &raw mut engine) });
+    ok(unsafe { yuan_session_new(engine, null(), &raw mut session) });
+    ok(unsafe { yuan_sampler_new(&raw mut sampler) });
+    ok(yuan_sampler_set_ignore_eod(sampler, 1));
+    let prompt = tokens(30, 7);
+    let answer = |most: usize, heard: &mut Heard| unsafe {
+        ok(yuan_session_sync(session, prompt.as_ptr(), prompt.len(), None, null_mut()));
+        let (heard, mut finish) = ((&raw mut *heard).cast(), yuan_finish::YUAN_FINISH_STOP);
+        ok(yuan_session_generate_scored(session, sampler, most, 3, None, Some(hear), heard, &raw mut finish));
+        finish
+    };
+    let mut chosen = Heard(Vec::new(), 0);
+    assert_eq!(answer(12, &mut chosen), yuan_finish::YUAN_FINISH_LENGTH);
+    // They are what the session holds now, with the scores that it gives to them as a list.
+    let (mut held, mut count) = (vec![0; 42], 0);
+    ok(unsafe { yuan_session_tokens(session, held.as_mut_ptr(), 42, &raw mut count) });
+    assert!(count == 42 && held[30..].iter().eq(chosen.0.iter().map(|score| &score.token)));
+    let mut listed = Heard(Vec::new(), 0);
+    let heard = (&raw mut listed).cast();
+    ok(unsafe { yuan_session_score(session, held.as_ptr(), 42, 30, 3, Some(hear), heard) });
+    assert!(listed.0 == chosen.0);
+    // Whoever hears of them can end the answer, which has the last of them.
+    let mut five = Heard(Vec::new(), 5);
+    assert_eq!(answer(12, &mut five), yuan_finish::YUAN_FINISH_CANCELLED);
+    ok(unsafe { yuan_session_tokens(session, null_mut(), 0, &raw mut count) });
+    assert!(count == 35 && five.0 == chosen.0[..5]);
+    ok(yuan_sampler_free(sampler));
+    ok(yuan_session_free(session));
+    ok(yuan_engine_free(engine));
+}

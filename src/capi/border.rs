@@ -12,7 +12,7 @@ use std::{
 use super::status::{Failure, remember, yuan_status};
 
 /// The version of this interface. A program compares it with what yuan_abi_version() says.
-pub const YUAN_ABI_VERSION: u32 = 5;
+pub const YUAN_ABI_VERSION: u32 = 6;
 
 /// The version of the interface that the library was built with: `YUAN_ABI_VERSION` of its header. Any thread.
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-"""The test of yuan.py: check.py MODEL FILE CHAT, where CHAT is what `yuan generate --chat` says with the settings below."""
+"""What sessions, samplers and engines promise, without any package beside ours: check.py MODEL FILE CHAT, where CHAT is what `yuan generate --chat` says with the settings below."""
 
 import json
 import math
@@ -45,8 +45,8 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert engine.detokenize(ids) == PROMPT and ids[-1] == engine.special_token("sep")
     assert engine.tokenize("<sep>", special=False) != engine.tokenize("<sep>")
     session = engine.session(context=256)
-    prompt = engine.chat([("user", QUESTION)])
-    assert prompt == engine.chat([{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], thinking=False)
+    prompt = engine.chat_tokens([("user", QUESTION)])
+    assert prompt == engine.chat_tokens([{"role": "user", "content": [{"type": "text", "text": QUESTION}]}], thinking=False)
     session.eval(prompt)
     pieces = list(session.stream(24, sampler()))
     assert "".join(pieces) + "\n" == expected, (pieces, expected)
@@ -82,8 +82,8 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     for _ in range(12):
         session.eval([session.sample(yuan.Sampler())])
     assert engine.detokenize(session.tokens[len(ids) :]) == whole
-    assert len(session.logits()) == engine.describe()["vocab"]
-    assert len(session.embedding()) == engine.describe()["hidden"]
+    assert len(session.logits_list()) == engine.describe()["vocab"]
+    assert len(session.embedding_list()) == engine.describe()["hidden"]
 
     # How likely tokens are: the best ones of an answer without chance, and the numbers of the logits.
     prompt, answered = len(ids), session.tokens
@@ -93,7 +93,7 @@ with yuan.Engine(model, threads=2, memory="4G", paging="streamed", context=256) 
     assert session.score(answered, top=2)[prompt - 1 :] == scores
     session.return_to([prompt])
     session.sync(ids)
-    logits = session.logits()
+    logits = session.logits_list()
     largest = max(logits)
     total = math.log(sum(math.exp(logit - largest) for logit in logits))
     assert abs(logits[answered[prompt]] - largest - total - scores[0].logprob) < 1e-5

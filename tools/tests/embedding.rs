@@ -1,4 +1,4 @@
-//! The library in other programs: the examples in C and C++ and the Python module are built and run, and say what `yuan` says.
+//! The library in other programs: the examples in C and C++ and the Python package are built and run, and say what `yuan` says.
 #![cfg(unix)]
 
 mod common;
@@ -100,7 +100,7 @@ fn the_cpp_example_says_what_yuan_says() {
 }
 
 #[test]
-fn the_python_module_says_what_yuan_says() {
+fn the_python_package_says_what_yuan_says() {
     let folder = Folder::new();
     let model = folder.converted("m.gguf", &[]);
     let python = |args: &[&str]| {
@@ -108,9 +108,9 @@ fn the_python_module_says_what_yuan_says() {
         command.args(args).env("YUAN_LIBRARY", library()).env("PYTHONPATH", root().join("tools/python"));
         finish(command.env("PYTHONDONTWRITEBYTECODE", "1").env("PYTHONIOENCODING", "utf-8"))
     };
-    let module = root().join("tools/python/yuan.py");
+    let program = root().join("examples/python/generate.py");
     for prompt in PROMPTS {
-        let Some(found) = python(&[module.to_str().unwrap(), &model, prompt, "32"]) else { return };
+        let Some(found) = python(&[program.to_str().unwrap(), &model, prompt, "32"]) else { return };
         assert_eq!(found, text("yuan", &["generate", &model, "-p", prompt, "-n", "32"]));
     }
     let check = root().join("tools/python/check.py");

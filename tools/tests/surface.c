@@ -192,6 +192,11 @@ static void sessions(yuan_engine *engine, const uint32_t *tokens, size_t count, 
     OK(yuan_session_score(session, tokens, count, 1, 2, count_scores, &told));
     CHECK(told == (int)count - 1);
     FAILS(yuan_session_score(session, tokens, count, 0, 0, NULL, NULL), YUAN_ERROR_ARGUMENT);
+    /* So has every token of an answer, as it is chosen. */
+    told = 0;
+    OK(yuan_session_generate_scored(session, sampler, 3, 2, NULL, count_scores, &told, &finish));
+    CHECK(told <= 3 && (told == 3) == (finish == YUAN_FINISH_LENGTH));
+    OK(yuan_session_sync(session, tokens, count, NULL, NULL));
     /* Answers may be drafted from a text, and are the same. */
     uint64_t drafted = 1, accepted = 1;
     OK(yuan_session_draft_from(session, tokens, count));

@@ -1,0 +1,5 @@
+"""`python -m yuan` is the program `yuan`."""
+
+from .commands import yuan
+
+yuan()
