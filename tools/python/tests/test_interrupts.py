@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 BEGIN = """
-import sys, time, threading, asyncio, yuan
+import signal, sys, time, threading, asyncio, yuan
+# Whoever runs this in the background may have it ignore the signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 engine = yuan.Engine(sys.argv[1], threads=1)
 session = engine.session(shift=4)
 endless = dict(max_tokens=-1, ignore_eod=True, prompt="春日山中 李白<sep>")
