@@ -32,6 +32,7 @@ mod slots;
 mod stream;
 mod text;
 mod tokens;
+mod visitors;
 mod wanted;
 mod work;
 
@@ -104,7 +105,7 @@ impl Bound {
         };
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, server: Server::new(options)? })
+        Ok(Self { listener, address, server: Server::new(options, address.ip().is_loopback())? })
     }
 
     /// Where it listens.

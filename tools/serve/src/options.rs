@@ -39,6 +39,9 @@ pub struct Options {
     /// Web pages of this origin may use the server, such as `https://example.org`; * for all; can be repeated
     #[arg(long, value_name = "ORIGIN", env = "YUAN_CORS", value_delimiter = ',')]
     pub cors: Vec<String>,
+    /// Name by which a server that listens on this machine alone may be called, beside localhost and addresses: that of a proxy before it; * for all; can be repeated
+    #[arg(long, value_name = "NAME", env = "YUAN_ALLOWED_HOST", value_delimiter = ',')]
+    pub allowed_host: Vec<String>,
     /// Sequences that run together
     #[arg(long, value_name = "N", env = "YUAN_SEQUENCES", default_value_t = SEQUENCES,
           value_parser = clap::value_parser!(u64).range(1..=MOST_SEQUENCES))]
@@ -71,6 +74,7 @@ impl Default for Options {
             port: PORT,
             api_key_file: None,
             cors: Vec::new(),
+            allowed_host: Vec::new(),
             sequences: SEQUENCES,
             queue: QUEUE,
             sessions: None,

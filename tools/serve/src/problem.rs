@@ -62,6 +62,22 @@ impl Problem {
         Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
     }
 
+    /// A web page that may not use the server.
+    pub fn page(origin: &str) -> Self {
+        let message = format!(
+            "a page of {origin} may not use this server; if it shall, start the server with --cors {origin}"
+        );
+        Self::new(StatusCode::FORBIDDEN, Some("foreign_page"), message)
+    }
+
+    /// A name that is not the server's.
+    pub fn name(host: &str) -> Self {
+        let message = format!(
+            "this server is for programs of its machine, and does not go by the name {host}; call it localhost, or start it with --allowed-host {host}"
+        );
+        Self::new(StatusCode::FORBIDDEN, Some("foreign_host"), message)
+    }
+
     /// No such address.
     pub fn not_found() -> Self {
         let message = "there is nothing at this address; /v1/models, /v1/chat/completions and /api/chat are some that there are";
@@ -113,6 +129,7 @@ impl Problem {
     fn kind(&self) -> &'static str {
         match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "unavailable_error",
             StatusCode::NOT_FOUND => "not_found_error",

@@ -27,7 +27,7 @@ use crate::{
     page,
     problem::Problem,
     server::Shared,
-    text,
+    text, visitors,
 };
 
 /// Where Anthropic's clients send their key.
@@ -54,6 +54,7 @@ pub fn router(server: Shared) -> anyhow::Result<Router> {
         .merge(page::routes())
         .route("/health", get(health))
         .route("/v1/health", get(health))
+        .layer(from_fn_with_state(server.clone(), visitors::check))
         .layer(from_fn(dialect))
         .layer(from_fn_with_state(server.clone(), watch));
     let router = match cors(&server.options.cors)? {

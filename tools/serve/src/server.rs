@@ -78,6 +78,8 @@ pub struct Server {
     pub slots: Slots,
     /// What is counted.
     pub metrics: Metrics,
+    /// Whether only programs of this machine reach it.
+    pub is_local: bool,
     /// Digests of the keys that open it; none where it is open.
     pub keys: Vec<blake3::Hash>,
     /// True when the server is to take no more requests.
@@ -92,17 +94,18 @@ pub struct Server {
 pub type Shared = Arc<Server>;
 
 impl Server {
-    /// A server that has no model yet.
+    /// A server that has no model yet, and is reached from this machine alone or not.
     ///
     /// # Errors
     /// As [`Options::keys`].
-    pub fn new(options: Options) -> anyhow::Result<Shared> {
+    pub fn new(options: Options, is_local: bool) -> anyhow::Result<Shared> {
         let keys = options.keys()?.iter().map(|key| blake3::hash(key.as_bytes())).collect();
         let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Arc::new(Self {
             gate: Gate::new(number(options.sequences), number(options.queue)),
             slots: Slots::new(number(options.sequences)),
             options,
+            is_local,
             metrics: Metrics::default(),
             keys,
             ending: watch::Sender::new(false),

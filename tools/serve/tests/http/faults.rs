@@ -192,6 +192,53 @@ fn keys_open_the_server() {
     assert_eq!(server.get("/health").0, 200, "whoever watches has no key");
 }
 
+/// A page cannot have the model work for it, nor read anything under a name that it has given to this machine.
+#[test]
+fn other_pages_and_other_names_are_refused() {
+    let ask = |server: &Running, path: &str, headers: &[(&str, &str)]| {
+        let url = server.url(path);
+        let request = agent().post(url).header("content-type", "text/plain");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        read(request.send(r#"{"prompt": "Ruth 1:1", "max_tokens": 1}"#).unwrap())
+    };
+    let server = Running::new();
+    let own = format!("http://{}", server.address);
+    for headers in [
+        &[][..],
+        &[("origin", own.as_str())],
+        &[("origin", "https://a.example"), ("sec-fetch-site", "same-origin")],
+    ] {
+        assert_eq!(ask(&server, "/v1/completions", headers).0, 200, "{headers:?}");
+    }
+    let page = ask(&server, "/v1/completions", &[("origin", "https://evil.example")]);
+    let said = refused(&page, 403);
+    assert!(said.contains("--cors https://evil.example"), "{said}");
+    assert_eq!(page.1["error"]["code"], "foreign_page");
+    let (status, said) = ask(&server, "/v1/messages", &[("origin", "null")]);
+    assert_eq!((status, &said["error"]["type"]), (403, &json!("permission_error")));
+    // What it reads is not shown to it by the browser.
+    let reads =
+        agent().get(server.url("/v1/models")).header("origin", "https://evil.example").call().unwrap();
+    assert!(reads.status() == 200 && reads.headers().get("access-control-allow-origin").is_none());
+
+    let called = |server: &Running, name: &str| {
+        read(agent().get(server.url("/v1/models")).header("host", name).call().unwrap())
+    };
+    let said = refused(&called(&server, "evil.example:8080"), 403);
+    assert!(said.contains("--allowed-host evil.example"), "{said}");
+    assert_eq!(called(&server, "localhost:1").0, 200);
+
+    let options = Options {
+        cors: vec!["https://evil.example".into()],
+        allowed_host: vec!["Proxy.example".into()],
+        ..Options::default()
+    };
+    let server = Running::with(options);
+    assert_eq!(called(&server, "proxy.example").0, 200);
+    assert_eq!(called(&server, "evil.example").0, 403);
+    assert_eq!(ask(&server, "/v1/completions", &[("origin", "https://evil.example")]).0, 200);
+}
+
 #[test]
 fn pages_of_other_origins_may_use_it_where_that_is_said() {
     let origin = "https://example.org";
