@@ -63,7 +63,7 @@ fn request(address: &str, head: &str, body: &str) -> TcpStream {
     let length = body.len();
     write!(
         stream,
-        "{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+        "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
     )
     .unwrap();
     stream
@@ -215,7 +215,7 @@ fn requests_are_logged_without_what_is_said_in_them() {
     let body = r#"{"prompt": "Ruth 1:1<sep>", "max_tokens": 9, "ignore_eos": true}"#;
     let length = body.len();
     let mut stream = TcpStream::connect(&address).unwrap();
-    write!(stream, "{head}\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+    write!(stream, "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
         .unwrap();
     assert!(reply(stream).contains("x-request-id: mine-7"));
     assert!(reply(request(&address, "GET /none", "")).contains("x-request-id: req-"));
@@ -380,7 +380,7 @@ fn a_server_that_is_killed_while_it_saves_loses_nothing() {
             move || {
                 // Until the server is gone.
                 while let Ok(mut stream) = TcpStream::connect(&address) {
-                    let head = "POST /slots/0?action=save HTTP/1.1\r\nHost: x\r\nConnection: close";
+                    let head = "POST /slots/0?action=save HTTP/1.1\r\nHost: localhost\r\nConnection: close";
                     let sent = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{save}", save.len());
                     let mut answer = String::new();
                     if sent.is_err() || stream.read_to_string(&mut answer).is_err() {

@@ -56,7 +56,7 @@ fn whoever_goes_away_frees_what_it_had() {
                 let mut socket = TcpStream::connect(server.address).unwrap();
                 write!(
                     socket,
-                    "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+                    "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n{body}",
                     body.len()
                 )
                 .unwrap();
@@ -86,7 +86,7 @@ fn whoever_does_not_read_is_cut_off() {
     let body = body.to_string();
     write!(
         socket,
-        "POST {COMPLETIONS} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        "POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )
     .unwrap();
