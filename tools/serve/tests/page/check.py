@@ -5,6 +5,7 @@
     PYTHONPATH=target/page python3 tools/serve/tests/page/check.py target/debug/yuan [FOLDER FOR PICTURES]
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +20,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect, sync_playwright
 
 PSALM, POEM = "Psalms 3:1", "春日山中 李白"
+# One for each answer: otherwise one in many runs would have an answer without a word.
+SEEDS = itertools.count(1)
 # What a model may write, harmless and not.
 WRITTEN = """# Title
 
@@ -74,8 +77,14 @@ class Visit:
         page = self.context.new_page()
         page.on("console", lambda m: m.type in ("error", "warning") and self.complaints.append(f"{m.text} {m.location}"))
         page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        page.route("**/v1/chat/completions", self.seeded)
         page.goto(self.address)
         return page
+
+    @staticmethod
+    def seeded(route):
+        body = json.loads(route.request.post_data)
+        route.continue_(post_data=json.dumps({"seed": next(SEEDS), **body}))
 
     def __enter__(self):
         return self
