@@ -215,8 +215,11 @@ fn requests_are_logged_without_what_is_said_in_them() {
     let body = r#"{"prompt": "Ruth 1:1<sep>", "max_tokens": 9, "ignore_eos": true}"#;
     let length = body.len();
     let mut stream = TcpStream::connect(&address).unwrap();
-    write!(stream, "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
-        .unwrap();
+    write!(
+        stream,
+        "{head}\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
     assert!(reply(stream).contains("x-request-id: mine-7"));
     assert!(reply(request(&address, "GET /none", "")).contains("x-request-id: req-"));
     signal(&child, "-TERM");
