@@ -7,16 +7,22 @@ the thread that made the call."""
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import queue
 import threading
 import time
 import weakref
-from typing import Any, Callable, List, NoReturn, Optional, TypeVar
+from typing import Any, Callable, Iterator, List, NoReturn, Optional, TypeVar
+
+from ._library import OnProgress
+from .errors import CancelledError
 
 T = TypeVar("T")
 Ask = Callable[..., Any]
 """Calls a function with arguments on the thread that made the call."""
+Progress = Callable[[int, int], Optional[bool]]
+"""Hears how much is done of how much; False stops the call."""
 
 # Waiting without an end cannot be interrupted on Windows.
 _WAIT: Optional[float] = 0.1 if os.name == "nt" else None
@@ -152,6 +158,26 @@ def interruptibly(work: Callable[[Ask], T], halt: Halt) -> T:
         throw(found)
     result: T = found[0]
     return result
+
+
+@contextlib.contextmanager
+def heard(progress: Optional[Progress], ask: Ask, halt: Halt) -> Iterator[Any]:
+    """The callback by which a call tells `progress` how far it is, and is stopped. What `progress` raises comes out of the `with` in place of the call's own error."""
+    failure: List[BaseException] = []
+
+    def hear(done: int, total: int, _data: Any) -> int:
+        try:
+            return int(halt.asked or (progress is not None and ask(progress, done, total) is False))
+        except BaseException as error:  # No exception may pass through C.
+            failure.append(error)
+            return 1
+
+    try:
+        yield OnProgress(hear)
+    except CancelledError:
+        if failure:
+            raise failure.pop() from None
+        raise
 
 
 def _outcome(function: Callable[..., Any], args: Any) -> Any:

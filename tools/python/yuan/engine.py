@@ -11,15 +11,15 @@ from ctypes import byref, c_int32, c_size_t
 from typing import TYPE_CHECKING, Any, AsyncGenerator, Dict, Generator, List, Mapping, Optional, Sequence, Union, overload
 
 from ._handle import EngineOptions, Handle, SessionOptions, optional
-from ._interrupt import Ask, Halt, interruptibly
+from ._interrupt import Ask, Halt, Progress, heard, interruptibly
 from ._library import OnProgress, c_text, call, size, text
 from .answer import Answer, Score
 from .completions import chunks, whole
-from .errors import CancelledError, FileError, of_file
+from .errors import FileError, of_file
 from .many import Crowd
 from .options import Options
 from .sampler import Sampler
-from .session import OnText, Progress, Session
+from .session import OnText, Session
 from .tokenizer import Message, Prompt, Tokenizer
 
 if TYPE_CHECKING:
@@ -71,27 +71,14 @@ class Engine(Handle):
             interruptibly(lambda ask: self._open_heard(options, progress, ask, halt), halt)
 
     def _open_heard(self, options: EngineOptions, progress: Optional[Progress], ask: Ask, halt: Halt) -> None:
-        failure: List[BaseException] = []
-
-        def hear(done: int, total: int, _data: Any) -> int:
+        with heard(progress, ask, halt) as callback:
+            call("engine_options_set_progress", options._handle, callback, None)
             try:
-                return int(halt.asked or (progress is not None and ask(progress, done, total) is False))
-            except BaseException as error:  # No exception may pass through C.
-                failure.append(error)
-                return 1
-
-        callback = OnProgress(hear)
-        call("engine_options_set_progress", options._handle, callback, None)
-        try:
-            self._open("engine_open", os.fsencode(self._path), options._handle)
-        except FileError as error:
-            raise of_file(error, self._path) from None
-        except CancelledError:
-            if failure:
-                raise failure.pop() from None
-            raise
-        finally:
-            call("engine_options_set_progress", options._handle, OnProgress(), None)
+                self._open("engine_open", os.fsencode(self._path), options._handle)
+            except FileError as error:
+                raise of_file(error, self._path) from None
+            finally:
+                call("engine_options_set_progress", options._handle, OnProgress(), None)
 
     def __repr__(self) -> str:
         if self.closed:

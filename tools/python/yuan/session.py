@@ -11,8 +11,8 @@ from ctypes import byref, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void
 from typing import TYPE_CHECKING, Any, Callable, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from ._handle import Handle, optional
-from ._interrupt import Ask, Halt, ended, interruptibly, received, throw
-from ._library import OnProgress, OnScore, OnToken, call, filled, ids, library, size, size_or_all, text
+from ._interrupt import Ask, Halt, Progress, ended, heard, interruptibly, received, throw
+from ._library import OnScore, OnToken, call, filled, ids, library, size, size_or_all, text
 from .answer import Answer, Score
 from .arrays import floats
 from .errors import BusyError, CancelledError, ClosedError, FileError, TimeLimitError, of_file
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Session"]
 
 T = TypeVar("T")
-Progress = Callable[[int, int], Optional[bool]]
-"""Hears how much is done of how much; False stops the call."""
 OnText = Callable[[str], Optional[bool]]
 FINISHES = ("stop", "stop_text", "length", "cancelled")
 
@@ -262,21 +260,8 @@ class Session(Handle):
             raise
 
     def _feed(self, function: str, tokens: Sequence[int], progress: Optional[Progress], ask: Ask, halt: Halt) -> None:
-        failure: List[BaseException] = []
-
-        def hear(done: int, total: int, _data: Any) -> int:
-            try:
-                return int(halt.asked or (progress is not None and ask(progress, done, total) is False))
-            except BaseException as error:  # No exception may pass through C.
-                failure.append(error)
-                return 1
-
-        try:
-            self._stoppable(halt, function, ids(tokens), c_size_t(len(tokens)), OnProgress(hear), None)
-        except CancelledError:
-            if failure:
-                raise failure.pop() from None
-            raise
+        with heard(progress, ask, halt) as callback:
+            self._stoppable(halt, function, ids(tokens), c_size_t(len(tokens)), callback, None)
 
     def _answer(
         self, tokens: Optional[List[int]], most: c_size_t, wanted: Wanted, show: Optional[Callable[[str], bool]], halt: Halt,
