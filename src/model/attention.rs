@@ -213,7 +213,11 @@ fn attend_span(
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{compute::Arithmetic, state::KvType, state::Pool, threads::Threads},
+        super::{
+            compute::Arithmetic,
+            state::{KvType, Pool, store},
+            threads::Threads,
+        },
         *,
     };
 
@@ -258,7 +262,7 @@ mod tests {
                     |of: usize| -> Vec<f32> { (start..start + SPAN).flat_map(|i| row(i, of)).collect() };
                 let mut lease = pool.take(cache.missing(start + SPAN)).unwrap();
                 cache.reserve(start + SPAN, &mut lease).unwrap();
-                cache.push(&compute, &rows(0), &rows(1));
+                store(&compute, [(&mut cache, &rows(0)[..], &rows(1)[..])]);
             }
             let bytes = HEADS * KvType::from_name(kv).unwrap().bytes(DIM) * n;
             assert_eq!(pool.usage().bytes, bytes as u64);

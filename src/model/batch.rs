@@ -9,7 +9,7 @@ use super::{
     rope::Rope,
     scratch::Buffer,
     sequence::{Output, Sequence},
-    state::KvCache,
+    state::{KvCache, store},
 };
 use crate::{
     error::{Error, Result},
@@ -65,8 +65,10 @@ impl<'c, 's> Batch<'c, 's> {
         (position..position + n).for_each(|p| angles.extend(rope.at(p)));
         let ends = sequence.state.ends(n, sequence.drafted);
         let (rows, want) = (start..start + n, sequence.want);
-        let wanted = if want.logits() { want.rows(rows.clone()).len() } else { 0 };
-        let logits = vec![0.0; wanted * vocab];
+        let logits = match want.logits() {
+            true => sequence.state.room(want.rows(rows.clone()).len() * vocab),
+            false => Vec::new(),
+        };
         self.members.push(Member { place, sequence, rows, ends, logits, angles });
     }
 
@@ -135,10 +137,11 @@ impl<'c, 's> Batch<'c, 's> {
     /// The states take the keys and values of layer `l`, [rows, P] each.
     pub fn push(&mut self, compute: &Compute, l: usize, keys: &[f32], values: &[f32]) {
         let width = keys.len() / self.rows();
-        for member in &mut self.members {
+        let caches = self.members.iter_mut().map(|member| {
             let rows = member.rows.start * width..member.rows.end * width;
-            member.sequence.state.layers[l].kv.push(compute, &keys[rows.clone()], &values[rows]);
-        }
+            (&mut member.sequence.state.layers[l].kv, &keys[rows.clone()], &values[rows])
+        });
+        store(compute, caches);
     }
 
     /// The keys and values of layer `l` of each sequence, with its rows, which are the last positions there.

@@ -292,11 +292,15 @@ impl Model {
         }
         let all = self.compute.product(&self.head, &gathered);
         let mut rest = &all[..];
-        for member in members {
-            let part;
-            (part, rest) = rest.split_at(member.logits.len());
-            member.logits.copy_from_slice(part);
-        }
+        let parts: Vec<_> = members
+            .into_iter()
+            .map(|member| {
+                let part;
+                (part, rest) = rest.split_at(member.logits.len());
+                (&mut member.logits, part)
+            })
+            .collect();
+        self.compute.each(parts.into_par_iter(), |(logits, part)| logits.copy_from_slice(part));
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.

@@ -25,7 +25,7 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use crate::{
     error::{Error, Result},
-    model::{KvType, Output, Want, forward::no_tokens},
+    model::{KvType, Output, State, Want, forward::no_tokens},
     pager::Mode,
     sampler::Sampler,
 };
@@ -316,7 +316,7 @@ impl Session {
             let rest = &self.tokens[self.state.position()..];
             let batch = &rest[..rest.len().min(self.engine.model().batch())];
             let want = if batch.len() == rest.len() { want } else { Want::Nothing };
-            self.logits = None;
+            drop_logits(&mut self.logits, &mut self.state);
             let passes = self.engine.passes();
             let single = batch.len() == 1;
             let (output, pass) = passes.run(self.number, &mut self.state, (batch.to_vec(), 0), want)?;
@@ -333,6 +333,13 @@ impl Session {
             found += self.state.adopt(&self.tokens);
         }
         Ok(found)
+    }
+}
+
+/// Drops the logits of a token that others come behind; the next ones lie in their memory.
+fn drop_logits(logits: &mut Option<Output>, state: &mut State) {
+    if let Some(Output::Rows(rows)) = logits.take() {
+        state.reuse(rows);
     }
 }
 

@@ -2,22 +2,18 @@
 
 use std::{ops::Range, sync::Arc};
 
-use bytemuck::{cast_slice, cast_slice_mut};
-use half::{f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
-use yuan_kernels::{Kernels, blocks::QK, encode::best_encoders, panel::ActivationBlock};
+use bytemuck::cast_slice;
+use yuan_kernels::{Kernels, blocks::QK, panel::ActivationBlock};
 
 use super::{
-    super::compute::Compute,
     kv_type::{KvType, Stored},
     page::{Page, STEP},
     pool::Lease,
+    store::Rows,
 };
 
 /// Positions of a page. Attention takes the positions of a page together, so the bits of all results depend on this number.
 pub const SPAN: usize = 512;
-/// Values that one thread encodes at least, where several share the work.
-const ENCODED_TOGETHER: usize = 1 << 16;
 
 /// Keys and values of one layer in pages of [`SPAN`] positions; a page has the keys [head][position][dim], then the values: 2 * heads stripes.
 ///
@@ -199,35 +195,24 @@ impl KvCache {
             .map(move |(row, stripe)| &mut stripe[place * row..][..rows * row])
     }
 
-    /// Adds the next positions, for which there are pages: `keys` (rotated) and `values` are [T, heads * head_dim].
-    pub fn push(&mut self, compute: &Compute, keys: &[f32], values: &[f32]) {
+    /// Adds the next positions, for which there are pages, and says where the rows of each head go: `keys` (rotated) and `values` are [T, heads * head_dim].
+    pub(super) fn extend_by<'c>(&'c mut self, keys: &'c [f32], values: &'c [f32], all: &mut Vec<Rows<'c>>) {
         let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
         let (width, rotation) = (heads * dim, self.rotation());
         let mut rest = [keys, values];
+        let mut pages = self.pages.iter_mut().skip(self.len / SPAN);
         while !rest[0].is_empty() {
             let place = self.len % SPAN;
             let n = (SPAN - place).min(rest[0].len() / width);
             let parts = rest.map(|data| &data[..n * width]);
             rest = rest.map(|data| &data[n * width..]);
-            let page = self.pages.get_mut(self.len / SPAN).expect(NO_PAGE);
-            let stripes: Vec<_> = stripes(kv, heads, dim, page).collect();
-            let stripes = stripes.into_par_iter().enumerate();
-            let stripes = stripes.with_min_len(ENCODED_TOGETHER.div_ceil(n * dim));
-            compute.each(stripes, |(i, (row, stripe))| {
-                let (data, stored) = if i < heads { (parts[0], kv.keys) } else { (parts[1], kv.values) };
-                let rows = stripe[place * row..].chunks_exact_mut(row);
-                let data = data.chunks_exact(width).map(|data| &data[i % heads * dim..][..dim]);
-                if let Some(rotation) = rotation.filter(|_| i < heads) {
-                    let mut rotated = vec![0.0; dim];
-                    rows.zip(data).for_each(|(to, data)| {
-                        rotated.copy_from_slice(data);
-                        (best_encoders().rotate)(&mut rotated, rotation);
-                        encode(stored, &rotated, to);
-                    });
-                } else {
-                    rows.zip(data).for_each(|(to, data)| encode(stored, data, to));
-                }
-            });
+            let stripes = stripes(kv, heads, dim, pages.next().expect(NO_PAGE)).enumerate();
+            all.extend(stripes.map(|(i, (row, stripe))| {
+                let (data, stored, rotation) =
+                    if i < heads { (parts[0], kv.keys, rotation) } else { (parts[1], kv.values, None) };
+                let to = &mut stripe[place * row..][..n * row];
+                Rows { data: &data[i % heads * dim..], width, dim, stored, rotation, to }
+            }));
             self.len += n;
         }
     }
@@ -306,16 +291,6 @@ fn stripes(
     keys.chain(value_stripes.chunks_exact_mut(SPAN * values).map(move |stripe| (values, stripe)))
 }
 
-/// One head's numbers as they are stored.
-fn encode(stored: Stored, data: &[f32], to: &mut [u8]) {
-    match stored {
-        Stored::F16 => cast_slice_mut::<u8, f16>(to).convert_from_f32_slice(data),
-        Stored::F32 => cast_slice_mut(to).copy_from_slice(data),
-        Stored::Q8_0 => (best_encoders().q8_0)(data, to),
-        Stored::Q4_0 => (best_encoders().q4_0)(data, to),
-    }
-}
-
 /// Scores of quantized keys with queries that are quantized as other activations are.
 fn quantized_scores<B, X: ActivationBlock>(
     kernels: &Kernels,
@@ -339,10 +314,17 @@ fn quantized_scores<B, X: ActivationBlock>(
 mod tests {
     use std::sync::LazyLock;
 
+    use bytemuck::cast_slice_mut;
+    use yuan_kernels::encode::best_encoders;
+
     use super::{
         super::{
-            super::{compute::Arithmetic, threads::Threads},
+            super::{
+                compute::{Arithmetic, Compute},
+                threads::Threads,
+            },
             pool::Pool,
+            store::{encode, store},
         },
         *,
     };
@@ -418,7 +400,7 @@ mod tests {
                         let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
                         let end = cache.len() + n;
                         reserve(cache, end);
-                        cache.push(&COMPUTE, &new[0], &new[1]);
+                        store(&COMPUTE, [(&mut *cache, &new[0][..], &new[1][..])]);
                         keys.extend_from_slice(&new[0]);
                         values.extend_from_slice(&new[1]);
                     }
@@ -444,7 +426,7 @@ mod tests {
     fn only_the_page_that_is_written_is_copied() {
         let mut first = KvCache::new(HEADS, DIM, KvType::F16);
         reserve(&mut first, SPAN + 10);
-        first.push(&COMPUTE, &rows(1, SPAN + 10), &rows(2, SPAN + 10));
+        store(&COMPUTE, [(&mut first, &rows(1, SPAN + 10)[..], &rows(2, SPAN + 10)[..])]);
         let mut second = first.clone();
         let shared = |a: &KvCache, b: &KvCache| [0, 1].map(|i| Arc::ptr_eq(&a.pages[i], &b.pages[i]));
         reserve(&mut second, SPAN + 10);
@@ -473,7 +455,7 @@ mod tests {
             let mut lease = pool.take(cache.missing(end)).unwrap();
             cache.reserve(end, &mut lease).unwrap();
             drop(lease);
-            cache.push(&COMPUTE, &self::rows(1, rows), &self::rows(2, rows));
+            store(&COMPUTE, [(&mut cache, &self::rows(1, rows)[..], &self::rows(2, rows)[..])]);
             assert_eq!(cache.leased(), pool.usage().bytes);
             (pool.usage().bytes / step, pool.usage().pages)
         };

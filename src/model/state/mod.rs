@@ -1,6 +1,10 @@
 //! What a model remembers of the tokens so far.
 
-use std::{collections::VecDeque, mem::swap, sync::Arc};
+use std::{
+    collections::VecDeque,
+    mem::{swap, take},
+    sync::Arc,
+};
 
 mod history;
 mod kv;
@@ -9,6 +13,7 @@ mod page;
 mod pool;
 mod saved;
 mod shelf;
+mod store;
 
 pub use history::{History, Snapshot};
 pub use kv::{KvCache, SPAN};
@@ -16,6 +21,7 @@ pub(crate) use kv_type::UNROTATED_Q4_0;
 pub use kv_type::{KvType, Stored};
 pub use pool::{Lease, Pool, PoolUse};
 pub(crate) use saved::Extent;
+pub use store::store;
 
 use super::{cancel::Cancel, filter::FilterState};
 use crate::{
@@ -43,6 +49,7 @@ pub struct State {
     kv: KvType,
     pool: Member,
     spare: Spare,
+    room: Room,
     /// Of a snapshot.
     snapshot_bytes: u64,
     /// After each of the drafts that the last pass has run behind this state, and nothing has become of yet.
@@ -64,6 +71,17 @@ struct Spare(Option<Lease>);
 impl Clone for Spare {
     fn clone(&self) -> Self {
         Self(None)
+    }
+}
+
+/// Memory that logits lay in and will lie in again: fresh memory costs the system more to clear than most of what a token computes with it.
+#[derive(Debug, Default)]
+struct Room(Vec<f32>);
+
+/// What it holds means nothing.
+impl Clone for Room {
+    fn clone(&self) -> Self {
+        Self::default()
     }
 }
 
@@ -119,6 +137,7 @@ impl State {
             kv,
             pool: Member::of(pool),
             spare: Spare::default(),
+            room: Room::default(),
             snapshot_bytes: Self::snapshot_bytes(config) as u64,
             drafts: VecDeque::new(),
             shared: 0,
@@ -293,6 +312,22 @@ impl State {
     /// The last token's hidden state behind the final norm, \[H\]; empty before the first token.
     pub fn hidden(&self) -> &[f32] {
         &self.hidden
+    }
+
+    /// The next pass writes its logits where these `rows` of an earlier one are, which nobody needs any more.
+    pub fn reuse(&mut self, rows: Vec<f32>) {
+        self.room = Room(rows);
+    }
+
+    /// Room for `n` logits, with arbitrary contents.
+    pub(super) fn room(&mut self, n: usize) -> Vec<f32> {
+        let mut room = take(&mut self.room).0;
+        // Not what many rows took, for one.
+        if room.capacity() < n || room.capacity() > 2 * n {
+            return vec![0.0; n];
+        }
+        room.resize(n, 0.0);
+        room
     }
 
     /// Goes back to `position`, or as far before it as there is a snapshot, and returns the position that was reached. The

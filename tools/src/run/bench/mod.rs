@@ -102,9 +102,9 @@ pub struct Bench {
     /// Record which experts the last repetition used, for yuan replay
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Run the prompt and eight of the tokens once more, and write what each thread does when, in Chrome's trace format, which ui.perfetto.dev shows; a table says what of it
+    /// Run the prompt and eight of the tokens (or of those of all sequences) once more, and write what each thread does when, in Chrome's trace format, which ui.perfetto.dev shows; a table says what of it
     /// one thread does alone
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "pg", "sequences", "draft"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "pg", "draft"])]
     phases: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
@@ -249,13 +249,13 @@ impl Bench {
             model.record_phases();
             run(&mut state, 0..prompt, model.batch())?;
             let threads = model.batch_threads();
-            recordings.push(Recording { name: "prompt", threads, passes: model.recorded_phases() });
+            recordings.push(Recording { name: "prompt".into(), threads, passes: model.recorded_phases() });
             let reached = state.rewind(depth);
             run(&mut state, reached..depth, model.batch())?;
             model.record_phases();
             run(&mut state, depth..depth + tokens.min(RECORDED), 1)?;
             let threads = model.threads();
-            recordings.push(Recording { name: "decode", threads, passes: model.recorded_phases() });
+            recordings.push(Recording { name: "decode".into(), threads, passes: model.recorded_phases() });
             recordings.retain(|recording| !recording.passes.is_empty());
             write_whole(path, 0, |out| phases::write(out, &recordings))?;
         }
@@ -273,7 +273,7 @@ impl Bench {
                 "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
             if self.phases.is_some() {
-                let of = |recording: &Recording| (recording.name.to_owned(), recording.json());
+                let of = |recording: &Recording| (recording.name.clone(), recording.json());
                 object["phases"] = recordings.iter().map(of).collect();
             }
             return say!("{object}");
@@ -343,9 +343,11 @@ impl Bench {
         if !self.json {
             describe_machine(model, bandwidth)?;
         }
-        let mut speeds = Vec::new();
+        let recorded = if self.phases.is_some() { RECORDED } else { 0 };
+        let (mut speeds, mut recordings) = (Vec::new(), Vec::new());
         for &n in &self.sequences {
-            let speed = together.run(n, &token)?;
+            let (speed, recording) = together.run(n, recorded, &token)?;
+            recordings.extend(recording);
             if !self.json {
                 let (total, each) = (speed.total, speed.each());
                 say!(
@@ -354,15 +356,25 @@ impl Bench {
             }
             speeds.push(speed.json());
         }
-        if !self.json {
-            return Ok(());
+        if let Some(path) = &self.phases {
+            write_whole(path, 0, |out| phases::write(out, &recordings))?;
         }
-        let object = json!({
+        if !self.json {
+            return recordings.iter().try_for_each(|recording| say!("{}", recording.describe()));
+        }
+        let mut object = json!({
             "model": self.run.model.path()?, "kernels": model.kernels(), "prefetch": model.prefetch(), "threads": model.threads(), "threads_batch": model.batch_threads(),
             "prompt": prompt, "tokens": tokens, "kv": self.run.kv.name(), "repeat": repeat,
             "bytes_per_token": model.bytes_per_token(), "memory_gb_per_second": bandwidth,
             "paging": stats::placement(model), "together": speeds,
         });
+        if self.phases.is_some() {
+            object["phases"] = recordings
+                .iter()
+                .map(|r| (r.name.clone(), r.json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into();
+        }
         say!("{object}")
     }
 }

@@ -13,8 +13,8 @@ const SHORT: Duration = Duration::from_micros(1);
 
 /// Passes of one kind, by so many threads.
 pub struct Recording {
-    /// `prompt` or `decode`.
-    pub name: &'static str,
+    /// `prompt`, `decode`, or how many sequences decode together.
+    pub name: String,
     pub threads: usize,
     pub passes: Vec<RecordedPass>,
 }
@@ -172,7 +172,7 @@ pub fn write(out: &mut impl Write, recordings: &[Recording]) -> io::Result<()> {
                 )
             };
             for span in &pass.phases {
-                event(0, recording.name, span.phase.name(), span.begin, span.end)?;
+                event(0, &recording.name, span.phase.name(), span.begin, span.end)?;
             }
             let alone = alone(pass);
             for (thread, work) in pass.work.iter().enumerate() {
@@ -230,7 +230,7 @@ mod tests {
                 vec![span(Phase::Norm, 5, 20), span(Phase::Experts, 55, 95)],
             ],
         };
-        Recording { name: "decode", threads: 2, passes: vec![pass] }
+        Recording { name: "decode".into(), threads: 2, passes: vec![pass] }
     }
 
     #[test]

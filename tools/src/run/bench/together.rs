@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use yuan::model::{KvType, Model, Sequence, State, Want};
 use yuan_tools::console::{cancel_on_stop, stopped};
 
+use super::phases::Recording;
+
 /// What is measured: `sequences` of them, each behind a prompt of its own.
 pub struct Together<'m> {
     pub model: &'m Model,
@@ -36,16 +38,21 @@ impl Speed {
 }
 
 impl Together<'_> {
-    /// The median of the repetitions: every one runs all prompts, and then so many passes with a token of each sequence.
-    pub fn run(&self, sequences: usize, token: impl Fn(usize) -> u32) -> anyhow::Result<Speed> {
+    /// The median of the repetitions: every one runs all prompts, and then so many passes with a token of each sequence. Behind them the phases of up to so many more are
+    /// `recorded`.
+    pub fn run(
+        &self,
+        sequences: usize,
+        recorded: usize,
+        token: impl Fn(usize) -> u32,
+    ) -> anyhow::Result<(Speed, Option<Recording>)> {
         let length = self.prompt + self.tokens;
         let state = || State::new(self.model.config(), length, self.kv);
         let mut states = (0..sequences).map(|_| state()).collect::<Result<Vec<_>, _>>()?;
         // Other tokens in each, so that each wants experts of its own.
         let texts: Vec<Vec<u32>> =
             (0..sequences).map(|i| (i * length..(i + 1) * length).map(&token).collect()).collect();
-        let mut times = Vec::new();
-        for _ in 0..self.repeat {
+        let prompts = |states: &mut [State]| -> anyhow::Result<()> {
             for (state, text) in states.iter_mut().zip(&texts) {
                 state.rewind(0);
                 let _stop = cancel_on_stop(state.cancel.clone());
@@ -54,8 +61,11 @@ impl Together<'_> {
                     ensure!(!stopped(), "stopped on request");
                 }
             }
+            Ok(())
+        };
+        let answers = |states: &mut [State], tokens: usize| -> anyhow::Result<Duration> {
             let start = Instant::now();
-            for at in self.prompt..length {
+            for at in self.prompt..self.prompt + tokens {
                 let pass = states.iter_mut().zip(&texts);
                 let mut pass: Vec<_> = pass
                     .map(|(state, text)| Sequence {
@@ -65,13 +75,32 @@ impl Together<'_> {
                         want: Want::Best(1),
                     })
                     .collect();
-                self.model.forward(&mut pass).into_iter().collect::<Result<Vec<_>, _>>()?;
+                let outputs = self.model.forward(&mut pass).into_iter().collect::<Result<Vec<_>, _>>()?;
+                // As a session does.
+                states.iter_mut().zip(outputs).for_each(|(state, output)| state.reuse(output.into_rows()));
                 ensure!(!stopped(), "stopped on request");
             }
-            times.push(start.elapsed());
+            Ok(start.elapsed())
+        };
+        let mut times = Vec::new();
+        for _ in 0..self.repeat {
+            prompts(&mut states)?;
+            times.push(answers(&mut states, self.tokens)?);
         }
         times.sort();
-        let median: Duration = times[times.len() / 2];
-        Ok(Speed { sequences, total: (sequences * self.tokens) as f64 / median.as_secs_f64().max(1e-9) })
+        let median = times[times.len() / 2];
+        let total = (sequences * self.tokens) as f64 / median.as_secs_f64().max(1e-9);
+        let recording = match recorded.min(self.tokens) {
+            0 => None,
+            tokens => {
+                prompts(&mut states)?;
+                self.model.record_phases();
+                answers(&mut states, tokens)?;
+                let threads = self.model.batch_threads();
+                let passes = self.model.recorded_phases();
+                Some(Recording { name: format!("sequences {sequences}"), threads, passes })
+            }
+        };
+        Ok((Speed { sequences, total }, recording))
     }
 }
