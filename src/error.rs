@@ -190,8 +190,7 @@ impl fmt::Display for TensorProblems {
 impl Error {
     /// An [`Error::Io`] builder for `map_err`.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
+        move |source| Self::Io { action, path: path.into(), source }
     }
 
     /// The same once more, for another caller who is to hear of it.

@@ -7,6 +7,7 @@ pub mod config;
 pub mod error;
 pub mod files;
 pub mod limits;
+mod list;
 pub mod vocab;
 
 pub mod checkpoint;

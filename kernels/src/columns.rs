@@ -7,16 +7,16 @@ use std::ptr::NonNull;
 /// The columns `range` of a row-major matrix `[rows, width]`, to be written by one thread.
 #[derive(Debug)]
 pub struct Columns<'a> {
-    /// Where the matrix begins.
-    matrix: NonNull<f32>,
+    /// The first of these columns in the first row.
+    first: NonNull<f32>,
     rows: usize,
     width: usize,
     range: Range<usize>,
     borrow: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: it stands for exclusive borrows of f32s, which may cross threads. `split`, the only constructor, gives no
-// two parts a column in common, so no two threads reach the same f32.
+// SAFETY: it stands for exclusive borrows of f32s, which may cross threads. Of the constructors `split` gives no two parts a column
+// in common, and `of_row` borrows what it gives, so no two threads reach the same f32.
 unsafe impl Send for Columns<'_> {}
 
 impl<'a> Columns<'a> {
@@ -28,12 +28,20 @@ impl<'a> Columns<'a> {
         assert!(chunk > 0, "columns of a part");
         assert!(matrix.len().is_multiple_of(width), "a matrix of {} is not in rows of {width}", matrix.len());
         let rows = matrix.len().checked_div(width).unwrap_or(0);
-        let matrix = NonNull::from(matrix).cast();
+        let matrix: NonNull<f32> = NonNull::from(matrix).cast();
         let part = |start: usize| {
             let range = start..width.min(start.saturating_add(chunk));
-            Columns { matrix, rows, width, range, borrow: PhantomData }
+            // SAFETY: `start < width`, and a matrix that is not empty has `width` f32s at least; of an empty one no row is reached.
+            let first = if rows == 0 { matrix } else { unsafe { matrix.add(start) } };
+            Columns { first, rows, width, range, borrow: PhantomData }
         };
         (0..width).step_by(chunk).map(part).collect()
+    }
+
+    /// The columns from `first` on of a matrix that is one row, of which this is a `piece`.
+    pub fn of_row(piece: &'a mut [f32], first: usize) -> Self {
+        let (width, range) = (piece.len(), first..first + piece.len());
+        Self { first: NonNull::from(piece).cast(), rows: 1, width, range, borrow: PhantomData }
     }
 
     /// The columns of this part.
@@ -47,11 +55,10 @@ impl<'a> Columns<'a> {
     /// Where the matrix has no row `r`.
     pub fn row(&mut self, r: usize) -> &mut [f32] {
         assert!(r < self.rows, "row {r} of {}", self.rows);
-        let start = r * self.width + self.range.start;
-        // SAFETY: `r < rows` and `range` ends at `width` at most, so the slice lies inside the `rows * width` f32s that
-        // `split` borrowed for 'a. No other part has these columns, and `&mut self` keeps this part's own rows
+        // SAFETY: `r < rows`, and from `first` on a row has `range.len()` columns at least, so the slice lies inside the f32s
+        // that the constructor borrowed for 'a. No other part has these columns, and `&mut self` keeps this part's own rows
         // from being held twice.
-        unsafe { std::slice::from_raw_parts_mut(self.matrix.as_ptr().add(start), self.range.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.first.as_ptr().add(r * self.width), self.range.len()) }
     }
 }
 
@@ -75,6 +82,23 @@ mod tests {
             }
             assert!(matrix.iter().enumerate().all(|(i, &y)| y == (i + 1) as f32));
         }
+    }
+
+    #[test]
+    fn pieces_of_a_row_know_their_columns() {
+        let mut row = [0.0; 10];
+        for (i, piece) in row.chunks_mut(4).enumerate() {
+            let mut columns = Columns::of_row(piece, 4 * i);
+            let range = columns.range();
+            columns.row(0).iter_mut().zip(range).for_each(|(y, column)| *y = column as f32);
+        }
+        assert_eq!(row, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "row 1 of 1")]
+    fn a_row_has_no_second_one() {
+        Columns::of_row(&mut [0.0; 6], 3).row(1);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 
 use std::{iter::repeat_n, ops::Range};
 
-use rayon::prelude::*;
-use yuan_kernels::{Columns, Kernels, encode::best_encoders, exp};
+use bytemuck::{Pod, Zeroable};
+use yuan_kernels::{Kernels, encode::best_encoders, exp};
 
 use super::{
     activations::Activations,
@@ -22,14 +22,30 @@ const QUERIES: usize = 4;
 /// Numbers that one thread puts together sooner than two.
 const JOINED_TOGETHER: usize = 32 << 10;
 
-/// Some queries of one head over some spans.
-struct Piece {
+/// Some queries of one head, which takes them over some spans at a time: in pieces.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Block {
     /// Place of the sequence.
     sequence: usize,
     head: usize,
-    /// Rows of the pass, up to [`QUERIES`].
-    rows: Range<usize>,
-    spans: Range<usize>,
+    /// Rows of the pass from `start` on, up to [`QUERIES`].
+    start: usize,
+    rows: usize,
+    /// Spans that the last of the queries sees.
+    spans: usize,
+    /// Of which a piece has so many.
+    together: usize,
+    /// Number of its first piece.
+    first: usize,
+    /// Where what its pieces give begins.
+    place: usize,
+}
+
+impl Block {
+    fn pieces(&self) -> usize {
+        self.spans.div_ceil(self.together)
+    }
 }
 
 /// `softmax(q·k / sqrt(head_dim)) v` for the queries [rows, heads * head_dim] of a pass, heads side by side. Each sequence has its cache and its
@@ -41,62 +57,64 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let rotated = rotated(compute, sequences, queries);
     let queries = rotated.as_deref().unwrap_or(queries);
 
-    // In the order of rows, heads and spans. Of each block of rows and head, its pieces, and where what they give begins.
-    let (mut pieces, mut blocks, mut place) = (Vec::new(), Vec::new(), 0);
-    for (sequence, (kv, rows)) in sequences.iter().enumerate() {
-        for start in rows.clone().step_by(QUERIES) {
-            let block = start..rows.end.min(start + QUERIES);
-            let spans = (kv.len() - (rows.end - block.end)).div_ceil(SPAN);
+    // In the order of rows, heads and spans.
+    let blocks = sequences.iter().enumerate().flat_map(|(sequence, (kv, rows))| {
+        rows.clone().step_by(QUERIES).flat_map(move |start| {
+            let end = rows.end.min(start + QUERIES);
+            let spans = (kv.len() - (rows.end - end)).div_ceil(SPAN);
             // Few queries: spans are shared out too.
             let together = if rows.len() <= QUERIES { 1 } else { spans };
-            for head in 0..heads {
-                let (first, spans) = (pieces.len(), (0..spans).step_by(together).map(|s| s..s + together));
-                pieces.extend(spans.map(|spans| Piece { sequence, head, rows: block.clone(), spans }));
-                blocks.push((first..pieces.len(), place));
-                place += (pieces.len() - first) * block.len() * dim;
-            }
-        }
+            let of = Block { sequence, start, rows: end - start, spans, together, ..Block::zeroed() };
+            (0..heads).map(move |head| Block { head, ..of })
+        })
+    });
+    let mut blocks = compute.scratch.list(blocks);
+    let (mut pieces, mut place) = (0, 0);
+    for block in blocks.iter_mut() {
+        (block.first, block.place) = (pieces, place);
+        pieces += block.pieces();
+        place += block.pieces() * block.rows * dim;
     }
     let mut mixed = compute.scratch.buffer::<f32>(place);
-    let places = parts_of(&mut mixed, pieces.iter().map(|p| p.rows.len() * dim));
-    let attend = |(work, more): &mut (Work, Buffer),
-                  ((piece, mixed), totals): ((&Piece, &mut [f32]), &mut Totals)| {
-        let (kv, rows) = &sequences[piece.sequence];
-        let query = |t: usize| &queries[t * width + piece.head * dim..][..dim];
-        let q = work.q.chunks_exact_mut(dim).zip(piece.rows.clone());
-        q.for_each(|(q, t)| q.copy_from_slice(query(t)));
-        // Positions that the first of the queries sees.
-        let visible = kv.len() - (rows.end - piece.rows.start) + 1;
-        let mut spans = piece.spans.clone();
-        let first = spans.next().unwrap_or_default();
-        *totals = attend_span(&compute.kernels, kv, piece.head, visible, first, work, mixed);
-        for span in spans {
-            let more = &mut more[..mixed.len()];
-            let later = attend_span(&compute.kernels, kv, piece.head, visible, span, work, more);
-            totals.join(dim, mixed, &later, more);
-        }
-    };
-    let mut totals = vec![Totals::NONE; pieces.len()];
-    let pieces_of_work = pieces.par_iter().zip(places).zip(&mut totals);
+    let mut totals = compute.scratch.buffer::<Totals>(pieces);
+    let lengths = blocks.iter().flat_map(|block| repeat_n(block.rows * dim, block.pieces()));
+    let pieces = blocks.iter().flat_map(|block| {
+        (0..block.spans).step_by(block.together).map(move |s| (block, s..s + block.together))
+    });
+    let pieces = pieces.zip(parts_of(&mut mixed, lengths)).zip(totals.iter_mut());
     // Beside what a thread works with, room for what a later span gives.
     let room = || (Work::new(compute, dim), compute.scratch.buffer(QUERIES * dim));
-    compute.each_init(pieces_of_work, room, attend);
+    compute.in_turn(pieces, room, |(work, more), (((block, mut spans), mixed), totals)| {
+        let (kv, rows) = &sequences[block.sequence];
+        let query = |t: usize| &queries[t * width + block.head * dim..][..dim];
+        let q = work.q.chunks_exact_mut(dim).zip(block.start..block.start + block.rows);
+        q.for_each(|(q, t)| q.copy_from_slice(query(t)));
+        // Positions that the first of the queries sees.
+        let visible = kv.len() - (rows.end - block.start) + 1;
+        let first = spans.next().unwrap_or_default();
+        *totals = attend_span(&compute.kernels, kv, block.head, visible, first, work, mixed);
+        for span in spans {
+            let more = &mut more[..mixed.len()];
+            let later = attend_span(&compute.kernels, kv, block.head, visible, span, work, more);
+            totals.join(dim, mixed, &later, more);
+        }
+    });
 
     let mut out = compute.scratch.buffer(queries.len());
-    let by_head = Columns::split(&mut out, width, dim);
     let heads_together = JOINED_TOGETHER.div_ceil((place / heads).max(1));
-    let by_head = by_head.into_par_iter().enumerate().with_min_len(heads_together);
-    let joined = || compute.scratch.buffer::<f32>(QUERIES * dim);
-    compute.each_init(by_head, joined, |joined, (head, mut out)| {
-        for (parts, place) in blocks.iter().skip(head).step_by(heads) {
-            let (rows, first) = (pieces[parts.start].rows.clone(), parts.start);
-            let size = rows.len() * dim;
+    compute.each_columns(&mut out, width, dim, heads_together, |out| {
+        let head = out.range().start / dim;
+        let mut joined = compute.scratch.buffer::<f32>(QUERIES * dim);
+        for block in blocks.iter().skip(head).step_by(heads) {
+            let size = block.rows * dim;
             let joined = &mut joined[..size];
-            joined.copy_from_slice(&mixed[*place..][..size]);
-            let mut all = totals[first];
-            for (i, later) in totals[parts.clone()].iter().enumerate().skip(1) {
-                all.join(dim, joined, later, &mixed[place + i * size..][..size]);
+            joined.copy_from_slice(&mixed[block.place..][..size]);
+            let totals = &totals[block.first..][..block.pieces()];
+            let mut all = totals[0];
+            for (i, later) in totals.iter().enumerate().skip(1) {
+                all.join(dim, joined, later, &mixed[block.place + i * size..][..size]);
             }
+            let rows = block.start..block.start + block.rows;
             for ((row, mixed), sum) in rows.zip(joined.chunks_exact(dim)).zip(all.sums) {
                 out.row(row).iter_mut().zip(mixed).for_each(|(o, m)| *o = m / sum);
             }
@@ -112,16 +130,12 @@ fn rotated(
     queries: &[f32],
 ) -> Option<Buffer<f32>> {
     sequences.iter().any(|(kv, _)| kv.rotation().is_some()).then(|| {
-        let rotations = sequences.iter().map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
-        let rotations: Vec<_> = rotations.flatten().collect();
+        let width = sequences.first().map_or(1, |(kv, _)| kv.heads() * kv.head_dim());
         let mut rotated = compute.scratch.copy(queries);
-        let rows = rotated.par_chunks_exact_mut(queries.len() / rotations.len());
-        let rotate = |(row, rotation): (&mut [f32], &Option<_>)| {
-            if let Some(rotation) = rotation {
-                (best_encoders().rotate)(row, *rotation);
-            }
-        };
-        compute.each(rows.zip(&rotations), rotate);
+        let rotations = sequences.iter().flat_map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
+        let rows = rotated.chunks_exact_mut(width).zip(rotations);
+        let rows = rows.filter_map(|(row, rotation)| Some((row, rotation?)));
+        compute.in_turn(rows, || (), |(), (row, rotation)| (best_encoders().rotate)(row, rotation));
         rotated
     })
 }
@@ -143,7 +157,8 @@ impl Work {
 }
 
 /// What some queries take from some positions, beside the values: these, each times its `e^(score - max)`, are added up as [T, head_dim].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct Totals {
     /// The largest score of each query; minus infinity where it sees none of the positions.
     max: [f32; QUERIES],
@@ -262,7 +277,8 @@ mod tests {
                     |of: usize| -> Vec<f32> { (start..start + SPAN).flat_map(|i| row(i, of)).collect() };
                 let mut lease = pool.take(cache.missing(start + SPAN)).unwrap();
                 cache.reserve(start + SPAN, &mut lease).unwrap();
-                store(&compute, [(&mut cache, &rows(0)[..], &rows(1)[..])]);
+                let (keys, values) = (rows(0), rows(1));
+                store(&compute, 2 * keys.len(), [(&mut cache, &keys[..], &values[..])].into_iter());
             }
             let bytes = HEADS * KvType::from_name(kv).unwrap().bytes(DIM) * n;
             assert_eq!(pool.usage().bytes, bytes as u64);

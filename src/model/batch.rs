@@ -2,26 +2,29 @@
 
 use std::{iter, ops::Range};
 
+use smallvec::SmallVec;
+
 use super::{
     activations::Activations,
     compute::Compute,
     filter::FilterState,
     rope::Rope,
-    scratch::Buffer,
-    sequence::{Output, Sequence},
+    scratch::{Buffer, Scratch},
+    sequence::{Output, Results, Sequence},
     state::{KvCache, store},
 };
 use crate::{
     error::{Error, Result},
+    list::List,
     pager::sync::{Mutex, lock},
 };
 
 /// The sequences that a pass still runs. Their rows lie one after another, in this order.
 #[derive(Debug)]
 pub struct Batch<'c, 's> {
-    members: Vec<Member<'c, 's>>,
+    members: SmallVec<[Member<'c, 's>; 1]>,
     /// What has become of sequences, by their places in the call.
-    results: Mutex<Vec<Option<Result<Output>>>>,
+    results: Mutex<SmallVec<[Option<Result<Output>>; 1]>>,
 }
 
 /// A sequence in a pass.
@@ -33,17 +36,17 @@ pub struct Member<'c, 's> {
     /// Its rows.
     pub rows: Range<usize>,
     /// Numbers of its tokens after which a state is wanted; the last is that of all of them.
-    pub ends: Vec<usize>,
+    pub ends: List<usize>,
     /// Room for the logits that are wanted, [rows, V]. It is of the thread that asked: an allocator may keep what threads of the pool free for
     /// each of them, and one pass runs on another of them than the next.
     pub logits: Vec<f32>,
     /// `(cos, sin)` of each token, one after another (`rope.rs`).
-    angles: Vec<(f32, f32)>,
+    angles: Buffer<[f32; 2]>,
 }
 
 impl Member<'_, '_> {
     /// Adds the rows behind whose final norm something is wanted to `rows`, and says where they are there.
-    pub fn wanted(&self, rows: &mut Vec<usize>) -> Range<usize> {
+    pub fn wanted(&self, rows: &mut List<usize>) -> Range<usize> {
         let start = rows.len();
         rows.extend(self.sequence.want.rows(self.rows.clone()));
         start..rows.len()
@@ -54,15 +57,23 @@ impl<'c, 's> Batch<'c, 's> {
     /// No sequences yet, of a call of `n`.
     pub fn new(n: usize) -> Self {
         let results = iter::repeat_with(|| None).take(n).collect();
-        Self { members: Vec::new(), results: Mutex::new(results) }
+        Self { members: SmallVec::new(), results: Mutex::new(results) }
     }
 
     /// The sequence at `place` of the call takes part, in a model of so many tokens.
-    pub fn add(&mut self, place: usize, sequence: &'c mut Sequence<'s>, rope: &Rope, vocab: usize) {
+    pub fn add(
+        &mut self,
+        place: usize,
+        sequence: &'c mut Sequence<'s>,
+        rope: &Rope,
+        vocab: usize,
+        scratch: &Scratch,
+    ) {
         let (start, n) = (self.rows(), sequence.tokens.len());
         let position = sequence.state.position();
-        let mut angles = Vec::with_capacity(n * rope.dims() / 2);
-        (position..position + n).for_each(|p| angles.extend(rope.at(p)));
+        let mut angles = scratch.buffer::<[f32; 2]>(n * rope.dims() / 2);
+        let of_tokens = (position..position + n).flat_map(|position| rope.at(position));
+        angles.iter_mut().zip(of_tokens).for_each(|(to, (cos, sin))| *to = [cos, sin]);
         let ends = sequence.state.ends(n, sequence.drafted);
         let (rows, want) = (start..start + n, sequence.want);
         let logits = match want.logits() {
@@ -95,14 +106,14 @@ impl<'c, 's> Batch<'c, 's> {
     }
 
     /// The tokens of all rows.
-    pub fn tokens(&self) -> Vec<u32> {
+    pub fn tokens(&self) -> List<u32> {
         self.members.iter().flat_map(|m| m.sequence.tokens).copied().collect()
     }
 
     /// The positions of all rows.
-    pub fn positions(&self) -> Vec<usize> {
+    pub fn positions(&self) -> impl Iterator<Item = usize> {
         let of = |m: &Member<'_, '_>| m.sequence.state.position()..m.sequence.state.position() + m.rows.len();
-        self.members.iter().flat_map(of).collect()
+        self.members.iter().flat_map(of)
     }
 
     /// The sequence that a row belongs to.
@@ -111,7 +122,7 @@ impl<'c, 's> Batch<'c, 's> {
     }
 
     /// The rotary angles of a row.
-    pub fn angles(&self, row: usize) -> &[(f32, f32)] {
+    pub fn angles(&self, row: usize) -> &[[f32; 2]] {
         let member = self.member(row);
         let each = member.angles.len() / member.rows.len();
         &member.angles[(row - member.rows.start) * each..][..each]
@@ -141,11 +152,11 @@ impl<'c, 's> Batch<'c, 's> {
             let rows = member.rows.start * width..member.rows.end * width;
             (&mut member.sequence.state.layers[l].kv, &keys[rows.clone()], &values[rows])
         });
-        store(compute, caches);
+        store(compute, keys.len() + values.len(), caches);
     }
 
     /// The keys and values of layer `l` of each sequence, with its rows, which are the last positions there.
-    pub fn caches(&self, l: usize) -> Vec<(&KvCache, Range<usize>)> {
+    pub fn caches(&self, l: usize) -> List<(&KvCache, Range<usize>)> {
         self.members.iter().map(|m| (&m.sequence.state.layers[l].kv, m.rows.clone())).collect()
     }
 
@@ -172,7 +183,7 @@ impl<'c, 's> Batch<'c, 's> {
         let rows: Vec<usize> =
             self.members.iter().filter(|m| stays(m)).flat_map(|m| m.rows.clone()).collect();
         self.members.iter_mut().filter(|m| !stays(m)).for_each(|m| m.sequence.state.undo());
-        self.members.retain(stays);
+        self.members.retain(|member| stays(member));
         drop(results);
         let mut start = 0;
         for member in &mut self.members {
@@ -183,7 +194,7 @@ impl<'c, 's> Batch<'c, 's> {
     }
 
     /// The pass has ended: those that still take part have these outputs.
-    pub fn end(&mut self, outputs: Vec<Result<Output>>) {
+    pub fn end(&mut self, outputs: impl Iterator<Item = Result<Output>>) {
         let mut results = lock(&self.results);
         let members = self.members.drain(..);
         members.zip(outputs).for_each(|(member, output)| results[member.place] = Some(output));
@@ -199,7 +210,7 @@ impl<'c, 's> Batch<'c, 's> {
     }
 
     /// What has become of each sequence of the call.
-    pub fn into_results(self) -> Vec<Result<Output>> {
+    pub fn into_results(self) -> Results {
         let results = self.results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
         results.into_iter().map(|result| result.expect("a result for every sequence")).collect()
     }

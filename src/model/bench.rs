@@ -83,7 +83,8 @@ impl Bench {
     /// # Errors
     /// Those of the pager.
     pub fn experts(&self, layer: &Layer, x: &[f32], chosen: &[Vec<(usize, f32)>]) -> Result<Buffer> {
-        let routing = Routing { logits: Vec::new(), chosen: chosen.to_vec() };
+        let used = chosen.first().map_or(1, Vec::len);
+        let routing = Routing { logits: None, used, chosen: chosen.iter().flatten().copied().collect() };
         let x = Activations::new(self.0.scratch.copy(x), layer.hidden);
         let pass = layer.pager.begin();
         let request = layer.experts.request(&pass, &routing)?;

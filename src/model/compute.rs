@@ -135,12 +135,28 @@ impl Compute {
         let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / TASK_BYTES).max(1);
         let grain = if w.cuts_into_panels() { PANEL_ROWS } else { 1 };
         let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
-        if chunk >= w.rows {
-            Columns::split(out, w.rows, w.rows).iter_mut().for_each(|c| self.product_rows(w, x, c));
+        // Each piece by itself: a thread that comes late finds some left.
+        self.each_columns(out, w.rows, chunk, 1, |columns| self.product_rows(w, x, columns));
+    }
+
+    /// Shares out a matrix of rows `width` long in pieces of `chunk` columns, so many `together`.
+    pub fn each_columns(
+        &self,
+        matrix: &mut [f32],
+        width: usize,
+        chunk: usize,
+        together: usize,
+        work: impl Fn(&mut Columns<'_>) + Send + Sync,
+    ) {
+        if matrix.len() == width && chunk >= width {
+            work(&mut Columns::of_row(matrix, 0));
+        } else if matrix.len() == width {
+            let pieces = matrix.par_chunks_mut(chunk).enumerate();
+            let pieces = pieces.with_min_len(together).with_max_len(together);
+            self.each(pieces, |(i, piece)| work(&mut Columns::of_row(piece, i * chunk)));
         } else {
-            // Each piece by itself: a thread that comes late finds some left.
-            let mut pieces = Columns::split(out, w.rows, chunk);
-            self.each(pieces.par_iter_mut().with_max_len(1), |columns| self.product_rows(w, x, columns));
+            let mut pieces = Columns::split(matrix, width, chunk);
+            self.each(pieces.par_iter_mut().with_min_len(together).with_max_len(together), work);
         }
     }
 

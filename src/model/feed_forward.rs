@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-use yuan_kernels::{Columns, DType, blocks::QK, panel::PANEL_ROWS, tile::TOKEN_BLOCK, with_panel};
+use smallvec::SmallVec;
+use yuan_kernels::{DType, blocks::QK, panel::PANEL_ROWS, tile::TOKEN_BLOCK, with_panel};
 
 use super::{
     activations::Activations,
@@ -19,6 +19,7 @@ use super::{
 use crate::pager::sync::{Mutex, lock};
 use crate::{
     error::{Error, Result},
+    list::List,
     pager::{Pass, Request},
 };
 
@@ -99,8 +100,8 @@ pub struct ExpertRows {
 /// The tokens of one expert.
 pub struct Group {
     pub expert: usize,
-    pub tokens: Vec<usize>,
-    weights: Vec<f32>,
+    pub tokens: SmallVec<[usize; 4]>,
+    weights: SmallVec<[f32; 4]>,
 }
 
 impl Group {
@@ -135,8 +136,7 @@ impl Experts {
     /// Asks for the experts that the tokens were routed to, all at once; experts in rows need no asking.
     pub fn request<'p>(&self, pass: &'p Pass<'_>, routing: &Routing) -> Result<Option<Request<'p>>> {
         let Self::Tiles { layer, .. } = self else { return Ok(None) };
-        let used = routing.chosen.first().map_or(0, Vec::len);
-        pass.request(*layer, &routing.experts(), used).map(Some)
+        pass.request(*layer, &routing.experts(), routing.used).map(Some)
     }
 
     /// `sum of weight * expert(m)` [T, H] for what was asked for, added up in the order of the experts' numbers. Rows of tokens that `lost` has
@@ -173,7 +173,7 @@ impl Experts {
         let mut y = compute.scratch.zeros(m.data().len());
         let columns = if m.rows() < TOKEN_BLOCK { hidden } else { QK };
         compute.phase(Phase::Sum);
-        compute.each(Columns::split(&mut y, hidden, columns).par_iter_mut(), |y| {
+        compute.each_columns(&mut y, hidden, columns, 1, |y| {
             let pieces = y.range().start / PANEL_ROWS..y.range().end / PANEL_ROWS;
             for (group, output) in groups.iter().zip(&outputs) {
                 for (i, (&t, weight)) in group.tokens.iter().zip(&group.weights).enumerate() {
@@ -189,8 +189,7 @@ impl Experts {
 
 #[cfg(feature = "gpu")]
 impl Experts {
-    /// Gives every output of the `ranks` of what was asked for as `(token, expert, column, outputs from there on)`, not yet weighted;
-    /// `routing` has no others.
+    /// Gives every output of the `ranks` of what was asked for as `(token, expert, column, outputs from there on)`, not yet weighted.
     pub fn each(
         &self,
         compute: &Compute,
@@ -201,6 +200,7 @@ impl Experts {
         mut give: impl FnMut(usize, usize, usize, &[f32]),
     ) -> Result<()> {
         let mut groups = group(routing);
+        groups.retain(|group| request.order()[ranks.clone()].contains(&group.expert));
         let problem = Mutex::new(None);
         let lost: Lost<'_> = &|_, error| {
             lock(&problem).get_or_insert_with(|| error.again());
@@ -235,10 +235,10 @@ fn tiled_as(
     request: &Request<'_>,
     ranks: Option<Range<usize>>,
     m: &Activations,
-    groups: &mut Vec<Group>,
+    groups: &mut List<Group>,
     lost: Lost<'_>,
     watch: Option<&mut WatchAt<'_, '_>>,
-) -> Result<Vec<Output>> {
+) -> Result<List<Output>> {
     with_panel!(
         dtype,
         P => tiled::<P>(compute, request, ranks, m, groups, lost, watch),
@@ -263,26 +263,28 @@ impl ExpertRows {
 }
 
 /// The routed tokens by expert, experts in order of number, tokens in order.
-fn group(routing: &Routing) -> Vec<Group> {
-    let mut by_expert = std::collections::BTreeMap::<usize, Group>::new();
-    for (t, chosen) in routing.chosen.iter().enumerate() {
+fn group(routing: &Routing) -> List<Group> {
+    let mut groups = List::<Group>::new();
+    for (t, chosen) in routing.by_token().enumerate() {
         for &(expert, weight) in chosen {
-            let group =
-                by_expert.entry(expert).or_insert_with(|| Group { expert, tokens: vec![], weights: vec![] });
-            group.tokens.push(t);
-            group.weights.push(weight);
+            let place = groups.binary_search_by_key(&expert, |group| group.expert).unwrap_or_else(|place| {
+                groups.insert(place, Group { expert, tokens: SmallVec::new(), weights: SmallVec::new() });
+                place
+            });
+            groups[place].tokens.push(t);
+            groups[place].weights.push(weight);
         }
     }
-    by_expert.into_values().collect()
+    groups
 }
 
 /// Cuts groups into parts of up to `most` tokens.
-pub fn cut(groups: &mut Vec<Group>, most: usize) {
+pub fn cut(groups: &mut List<Group>, most: usize) {
     let parts = groups.drain(..).flat_map(|g| {
         let parts = g.tokens.chunks(most).zip(g.weights.chunks(most));
         let part =
             |(t, w): (&[usize], &[f32])| Group { expert: g.expert, tokens: t.into(), weights: w.into() };
-        parts.map(part).collect::<Vec<_>>()
+        parts.map(part).collect::<List<_>>()
     });
     *groups = parts.collect();
 }

@@ -4,6 +4,7 @@
 use std::{mem::take, ops::Range, time::Instant};
 
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::{
     Layer, Model,
@@ -17,11 +18,12 @@ use super::{
     probe::{Probe, Stage, Watch},
     rope::rotate,
     scratch::Buffer,
-    sequence::{Output, Sequence, Want},
+    sequence::{Output, Results, Sequence, Want},
     state::State,
 };
 use crate::{
     error::{Error, Result},
+    list::List,
     pager::{
         Pass,
         sync::{Mutex, lock},
@@ -39,21 +41,21 @@ impl Model {
     /// has no room, [`Error::Cancelled`] when the state's [`Cancel`](super::Cancel) was used, [`Error::Io`] when an expert cannot be
     /// read, [`Error::BadFile`] when the mapped file has been cut off, a part of it could not be read, or the weights are damaged so that what
     /// is wanted, or the last hidden state, is not finite; the state is then as before.
-    pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    pub fn forward(&self, sequences: &mut [Sequence<'_>]) -> Results {
         #[cfg(feature = "gpu")]
         if self.gpu().is_some() {
             return self.beside_gpu(sequences);
         }
-        self.together(sequences.iter_mut().collect(), None)
+        self.together(sequences.iter_mut(), None)
     }
 
     /// A pass on the GPU of those sequences that it can run, and one on the CPU of all others.
     #[cfg(feature = "gpu")]
-    fn beside_gpu(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    fn beside_gpu(&self, sequences: &mut [Sequence<'_>]) -> Results {
         let there = self.forward_gpu(sequences);
         let others = sequences.iter_mut().zip(&there).filter(|(_, there)| there.is_none());
-        let others = others.map(|(sequence, _)| sequence).collect();
-        let mut here = self.together(others, None).into_iter();
+        let others: Vec<_> = others.map(|(sequence, _)| sequence).collect();
+        let mut here = self.together(others.into_iter(), None).into_iter();
         let result = |there: Option<_>| there.or_else(|| here.next()).expect("a result of every sequence");
         there.into_iter().map(result).collect()
     }
@@ -84,20 +86,24 @@ impl Model {
 
     /// [`Model::forward`] on the CPU, that shows its intermediate results to `probe`: the rows of all sequences, in their order, while none has failed or was
     /// cancelled.
-    pub fn forward_watched(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Vec<Result<Output>> {
-        self.together(sequences.iter_mut().collect(), Some(probe))
+    pub fn forward_watched(&self, sequences: &mut [Sequence<'_>], probe: Probe<'_>) -> Results {
+        self.together(sequences.iter_mut(), Some(probe))
     }
 
     /// A pass on the CPU.
-    fn together(&self, sequences: Vec<&mut Sequence<'_>>, probe: Option<Probe<'_>>) -> Vec<Result<Output>> {
+    fn together<'c, 's: 'c>(
+        &self,
+        sequences: impl ExactSizeIterator<Item = &'c mut Sequence<'s>>,
+        probe: Option<Probe<'_>>,
+    ) -> Results {
         let called = Instant::now();
         let mut batch = Batch::new(sequences.len());
-        for (place, sequence) in sequences.into_iter().enumerate() {
+        for (place, sequence) in sequences.enumerate() {
             // What a pass that failed or panicked has left is dropped.
             sequence.state.undo();
             let n = sequence.tokens.len();
             match self.check(sequence).and_then(|()| sequence.state.reserve(n, sequence.drafted)) {
-                Ok(()) => batch.add(place, sequence, &self.rope, self.config.vocab),
+                Ok(()) => batch.add(place, sequence, &self.rope, self.config.vocab, &self.compute.scratch),
                 Err(error) => batch.set(place, Err(error)),
             }
         }
@@ -221,9 +227,9 @@ impl Model {
                     compute.phase(Phase::Router);
                     let mut routing = router.route(compute, &m);
                     if let Some(script) = &self.script {
-                        script.impose(l, &batch.positions(), &mut routing);
+                        script.impose(l, batch.positions(), &mut routing);
                     }
-                    watch.see(Stage::RouterLogits, l, &routing.logits);
+                    watch.see(Stage::RouterLogits, l, routing.logits.as_deref().unwrap_or_default());
                     let request = experts.request(pass, &routing)?;
                     self.look_ahead(pass, l + 1, &x)?;
                     let lost = |rows: &[usize], error: &Error| batch.fail(rows, error);
@@ -239,15 +245,15 @@ impl Model {
 
         compute.phase(Phase::Logits);
         // Behind the final norm: the last row of each sequence, or more of them where they are wanted.
-        let mut rows = Vec::new();
-        let wanted: Vec<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
+        let mut rows = List::new();
+        let wanted: List<Range<usize>> = batch.members().iter().map(|m| m.wanted(&mut rows)).collect();
         let last = norm(&compute.scratch.gather(&x, config.hidden, &rows), &self.final_norm);
         watch.see(Stage::FinalNorm, 0, last.data());
         self.wanted_logits(batch, &wanted, &last);
         compute.phase(Phase::End);
         // The states go on only when all that was read was the file.
         self.check_file()?;
-        let mut outputs = Vec::new();
+        let mut outputs = SmallVec::<[_; 1]>::new();
         for (member, wanted) in batch.members_mut().iter_mut().zip(wanted) {
             let hidden = &last.data()[wanted.start * config.hidden..wanted.end * config.hidden];
             let output = match member.sequence.want {
@@ -261,28 +267,27 @@ impl Model {
             let (first, tokens) = (member.rows.start, member.rows.len());
             let row = |end: usize| &x[(first + end - 1) * config.hidden..][..config.hidden];
             match finite {
-                Ok(()) => {
-                    member.sequence.state.advance(&member.ends, member.sequence.drafted, |end| {
-                        match end == tokens {
-                            true => hidden[hidden.len() - config.hidden..].to_vec(),
-                            false => norm(row(end), &self.final_norm).data().to_vec(),
-                        }
-                    })
-                }
+                Ok(()) => member.sequence.state.advance(&member.ends, member.sequence.drafted, |end, to| {
+                    to.clear();
+                    match end == tokens {
+                        true => to.extend_from_slice(&hidden[hidden.len() - config.hidden..]),
+                        false => to.extend_from_slice(norm(row(end), &self.final_norm).data()),
+                    }
+                }),
                 Err(_) => member.sequence.state.undo(),
             }
             outputs.push(finite.map(|()| output));
         }
-        batch.end(outputs);
+        batch.end(outputs.into_iter());
         Ok(())
     }
 
     /// The logits of those sequences that want some; of `last` the rows `wanted` are theirs.
     fn wanted_logits(&self, batch: &mut Batch<'_, '_>, wanted: &[Range<usize>], last: &Activations) {
         let members = batch.members_mut().iter_mut().zip(wanted);
-        let (mut members, parts): (Vec<_>, Vec<_>) =
+        let (mut members, parts): (List<_>, List<_>) =
             members.filter(|(m, _)| m.sequence.want.logits()).map(|(m, w)| (m, w.clone())).unzip();
-        let rows: Vec<usize> = parts.into_iter().flatten().collect();
+        let rows: List<usize> = parts.into_iter().flatten().collect();
         if rows.is_empty() {
             return;
         }
@@ -292,15 +297,12 @@ impl Model {
         }
         let all = self.compute.product(&self.head, &gathered);
         let mut rest = &all[..];
-        let parts: Vec<_> = members
-            .into_iter()
-            .map(|member| {
-                let part;
-                (part, rest) = rest.split_at(member.logits.len());
-                (&mut member.logits, part)
-            })
-            .collect();
-        self.compute.each(parts.into_par_iter(), |(logits, part)| logits.copy_from_slice(part));
+        let parts = members.into_iter().map(|member| {
+            let part;
+            (part, rest) = rest.split_at(member.logits.len());
+            (&mut member.logits, part)
+        });
+        self.compute.in_turn(parts, || (), |(), (logits, part)| logits.copy_from_slice(part));
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.

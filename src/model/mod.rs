@@ -34,7 +34,7 @@ pub use cancel::{Cancel, Running};
 pub use compute::Arithmetic;
 pub use load::{BATCH, GpuPlacement, GpuUse, LOGIT_ROWS, Options, Placement, Progress, Sizes};
 pub use probe::{Probe, Stage};
-pub use sequence::{Output, Sequence, Want};
+pub use sequence::{Output, Results, Sequence, Want};
 pub(crate) use state::{Extent, UNROTATED_Q4_0};
 pub use state::{KvType, Pool, PoolUse, State, Stored};
 pub use work::{Calls, Work};

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rayon::{current_thread_index, iter::ParallelIterator};
+use rayon::{current_thread_index, prelude::*};
 
 use super::{Model, compute::Compute};
 use crate::pager::sync::{Mutex, lock};
@@ -285,18 +285,31 @@ impl Compute {
         }
     }
 
-    /// [`Compute::each`] with what `init` gives, which a thread uses again from item to item.
-    pub fn each_init<I: ParallelIterator, W>(
+    /// [`Compute::each`] of items that threads take in their order, as each comes to it; `init` gives what a thread uses again from item to item.
+    pub fn in_turn<T, W>(
         &self,
-        items: I,
+        items: impl Iterator<Item = T> + Send,
         init: impl Fn() -> W + Send + Sync,
-        work: impl Fn(&mut W, I::Item) + Send + Sync,
+        work: impl Fn(&mut W, T) + Send + Sync,
     ) {
+        let items = Mutex::new(items.fuse());
+        let take = || lock(&items).next();
+        let each = |work: &(dyn Fn(&mut W, T) + Sync)| {
+            if let Some(first) = take() {
+                let mut of = init();
+                work(&mut of, first);
+                while let Some(item) = take() {
+                    work(&mut of, item);
+                }
+            }
+        };
+        let threads = || (0..self.threads()).into_par_iter().with_max_len(1);
         match self.phases.recorder() {
-            None => self.run(|| items.for_each_init(init, work)),
+            None => self.run(|| threads().for_each(|_| each(&work))),
             Some(recorder) => {
                 let sharing = recorder.share(0);
-                self.run(|| items.for_each_init(init, |of, item| sharing.piece(|| work(of, item))));
+                let piece = |of: &mut W, item| sharing.piece(|| work(of, item));
+                self.run(|| threads().for_each(|_| each(&piece)));
             }
         }
     }

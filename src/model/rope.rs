@@ -89,9 +89,9 @@ fn stretch(dims: usize, base: f64, yarn: Yarn) -> impl Fn(usize) -> f64 {
 
 /// Rotates the first `2 * angles.len()` entries of `head` in place: entry `j` pairs with entry `j + dims / 2`
 /// (the rotate-half form); the others pass.
-pub fn rotate(head: &mut [f32], angles: &[(f32, f32)]) {
+pub fn rotate(head: &mut [f32], angles: &[[f32; 2]]) {
     let (low, rest) = head.split_at_mut(angles.len());
-    for ((a, b), &(cos, sin)) in low.iter_mut().zip(rest).zip(angles) {
+    for ((a, b), &[cos, sin]) in low.iter_mut().zip(rest).zip(angles) {
         (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
     }
 }
@@ -104,7 +104,7 @@ mod tests {
     fn position_zero_leaves_a_head_alone() {
         for precision in [RopePrecision::Mixed, RopePrecision::F32, RopePrecision::HfBf16] {
             let mut head: Vec<f32> = (0..8).map(|i| i as f32).collect();
-            let angles: Vec<_> = Rope::new(4, 10000.0, precision, None).at(0).collect();
+            let angles: Vec<_> = Rope::new(4, 10000.0, precision, None).at(0).map(<[f32; 2]>::from).collect();
             rotate(&mut head, &angles);
             assert_eq!(head, [0., 1., 2., 3., 4., 5., 6., 7.]);
         }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_quarter_turn_swaps_the_pair() {
         let mut head = [1.0, 2.0, 9.0];
-        rotate(&mut head, &[(0.0, 1.0)]);
+        rotate(&mut head, &[[0.0, 1.0]]);
         assert_eq!(head, [-2.0, 1.0, 9.0]);
     }
 }

@@ -1,8 +1,9 @@
 //! The router: which experts a token goes to, and with what weights (MODEL.md, "Router").
 
 use rayon::prelude::*;
+use smallvec::{SmallVec, smallvec};
 
-use super::{activations::Activations, compute::Compute, matrix::Matrix};
+use super::{activations::Activations, compute::Compute, matrix::Matrix, scratch::Buffer};
 
 /// Weights of the router of one layer.
 #[derive(Clone, Debug)]
@@ -48,18 +49,28 @@ impl Projections {
 }
 
 /// The routing of T tokens.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Routing {
-    /// Logits [T, E], before the softmax over the experts.
-    pub logits: Vec<f32>,
-    /// For each token its chosen experts with their weights, best first.
-    pub chosen: Vec<Vec<(usize, f32)>>,
+    /// Logits [T, E], before the softmax over the experts; `None` where the choice is not a router's.
+    pub logits: Option<Buffer>,
+    /// Experts that a token uses.
+    pub used: usize,
+    /// [T, used] experts with their weights, of each token the best first.
+    pub chosen: Chosen,
 }
 
+/// Experts with their weights.
+pub type Chosen = SmallVec<[(usize, f32); 16]>;
+
 impl Routing {
+    /// Of each token its experts with their weights.
+    pub fn by_token(&self) -> impl Iterator<Item = &[(usize, f32)]> {
+        self.chosen.chunks_exact(self.used)
+    }
+
     /// The experts chosen by all tokens, in the order of the tokens.
-    pub fn experts(&self) -> Vec<usize> {
-        self.chosen.iter().flatten().map(|(expert, _)| *expert).collect()
+    pub fn experts(&self) -> SmallVec<[usize; 16]> {
+        self.chosen.iter().map(|(expert, _)| *expert).collect()
     }
 }
 
@@ -68,24 +79,25 @@ impl Router {
     pub fn route(&self, compute: &Compute, m: &Activations) -> Routing {
         // The logits, or for the attention router the queries that become them, beside its keys and values.
         let (mut logits, attention) = match &self.projections {
-            Projections::Linear(w) => (compute.product(w, m).to_vec(), None),
+            Projections::Linear(w) => (compute.product(w, m), None),
             Projections::Attention(of) => {
                 let [q, k, v] = of.each_ref().map(|w| compute.product(w, m));
-                (q.to_vec(), Some([k, v]))
+                (q, Some([k, v]))
             }
         };
         let experts = self.projections.experts();
-        let mut chosen = vec![Vec::new(); m.rows()];
-        let rows = logits.par_chunks_exact_mut(experts).zip(&mut chosen).enumerate().with_min_len(8);
-        compute.each(rows, |(t, (logits, chosen))| {
+        let mut chosen: Chosen = smallvec![(0, 0.0); m.rows() * self.used];
+        let rows = logits.par_chunks_exact_mut(experts).zip(chosen.par_chunks_exact_mut(self.used));
+        compute.each(rows.enumerate().with_min_len(8), |(t, (logits, chosen))| {
+            let mut scores = compute.scratch.buffer::<f32>(experts);
             if let Some(attention) = &attention {
                 let [k, v] = attention.each_ref().map(|x| &x[t * experts..][..experts]);
-                let mut scores = vec![0.0; experts];
                 logits.iter_mut().for_each(|q| *q = attend(*q, k, v, &mut scores));
             }
-            *chosen = choose(logits, self.used, self.normalize);
+            scores.copy_from_slice(logits);
+            choose(&mut scores, chosen, self.normalize);
         });
-        Routing { logits, chosen }
+        Routing { logits: Some(logits), used: self.used, chosen }
     }
 }
 
@@ -96,18 +108,19 @@ fn attend(q: f32, k: &[f32], v: &[f32], scores: &mut [f32]) -> f32 {
     scores.iter().zip(v).map(|(p, v)| p * v).sum()
 }
 
-/// The `used` best of a softmax over the logits, best first, equals by number.
-fn choose(logits: &[f32], used: usize, normalize: bool) -> Vec<(usize, f32)> {
-    let mut scores = logits.to_vec();
-    softmax(&mut scores);
-    let mut order: Vec<(usize, f32)> = scores.into_iter().enumerate().collect();
-    order.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
-    order.truncate(used);
-    if normalize {
-        let sum: f32 = order.iter().map(|(_, p)| p).sum();
-        order.iter_mut().for_each(|(_, p)| *p /= sum);
+/// The best of a softmax over `logits`, best first, equals by number; their softmax takes the logits' place.
+fn choose(logits: &mut [f32], chosen: &mut [(usize, f32)], normalize: bool) {
+    softmax(logits);
+    let order = |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    for i in 0..chosen.len() {
+        let (before, rest) = chosen.split_at_mut(i);
+        let left = logits.iter().copied().enumerate().filter(|(e, _)| before.iter().all(|(b, _)| b != e));
+        rest[0] = left.min_by(order).expect("no more experts are used than there are");
     }
-    order
+    if normalize {
+        let sum: f32 = chosen.iter().map(|(_, p)| p).sum();
+        chosen.iter_mut().for_each(|(_, p)| *p /= sum);
+    }
 }
 
 fn softmax(x: &mut [f32]) {
@@ -123,7 +136,8 @@ mod tests {
 
     #[test]
     fn the_two_best_share_the_weight() {
-        let chosen = choose(&[0.0, 3.0, 1.0, 2.0], 2, true);
+        let mut chosen = [(0, 0.0); 2];
+        choose(&mut [0.0, 3.0, 1.0, 2.0], &mut chosen, true);
         assert_eq!(chosen.iter().map(|c| c.0).collect::<Vec<_>>(), [1, 3]);
         let first = 1.0 / (1.0 + (-1f32).exp());
         assert!((chosen[0].1 - first).abs() < 1e-6 && (chosen[1].1 - (1.0 - first)).abs() < 1e-6);
@@ -131,7 +145,9 @@ mod tests {
 
     #[test]
     fn equals_go_by_number() {
-        assert_eq!(choose(&[1.0; 4], 2, true), [(0, 0.5), (1, 0.5)]);
+        let mut chosen = [(0, 0.0); 2];
+        choose(&mut [1.0; 4], &mut chosen, true);
+        assert_eq!(chosen, [(0, 0.5), (1, 0.5)]);
     }
 
     #[test]

@@ -65,6 +65,13 @@ impl Scratch {
         buffer
     }
 
+    /// A list of what `elements` gives; they are gone through twice.
+    pub fn list<T: Pod>(&self, elements: impl Iterator<Item = T> + Clone) -> Buffer<T> {
+        let mut buffer = self.buffer(elements.clone().count());
+        buffer.iter_mut().zip(elements).for_each(|(to, element)| *to = element);
+        buffer
+    }
+
     /// The rows, `width` long, that `indices` names, in its order.
     pub fn gather<T: Pod>(&self, rows: &[T], width: usize, indices: &[usize]) -> Buffer<T> {
         let mut out = self.buffer(indices.len() * width);
@@ -103,8 +110,11 @@ impl Pieces {
 ///
 /// # Panics
 /// When they are longer than `all`.
-pub fn parts_of<T>(mut all: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
-    lengths.map(|n| all.split_off_mut(..n).expect("room for every part")).collect()
+pub fn parts_of<T>(
+    mut all: &mut [T],
+    lengths: impl Iterator<Item = usize>,
+) -> impl Iterator<Item = &mut [T]> {
+    lengths.map(move |n| all.split_off_mut(..n).expect("room for every part"))
 }
 
 /// Elements in memory of a [`Scratch`], to which it goes back when they are dropped.

@@ -42,12 +42,12 @@ impl Script {
     ///
     /// Layer `l` follows layer `l % n` of the `n` traced ones, `l / n` parts of the traces later, so that no two layers are at the
     /// same token; behind the end they begin again.
-    pub(super) fn impose(&self, layer: usize, positions: &[usize], routing: &mut Routing) {
+    pub(super) fn impose(&self, layer: usize, positions: impl Iterator<Item = usize>, routing: &mut Routing) {
         let n = self.layers.len();
         let experts = &self.layers[layer % n];
         let tokens = experts.len() / self.used;
         let later = layer / n * tokens / self.of.div_ceil(n);
-        for (position, chosen) in positions.iter().zip(&mut routing.chosen) {
+        for (position, chosen) in positions.zip(routing.chosen.chunks_exact_mut(self.used)) {
             let at = (position + later) % tokens;
             let prescribed = &experts[at * self.used..][..self.used];
             chosen.iter_mut().zip(prescribed).for_each(|((expert, _), &wanted)| *expert = wanted);
@@ -86,9 +86,10 @@ mod tests {
         ];
         let script = Script::new(&traces, 4, 16, 2).unwrap();
         let at = |layer: usize, start: usize| {
-            let mut routing = Routing { logits: Vec::new(), chosen: vec![vec![(0, 0.75), (1, 0.25)]; 2] };
-            script.impose(layer, &[start, start + 1], &mut routing);
-            routing.chosen.iter().map(|c| (c[0], c[1].0)).collect::<Vec<_>>()
+            let chosen = [(0, 0.75), (1, 0.25)].repeat(2).into();
+            let mut routing = Routing { logits: None, used: 2, chosen };
+            script.impose(layer, start..start + 2, &mut routing);
+            routing.by_token().map(|c| (c[0], c[1].0)).collect::<Vec<_>>()
         };
         assert_eq!(at(0, 3), [((3, 0.75), 15), ((9, 0.75), 9)]);
         assert_eq!(at(1, 4), [((9, 0.75), 9), ((8, 0.75), 15)]);

@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::state::State;
+use crate::error::Result;
 
 /// The part of one sequence in a pass: some tokens, the state that they stand behind, and what is wanted of them.
 ///
@@ -65,6 +68,9 @@ pub enum Output {
     /// The best tokens and their logits, all finite: best first, and of equals the lower id first.
     Best(Vec<(u32, f32)>),
 }
+
+/// What each sequence of a pass has come to, in their order.
+pub type Results = SmallVec<[Result<Output>; 1]>;
 
 impl Output {
     /// The rows; none where there are others or nothing.

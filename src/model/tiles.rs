@@ -2,14 +2,16 @@
 
 use std::{
     ops::Range,
-    sync::atomic::{
-        AtomicBool, AtomicUsize,
-        Ordering::{AcqRel, Relaxed},
+    sync::{
+        PoisonError,
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
 };
 
 use bytemuck::Pod;
-use rayon::prelude::*;
 use yuan_kernels::{
     Kernels,
     blocks::QK,
@@ -29,6 +31,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    list::List,
     pager::{
         Expert, Request,
         sync::{Mutex, lock},
@@ -48,10 +51,10 @@ pub fn tiled<P: Panel<X: Blocks>>(
     request: &Request<'_>,
     some: Option<Range<usize>>,
     m: &Activations,
-    groups: &mut Vec<Group>,
+    groups: &mut List<Group>,
     lost: Lost<'_>,
     watch: Option<&mut WatchAt<'_, '_>>,
-) -> Result<Vec<Output>> {
+) -> Result<List<Output>> {
     let hidden = m.cols();
     let watch = watch.filter(|watch| watch.is_on());
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
@@ -62,13 +65,13 @@ pub fn tiled<P: Panel<X: Blocks>>(
         cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
     }
     let output = |g: &Group| Output::zeros(compute, g.tokens.len(), hidden);
-    let mut outputs: Vec<Output> = groups.iter().map(output).collect();
+    let mut outputs: List<Output> = groups.iter().map(output).collect();
     // Groups go by the experts' numbers, ranks by the order of the request.
     let groups_of = |expert: usize| {
         groups.partition_point(|g| g.expert < expert)..groups.partition_point(|g| g.expert <= expert)
     };
     let some = some.unwrap_or(0..request.order().len());
-    let ranks: Vec<Range<usize>> = request.order()[some.clone()].iter().map(|&e| groups_of(e)).collect();
+    let ranks: List<Range<usize>> = request.order()[some.clone()].iter().map(|&e| groups_of(e)).collect();
     match compute.arithmetic {
         Arithmetic::Integer => {
             m.quantize::<P::X>(compute);
@@ -129,14 +132,14 @@ struct Work<'w, P, I: Pod> {
     /// The rank in the request of the first of `ranks`.
     first: usize,
     /// By rank, the groups of its expert.
-    ranks: Vec<Range<usize>>,
+    ranks: List<Range<usize>>,
     groups: &'w [Group],
     lost: Lost<'w>,
     hidden: usize,
     m: &'w Activations,
     steps: Steps<P, I>,
     /// By group.
-    inputs: Vec<Buffer<I>>,
+    inputs: List<Buffer<I>>,
 }
 
 impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
@@ -147,11 +150,12 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
 
     /// One thread walks all tiles with a group.
     fn walk(&self, outputs: &mut [Output]) -> Result<()> {
-        let parts: Vec<usize> = self.ranks.iter().map(Range::len).collect();
-        let places: Vec<Mutex<&mut [f32]>> =
+        let parts: List<usize> = self.ranks.iter().map(Range::len).collect();
+        let places: List<Mutex<&mut [f32]>> =
             outputs.iter_mut().map(|o| Mutex::new(&mut o.data[..])).collect();
-        self.in_order(0..parts.len(), &parts, true, |rank, part, expert| {
-            let g = self.ranks[rank].start + part;
+        let items = self.ranks.iter().cloned().enumerate();
+        let items = items.flat_map(|(rank, groups)| groups.map(move |group| (rank, group)));
+        self.in_order(0..parts.len(), &parts, items, true, |g, expert| {
             let mut y = lock(&places[g]);
             (0..self.request.tiles()).try_for_each(|t| {
                 let tile = bytemuck::cast_slice(expert.tile(t)?);
@@ -173,17 +177,18 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             start = wave.end;
             // A group that was not cut is the only one of its expert.
             let len = |rank: usize| self.groups[self.ranks[rank].start].tokens.len() * self.steps.len;
-            let lens = || wave.clone().flat_map(|rank| std::iter::repeat_n(len(rank), tiles));
+            let items = || wave.clone().flat_map(|rank| (0..tiles).map(move |t| (rank, t)));
+            let lens = || items().map(|(rank, _)| len(rank));
             let mut neurons = self.compute.scratch.buffer::<I>(lens().sum());
-            let places: Vec<_> = parts_of(&mut neurons, lens()).into_iter().map(Mutex::new).collect();
-            self.in_order(wave.clone(), &vec![tiles; wave.len()], false, |rank, t, expert| {
+            let parts: List<usize> = wave.clone().map(|_| tiles).collect();
+            let items = items().zip(parts_of(&mut neurons, lens()));
+            let items = items.map(|((rank, t), h)| (rank, (rank, t, h)));
+            self.in_order(wave.clone(), &parts, items, false, |(rank, t, h), expert| {
                 let tile = bytemuck::cast_slice(expert.tile(t)?);
                 let x = &self.inputs[self.ranks[rank].start];
-                let mut h = lock(&places[(rank - wave.start) * tiles + t]);
-                (self.steps.gate_up)(&self.compute.kernels, tile, self.hidden, x, &mut h);
+                (self.steps.gate_up)(&self.compute.kernels, tile, self.hidden, x, h);
                 Ok(())
             })?;
-            drop(places);
             if let Some(watch) = &mut watch {
                 self.show(wave.clone(), &neurons, watch);
             }
@@ -215,84 +220,90 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
     fn down(&self, wave: Range<usize>, neurons: &[I], outputs: &mut [Output]) {
         let panels = self.hidden / PANEL_ROWS;
         let columns = panels.div_ceil(4 * self.compute.threads()).max(LEAST_PANELS.min(panels));
-        let mut items = Vec::new();
         let mut rest = neurons;
-        let mut outputs: Vec<Option<&mut Output>> = outputs.iter_mut().map(Some).collect();
-        let experts: Vec<_> = wave.clone().map(|rank| self.request.expert(self.first + rank)).collect();
-        for (rank, expert) in wave.clone().zip(&experts) {
+        let mut outputs: List<Option<&mut Output>> = outputs.iter_mut().map(Some).collect();
+        let mut experts = List::new();
+        for rank in wave.clone() {
             let group = self.ranks[rank].start;
             let (Some(output), n) = (outputs[group].take(), self.groups[group].tokens.len()) else {
                 continue;
             };
             let h;
             (h, rest) = rest.split_at(self.request.tiles() * n * self.steps.len);
-            if let Ok(expert) = expert {
-                let parts = output.data.chunks_mut(columns * n * PANEL_ROWS).enumerate();
-                items.extend(parts.map(|(i, y)| (expert, n, h, i * columns, y)));
+            if let Ok(expert) = self.request.expert(self.first + rank) {
+                experts.push((expert, n, h, output));
             }
         }
-        let add = |(expert, n, h, first, y): &mut (&Expert<'_>, usize, &[I], usize, &mut [f32])| {
-            let y = y.as_chunks_mut().0;
-            let range = *first..*first + y.len() / *n;
-            for (t, h) in h.chunks_exact(*n * self.steps.len).enumerate() {
-                // A tile that could not be read has been told of.
-                let Ok(tile) = expert.tile(t) else { return };
-                let tile = bytemuck::cast_slice(tile);
-                (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
-            }
-        };
-        self.compute.each(items.par_iter_mut().with_max_len(1), add);
-        drop(items);
+        let items = experts.iter_mut().flat_map(|(expert, n, h, output)| {
+            let parts = output.data.chunks_mut(columns * *n * PANEL_ROWS).enumerate();
+            parts.map(|(i, y)| (&*expert, *n, *h, i * columns, y))
+        });
+        self.compute.in_turn(
+            items,
+            || (),
+            |(), (expert, n, h, first, y)| {
+                let y = y.as_chunks_mut().0;
+                let range = first..first + y.len() / n;
+                for (t, h) in h.chunks_exact(n * self.steps.len).enumerate() {
+                    // A tile that could not be read has been told of.
+                    let Ok(tile) = expert.tile(t) else { return };
+                    let tile = bytemuck::cast_slice(tile);
+                    (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
+                }
+            },
+        );
         drop(experts);
         wave.for_each(|rank| self.request.finish(self.first + rank));
     }
 
-    /// Does `work(rank, part, expert)` for the parts of every rank of `wave`. Threads take the parts in order, so that none waits for an expert
-    /// while another part could be done; an expert is finished, where `finish` says so, when its last part is. Of an expert that could not be
-    /// read the other parts are left out.
+    /// Does `work(part, expert)` for the items `(rank, part)` of every rank of `wave`, so many `parts` of each, one rank behind the other. Threads take them in turn, so that none
+    /// waits for an expert while another part could be done; an expert is finished, where `finish` says so, when its last part is. Of an expert that could not
+    /// be read the other parts are left out.
     ///
     /// # Errors
     /// When nothing is left to go on for.
-    fn in_order(
+    fn in_order<T>(
         &self,
         wave: Range<usize>,
         parts: &[usize],
+        items: impl Iterator<Item = (usize, T)> + Send,
         finish: bool,
-        work: impl Fn(usize, usize, &Expert<'_>) -> Result<()> + Sync,
+        work: impl Fn(T, &Expert<'_>) -> Result<()> + Send + Sync,
     ) -> Result<()> {
-        let items: Vec<(usize, usize)> =
-            wave.clone().zip(parts).flat_map(|(rank, &n)| (0..n).map(move |part| (rank, part))).collect();
-        let left: Vec<AtomicUsize> = parts.iter().map(|&n| AtomicUsize::new(n)).collect();
-        let failed: Vec<AtomicBool> = parts.iter().map(|_| AtomicBool::new(false)).collect();
-        let next = AtomicUsize::new(0);
-        let take = || -> Result<()> {
-            let _unwinding = AbortOnPanic(self.request);
-            while let Some(&(rank, part)) = items.get(next.fetch_add(1, Relaxed)) {
+        let left: List<AtomicUsize> = parts.iter().map(|&n| AtomicUsize::new(n)).collect();
+        let failed: List<AtomicBool> = parts.iter().map(|_| AtomicBool::new(false)).collect();
+        // Of several problems the one that made the others.
+        let (stopped, problem) = (AtomicBool::new(false), Mutex::new(None));
+        let stop = |found: Error| {
+            stopped.store(true, Relaxed);
+            self.request.abort();
+            let mut problem = lock(&problem);
+            if !matches!(*problem, Some(ref e) if !matches!(e, Error::Cancelled)) {
+                *problem = Some(found);
+            }
+        };
+        let items = items.take_while(|_| !stopped.load(Relaxed));
+        self.compute.in_turn(
+            items,
+            || AbortOnPanic(self.request),
+            |_, (rank, part)| {
                 let i = rank - wave.start;
                 if !failed[i].load(Relaxed) {
                     let expert = self.request.expert(self.first + rank);
-                    let done = expert.and_then(|expert| work(rank, part, &expert));
-                    if let Err(problem) = done {
+                    if let Err(problem) = expert.and_then(|expert| work(part, &expert)) {
                         let aborted = matches!(problem, Error::Cancelled);
                         let first = !failed[i].swap(true, Relaxed);
                         if aborted || first && self.lose(rank, &problem) {
-                            next.store(items.len(), Relaxed);
-                            self.request.abort();
-                            return Err(problem);
+                            return stop(problem);
                         }
                     }
                 }
                 if left[i].fetch_sub(1, AcqRel) == 1 && finish {
                     self.request.finish(self.first + rank);
                 }
-            }
-            Ok(())
-        };
-        let mut ends: Vec<Result<()>> = (0..self.compute.threads()).map(|_| Ok(())).collect();
-        self.compute.each_of(items.len(), ends.par_iter_mut().with_max_len(1), |end| *end = take());
-        // Of several problems the one that made the others.
-        let problems = ends.into_iter().filter_map(Result::err);
-        problems.min_by_key(|e| matches!(e, Error::Cancelled)).map_or(Ok(()), Err)
+            },
+        );
+        problem.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// The tokens of a rank's expert are lost; whether no others are left.

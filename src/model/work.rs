@@ -43,7 +43,8 @@ pub(super) struct Log {
 
 impl Log {
     pub fn new() -> Self {
-        Self { work: Mutex::default(), opened: ProcessUse::now() }
+        let work = Work { times: VecDeque::with_capacity(TIMES), ..Work::default() };
+        Self { work: Mutex::new(work), opened: ProcessUse::now() }
     }
 
     /// A call of so many tokens of so many sequences, drafts aside, that began at `start` has succeeded.

@@ -1,5 +1,7 @@
 //! The experts that one layer wants for the tokens of one call.
 
+use smallvec::smallvec;
+
 use super::{
     Backing, Decision, Pager, Pass, Residency, Streamed,
     expert::Expert,
@@ -10,7 +12,10 @@ use super::{
         lock,
     },
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    list::List,
+};
 
 /// The experts of a request. All that are not there are asked for, as far as there is room, before the request is handed out;
 /// the others follow as room is given back.
@@ -18,7 +23,7 @@ pub struct Request<'p> {
     pager: &'p Pager,
     layer: usize,
     /// Those that are there, then those that are not.
-    order: Vec<usize>,
+    order: List<usize>,
     hits: usize,
     /// Mapped experts that a prompt used and its end did not.
     passing: Vec<usize>,
@@ -31,8 +36,8 @@ const TAIL: usize = 64;
 
 /// By rank in the order.
 struct Loading {
-    slots: Vec<Option<Arc<Slot>>>,
-    finished: Vec<bool>,
+    slots: List<Option<Arc<Slot>>>,
+    finished: List<bool>,
     /// The next expert that has no place yet.
     next: usize,
     /// Experts of the next layer that are read once this request has places for its own, the last first.
@@ -54,21 +59,23 @@ impl<'p> Request<'p> {
         let pager = pass.pager;
         let (order, hits, slots) = match &pager.backing {
             Backing::Views(views) => {
-                let mut wanted = chosen.to_vec();
+                let mut wanted: List<usize> = chosen.into();
                 wanted.sort_unstable();
                 wanted.dedup();
                 let find = |e| (e, views.slot(layer * pager.experts + e, pass.generation));
-                let (there, coming): (Vec<_>, Vec<_>) =
-                    wanted.into_iter().map(find).partition(|(_, (_, is_whole))| *is_whole);
-                let hits = there.len();
-                let (order, slots) = there.into_iter().chain(coming).map(|(e, (s, _))| (e, Some(s))).unzip();
+                let mut found: List<_> = wanted.into_iter().map(find).collect();
+                // Those that are there first, in their order.
+                found.sort_by_key(|(_, (_, is_whole))| !is_whole);
+                let hits = found.partition_point(|(_, (_, is_whole))| *is_whole);
+                let (order, slots): (List<_>, _) =
+                    found.into_iter().map(|(e, (slot, _))| (e, Some(slot))).unzip();
                 (order, hits, slots)
             }
             Backing::Streamed(streamed) => {
                 let mut residency = lock(&streamed.residency);
                 let decision = residency.policy.request(layer, chosen, used);
                 let index = |e: usize| layer * pager.experts + e;
-                let mut slots: Vec<_> =
+                let mut slots: List<_> =
                     decision.hits.iter().map(|&e| residency.slots[index(e)].clone()).collect();
                 let left = decision
                     .leaving
@@ -81,14 +88,14 @@ impl<'p> Request<'p> {
                 slots.resize(decision.hits.len() + decision.misses.len(), None);
                 take_guesses(streamed, layer, &decision, &mut slots, index);
                 let hits = decision.hits.len();
-                ([decision.hits, decision.misses].concat(), hits, slots)
+                (decision.hits.into_iter().chain(decision.misses).collect(), hits, slots)
             }
         };
         let n = order.len();
         let loading = Loading {
             next: slots.iter().take_while(|s| s.is_some()).count(),
             slots,
-            finished: vec![false; n],
+            finished: smallvec![false; n],
             ahead: match chosen.len() >= CERTAIN * pager.experts
                 && (layer + 1) * pager.experts < pager.uses.len()
             {

@@ -18,7 +18,7 @@ use super::{
 use crate::quantize::synth::tiny;
 use crate::{
     error::{Error, Result},
-    model::{Cancel, KvType, Output, Sequence, State, Want},
+    model::{Cancel, KvType, Output, Results, Sequence, State, Want},
     pager::sync::explore,
 };
 
@@ -32,7 +32,7 @@ const RUNS: u32 = 3;
 struct Echo(Mutex<Vec<Vec<u32>>>);
 
 impl Runner for Echo {
-    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Results {
         let pass: Vec<_> = sequences.iter().map(|s| s.tokens[0]).collect();
         assert!(!pass.is_empty());
         self.0.lock().expect("no panic holds it").push(pass.clone());

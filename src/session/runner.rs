@@ -2,13 +2,13 @@
 
 use crate::{
     error::Result,
-    model::{Model, Output, Sequence},
+    model::{Model, Results, Sequence},
 };
 
 /// What runs passes: a model.
 pub(super) trait Runner: Send + Sync + 'static {
     /// As [`Model::forward`].
-    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>>;
+    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Results;
     /// As [`Model::logits`].
     fn logits(&self, hidden: &[f32]) -> Result<Vec<f32>>;
     /// Whether this thread computes for a pass: it must not wait for another.
@@ -16,7 +16,7 @@ pub(super) trait Runner: Send + Sync + 'static {
 }
 
 impl Runner for Model {
-    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Results {
         Model::forward(self, sequences)
     }
 

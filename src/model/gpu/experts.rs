@@ -383,14 +383,7 @@ impl Slots {
         let Shape { hidden, used, .. } = self.shape;
         let m: &[f32] = cast_slice(&self.inputs.host()?[..f32s(tokens * hidden)]);
         let m = Activations::new(model.compute.scratch.copy(m), hidden);
-        let mine = |e: &usize| request.order()[ranks.clone()].contains(e);
-        let routing = Routing {
-            logits: Vec::new(),
-            chosen: chosen
-                .chunks(used)
-                .map(|c| c.iter().filter(|e| mine(e)).map(|&e| (e, 1.0)).collect())
-                .collect(),
-        };
+        let routing = Routing { logits: None, used, chosen: chosen.iter().map(|&e| (e, 1.0)).collect() };
         let outputs: &mut [f32] = cast_slice_mut(self.outputs.host()?);
         let slot = |t: usize, e: usize| {
             t * used + chosen[t * used..][..used].iter().position(|&c| c == e).unwrap_or(0)

@@ -220,12 +220,16 @@ impl Ends<'_> {
             }));
         }
         let residuals = self.shape.layers * by_layer;
-        let normed = |end: usize| {
+        let normed = |end: usize, to: &mut Vec<f32>| {
             let number = part.first_end + part.ends.partition_point(|&e| e < end);
             let row = self.row(residuals, number, hidden);
-            rms_norm(&model.compute, row, &model.final_norm, model.config.rms_eps).data().to_vec()
+            let row = rms_norm(&model.compute, row, &model.final_norm, model.config.rms_eps);
+            to.clear();
+            to.extend_from_slice(row.data());
         };
-        model.check_finite(&normed(part.rows.len()))?;
+        let mut last = Vec::new();
+        normed(part.rows.len(), &mut last);
+        model.check_finite(&last)?;
         state.advance(&part.ends, part.drafted, normed);
         Ok(())
     }

@@ -5,7 +5,10 @@ use std::{ops::Range, sync::Arc};
 use yuan_cuda::launch::{self, FEW, QUERIES};
 
 use super::scratch::Size;
-use crate::model::{Cancel, Sequence};
+use crate::{
+    list::List,
+    model::{Cancel, Sequence},
+};
 
 /// A sequence's part of a pass.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ pub struct Part {
     /// How many of the last of them are drafts.
     pub drafted: usize,
     /// Numbers of its tokens after which a state is wanted.
-    pub ends: Vec<usize>,
+    pub ends: List<usize>,
     /// The number of its first end among those of the pass.
     pub first_end: usize,
     pub cancel: Cancel,
@@ -93,7 +96,7 @@ mod tests {
             let rows = row..row + n;
             row = rows.end;
             let (owner, cancel) = (Arc::new(()), Cancel::new());
-            Part { owner, rows, start, drafted: 0, ends: vec![n], first_end: 0, cancel }
+            Part { owner, rows, start, drafted: 0, ends: [n].into_iter().collect(), first_end: 0, cancel }
         };
         of.iter().map(part).collect()
     }

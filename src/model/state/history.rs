@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{super::filter::FilterState, page::STEP, pool::Lease};
+use crate::list::List;
 
 /// Snapshots that were asked for ([`History::mark`]) and are kept; the oldest goes first.
 const MARKED: usize = 16;
@@ -42,7 +43,7 @@ impl History {
     }
 
     /// How many of the next `tokens` behind `position` are run when a snapshot is due: at every regular position, and at the end.
-    pub fn ends(position: usize, tokens: usize) -> Vec<usize> {
+    pub fn ends(position: usize, tokens: usize) -> List<usize> {
         let first = STEP - position % STEP;
         (first..tokens).step_by(STEP).chain([tokens]).collect()
     }

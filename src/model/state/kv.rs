@@ -196,25 +196,28 @@ impl KvCache {
     }
 
     /// Adds the next positions, for which there are pages, and says where the rows of each head go: `keys` (rotated) and `values` are [T, heads * head_dim].
-    pub(super) fn extend_by<'c>(&'c mut self, keys: &'c [f32], values: &'c [f32], all: &mut Vec<Rows<'c>>) {
+    pub(super) fn extend_by<'c>(
+        &'c mut self,
+        keys: &'c [f32],
+        values: &'c [f32],
+    ) -> impl Iterator<Item = Rows<'c>> + Send {
         let (kv, heads, dim) = (self.kv, self.heads, self.head_dim);
         let (width, rotation) = (heads * dim, self.rotation());
-        let mut rest = [keys, values];
-        let mut pages = self.pages.iter_mut().skip(self.len / SPAN);
-        while !rest[0].is_empty() {
-            let place = self.len % SPAN;
-            let n = (SPAN - place).min(rest[0].len() / width);
-            let parts = rest.map(|data| &data[..n * width]);
-            rest = rest.map(|data| &data[n * width..]);
-            let stripes = stripes(kv, heads, dim, pages.next().expect(NO_PAGE)).enumerate();
-            all.extend(stripes.map(|(i, (row, stripe))| {
+        let (start, end) = (self.len, self.len + keys.len() / width);
+        assert!(end <= self.pages.len() * SPAN, "{NO_PAGE}");
+        self.len = end;
+        let written = self.pages.iter_mut().enumerate().take(end.div_ceil(SPAN)).skip(start / SPAN);
+        written.flat_map(move |(i, page)| {
+            let first = start.max(i * SPAN);
+            let n = end.min((i + 1) * SPAN) - first;
+            let parts = [keys, values].map(|data| &data[(first - start) * width..][..n * width]);
+            stripes(kv, heads, dim, page).enumerate().map(move |(i, (row, stripe))| {
                 let (data, stored, rotation) =
                     if i < heads { (parts[0], kv.keys, rotation) } else { (parts[1], kv.values, None) };
-                let to = &mut stripe[place * row..][..n * row];
+                let to = &mut stripe[first % SPAN * row..][..n * row];
                 Rows { data: &data[i % heads * dim..], width, dim, stored, rotation, to }
-            }));
-            self.len += n;
-        }
+            })
+        })
     }
 
     /// How many numbers of a key are rotated together, where keys are: the largest power of two that divides a head.
@@ -340,6 +343,10 @@ mod tests {
         assert_eq!(lease.bytes(), 0, "exactly what was missing is taken");
     }
 
+    fn push(cache: &mut KvCache, keys: &[f32], values: &[f32]) {
+        store(&COMPUTE, keys.len() + values.len(), [(cache, keys, values)].into_iter());
+    }
+
     const HEADS: usize = 3;
     const DIM: usize = 32;
     const WIDTH: usize = HEADS * DIM;
@@ -400,7 +407,7 @@ mod tests {
                         let new = [rows(2 * step + 1000, n), rows(2 * step + 1001, n)];
                         let end = cache.len() + n;
                         reserve(cache, end);
-                        store(&COMPUTE, [(&mut *cache, &new[0][..], &new[1][..])]);
+                        push(cache, &new[0], &new[1]);
                         keys.extend_from_slice(&new[0]);
                         values.extend_from_slice(&new[1]);
                     }
@@ -426,7 +433,7 @@ mod tests {
     fn only_the_page_that_is_written_is_copied() {
         let mut first = KvCache::new(HEADS, DIM, KvType::F16);
         reserve(&mut first, SPAN + 10);
-        store(&COMPUTE, [(&mut first, &rows(1, SPAN + 10)[..], &rows(2, SPAN + 10)[..])]);
+        push(&mut first, &rows(1, SPAN + 10), &rows(2, SPAN + 10));
         let mut second = first.clone();
         let shared = |a: &KvCache, b: &KvCache| [0, 1].map(|i| Arc::ptr_eq(&a.pages[i], &b.pages[i]));
         reserve(&mut second, SPAN + 10);
@@ -455,7 +462,7 @@ mod tests {
             let mut lease = pool.take(cache.missing(end)).unwrap();
             cache.reserve(end, &mut lease).unwrap();
             drop(lease);
-            store(&COMPUTE, [(&mut cache, &self::rows(1, rows)[..], &self::rows(2, rows)[..])]);
+            push(&mut cache, &self::rows(1, rows), &self::rows(2, rows));
             assert_eq!(cache.leased(), pool.usage().bytes);
             (pool.usage().bytes / step, pool.usage().pages)
         };

@@ -28,6 +28,7 @@ use crate::{
     config::ModelConfig,
     error::{Error, Result},
     limits::{MOST_DRAFTED, check_context},
+    list::List,
 };
 use page::STEP;
 use pool::Member;
@@ -378,7 +379,7 @@ impl State {
     }
 
     /// The numbers of tokens, of `tokens` that are run next and end with so many `drafted`, after which a state is wanted; `tokens` is the last.
-    pub(super) fn ends(&self, tokens: usize, drafted: usize) -> Vec<usize> {
+    pub(super) fn ends(&self, tokens: usize, drafted: usize) -> List<usize> {
         let mut ends = History::ends(self.position, tokens);
         let wanted = self.wanted.iter().filter_map(|p| p.checked_sub(self.position));
         ends.extend(wanted.filter(|&n| n > 0 && n < tokens));
@@ -388,17 +389,19 @@ impl State {
         ends
     }
 
-    /// Ends a pass: every layer has its keys, values and next filters. `hidden` gives the hidden state after so many tokens, of which the last `drafted`
-    /// are held back.
-    pub(super) fn advance(&mut self, ends: &[usize], drafted: usize, hidden: impl Fn(usize) -> Vec<f32>) {
+    /// Ends a pass: every layer has its keys, values and next filters. `hidden` puts the hidden state after so many tokens, of which the last `drafted`
+    /// are held back, in place of another one.
+    pub(super) fn advance(&mut self, ends: &[usize], drafted: usize, hidden: impl Fn(usize, &mut Vec<f32>)) {
         let start = self.position;
         let certain = ends.last().expect("a pass has tokens") - drafted;
         for (i, &end) in ends.iter().enumerate().filter(|(_, end)| **end != certain) {
             let filters = self.layers.iter().map(|l| l.next[i].clone()).collect();
+            let mut after = Vec::new();
+            hidden(end, &mut after);
             if end < certain {
-                self.add(start + end, filters, hidden(end));
+                self.add(start + end, filters, after);
             } else if let Some(lease) = self.spare.0.as_mut().map(|spare| spare.split(self.snapshot_bytes)) {
-                self.drafts.push_back(Arc::new(Snapshot { filters, hidden: hidden(end), lease }));
+                self.drafts.push_back(Arc::new(Snapshot { filters, hidden: after, lease }));
             }
         }
         for layer in &mut self.layers {
@@ -409,7 +412,7 @@ impl State {
             layer.kv.hold_back(drafted);
         }
         self.position = start + certain;
-        self.hidden = hidden(certain);
+        hidden(certain, &mut self.hidden);
         if self.wanted.contains(&self.position) || History::is_regular(self.position) {
             self.add_here();
         }

@@ -1,14 +1,20 @@
 //! How the keys and values of a pass come into the caches of its sequences.
 
+use std::iter;
+
 use bytemuck::cast_slice_mut;
 use half::{f16, slice::HalfFloatSliceExt};
-use rayon::prelude::*;
+use smallvec::{SmallVec, smallvec};
 use yuan_kernels::encode::best_encoders;
 
 use super::{super::compute::Compute, kv::KvCache, kv_type::Stored};
+use crate::list::List;
 
 /// Values that one thread encodes at least, where several share the work.
-const ENCODED_TOGETHER: usize = 1 << 15;
+const ENCODED_TOGETHER: usize = 1 << 14;
+
+/// Stripes that a thread takes together at most.
+const TOGETHER: usize = 8;
 
 /// New rows of one head, and where they are stored.
 pub(super) struct Rows<'c> {
@@ -24,28 +30,38 @@ pub(super) struct Rows<'c> {
     pub to: &'c mut [u8],
 }
 
-/// Adds the next positions to caches, which have pages for them: to each its keys (rotated) and values, [T, heads * head_dim].
+/// Adds the next positions to caches, which have pages for them: to each its keys (rotated) and values, [T, heads * head_dim], of `numbers` in all.
 pub fn store<'c>(
     compute: &Compute,
-    caches: impl IntoIterator<Item = (&'c mut KvCache, &'c [f32], &'c [f32])>,
+    numbers: usize,
+    caches: impl Iterator<Item = (&'c mut KvCache, &'c [f32], &'c [f32])> + Send,
 ) {
-    let (mut all, mut numbers) = (Vec::new(), 0);
-    for (cache, keys, values) in caches {
-        numbers += keys.len() + values.len();
-        cache.extend_by(keys, values, &mut all);
+    let mut all = caches.flat_map(|(cache, keys, values)| cache.extend_by(keys, values));
+    if numbers < 2 * ENCODED_TOGETHER {
+        return all.for_each(Rows::store);
     }
-    let least = (ENCODED_TOGETHER * all.len()).div_ceil(numbers.max(1));
-    compute.each(all.into_par_iter().with_min_len(least), Rows::store);
+    // As many together as one thread encodes sooner than it takes the next, of short rows.
+    let together = iter::from_fn(move || {
+        let first = all.next()?;
+        let more = (ENCODED_TOGETHER / first.numbers()).min(TOGETHER - 1);
+        Some(iter::once(first).chain(all.by_ref().take(more)).collect::<List<_>>())
+    });
+    compute.in_turn(together, || (), |(), rows| rows.into_iter().for_each(Rows::store));
 }
 
 impl Rows<'_> {
+    /// How many numbers are stored.
+    fn numbers(&self) -> usize {
+        self.data.len().div_ceil(self.width) * self.dim
+    }
+
     fn store(self) {
         let Self { data, width, dim, stored, rotation, to } = self;
         let rows = data.chunks(width).map(|row| &row[..dim]).zip(to.chunks_exact_mut(stored.bytes(dim)));
         let Some(rotation) = rotation else {
             return rows.for_each(|(row, to)| encode(stored, row, to));
         };
-        let mut rotated = vec![0.0; dim];
+        let mut rotated: SmallVec<[f32; 256]> = smallvec![0.0; dim];
         rows.for_each(|(row, to)| {
             rotated.copy_from_slice(row);
             (best_encoders().rotate)(&mut rotated, rotation);

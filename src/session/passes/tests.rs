@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{KvType, Sequence, State};
+use crate::model::{KvType, Results, Sequence, State};
 // tests/rooms.rs reads this file by itself, and is told that no other code uses it.
 #[cfg(test)]
 use crate::quantize::synth::tiny;
@@ -19,7 +19,7 @@ struct Script {
 }
 
 impl Runner for Script {
-    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Vec<Result<Output>> {
+    fn forward(&self, sequences: &mut [Sequence<'_>]) -> Results {
         let pass = sequences.iter().map(|s| (s.tokens[0], s.tokens.len())).collect();
         self.passes.lock().unwrap().push(pass);
         self.began.send(()).unwrap();
