@@ -197,6 +197,14 @@ fn phases_are_written_for_chrome_and_say_what_one_thread_does_alone() {
         let shown = text("yuan", &bench);
         assert!(shown.contains("prompt of 40 rows") && shown.contains("decode of 8 rows"), "{shown}");
     }
+    let together =
+        ["bench", &model, "-p", "8", "-n", "12", "-r", "1", "--sequences", "1,3", "--phases", &file];
+    let object = json("yuan", &[&together[..], &["--json"]].concat());
+    for (n, rows) in [(1, 8), (3, 24)] {
+        let of = &object["phases"][format!("sequences {n}")];
+        assert_eq!((&of["passes"], &of["rows"]), (&8.into(), &rows.into()), "{of}");
+    }
+    assert!(text("yuan", &together).contains("sequences 3 of 24 rows"));
     let over = complaint("yuan", &["bench", &model, "--phases", &model]);
     assert!(over.contains("written over"), "{over}");
     assert!(complaint("yuan", &["bench", &model, "-p", "1,2", "--phases", &file]).contains("--phases"));
