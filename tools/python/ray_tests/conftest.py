@@ -11,8 +11,8 @@ from typing import Any, Iterator
 # Before Ray is imported, which hands them on. Nodes that are started on a busy machine take their time; workers that nobody has asked for take a second of a processor each.
 os.environ.update({
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_prestart_worker_first_driver": "0", "RAY_enable_worker_prestart": "0", "RAY_agent_register_timeout_ms": "300000",
-    "RAY_health_check_initial_delay_ms": "60000", "RAY_health_check_timeout_ms": "60000", "RAY_TRAIN_V2_ENABLED": "0", "RAY_enable_metrics_collection": "0",
-    "RAY_worker_register_timeout_seconds": "300", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_SERVE_REQUEST_PROCESSING_TIMEOUT_S": "600",
+    "RAY_health_check_initial_delay_ms": "60000", "RAY_health_check_timeout_ms": "60000", "RAY_enable_metrics_collection": "0",
+    "RAY_worker_register_timeout_seconds": "300", "RAY_worker_niceness": "0", "RAY_idle_worker_killing_time_threshold_ms": "600000", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_SERVE_REQUEST_PROCESSING_TIMEOUT_S": "600",
 })  # fmt: skip
 
 import pytest  # noqa: E402
@@ -54,12 +54,12 @@ def more(cluster: Cluster, **how: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A node for the driver, and two for engines."""
+    """A node for the driver, and what is read and written, and two for engines."""
     # Paths of sockets are short.
     with tempfile.TemporaryDirectory(prefix="yuan-ray-", ignore_cleanup_errors=True) as home:
         started = Cluster()
-        for _ in range(3):
-            more(started, num_cpus=2, temp_dir=home)
+        for cpus in (3, 1, 1):
+            more(started, num_cpus=cpus, temp_dir=home)
         ray.init(address=started.address, log_to_driver=False)
         yield started
         ray.shutdown()

@@ -11,6 +11,7 @@ from typing import Any, Dict, List
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from conftest import ROWS, more
 from ray.cluster_utils import Cluster
 
@@ -35,22 +36,23 @@ def written(out: Path) -> pa.Table:
 def test_a_node_is_lost_in_the_middle(cluster: Cluster, model: str, engine: yuan.Engine, folder: Path) -> None:
     prompts = corpus(folder / "in.parquet", ROWS)
     out = folder / "out"
-    lost = more(cluster, num_cpus=2)
+    lost = more(cluster, num_cpus=1)
     killed: List[int] = []
+    rows = max(16, ROWS // 150)
+    files_at_last = math.ceil(ROWS / rows)
 
     def kill() -> None:
         while len(killed) == 0:
             files = len(list(out.glob("*.parquet")))
-            if files >= 2:
+            if files >= files_at_last // 3:
                 killed.append(files)
                 cluster.remove_node(lost, allow_graceful=False)
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    rows = max(16, ROWS // 150)
     begin = time.monotonic()
-    # Three engines, one of them on each node: no two of a node's two processors.
+    # Three engines. That of the node that is lost begins anew where there is room, which is beside the driver.
     done = yuan.ray.data.answer(str(folder / "in.parquet"), str(out), model, id="id", max_tokens=16, rows=rows, workers=3, **ASKED)
     took = time.monotonic() - begin
     killer.join()
@@ -58,7 +60,7 @@ def test_a_node_is_lost_in_the_middle(cluster: Cluster, model: str, engine: yuan
     found = written(out)
     assert found.column("id").to_pylist() == list(range(ROWS)), "every row is there once"
     assert found.column("kept").to_pylist() == [number / 2 for number in range(ROWS)]
-    print(f"{ROWS} rows in {took:.0f} s; a node was killed when {killed[0]} of {math.ceil(ROWS / rows)} files were there")
+    print(f"{ROWS} rows in {took:.0f} s; a node was killed when {killed[0]} of {files_at_last} files were there")
     begin = time.monotonic()
     alone = engine.generate_many(prompts, 16, logprobs=0, **ASKED)
     print(f"one engine here: {time.monotonic() - begin:.0f} s")
@@ -90,6 +92,20 @@ def test_a_job_that_was_ended_goes_on(cluster: Cluster, model: str, engine: yuan
     with pytest.raises(ValueError, match="was begun with"):
         yuan.ray.data.answer(str(folder / "in.parquet"), str(out), model, id="id")
     assert written(out).equals(whole)
+
+
+def test_conversations_in_a_pipeline_of_ones_own(cluster: Cluster, model: str, engine: yuan.Engine) -> None:
+    talks: List[Any] = [
+        [{"role": "user", "content": "春日山中 李白"}],
+        [{"role": "user", "content": "秋夜"}, {"role": "assistant", "content": "明月", "reasoning_content": "月"}, {"role": "user", "content": "杜甫"}],
+        [{"role": "user", "content": "春" * 2000}],
+    ]
+    given = ray.data.from_arrow(pa.table({"talk": talks}))
+    asked: Dict[str, Any] = {"column": "talk", "max_tokens": 12}
+    how: Dict[str, Any] = {"batch_format": "pyarrow", "compute": ray.data.ActorPoolStrategy(size=1), "num_cpus": 1}
+    found = given.map_batches(yuan.ray.data.Answers, fn_constructor_args=(model,), fn_constructor_kwargs=asked, **how).take_all()
+    assert [row["answer"] for row in found] == [engine.chat(talks[0], 12), engine.chat(talks[1], 12), None]
+    assert "tokens" in found[2]["error"] and found[2]["logprob"] is None
 
 
 def test_what_is_wrong_is_said_before(cluster: Cluster, model: str, folder: Path) -> None:

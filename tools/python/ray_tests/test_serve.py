@@ -127,11 +127,14 @@ def test_16_clients_while_a_replica_is_drained(handle: Any, address: str, model:
 
             clients = [asyncio.create_task(ask(number)) for number in range(CLIENTS)]
             await asyncio.sleep(1)
-            assert replicas() == 2
-            # One of two goes away: it ends what it has begun.
-            await asyncio.to_thread(serve.run, application(model, 1, sessions), route_prefix="/")
-            while replicas() != 1:
-                await asyncio.sleep(0.2)
+            assert replicas() == {"RUNNING": 2}
+            # One of two goes away: it ends what it has begun, and is seen to do so.
+            seen: List[Dict[str, int]] = []
+            change = asyncio.create_task(asyncio.to_thread(serve.run, application(model, 1, sessions), route_prefix="/"))
+            while not change.done() or replicas() != {"RUNNING": 1}:
+                seen.append(replicas())
+                await asyncio.sleep(0.05)
+            assert {"RUNNING": 1, "STOPPING": 1} in seen, seen
             is_over.set()
             await asyncio.gather(*clients)
         return done
@@ -144,7 +147,7 @@ def test_16_clients_while_a_replica_is_drained(handle: Any, address: str, model:
     print(f"{len(done)} streams of {CLIENTS} clients in {time.monotonic() - begin:.0f} s; no one has lost a piece")
 
 
-def replicas() -> int:
-    """How many there are, those that are going away among them."""
+def replicas() -> Dict[str, int]:
+    """How many there are of each state."""
     states = serve.status().applications["default"].deployments["yuan"].replica_states
-    return sum(states.values())
+    return {state.value: count for state, count in states.items() if count}

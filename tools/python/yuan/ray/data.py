@@ -15,8 +15,8 @@ import random
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import pyarrow as pa
-import pyarrow.dataset
-import pyarrow.fs
+import pyarrow.dataset as datasets
+import pyarrow.fs as filesystems
 import ray
 import ray.data
 from ray.data.checkpoint import CheckpointConfig
@@ -50,16 +50,22 @@ class Answers:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """A batch, with the new columns."""
         given = batch.column(self._column).to_pylist()
-        prompts = [[{"role": "user", "content": text}] if self._chat else text for text in given]
+        prompts = [self._prompt(text) for text in given]
         # A row without a text is an error of its own.
         there = [number for number, text in enumerate(given) if text is not None]
         answers = self._engine.generate_many([prompts[number] for number in there], self._max_tokens, return_exceptions=True, **self._options)
-        rows = [dict.fromkeys(self.columns) for _ in given]
-        for row in rows:
-            row["error"] = f"the column {self._column} is empty"
+        rows: List[Dict[str, Any]] = [{"error": f"the column {self._column} is empty"} for _ in given]
         for number, said in zip(there, answers):
             rows[number] = _of_answer(said)
         return _with(batch, self.columns, rows)
+
+    def _prompt(self, given: Any) -> Any:
+        if self._chat:
+            return [{"role": "user", "content": given}]
+        if isinstance(given, list) and given and isinstance(given[0], dict):
+            # Arrow's messages have all fields that one of them has.
+            return [{name: value for name, value in message.items() if value is not None} for message in given]
+        return given
 
 
 class Likelihoods:
@@ -169,16 +175,16 @@ def _write(
     return left
 
 
-def _dataset(source: Union[str, List[str]]) -> pa.dataset.Dataset:
+def _dataset(source: Union[str, List[str]]) -> datasets.Dataset:
     paths = [source] if isinstance(source, str) else source
-    return pa.dataset.dataset([pa.dataset.dataset(path, format="parquet") for path in paths])
+    return datasets.dataset([datasets.dataset(path, format="parquet") for path in paths])
 
 
 class _Target:
     """A folder for what is written, and beside it what is known of it."""
 
     def __init__(self, out: str) -> None:
-        self._files, path = pa.fs.FileSystem.from_uri(out if "://" in out else os.path.abspath(out))
+        self._files, path = filesystems.FileSystem.from_uri(out if "://" in out else os.path.abspath(out))
         self._path = path.rstrip("/")
         self.out = out.rstrip("/") if "://" in out else self._path
         self.checkpoint = f"{self.out}.checkpoint"
@@ -192,16 +198,16 @@ class _Target:
         return self._rows(self._path, lambda path: True)
 
     def _rows(self, folder: str, is_meant: Callable[[str], bool]) -> int:
-        found = self._files.get_file_info(pa.fs.FileSelector(folder, allow_not_found=True))
+        found = self._files.get_file_info(filesystems.FileSelector(folder, allow_not_found=True))
         paths = [info.path for info in found if info.path.endswith(".parquet") and is_meant(info.path)]
-        rows: int = pa.dataset.dataset(paths, filesystem=self._files).count_rows() if paths else 0
+        rows: int = datasets.dataset(paths, filesystem=self._files).count_rows() if paths else 0
         return rows
 
     def job(self, job: Dict[str, Any]) -> Dict[str, Any]:
         """What is to be done, as it was begun. Another job has another folder."""
         path = f"{self._path}.job.json"
         wanted: Dict[str, Any] = json.loads(json.dumps(job))
-        if self._files.get_file_info(path).type != pa.fs.FileType.NotFound:
+        if self._files.get_file_info(path).type != filesystems.FileType.NotFound:
             with self._files.open_input_stream(path) as stream:
                 begun: Dict[str, Any] = json.loads(stream.read())
             for name in sorted({*begun, *wanted}):
@@ -211,7 +217,7 @@ class _Target:
                 if was != is_:
                     raise ValueError(f"{self.out} was begun with {name} {was!r}, and {is_!r} is asked for: give another folder, or remove {self.out}, {self.checkpoint} and {path}")
             return begun
-        if self._files.get_file_info(self._path).type != pa.fs.FileType.NotFound and self._files.get_file_info(pa.fs.FileSelector(self._path)):
+        if self._files.get_file_info(self._path).type != filesystems.FileType.NotFound and self._files.get_file_info(filesystems.FileSelector(self._path)):
             raise ValueError(f"{self.out} is not empty, and no job has begun it: give another folder")
         if wanted.get("options", {}).get("temperature"):
             wanted["options"].setdefault("seed", random.SystemRandom().randrange(2**63))

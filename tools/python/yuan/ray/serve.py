@@ -47,7 +47,7 @@ class Settings(BaseModel):
     gpus: float = Field(default=0.0, ge=0, description="GPUs that Ray reserves for a replica")
     context: int = Field(default=0, ge=0, description="how many tokens a request has room for (0: what the model was made for)")
     sessions: Optional[str] = Field(default=None, description="a folder that all machines see, where conversations are kept")
-    conversations: int = Field(default=8, ge=1, le=100_000, description="how many named conversations a replica keeps open")
+    conversations: int = Field(default=8, ge=1, le=100_000, description="how many named conversations a replica keeps open, which take memory meanwhile")
     drain: float = Field(default=600.0, gt=0, description="seconds that a replica that goes away has for the answers that it gives")
     patience: float = Field(default=300.0, gt=0, description="seconds without a pass of the model, while answers are waited for, after which a replica is replaced")
     engine: Dict[str, Any] = Field(default_factory=dict, description="further settings of yuan.Engine")
@@ -72,12 +72,13 @@ class Replica:
                 self._kept.add(made)
                 return made
 
-            self._conversation = serve.multiplexed(kept, max_num_models_per_replica=settings.conversations)
+            keep: Any = serve.multiplexed(max_num_models_per_replica=settings.conversations)
+            self._conversation = keep(kept)
 
-    async def __del__(self) -> None:
+    def __del__(self) -> None:
         """Ray Serve calls it when the last answer was given, or no time is left."""
         for conversation in list(self.__dict__.get("_kept", ())):
-            await asyncio.to_thread(conversation.sleep)
+            conversation.sleep()
         if "_engine" in self.__dict__:
             self._engine.close()
 
@@ -144,7 +145,8 @@ class Replica:
                 await pieces.aclose()
 
     async def _events(self, wanted: Asked) -> AsyncGenerator[str, None]:
-        chunks, ends = Chunks(self._engine), []  # type: Chunks, List[Answer]
+        chunks = Chunks(self._engine)
+        ends: List[Answer] = []
         is_begun = False
         pieces = self._pieces(wanted.prompt, wanted.max_tokens, wanted.options, ends.append)
         try:
