@@ -19,7 +19,7 @@ def main() -> None:
         sys.exit(f"usage: {sys.argv[0]} MODEL QUESTIONS.parquet ANSWERS")
     model, questions, answers = map(os.path.abspath, sys.argv[1:])
     ray.init(log_to_driver=False)
-    engines = max(1, len(ray.nodes()) - 1)
+    engines = sum(node["Alive"] for node in ray.nodes())
     done = yuan.ray.data.answer(questions, answers, model, id="id", column="question", chat=True, max_tokens=24, workers=engines)
     print(f"{done} answers are in {answers}")
 

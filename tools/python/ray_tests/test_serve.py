@@ -150,4 +150,4 @@ def test_16_clients_while_a_replica_is_drained(handle: Any, address: str, model:
 def replicas() -> Dict[str, int]:
     """How many there are of each state."""
     states = serve.status().applications["default"].deployments["yuan"].replica_states
-    return {state.value: count for state, count in states.items() if count}
+    return {state: count for state, count in states.items() if count}
