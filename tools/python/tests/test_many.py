@@ -40,6 +40,31 @@ def test_32_at_once_are_32_alone(engine: yuan.Engine) -> None:
     assert asyncio.run(all_streamed()) == alone
 
 
+def test_a_session_goes_on_in_asyncio(engine: yuan.Engine) -> None:
+    asked = {"temperature": 0.9, "seed": 4}
+
+    async def go() -> None:
+        with engine.session() as session:
+            first = await session.agenerate(12, prompt=PROMPT, **asked)  # type: ignore[arg-type]
+            assert first == engine.generate(PROMPT, 12, temperature=0.9, seed=4) and session.finish == "length"
+            pieces = [piece async for piece in session.astream(12, prompt=session.tokens, **asked)]  # type: ignore[arg-type]
+            assert "".join(pieces) == engine.generate(session.tokens[:-12], 12, temperature=0.9, seed=4)
+            # Stopped or left, it is free at once.
+            endless = asyncio.create_task(session.agenerate(900, prompt=PROMPT, ignore_eod=True))
+            await asyncio.sleep(0.1)
+            endless.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await endless
+            left = session.astream(900, prompt=PROMPT, ignore_eod=True)
+            await left.__anext__()
+            await left.aclose()
+            assert session.generate(12, prompt=PROMPT, **asked) == first  # type: ignore[arg-type]
+            with pytest.raises(yuan.BusyError):
+                await asyncio.gather(*(session.agenerate(50, prompt=PROMPT) for _ in range(8)))
+
+    asyncio.run(go())
+
+
 def test_no_more_than_parallel_at_once(model: str) -> None:
     with yuan.Engine(model, threads=1, parallel=3) as engine:
         engine.generate_many(PROMPTS[:9], 6)

@@ -17,7 +17,11 @@ _REASONS = {"stop": "stop", "stop_text": "stop", "length": "length", "cancelled"
 
 def whole(engine: Engine, messages: Sequence[Message], max_tokens: int, options: Mapping[str, Any]) -> Dict[str, Any]:
     """A chat completion."""
-    answer = engine.chat(messages, max_tokens, **options)
+    return completion(engine, engine.chat(messages, max_tokens, **options))
+
+
+def completion(engine: Engine, answer: Answer) -> Dict[str, Any]:
+    """An answer as a chat completion."""
     choice = {
         "index": 0, "message": {"role": "assistant", "content": str(answer)}, "finish_reason": _REASONS[answer.finish or "stop"],
         "logprobs": None if answer.scores is None else {"content": [_logprob(engine, score) for score in answer.scores]},
@@ -25,25 +29,42 @@ def whole(engine: Engine, messages: Sequence[Message], max_tokens: int, options:
     return {**_head(engine, "chat.completion"), "choices": [choice], "usage": _usage(answer)}
 
 
+class Chunks:
+    """The chunks of a chat completion: a first one, one for each piece, and a last one."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._head = _head(engine, "chat.completion.chunk")
+
+    def _chunk(self, delta: Dict[str, str], reason: str | None = None, **more: Any) -> Dict[str, Any]:
+        return {**self._head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}], **more}
+
+    def first(self) -> Dict[str, Any]:
+        """Says who speaks."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> Dict[str, Any]:
+        """What comes."""
+        return self._chunk({"content": text})
+
+    def last(self, answer: Answer) -> Dict[str, Any]:
+        """Why it ends, and what it took."""
+        return self._chunk({}, _REASONS[answer.finish or "stop"], usage=_usage(answer))
+
+
 def chunks(engine: Engine, messages: Sequence[Message], max_tokens: int, options: Mapping[str, Any]) -> Generator[Dict[str, Any], None, None]:
     """The chunks of a chat completion."""
     given = dict(options)
     asked = {name: given.pop(name) for name in ("tools", "thinking") if name in given}
-    head = _head(engine, "chat.completion.chunk")
-
-    def chunk(delta: Dict[str, str], reason: str | None = None, **more: Any) -> Dict[str, Any]:
-        return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}], **more}
-
-    yield chunk({"role": "assistant", "content": ""})
+    made = Chunks(engine)
+    yield made.first()
     pieces = engine.stream(engine.chat_tokens(messages, **asked), max_tokens, **given)
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
-            answer: Answer = end.value
-            break
-        yield chunk({"content": piece})
-    yield chunk({}, _REASONS[answer.finish or "stop"], usage=_usage(answer))
+            yield made.last(end.value)
+            return
+        yield made.piece(piece)
 
 
 def _head(engine: Engine, kind: str) -> Dict[str, Any]:

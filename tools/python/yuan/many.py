@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generic, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, ContextManager, Generic, Iterator, List, Mapping, Optional, Sequence, TypeVar, Union
 
 from ._interrupt import received, throw
 from ._library import size_or_all
@@ -53,10 +54,10 @@ class Turns:
 
 
 class Task(Generic[T]):
-    """Work in a session of its own, which can be stopped from any thread, before it begins, too."""
+    """Work in a session of its own, or in a given one, which can be stopped from any thread, before it begins, too."""
 
-    def __init__(self, engine: Engine, turns: Turns, work: Callable[[Session], T]) -> None:
-        self._engine, self._turns, self._work = engine, turns, work
+    def __init__(self, engine: Engine, turns: Turns, work: Callable[[Session], T], given: Optional[Session] = None) -> None:
+        self._engine, self._turns, self._work, self._given = engine, turns, work, given
         self._lock = threading.Lock()
         self._session: Optional[Session] = None
         self.stopped = False
@@ -80,13 +81,15 @@ class Task(Generic[T]):
     def _once(self) -> T:
         if self.stopped:
             raise CancelledError("the answer was stopped before it began")
-        with self._engine.session() as session:
+        place: ContextManager[Session] = self._engine.session() if self._given is None else contextlib.nullcontext(self._given)
+        with place as session:
             session._is_doomed = lambda: self.stopped
             with self._lock:
                 self._session = session
             try:
                 return self._work(session)
             finally:
+                session._is_doomed = bool
                 with self._lock:
                     self._session = None
 
@@ -122,6 +125,7 @@ class Crowd:
 
     def _answer(
         self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any], on_text: Optional[Callable[[str], object]] = None,
+        given: Optional[Session] = None,
     ) -> Task[Answer]:  # fmt: skip
         """An answer that is asked for; wrong arguments are found out at once."""
         if "sampler" in options:
@@ -139,7 +143,7 @@ class Crowd:
 
             return session.generate(max_tokens, None, hear, prompt=tokens, **options)
 
-        task = Task(engine, self._turns, work)
+        task = Task(engine, self._turns, work, given)
         return task
 
     def each(self, engine: Engine, works: Sequence[Callable[[Session], T]]) -> List[T]:
@@ -197,18 +201,24 @@ class Crowd:
         finally:
             self._end(tasks, futures)
 
-    async def agenerate(self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any]) -> Answer:
-        """See `Engine.agenerate`."""
-        task = self._answer(engine, prompt, max_tokens, options)
-        future = asyncio.wrap_future(self._submit(task))
+    async def agenerate(
+        self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any], given: Optional[Session] = None,
+    ) -> Answer:  # fmt: skip
+        """See `Engine.agenerate` and `Session.agenerate`."""
+        task = self._answer(engine, prompt, max_tokens, options, given=given)
+        future = self._submit(task)
         try:
-            return await future
-        except asyncio.CancelledError:
+            return await asyncio.wrap_future(future)
+        finally:
             task.stop()
-            raise
+            if given is not None:
+                await _ended(future)
 
-    async def astream(self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any]) -> AsyncGenerator[str, None]:
-        """See `Engine.astream`."""
+    async def astream(
+        self, engine: Engine, prompt: Prompt, max_tokens: int, options: Mapping[str, Any], given: Optional[Session] = None,
+        on_end: Optional[Callable[[Answer], None]] = None,
+    ) -> AsyncGenerator[str, None]:  # fmt: skip
+        """See `Engine.astream` and `Session.astream`. `on_end` hears the whole answer."""
         loop = asyncio.get_running_loop()
         pieces: "asyncio.Queue[Optional[str]]" = asyncio.Queue()
 
@@ -218,19 +228,35 @@ class Crowd:
             except RuntimeError:  # The loop is closed: nobody hears it any more.
                 task.stopped = True
 
-        task = self._answer(engine, prompt, max_tokens, options, tell)
+        task = self._answer(engine, prompt, max_tokens, options, tell, given)
         future = self._submit(task)
         future.add_done_callback(lambda _: tell(None))
         try:
             while True:
                 piece = await pieces.get()
                 if piece is None:
-                    future.result()
+                    answer = future.result()
+                    if on_end is not None:
+                        on_end(answer)
                     return
                 yield piece
         finally:
             future.cancel()
             task.stop()
+            if given is not None:
+                await _ended(future)
+
+
+async def _ended(future: Future[Any]) -> None:
+    """Waits until work has ended, however it does: the session that it was given is free then."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(over.set)
+
+    future.add_done_callback(tell)
+    await over.wait()
 
 
 def _answer_or_error(future: Future[Answer]) -> Union[Answer, Exception]:

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 from ctypes import byref, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import TYPE_CHECKING, Any, Callable, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
+from typing import TYPE_CHECKING, Any, AsyncGenerator, Callable, Generator, Iterator, List, Mapping, Optional, Sequence, Tuple, TypeVar, Union
 
 from ._handle import Handle, optional
 from ._interrupt import Ask, Halt, Progress, ended, heard, interruptibly, received, throw
@@ -195,6 +195,19 @@ class Session(Handle):
         shown of it. What `yield from` gives is the whole answer."""
         tokens = None if prompt is None else self._engine.tokenizer.tokens_of(prompt)
         return self._pieces(tokens, size_or_all("max_tokens", max_tokens), Wanted.of(sampler, **options))
+
+    async def agenerate(self, max_tokens: int = 256, *, prompt: Prompt, **options: Unpack[Options]) -> Answer:
+        """`generate` for asyncio, as `Engine.agenerate`. A task that is cancelled stops its answer, and the session is free when it has ended."""
+        return await self._engine._crowd.agenerate(self._engine, prompt, max_tokens, options, self)
+
+    async def astream(self, max_tokens: int = 256, *, prompt: Prompt, **options: Unpack[Options]) -> AsyncGenerator[str, None]:
+        """`stream` for asyncio, as `Engine.astream`."""
+        pieces = self._engine._crowd.astream(self._engine, prompt, max_tokens, options, self)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
 
     def cancel(self) -> None:
         """Stops the call that is running on the session; where none is, nothing happens. Any thread."""
