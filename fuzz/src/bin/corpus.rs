@@ -11,6 +11,9 @@ use std::{
 
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
+// No target: what the compiler has put into the libraries for libFuzzer is linked with it.
+libfuzzer_sys::fuzz_target!(|_data: &[u8]| {});
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<_> = env::args_os().skip(1).collect();
     let [what, folder] = &arguments[..] else { return Err("usage: corpus unpack|pack FOLDER".into()) };
