@@ -300,12 +300,29 @@ fn kernels_know_no_files_threads_or_environment() {
 
 #[test]
 fn unsafe_stays_in_its_rooms() {
-    for folder in ["src", "kernels/src", "tools/src", "tools/serve/src", "tools/hub/src"] {
+    for folder in ["src", "kernels/src", "tools/src", "tools/serve/src", "tools/hub/src", "fuzz/src"] {
         for (path, text) in sources(folder) {
             let said =
                 code(&text).split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe");
             assert!(!said || UNSAFE.iter().any(|room| path.starts_with(room)), "{path} says unsafe");
         }
+    }
+}
+
+/// Every target has its program, its entry in the manifest, and its seeds.
+#[test]
+fn fuzz_targets_are_complete() {
+    let (manifest, list) = (root().join("fuzz/Cargo.toml"), root().join("fuzz/src/lib.rs"));
+    let (manifest, list) = (fs::read_to_string(manifest).unwrap(), fs::read_to_string(list).unwrap());
+    let programs = sources("fuzz/fuzz_targets");
+    assert_eq!(programs.len(), list.matches("::seeds)").count(), "programs, and targets with seeds");
+    for (path, _) in programs {
+        let name = path.trim_start_matches("fuzz/fuzz_targets/").trim_end_matches(".rs");
+        assert!(
+            manifest.contains(&format!("path = \"fuzz_targets/{name}.rs\"")),
+            "{path} is not in the manifest"
+        );
+        assert!(list.contains(&format!("(\"{name}\", ")), "{name} is not in the list of targets");
     }
 }
 
@@ -338,7 +355,9 @@ fn tools_speak_by_their_own_macros() {
 
 #[test]
 fn files_have_one_idea() {
-    for folder in ["src", "kernels", "tools/src", "tools/serve", "tools/hub", "tests"] {
+    for folder in
+        ["src", "kernels", "tools/src", "tools/serve", "tools/hub", "tests", "fuzz/src", "fuzz/fuzz_targets"]
+    {
         for (path, text) in sources(folder) {
             assert!(
                 text.lines().count() <= LONGEST,

@@ -10,6 +10,13 @@ use crate::{
     files::write_whole,
 };
 
+// What a model may have (`ModelConfig::validate`): a policy looks at all experts of a layer for each of its requests.
+const MOST_LAYERS: usize = 1 << 10;
+const MOST_EXPERTS: usize = 1 << 10;
+const MOST_IN_ALL: usize = 1 << 16;
+/// Bytes of an expert, or of everything else: more than any model has, and so few that sums of them are numbers.
+const MOST_BYTES: u64 = 1 << 48;
+
 /// All requests of a run, in their order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
@@ -113,8 +120,12 @@ impl Trace {
         let mut lines = text.lines().enumerate();
         let head = lines.next().map_or("", |(_, line)| line);
         let model: Traced = serde_json::from_str(head).map_err(|e| bad(1, &e.to_string()))?;
-        let all = model.layers.checked_mul(model.experts).filter(|&n| (1..=1 << 20).contains(&n));
-        if model.yuan_trace != 1 || all.is_none() || model.used == 0 || model.used > model.experts {
+        let is_model = (1..=MOST_LAYERS).contains(&model.layers)
+            && (1..=MOST_EXPERTS).contains(&model.experts)
+            && model.layers * model.experts <= MOST_IN_ALL
+            && (1..=model.experts).contains(&model.used)
+            && model.expert_bytes.max(model.fixed_bytes) <= MOST_BYTES;
+        if model.yuan_trace != 1 || !is_model {
             return Err(bad(1, "it describes no model"));
         }
         let requests = lines.map(|(i, line)| {
@@ -165,11 +176,15 @@ mod tests {
         let head = serde_json::to_string(&trace().model).unwrap();
         let huge = head.replace("\"layers\":2", "\"layers\":99999999999");
         let none = head.replace("\"used\":2", "\"used\":0");
+        let wide = head.replace("\"experts\":4", "\"experts\":100000");
+        let heavy = head.replace("\"expert_bytes\":10", &format!("\"expert_bytes\":{}", u64::MAX));
         for (text, line) in [
             (String::new(), 1),
             ("{}\n".into(), 1),
             (huge, 1),
             (none, 1),
+            (wide, 1),
+            (heavy, 1),
             (format!("{head}\n2 0 1\n"), 2),
             (format!("{head}\n0 0 1\n1 0 4\n"), 3),
             (format!("{head}\n0 0 1 2\n"), 2),

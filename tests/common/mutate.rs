@@ -1,17 +1,36 @@
 //! Damage for files under test: the same seed gives the same damage on every machine.
 #![allow(dead_code)]
 
-/// A small generator (splitmix64): the same numbers everywhere, and no seed is a bad one.
-pub struct Random(u64);
+use std::collections::VecDeque;
+
+/// A small generator (splitmix64): the same numbers everywhere, and no seed is a bad one. Bytes may come before its own.
+pub struct Random {
+    state: u64,
+    bytes: VecDeque<u8>,
+}
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self { state: seed, bytes: VecDeque::new() }
+    }
+
+    /// Numbers out of these bytes, as a fuzzer gives them: as few for each as it needs.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self { state: 0, bytes: bytes.iter().copied().collect() }
+    }
+
+    /// Whether bytes are left.
+    pub fn has_bytes(&self) -> bool {
+        !self.bytes.is_empty()
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
+        if self.has_bytes() {
+            let word = self.bytes.len().min(8);
+            return self.bytes.drain(..word).fold(0, |word, byte| word << 8 | u64::from(byte));
+        }
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
@@ -19,6 +38,11 @@ impl Random {
 
     /// A number below `end`; 0 when there is none.
     pub fn below(&mut self, end: usize) -> usize {
+        if end <= 256
+            && let Some(byte) = self.bytes.pop_front()
+        {
+            return usize::from(byte) % end.max(1);
+        }
         (self.next() >> 11) as usize % end.max(1)
     }
 }

@@ -57,7 +57,7 @@ mod tests {
 
     fn job(prompt: &[u32], most: usize, echo: bool) -> Job {
         Job {
-            prompt: prompt.to_vec(),
+            prompt: prompt.into(),
             settings: Settings::default(),
             limits: Limits::tokens(most),
             top: Some(1),

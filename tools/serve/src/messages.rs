@@ -25,6 +25,14 @@ impl Texts {
             Self::Several(texts) => texts,
         }
     }
+
+    /// How many there are, and the bytes of all together.
+    pub fn extent(&self) -> (usize, usize) {
+        match self {
+            Self::One(text) => (1, text.len()),
+            Self::Several(texts) => (texts.len(), texts.iter().map(String::len).sum()),
+        }
+    }
 }
 
 /// A message as clients send it.

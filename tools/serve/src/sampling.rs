@@ -7,6 +7,12 @@ use yuan::{limits::MOST_CONTEXT, sampler::Settings};
 
 use crate::{messages::Texts, problem::Problem};
 
+// Each answer of a request has its own of these, and looks at them for every token.
+const MOST_STOPS: usize = 256;
+/// Bytes of all of them.
+const LONGEST_STOPS: usize = 1 << 14;
+const MOST_BIASES: usize = 1 << 12;
+
 /// OpenAI's fields, and those of llama-server and vLLM that the sampler has.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct Sampling {
@@ -51,6 +57,18 @@ impl Sampling {
             seed: self.seed.as_ref().map_or(Ok(None), seed)?,
         };
         settings.check()?;
+        if settings.logit_bias.len() > MOST_BIASES {
+            let message =
+                format!("{} biases are too many; give {MOST_BIASES} at most", settings.logit_bias.len());
+            return Err(Problem::field("logit_bias", message));
+        }
+        let (count, bytes) = self.stop.as_ref().map_or((0, 0), Texts::extent);
+        if count > MOST_STOPS || bytes > LONGEST_STOPS {
+            let message = format!(
+                "{count} texts of {bytes} bytes are too many that end an answer; give {MOST_STOPS} of {LONGEST_STOPS} bytes together at most"
+            );
+            return Err(Problem::field("stop", message));
+        }
         Ok(settings)
     }
 
@@ -185,6 +203,9 @@ mod tests {
             json!({ "logit_bias": [[1]] }),
             json!({ "logit_bias": 3 }),
             json!({ "stop": 3 }),
+            json!({ "stop": vec!["x"; MOST_STOPS + 1] }),
+            json!({ "stop": "x".repeat(LONGEST_STOPS + 1) }),
+            json!({ "logit_bias": vec![json!([1, 0.5]); MOST_BIASES + 1] }),
         ] {
             assert!(of(wrong.clone()).is_err(), "{wrong}");
         }

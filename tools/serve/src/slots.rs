@@ -127,7 +127,7 @@ mod tests {
     fn a_place_is_free_again_when_its_sequence_has_ended() {
         let slots = Slots::new(2);
         let job = Job {
-            prompt: vec![1, 2, 3],
+            prompt: [1, 2, 3].into(),
             settings: Settings::default(),
             limits: Limits::tokens(5),
             top: None,

@@ -1,5 +1,7 @@
 //! What a request wants of its prompts, by whatever protocol it came: the sequences that answer it.
 
+use std::sync::Arc;
+
 use yuan::{
     sampler::{Sampler, Settings},
     session::Limits,
@@ -56,6 +58,7 @@ impl<'a> Wanted<'a> {
         let mut jobs = Vec::with_capacity(prompts.len() * choices);
         for prompt in prompts {
             check(&prompt, vocab, context)?;
+            let prompt: Arc<[u32]> = prompt.into();
             // The last token of an answer is not run, so it needs no room.
             let limits = Limits {
                 stop_texts: self.sampling.stop(),

@@ -33,8 +33,8 @@ const EVENTS: usize = 64;
 /// What one sequence does.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// At least one token.
-    pub prompt: Vec<u32>,
+    /// At least one token. Answers to one prompt share it.
+    pub prompt: Arc<[u32]>,
     /// How tokens are chosen.
     pub settings: Settings,
     /// What ends the answer.

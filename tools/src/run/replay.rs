@@ -105,10 +105,11 @@ impl Replay {
     ) -> anyhow::Result<()> {
         let expert = trace.model.expert_bytes;
         let tokens = replayed.misses.len().max(1) as f64;
+        let read_a_token = replayed.decode.misses as f64 * expert as f64 / tokens;
         let memory = trace.model.fixed_bytes + resident as u64 * expert;
         let rate = |drive: f64| {
             let time = |misses: &u64| {
-                self.idle / 1e3 + ((misses * expert) as f64 / drive / 1e9).max(self.compute / 1e3)
+                self.idle / 1e3 + (*misses as f64 * expert as f64 / drive / 1e9).max(self.compute / 1e3)
             };
             tokens / replayed.misses.iter().map(time).sum::<f64>()
         };
@@ -125,7 +126,7 @@ impl Replay {
                 |h: yuan::pager::Hits| json!({ "hits": h.hits, "misses": h.misses, "hit_rate": h.rate() });
             let object = json!({
                 "policy": eviction.name(), "resident": resident, "memory": memory, "prefill": hits(replayed.prefill),
-                "decode": hits(replayed.decode), "bytes_per_token": replayed.decode.misses * expert / tokens as u64,
+                "decode": hits(replayed.decode), "bytes_per_token": read_a_token as u64,
                 "drives": drives,
             });
             return say!("{object}");
@@ -138,7 +139,7 @@ impl Replay {
             size(memory),
             100.0 * replayed.prefill.rate(),
             100.0 * replayed.decode.rate(),
-            size(replayed.decode.misses * expert / tokens as u64),
+            size(read_a_token as u64),
             columns.collect::<String>()
         )
     }
