@@ -145,11 +145,10 @@ impl Plain {
         };
         // The place of the number that was drawn, in the widest and the narrowest of what may be kept.
         let u = (drawn >> 11) as f64 / (1_u64 << 53) as f64;
-        [1.0 - near, 1.0 + near].iter().any(|share| {
-            let kept = (0..ranked.len()).take_while(|i| is_kept(*i, *share)).count();
-            if place >= kept {
-                return false;
-            }
+        let [fewest, most] = [1.0 - near, 1.0 + near]
+            .map(|share| (0..ranked.len()).take_while(|i| is_kept(*i, share)).count());
+        // Of tokens that are nearly equal, any number may be kept.
+        (fewest.max(place + 1)..=most).any(|kept| {
             let sum =
                 |n: usize| ranked[..n].iter().map(|(_, logit)| weight(*logit, s.temperature)).sum::<f64>();
             let (from, to, whole) = (sum(place), sum(place + 1), sum(kept));

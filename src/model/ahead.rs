@@ -25,15 +25,16 @@ const DISTANCES: [usize; 7] =
 /// Panels of a row, as a hidden size of 2048 has.
 const WIDTH: usize = 8;
 /// How often each distance is tried.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 11;
 /// Parts of the memory. A trial reads one, which the trials before it have driven out of the caches.
 const PARTS: usize = 8;
 /// Bytes of memory that are read: twice the largest cache, within these bounds.
 const MEMORY: [usize; 2] = [64 << 20, 256 << 20];
 /// Models that read less for a token find it in the caches.
 const SMALLEST: usize = 32 << 20;
-/// A distance counts as better than the usual one when it is so much faster.
-const WORTH: f64 = 1.02;
+/// Weights are asked for ahead only where that is so much faster. Where it is worth anything it is worth more (1.17 to 3 times on a Zen 5), and what a trial of some milliseconds finds in a
+/// whole model may be less: on a Zen 4 distances that were 2 to 8 % faster in one trial and slower in the next made one token a fifth slower.
+const WORTH: f64 = 1.1;
 
 /// The distance that the environment variable `YUAN_PREFETCH` names.
 ///
@@ -68,10 +69,13 @@ pub fn best(kernels: &Kernels, threads: &Threads, bytes_per_token: usize, memory
     }
     let start = Instant::now();
     let speeds = measure(kernels, threads, wanted);
-    let best = choose(&speeds, kernels.ahead);
-    let shown: Vec<_> = speeds.iter().map(|(ahead, speed)| format!("{ahead}: {speed:.1}")).collect();
+    let best = choose(&speeds);
+    let shown: Vec<_> = speeds
+        .iter()
+        .map(|tried| format!("{}: {:.1}, {:.2}", tried.ahead, tried.speed, tried.gain))
+        .collect();
     tracing::debug!(
-        "weights are asked for {best} bytes ahead, found in {:.0} ms (GB/s by bytes: {})",
+        "weights are asked for {best} bytes ahead, found in {:.0} ms (bytes: GB/s, and how many times that without: {})",
         start.elapsed().as_secs_f64() * 1e3,
         shown.join(", ")
     );
@@ -89,19 +93,29 @@ pub fn measured(kernels: &Kernels, threads: usize) -> Option<usize> {
 
 /// Under which name the distance is kept, and for which circumstances.
 fn place(kernels: &Kernels, threads: usize) -> [String; 2] {
-    let circumstances = format!("{}\n{}, {threads} threads", cpu(), kernels.name);
+    // Those that were kept before were chosen otherwise.
+    let circumstances = format!("{}\n{}, {threads} threads, against none", cpu(), kernels.name);
     [format!("prefetch-{}-{threads}", kernels.name), circumstances]
 }
 
-/// The fastest distance of those with their speeds, or the `usual` one where that is hardly slower.
-fn choose(speeds: &[(usize, f64)], usual: usize) -> usize {
-    let of = |ahead| speeds.iter().find(|s| s.0 == ahead).map_or(0.0, |s| s.1);
-    let best = speeds.iter().fold((usual, of(usual)), |best, &now| if now.1 > best.1 { now } else { best });
-    if best.1 > of(usual) * WORTH { best.0 } else { usual }
+/// What a trial has found for a distance.
+#[derive(Clone, Copy, Debug)]
+struct Tried {
+    ahead: usize,
+    /// GB a second, the median.
+    speed: f64,
+    /// How many times as fast as asking for nothing ahead a moment before or behind, the median.
+    gain: f64,
 }
 
-/// The speed of one token's products at each distance in GB a second, medians.
-fn measure(kernels: &Kernels, threads: &Threads, bytes: usize) -> Vec<(usize, f64)> {
+/// The distance that gains the most, or none where that is little.
+fn choose(tried: &[Tried]) -> usize {
+    let worth = tried.iter().filter(|tried| tried.gain > WORTH);
+    worth.max_by(|a, b| a.gain.total_cmp(&b.gain)).map_or(0, |best| best.ahead)
+}
+
+/// The speed of one token's products at each distance.
+fn measure(kernels: &Kernels, threads: &Threads, bytes: usize) -> Vec<Tried> {
     let row = WIDTH * PANEL_BYTES;
     let part = bytes / PARTS / row;
     let x = [BlockQ8::zeroed(); WIDTH];
@@ -119,17 +133,23 @@ fn measure(kernels: &Kernels, threads: &Threads, bytes: usize) -> Vec<(usize, f6
             });
             size_of_val(rows) as f64 / start.elapsed().as_secs_f64() / 1e9
         };
-        let mut speeds = DISTANCES.map(|ahead| (ahead, Vec::new()));
-        for (i, rows) in (0..ROUNDS * DISTANCES.len()).zip(rows.chunks_exact(part).cycle()) {
-            let (ahead, speeds) = &mut speeds[i % DISTANCES.len()];
-            speeds.push(trial(rows, *ahead));
-        }
-        let medians = speeds.into_iter().map(|(ahead, mut speeds)| {
-            speeds.sort_by(f64::total_cmp);
-            (ahead, speeds[ROUNDS / 2])
+        // By round, since memory is faster in one moment than in the next.
+        let mut parts = rows.chunks_exact(part).cycle();
+        let mut speed = |ahead: usize| parts.next().map_or(0.0, |rows| trial(rows, ahead));
+        let rounds: Vec<_> = (0..ROUNDS).map(|_| DISTANCES.map(&mut speed)).collect();
+        let found = DISTANCES.iter().enumerate().map(|(i, &ahead)| Tried {
+            ahead,
+            speed: median(rounds.iter().map(|round| round[i])),
+            gain: median(rounds.iter().map(|round| round[i] / round[0])),
         });
-        medians.collect()
+        found.collect()
     })
+}
+
+fn median(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.collect();
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(0.0)
 }
 
 /// Bytes of the largest cache of this CPU; 0 where the system does not say.
@@ -153,13 +173,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_usual_distance_stays_unless_another_is_worth_it() {
-        let usual = 2 * PANEL_BYTES;
-        let speeds = |of: [f64; 3]| [(0, of[0]), (usual, of[1]), (3 * PANEL_BYTES, of[2])];
-        assert_eq!(choose(&speeds([10.0, 20.0, 20.3]), usual), usual);
-        assert_eq!(choose(&speeds([10.0, 20.0, 21.0]), usual), 3 * PANEL_BYTES);
-        assert_eq!(choose(&speeds([22.0, 20.0, 21.0]), usual), 0);
-        assert_eq!(choose(&speeds([f64::NAN, 20.0, f64::NAN]), usual), usual);
+    fn nothing_is_asked_for_ahead_unless_that_is_worth_it() {
+        let chosen = |gains: [f64; 3]| {
+            let tried = gains.iter().zip(DISTANCES);
+            choose(&tried.map(|(&gain, ahead)| Tried { ahead, speed: 20.0, gain }).collect::<Vec<_>>())
+        };
+        assert_eq!(chosen([1.0, 1.08, 1.05]), 0);
+        assert_eq!(chosen([1.0, 1.2, 1.5]), DISTANCES[2]);
+        assert_eq!(chosen([1.0, 1.2, 0.9]), DISTANCES[1]);
+        assert_eq!(chosen([1.0, f64::NAN, 0.9]), 0);
     }
 
     #[test]
@@ -168,7 +190,11 @@ mod tests {
         for kernels in yuan_kernels::available() {
             let speeds = measure(kernels, &threads, 1 << 20);
             assert_eq!(speeds.len(), DISTANCES.len());
-            assert!(speeds.iter().all(|(_, speed)| speed.is_finite() && *speed > 0.0), "{speeds:?}");
+            assert!(
+                speeds.iter().all(|s| s.speed.is_finite() && s.speed > 0.0 && s.gain > 0.0),
+                "{speeds:?}"
+            );
+            assert_eq!(speeds[0].gain, 1.0);
         }
     }
 

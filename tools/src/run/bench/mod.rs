@@ -77,7 +77,7 @@ pub struct Bench {
     /// Print a table of tests in this form
     #[arg(long, short, value_name = "FORM", value_enum, conflicts_with_all = ["json", "sequences", "draft", "trace"])]
     output: Option<Form>,
-    /// Count what a test of a table runs first, too: by default its prompt and one token of its answer are run once before
+    /// Count what is run first, too: by default the prompt and one token of the answer are run once before, so that pages and caches are as they will be
     #[arg(long)]
     no_warmup: bool,
     /// Measure how fast so many sequences decode together, each behind a prompt of its own, in place of prefill and decode
@@ -217,6 +217,11 @@ impl Bench {
             };
             tokens.chunks(batch).map(call).collect()
         };
+        if !self.no_warmup {
+            let mut state = State::new(model.config(), prompt + tokens.min(1), self.run.kv)?;
+            run(&mut state, 0..prompt, model.batch())?;
+            run(&mut state, prompt..prompt + tokens.min(1), 1)?;
+        }
         let (mut prefill, mut decode, mut times) = (Vec::new(), Vec::new(), Vec::new());
         let mut laps = [Lap::default(), Lap::default()];
         let mut meter = Meter::new(&model);
@@ -339,7 +344,7 @@ impl Bench {
         token: impl Fn(usize) -> u32,
     ) -> anyhow::Result<()> {
         let (Shape { prompt, tokens, .. }, repeat) = (shape, self.repeat);
-        let together = Together { model, kv: self.run.kv, prompt, tokens, repeat };
+        let together = Together { model, kv: self.run.kv, prompt, tokens, repeat, warm_up: !self.no_warmup };
         if !self.json {
             describe_machine(model, bandwidth)?;
         }

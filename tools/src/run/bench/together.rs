@@ -16,6 +16,8 @@ pub struct Together<'m> {
     pub prompt: usize,
     pub tokens: usize,
     pub repeat: usize,
+    /// Whether the prompts and a token are run once before, and not counted.
+    pub warm_up: bool,
 }
 
 /// The speed of so many sequences.
@@ -82,6 +84,10 @@ impl Together<'_> {
             }
             Ok(start.elapsed())
         };
+        if self.warm_up {
+            prompts(&mut states)?;
+            answers(&mut states, 1)?;
+        }
         let mut times = Vec::new();
         for _ in 0..self.repeat {
             prompts(&mut states)?;
