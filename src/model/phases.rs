@@ -198,12 +198,12 @@ impl Recorder {
         }
     }
 
-    /// Work of the present phase, of at least so many pieces, is shared out until the result is dropped.
-    fn share(&self, least: usize) -> Sharing<'_> {
+    /// Work of the present phase is shared out until the result is dropped.
+    fn share(&self) -> Sharing<'_> {
         let running = lock(&self.running);
         let phase =
             running.as_ref().and_then(|pass| pass.phases.last()).map_or(Phase::Begin, |last| last.phase);
-        Sharing { recorder: self, phase, begin: self.now(), least, pieces: AtomicUsize::new(0) }
+        Sharing { recorder: self, phase, begin: self.now(), pieces: AtomicUsize::new(0) }
     }
 
     /// The thread that calls this has worked.
@@ -233,7 +233,6 @@ struct Sharing<'r> {
     recorder: &'r Recorder,
     phase: Phase,
     begin: Duration,
-    least: usize,
     pieces: AtomicUsize,
 }
 
@@ -251,7 +250,7 @@ impl Drop for Sharing<'_> {
     fn drop(&mut self) {
         let span = Span { phase: self.phase, begin: self.begin, end: self.recorder.now() };
         if let Some(pass) = lock(&self.recorder.running).as_mut() {
-            pass.shared.push(Shared { span, pieces: self.pieces.load(Relaxed).max(self.least) });
+            pass.shared.push(Shared { span, pieces: self.pieces.load(Relaxed) });
         }
     }
 }
@@ -266,20 +265,10 @@ impl Compute {
 
     /// Shares out `items` among the threads of the pass, and does `work` with each.
     pub fn each<I: ParallelIterator>(&self, items: I, work: impl Fn(I::Item) + Send + Sync) {
-        self.each_of(0, items, work);
-    }
-
-    /// [`Compute::each`], where `work` takes one after another of so many `pieces`, as long as there are any.
-    pub fn each_of<I: ParallelIterator>(
-        &self,
-        pieces: usize,
-        items: I,
-        work: impl Fn(I::Item) + Send + Sync,
-    ) {
         match self.phases.recorder() {
             None => self.run(|| items.for_each(work)),
             Some(recorder) => {
-                let sharing = recorder.share(pieces);
+                let sharing = recorder.share();
                 self.run(|| items.for_each(|item| sharing.piece(|| work(item))));
             }
         }
@@ -307,7 +296,7 @@ impl Compute {
         match self.phases.recorder() {
             None => self.run(|| threads().for_each(|_| each(&work))),
             Some(recorder) => {
-                let sharing = recorder.share(0);
+                let sharing = recorder.share();
                 let piece = |of: &mut W, item| sharing.piece(|| work(of, item));
                 self.run(|| threads().for_each(|_| each(&piece)));
             }
