@@ -77,7 +77,7 @@ pub struct Bench {
     /// Print a table of tests in this form
     #[arg(long, short, value_name = "FORM", value_enum, conflicts_with_all = ["json", "sequences", "draft", "trace"])]
     output: Option<Form>,
-    /// Count what is run first, too: by default the prompt and one token of the answer are run once before, so that pages and caches are as they will be
+    /// Count what is run first, too: by default the prompt and one token of the answer are run once before (not with --trace), so that pages and caches are as they will be
     #[arg(long)]
     no_warmup: bool,
     /// Measure how fast so many sequences decode together, each behind a prompt of its own, in place of prefill and decode
@@ -217,7 +217,8 @@ impl Bench {
             };
             tokens.chunks(batch).map(call).collect()
         };
-        if !self.no_warmup {
+        // A trace is of a run that begins with nothing in memory, as yuan replay does.
+        if !self.no_warmup && self.trace.is_none() {
             let mut state = State::new(model.config(), prompt + tokens.min(1), self.run.kv)?;
             run(&mut state, 0..prompt, model.batch())?;
             run(&mut state, prompt..prompt + tokens.min(1), 1)?;
