@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MOST_CONTEXT, MOST_VOCAB};
+use crate::limits::{MOST_CONTEXT, MOST_EXPERTS, MOST_EXPERTS_IN_ALL, MOST_LAYERS, MOST_VOCAB};
 
 /// A family of models: how its checkpoints name things, what its tokenizer adds, what its conversations look like. What is computed is
 /// the same for all of them, and [`ModelConfig`] has the rest.
@@ -206,16 +206,16 @@ impl ModelConfig {
         };
         within("vocab_size", self.vocab, MOST_VOCAB)?;
         within("hidden_size", self.hidden, 1 << 16)?;
-        within("num_hidden_layers", self.layers, 1 << 10)?;
+        within("num_hidden_layers", self.layers, MOST_LAYERS)?;
         within("num_attention_heads", self.heads, 1 << 10)?;
         within("attention_projection_size", self.projection, 1 << 17)?;
         within("ffn_hidden_size", self.ffn, 1 << 18)?;
         within("max_position_embeddings", self.context, MOST_CONTEXT)?;
         within("rotary dims", self.rope_dims, 1 << 16)?;
         if self.architecture == Architecture::Moe {
-            within("moe_num_experts", self.experts, 1 << 10)?;
+            within("moe_num_experts", self.experts, MOST_EXPERTS)?;
             within("moe_top_k", self.experts_used, self.experts)?;
-            within("experts in all layers", self.layers * self.experts, 1 << 16)?;
+            within("experts in all layers", self.layers * self.experts, MOST_EXPERTS_IN_ALL)?;
         } else if self.experts != 0 || self.experts_used != 0 {
             return Err("a dense model has no experts".into());
         } else if self.router != RouterKind::default() {

@@ -8,6 +8,12 @@ pub const MOST_CONTEXT: usize = 1 << 24;
 pub const MOST_VOCAB: usize = 1 << 22;
 /// Tokens that go through the model together.
 pub const MOST_BATCH: usize = 1 << 16;
+/// Layers of a model.
+pub const MOST_LAYERS: usize = 1 << 10;
+/// Experts of a layer.
+pub const MOST_EXPERTS: usize = 1 << 10;
+/// Experts of all layers.
+pub const MOST_EXPERTS_IN_ALL: usize = 1 << 16;
 /// Tokens that are drafted behind the next one of an answer, and run with it in one pass.
 pub const MOST_DRAFTED: usize = 3;
 /// Tokens of a text that answers are drafted from.

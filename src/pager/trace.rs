@@ -8,12 +8,9 @@ use super::{Eviction, Hits, Policy};
 use crate::{
     error::{Error, Result},
     files::write_whole,
+    limits::{MOST_EXPERTS, MOST_EXPERTS_IN_ALL, MOST_LAYERS},
 };
 
-// What a model may have (`ModelConfig::validate`): a policy looks at all experts of a layer for each of its requests.
-const MOST_LAYERS: usize = 1 << 10;
-const MOST_EXPERTS: usize = 1 << 10;
-const MOST_IN_ALL: usize = 1 << 16;
 /// Bytes of an expert, or of everything else: more than any model has, and so few that sums of them are numbers.
 const MOST_BYTES: u64 = 1 << 48;
 
@@ -120,9 +117,10 @@ impl Trace {
         let mut lines = text.lines().enumerate();
         let head = lines.next().map_or("", |(_, line)| line);
         let model: Traced = serde_json::from_str(head).map_err(|e| bad(1, &e.to_string()))?;
+        // What a model may have: a policy looks at all experts of a layer for each of its requests.
         let is_model = (1..=MOST_LAYERS).contains(&model.layers)
             && (1..=MOST_EXPERTS).contains(&model.experts)
-            && model.layers * model.experts <= MOST_IN_ALL
+            && model.layers * model.experts <= MOST_EXPERTS_IN_ALL
             && (1..=model.experts).contains(&model.used)
             && model.expert_bytes.max(model.fixed_bytes) <= MOST_BYTES;
         if model.yuan_trace != 1 || !is_model {
