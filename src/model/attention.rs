@@ -84,7 +84,7 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let pieces = pieces.zip(parts_of(&mut mixed, lengths)).zip(totals.iter_mut());
     // Beside what a thread works with, room for what a later span gives.
     let room = || (Work::new(compute, dim), compute.scratch.buffer(QUERIES * dim));
-    compute.in_turn(pieces, room, |(work, more), (((block, mut spans), mixed), totals)| {
+    compute.in_turn_with(pieces, room, |(work, more), (((block, mut spans), mixed), totals)| {
         let (kv, rows) = &sequences[block.sequence];
         let query = |t: usize| &queries[t * width + block.head * dim..][..dim];
         let q = work.q.chunks_exact_mut(dim).zip(block.start..block.start + block.rows);
@@ -135,7 +135,7 @@ fn rotated(
         let rotations = sequences.iter().flat_map(|(kv, rows)| repeat_n(kv.rotation(), rows.len()));
         let rows = rotated.chunks_exact_mut(width).zip(rotations);
         let rows = rows.filter_map(|(row, rotation)| Some((row, rotation?)));
-        compute.in_turn(rows, || (), |(), (row, rotation)| (best_encoders().rotate)(row, rotation));
+        compute.in_turn(rows, |(row, rotation)| (best_encoders().rotate)(row, rotation));
         rotated
     })
 }

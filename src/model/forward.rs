@@ -302,7 +302,7 @@ impl Model {
             (part, rest) = rest.split_at(member.logits.len());
             (&mut member.logits, part)
         });
-        self.compute.in_turn(parts, || (), |(), (logits, part)| logits.copy_from_slice(part));
+        self.compute.in_turn(parts, |(logits, part)| logits.copy_from_slice(part));
     }
 
     /// Guesses the experts of a single token in the next layer, by its router and the residual as it is now.

@@ -274,8 +274,13 @@ impl Compute {
         }
     }
 
-    /// [`Compute::each`] of items that threads take in their order, as each comes to it; `init` gives what a thread uses again from item to item.
-    pub fn in_turn<T, W>(
+    /// [`Compute::each`] of items that threads take in their order, as each comes to it.
+    pub fn in_turn<T>(&self, items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Send + Sync) {
+        self.in_turn_with(items, || (), |(), item| work(item));
+    }
+
+    /// [`Compute::in_turn`] with what `init` gives, which a thread uses again from item to item.
+    pub fn in_turn_with<T, W>(
         &self,
         items: impl Iterator<Item = T> + Send,
         init: impl Fn() -> W + Send + Sync,

@@ -238,20 +238,16 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             let parts = output.data.chunks_mut(columns * *n * PANEL_ROWS).enumerate();
             parts.map(|(i, y)| (&*expert, *n, *h, i * columns, y))
         });
-        self.compute.in_turn(
-            items,
-            || (),
-            |(), (expert, n, h, first, y)| {
-                let y = y.as_chunks_mut().0;
-                let range = first..first + y.len() / n;
-                for (t, h) in h.chunks_exact(n * self.steps.len).enumerate() {
-                    // A tile that could not be read has been told of.
-                    let Ok(tile) = expert.tile(t) else { return };
-                    let tile = bytemuck::cast_slice(tile);
-                    (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
-                }
-            },
-        );
+        self.compute.in_turn(items, |(expert, n, h, first, y)| {
+            let y = y.as_chunks_mut().0;
+            let range = first..first + y.len() / n;
+            for (t, h) in h.chunks_exact(n * self.steps.len).enumerate() {
+                // A tile that could not be read has been told of.
+                let Ok(tile) = expert.tile(t) else { return };
+                let tile = bytemuck::cast_slice(tile);
+                (self.steps.down)(&self.compute.kernels, tile, self.hidden, range.clone(), h, y);
+            }
+        });
         drop(experts);
         wave.for_each(|rank| self.request.finish(self.first + rank));
     }
@@ -278,12 +274,12 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
             stopped.store(true, Relaxed);
             self.request.abort();
             let mut problem = lock(&problem);
-            if !matches!(*problem, Some(ref e) if !matches!(e, Error::Cancelled)) {
+            if problem.as_ref().is_none_or(|e| matches!(e, Error::Cancelled)) {
                 *problem = Some(found);
             }
         };
         let items = items.take_while(|_| !stopped.load(Relaxed));
-        self.compute.in_turn(
+        self.compute.in_turn_with(
             items,
             || AbortOnPanic(self.request),
             |_, (rank, part)| {

@@ -46,7 +46,7 @@ pub fn store<'c>(
         let more = (ENCODED_TOGETHER / first.numbers()).min(TOGETHER - 1);
         Some(iter::once(first).chain(all.by_ref().take(more)).collect::<List<_>>())
     });
-    compute.in_turn(together, || (), |(), rows| rows.into_iter().for_each(Rows::store));
+    compute.in_turn(together, |rows| rows.into_iter().for_each(Rows::store));
 }
 
 impl Rows<'_> {
