@@ -151,9 +151,17 @@ impl Running {
 
     /// A counter of `/metrics`.
     pub fn counter(&self, name: &str) -> f64 {
+        let [value] = self.counters([name]);
+        value
+    }
+
+    /// Counters of one moment. The engine's count what other tests do, too.
+    pub fn counters<const N: usize>(&self, names: [&str; N]) -> [f64; N] {
         let text = agent().get(self.url("/metrics")).call().unwrap().into_body().read_to_string().unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).expect(name);
-        line.parse().unwrap()
+        names.map(|name| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).expect(name);
+            line.parse().unwrap()
+        })
     }
 
     /// Waits until a counter has a value.

@@ -145,9 +145,9 @@ fn choices_of_a_question_share_it() {
     };
     // What the server counts, and not the engine, which other tests use, too.
     let counts = || {
-        let [whole, cached, predicted] =
-            ["yuan_prompt_tokens_total", "yuan_prompt_tokens_cached_total", "yuan_tokens_predicted_total"]
-                .map(|name| server.counter(name) as usize);
+        let names =
+            ["yuan_prompt_tokens_total", "yuan_prompt_tokens_cached_total", "yuan_tokens_predicted_total"];
+        let [whole, cached, predicted] = server.counters(names).map(|count| count as usize);
         [whole - cached, cached, predicted]
     };
     let before = counts();
