@@ -53,7 +53,7 @@ fn phases_are_recorded_and_change_no_bit() {
         for model in [mapped, streamed] {
             let plain = logits(&model, &tokens, 64);
             assert!(model.recorded_phases().is_empty(), "nothing is recorded that was not asked for");
-            model.record_phases();
+            model.record_phases(0);
             assert!(logits(&model, &tokens, 64) == plain);
             let passes = model.recorded_phases();
             assert_eq!(passes.iter().map(|pass| pass.rows).collect::<Vec<_>>(), [64, 1, 1, 1, 1, 1, 1]);
@@ -72,4 +72,30 @@ fn phases_are_recorded_and_change_no_bit() {
             assert!(model.recorded_phases().is_empty(), "the recording has ended");
         }
     }
+}
+
+/// One thread has the pieces that more would share, where a recording is for so many.
+#[test]
+fn one_thread_has_the_pieces_of_more() {
+    let folder = common::folder();
+    let container = container(&folder);
+    let tokens = tokens(70);
+    let pieces = |threads: usize, cut_for: usize| -> Vec<Vec<(Phase, usize, bool)>> {
+        let model = Model::load(&container, &Options { threads, ..options(Paging::Mapped) }).unwrap();
+        model.record_phases(cut_for);
+        logits(&model, &tokens, 64);
+        let passes = model.recorded_phases();
+        for pass in &passes {
+            let shared: usize = pass.shared.iter().map(|shared| shared.pieces).sum();
+            assert_eq!(pass.work.iter().map(Vec::len).sum::<usize>(), shared, "a span for each piece");
+        }
+        let of = |pass: &RecordedPass| {
+            pass.shared.iter().map(|shared| (shared.span.phase, shared.pieces, shared.in_turn)).collect()
+        };
+        passes.iter().map(of).collect()
+    };
+    let (one, seven) = (pieces(1, 0), pieces(7, 0));
+    assert!(one != seven, "seven threads cut finer");
+    assert!(pieces(1, 7) == seven);
+    assert!(pieces(3, 1) == pieces(3, 0), "never coarser than for those that run");
 }

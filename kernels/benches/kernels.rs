@@ -69,6 +69,7 @@ fn bench(c: &mut Criterion) {
         op!(mix_q8_0, BlockQ8_0, 64 * 8, |values| (k.mix_q8_0)(black_box(&scores), 256, &values, &mut y));
         let up = vec![0.5; 256];
         op!(swiglu, f32, 256, |gate| (k.swiglu)(&mut gate, black_box(&up)));
+        op!(exps, f32, 256, |x| (k.exps)(black_box(&mut x)));
         op!(exp_sum, f32, 256, |x| (k.exp_sum)(&mut x, black_box(1.0)));
     }
 }

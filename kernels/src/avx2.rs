@@ -30,7 +30,7 @@ use bytemuck::cast;
 use half::f16;
 
 use self::floats::{
-    dot_bf16, dot_f16, dot_f32, exp_sum, mix_f16, mix_f32, mix_q4_0, mix_q8_0, quantize, quantize_x8,
+    dot_bf16, dot_f16, dot_f32, exp_sum, exps, mix_f16, mix_f32, mix_q4_0, mix_q8_0, quantize, quantize_x8,
     scores_f16, scores_f32, swiglu,
 };
 use self::maddubs::{panels_q3_k, panels_q4_0, panels_q4_k, panels_q6_k, panels_q8_0};
@@ -66,6 +66,7 @@ pub(crate) fn table() -> Option<&'static Kernels> {
         panels_q4_k: enter!(panels_q4_k(panels, x, acc, ahead)),
         panels_q6_k: enter!(panels_q6_k(panels, x, acc, ahead)),
         swiglu: enter!(swiglu(gate, up)),
+        exps: enter!(exps(x)),
         exp_sum: enter!(exp_sum(x, max)),
         scores_f32: enter!(scores_f32(q, dim, keys, scores)),
         scores_f16: enter!(scores_f16(q, dim, keys, scores)),

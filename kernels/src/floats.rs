@@ -126,6 +126,13 @@ macro_rules! floats {
         }
 
         #[target_feature(enable = $features)]
+        pub(super) fn exps(x: &mut [f32]) {
+            let (whole, tail) = x.as_chunks_mut::<8>();
+            whole.iter_mut().for_each(|x| *x = cast(exp_8(cast(*x))));
+            tail.iter_mut().for_each(|x| *x = exp(*x));
+        }
+
+        #[target_feature(enable = $features)]
         pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
             let mut lanes = [splat(0.0); 4];
             let (whole, tail) = x.as_chunks_mut::<32>();

@@ -102,6 +102,8 @@ pub struct Kernels {
     pub panels_q6_k: PanelProduct<PanelQ6K>,
     /// `gate = silu(gate) * up`.
     pub swiglu: fn(gate: &mut [f32], up: &[f32]),
+    /// `x = e^x`, each held within -87 and 88.
+    pub exps: fn(x: &mut [f32]),
     /// `x = e^(x - max)`, returns the sum.
     pub exp_sum: fn(x: &mut [f32], max: f32) -> f32,
     /// `scores[t][i] = q[t] · keys[i]` for queries [T, dim] and keys [n, dim].

@@ -28,6 +28,7 @@ pub(crate) static TABLE: Kernels = Kernels {
     panels_q4_k: |panels, x, acc, _| panels_q4_k(panels, x, acc),
     panels_q6_k: |panels, x, acc, _| panels_q6_k(panels, x, acc),
     swiglu,
+    exps,
     exp_sum,
     scores_f32,
     scores_f16,
@@ -327,6 +328,10 @@ fn swiglu(gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
     }
+}
+
+fn exps(x: &mut [f32]) {
+    x.iter_mut().for_each(|x| *x = exp(*x));
 }
 
 fn exp_sum(x: &mut [f32], max: f32) -> f32 {

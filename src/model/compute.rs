@@ -42,8 +42,10 @@ pub struct Compute {
     pools: Threads,
 }
 
-/// Weights that are worth a task of their own, in bytes.
+/// Weights of a piece of work where there is enough for all threads, in bytes.
 const TASK_BYTES: usize = 128 << 10;
+/// Weights that a thread multiplies sooner than it finds the next piece: these are seldom in a cache.
+const LEAST_BYTES: usize = 16 << 10;
 /// Numbers that one thread adds sooner than two.
 const ADDED_TOGETHER: usize = 1 << 14;
 /// Tokens that pass through a piece of a matrix in panels together.
@@ -126,17 +128,42 @@ impl Compute {
 
     /// [`Compute::product`] into memory of the caller, [T, w.rows].
     pub fn product_into(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
+        self.meet(w, x);
+        // Each piece by itself: a thread that comes late finds some left.
+        self.each_columns(out, w.rows, self.chunk(w, x), 1, |columns| self.product_rows(w, x, columns));
+    }
+
+    /// [`Compute::product`] of each of `all`. Of one row all of them are shared out together, so that threads wait for each other once.
+    pub fn products<const N: usize>(&self, all: [&Matrix; N], x: &Activations) -> [Buffer; N] {
+        if x.rows() != 1 {
+            return all.map(|w| self.product(w, x));
+        }
+        let mut outs = all.map(|w| self.scratch.buffer(w.rows));
+        all.iter().for_each(|w| self.meet(w, x));
+        let pieces = all.iter().zip(&mut outs).flat_map(|(w, out)| {
+            let chunk = self.chunk(w, x);
+            out.chunks_mut(chunk).enumerate().map(move |(i, piece)| (w, i * chunk, piece))
+        });
+        self.in_turn(pieces, |(w, first, piece)| {
+            self.product_rows(w, x, &mut Columns::of_row(piece, first));
+        });
+        outs
+    }
+
+    /// Makes `x` such that rows of `w` can be multiplied with it.
+    fn meet(&self, w: &Matrix, x: &Activations) {
         debug_assert_eq!(w.cols, x.cols());
         if self.quantizes(w.dtype) {
             with_panel!(w.dtype, P => x.quantize::<<P as Panel>::X>(self), _ => {});
         }
-        // Pieces of a size that stays in cache while a batch passes, but enough of them for all threads.
-        let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.threads());
-        let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / TASK_BYTES).max(1);
+    }
+
+    /// Rows of `w` that are a piece of work: of a size that stays in cache while a batch passes, but enough pieces for all threads.
+    fn chunk(&self, w: &Matrix, x: &Activations) -> usize {
+        let pieces = (w.len_bytes() / TASK_BYTES).max(4 * self.cut_for());
+        let pieces = pieces.min(w.len_bytes().saturating_mul(x.rows()) / LEAST_BYTES).max(1);
         let grain = if w.cuts_into_panels() { PANEL_ROWS } else { 1 };
-        let chunk = w.rows.div_ceil(pieces).next_multiple_of(grain);
-        // Each piece by itself: a thread that comes late finds some left.
-        self.each_columns(out, w.rows, chunk, 1, |columns| self.product_rows(w, x, columns));
+        w.rows.div_ceil(pieces).next_multiple_of(grain)
     }
 
     /// Shares out a matrix of rows `width` long in pieces of `chunk` columns, so many `together`.

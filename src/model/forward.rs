@@ -190,7 +190,7 @@ impl Model {
             let (g, o1) = layer.filter.apply(compute, &a, |row| batch.before(l, row));
             batch.remember(l, &a, &o1);
             compute.phase(Phase::Qkv);
-            let (mut q, mut k) = (compute.product(&layer.q, &g), compute.product(&layer.k, &g));
+            let [mut q, mut k] = compute.products([&layer.q, &layer.k], &g);
             compute.phase(Phase::Store);
             let rows =
                 q.par_chunks_exact_mut(config.projection).zip(k.par_chunks_exact_mut(config.projection));

@@ -117,6 +117,8 @@ pub struct Shared {
     pub span: Span,
     /// Pieces of it: of one piece all but one thread has nothing.
     pub pieces: usize,
+    /// Whether threads took the pieces in their order, each the next one, or a range of them was halved until every thread had some.
+    pub in_turn: bool,
 }
 
 /// A pass on the CPU that was recorded.
@@ -130,12 +132,12 @@ pub struct RecordedPass {
     pub phases: Vec<Span>,
     /// What was shared out in them, in order.
     pub shared: Vec<Shared>,
-    /// Of every thread, when it worked on what was shared out. Pieces that followed one another are one span.
+    /// Of every thread, when it worked on what was shared out: a span for each piece.
     pub work: Vec<Vec<Span>>,
 }
 
-/// Pieces of work with no more than this between them are put together.
-const GAP: Duration = Duration::from_nanos(200);
+/// Threads at most that work is cut for.
+const MOST_CUT: usize = 1024;
 
 /// Spans of a thread in a pass at most, 40 bytes each; later ones are left out.
 const MOST: usize = 1 << 20;
@@ -144,6 +146,8 @@ const MOST: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Phases {
     on: AtomicBool,
+    /// For how many threads work is cut, where they are more than run.
+    cut_for: AtomicUsize,
     recorder: Mutex<Option<Arc<Recorder>>>,
 }
 
@@ -199,21 +203,18 @@ impl Recorder {
     }
 
     /// Work of the present phase is shared out until the result is dropped.
-    fn share(&self) -> Sharing<'_> {
+    fn share(&self, in_turn: bool) -> Sharing<'_> {
         let running = lock(&self.running);
         let phase =
             running.as_ref().and_then(|pass| pass.phases.last()).map_or(Phase::Begin, |last| last.phase);
-        Sharing { recorder: self, phase, begin: self.now(), pieces: AtomicUsize::new(0) }
+        Sharing { recorder: self, phase, begin: self.now(), pieces: AtomicUsize::new(0), in_turn }
     }
 
     /// The thread that calls this has worked.
     fn worked(&self, span: Span) {
         let Some(work) = current_thread_index().and_then(|thread| self.work.get(thread)) else { return };
         let mut work = lock(work);
-        let follows = |last: &&mut Span| last.phase == span.phase && span.begin <= last.end + GAP;
-        if let Some(last) = work.last_mut().filter(follows) {
-            last.end = span.end;
-        } else if work.len() < MOST {
+        if work.len() < MOST {
             work.push(span);
         }
     }
@@ -234,6 +235,7 @@ struct Sharing<'r> {
     phase: Phase,
     begin: Duration,
     pieces: AtomicUsize,
+    in_turn: bool,
 }
 
 impl Sharing<'_> {
@@ -250,7 +252,8 @@ impl Drop for Sharing<'_> {
     fn drop(&mut self) {
         let span = Span { phase: self.phase, begin: self.begin, end: self.recorder.now() };
         if let Some(pass) = lock(&self.recorder.running).as_mut() {
-            pass.shared.push(Shared { span, pieces: self.pieces.load(Relaxed) });
+            let (pieces, in_turn) = (self.pieces.load(Relaxed), self.in_turn);
+            pass.shared.push(Shared { span, pieces, in_turn });
         }
     }
 }
@@ -263,12 +266,17 @@ impl Compute {
         }
     }
 
+    /// For how many threads work is cut: those of the pass, unless a recording is for more.
+    pub fn cut_for(&self) -> usize {
+        self.phases.cut_for.load(Relaxed).max(self.threads())
+    }
+
     /// Shares out `items` among the threads of the pass, and does `work` with each.
     pub fn each<I: ParallelIterator>(&self, items: I, work: impl Fn(I::Item) + Send + Sync) {
         match self.phases.recorder() {
             None => self.run(|| items.for_each(work)),
             Some(recorder) => {
-                let sharing = recorder.share();
+                let sharing = recorder.share(false);
                 self.run(|| items.for_each(|item| sharing.piece(|| work(item))));
             }
         }
@@ -301,7 +309,7 @@ impl Compute {
         match self.phases.recorder() {
             None => self.run(|| threads().for_each(|_| each(&work))),
             Some(recorder) => {
-                let sharing = recorder.share();
+                let sharing = recorder.share(true);
                 let piece = |of: &mut W, item| sharing.piece(|| work(of, item));
                 self.run(|| threads().for_each(|_| each(&piece)));
             }
@@ -310,8 +318,10 @@ impl Compute {
 }
 
 impl Model {
-    /// Records the phases of the passes on the CPU from now on, which costs some hundredths of a microsecond for each piece of work.
-    pub fn record_phases(&self) {
+    /// Records the phases of the passes on the CPU from now on, which costs some hundredths of a microsecond for each piece of work. Work is cut as for `cut_for` threads,
+    /// where those that run are fewer (0: as for those, 1024 at most): a recording of one thread then has the pieces that so many would share.
+    pub fn record_phases(&self, cut_for: usize) {
+        self.compute.phases.cut_for.store(cut_for.min(MOST_CUT), SeqCst);
         let threads = self.threads().max(self.batch_threads());
         *lock(&self.compute.phases.recorder) = Some(Arc::new(Recorder {
             start: Instant::now(),
@@ -325,6 +335,7 @@ impl Model {
     /// The passes that were recorded since [`Model::record_phases`]. Ends the recording.
     pub fn recorded_phases(&self) -> Vec<RecordedPass> {
         self.compute.phases.on.store(false, SeqCst);
+        self.compute.phases.cut_for.store(0, SeqCst);
         let recorder = lock(&self.compute.phases.recorder).take();
         recorder.map_or_else(Vec::new, |recorder| take(&mut *lock(&recorder.passes)))
     }

@@ -81,7 +81,7 @@ impl Router {
         let (mut logits, attention) = match &self.projections {
             Projections::Linear(w) => (compute.product(w, m), None),
             Projections::Attention(of) => {
-                let [q, k, v] = of.each_ref().map(|w| compute.product(w, m));
+                let [q, k, v] = compute.products(of.each_ref(), m);
                 (q, Some([k, v]))
             }
         };
@@ -89,23 +89,45 @@ impl Router {
         let mut chosen: Chosen = smallvec![(0, 0.0); m.rows() * self.used];
         let rows = logits.par_chunks_exact_mut(experts).zip(chosen.par_chunks_exact_mut(self.used));
         compute.each(rows.enumerate().with_min_len(8), |(t, (logits, chosen))| {
-            let mut scores = compute.scratch.buffer::<f32>(experts);
             if let Some(attention) = &attention {
                 let [k, v] = attention.each_ref().map(|x| &x[t * experts..][..experts]);
-                logits.iter_mut().for_each(|q| *q = attend(*q, k, v, &mut scores));
+                attend(compute, logits, k, v);
             }
-            scores.copy_from_slice(logits);
+            let mut scores = compute.scratch.copy(logits);
             choose(&mut scores, chosen, self.normalize);
         });
         Routing { logits: Some(logits), used: self.used, chosen }
     }
 }
 
-/// `sum_j softmax_j(q k_j) v_j`: no scale, no mask. `scores` has room for a score of each key.
-fn attend(q: f32, k: &[f32], v: &[f32], scores: &mut [f32]) -> f32 {
-    scores.iter_mut().zip(k).for_each(|(score, k)| *score = q * k);
-    softmax(scores);
-    scores.iter().zip(v).map(|(p, v)| p * v).sum()
+/// Each `q` becomes `sum_j softmax_j(q k_j) v_j`: no scale, no mask. All queries take each step together, key by key, so that vectors of queries do it; of each the
+/// sums go over the keys in their order.
+fn attend(compute: &Compute, q: &mut [f32], k: &[f32], v: &[f32]) {
+    let n = q.len();
+    let mut room = compute.scratch.buffer::<f32>((2 + k.len()) * n);
+    let (max, rest) = room.split_at_mut(n);
+    let (sums, scores) = rest.split_at_mut(n);
+    max.fill(f32::NEG_INFINITY);
+    for (scores, k) in scores.chunks_exact_mut(n).zip(k) {
+        for ((score, max), q) in scores.iter_mut().zip(&mut *max).zip(&*q) {
+            *score = q * k;
+            *max = max.max(*score);
+        }
+    }
+    for scores in scores.chunks_exact_mut(n) {
+        scores.iter_mut().zip(&*max).for_each(|(score, max)| *score -= max);
+    }
+    (compute.kernels.exps)(scores);
+    sums.fill(0.0);
+    for powers in scores.chunks_exact(n) {
+        sums.iter_mut().zip(powers).for_each(|(sum, power)| *sum += power);
+    }
+    q.fill(0.0);
+    for (powers, v) in scores.chunks_exact(n).zip(v) {
+        for ((q, power), sum) in q.iter_mut().zip(powers).zip(&*sums) {
+            *q += power / sum * v;
+        }
+    }
 }
 
 /// The best of a softmax over `logits`, best first, equals by number; their softmax takes the logits' place.
@@ -132,7 +154,10 @@ fn softmax(x: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{compute::Arithmetic, threads::Threads},
+        *,
+    };
 
     #[test]
     fn the_two_best_share_the_weight() {
@@ -150,8 +175,35 @@ mod tests {
         assert_eq!(chosen, [(0, 0.5), (1, 0.5)]);
     }
 
+    fn compute() -> Compute {
+        Compute::new(Threads::new(1, 1).unwrap(), Arithmetic::Integer, None).unwrap()
+    }
+
     #[test]
     fn uniform_attention_gives_the_mean_value() {
-        assert!((attend(0.0, &[1.0, -5.0], &[2.0, 4.0], &mut [0.0; 2]) - 3.0).abs() < 1e-6);
+        let mut q = [0.0; 2];
+        attend(&compute(), &mut q, &[1.0, -5.0], &[2.0, 4.0]);
+        assert!(q.iter().all(|q| (q - 3.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn queries_that_attend_together_have_the_bits_of_one() {
+        let alone = |q: f32, k: &[f32], v: &[f32]| -> f32 {
+            let mut scores: Vec<f32> = k.iter().map(|k| q * k).collect();
+            softmax(&mut scores);
+            scores.iter().zip(v).fold(0.0, |sum, (p, v)| sum + p * v)
+        };
+        let compute = compute();
+        for n in [1, 2, 7, 32, 33] {
+            let wave = |step: f32| (0..n).map(|i| 9.0 * (i as f32 * step).sin()).collect::<Vec<f32>>();
+            let (queries, k, v) = (wave(1.3), wave(0.7), wave(2.1));
+            let mut q = queries.clone();
+            attend(&compute, &mut q, &k, &v);
+            let alone: Vec<f32> = queries.iter().map(|q| alone(*q, &k, &v)).collect();
+            assert_eq!(
+                q.iter().map(|q| q.to_bits()).collect::<Vec<_>>(),
+                alone.iter().map(|q| q.to_bits()).collect::<Vec<_>>()
+            );
+        }
     }
 }

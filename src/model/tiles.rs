@@ -59,10 +59,10 @@ pub fn tiled<P: Panel<X: Blocks>>(
     let watch = watch.filter(|watch| watch.is_on());
     let blocks: usize = groups.iter().map(|g| g.tokens.len().div_ceil(TOKEN_BLOCK)).sum();
     // Who walks keeps no neurons to be seen.
-    let walk = blocks >= 4 * compute.threads() && watch.is_none();
+    let walk = blocks >= 4 * compute.cut_for() && watch.is_none();
     if walk {
         // As many tokens together as leave every thread some: a group that is not cut reads each tile once.
-        cut(groups, (blocks / (8 * compute.threads())).max(1) * TOKEN_BLOCK);
+        cut(groups, (blocks / (8 * compute.cut_for())).max(1) * TOKEN_BLOCK);
     }
     let output = |g: &Group| Output::zeros(compute, g.tokens.len(), hidden);
     let mut outputs: List<Output> = groups.iter().map(output).collect();
@@ -219,7 +219,7 @@ impl<P: Panel, I: Pod + Send + Sync> Work<'_, P, I> {
     /// The outputs of the experts of some ranks, whose neurons are [rank][tile][token].
     fn down(&self, wave: Range<usize>, neurons: &[I], outputs: &mut [Output]) {
         let panels = self.hidden / PANEL_ROWS;
-        let columns = panels.div_ceil(4 * self.compute.threads()).max(LEAST_PANELS.min(panels));
+        let columns = panels.div_ceil(4 * self.compute.cut_for()).max(LEAST_PANELS.min(panels));
         let mut rest = neurons;
         let mut outputs: List<Option<&mut Output>> = outputs.iter_mut().map(Some).collect();
         let mut experts = List::new();

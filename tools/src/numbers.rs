@@ -129,6 +129,11 @@ pub fn threads(text: &str) -> Result<usize, String> {
         .map_err(|e| e + " (more would only wait for each other on this machine), or 0 for the usual number")
 }
 
+/// Threads of another machine.
+pub fn other_threads(text: &str) -> Result<usize, String> {
+    number(text, 1, 1024)
+}
+
 /// Threads that read experts.
 pub fn readers(text: &str) -> Result<usize, String> {
     number(text, 0, MOST_READERS).map_err(|e| e + ", or 0 for the usual number")

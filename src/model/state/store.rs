@@ -11,7 +11,7 @@ use super::{super::compute::Compute, kv::KvCache, kv_type::Stored};
 use crate::list::List;
 
 /// Values that one thread encodes at least, where several share the work.
-const ENCODED_TOGETHER: usize = 1 << 14;
+const ENCODED_TOGETHER: usize = 1 << 11;
 
 /// Stripes that a thread takes together at most.
 const TOGETHER: usize = 8;

@@ -3,7 +3,9 @@
 mod drafted;
 mod form;
 mod phases;
+mod picture;
 mod rows;
+mod simulate;
 mod table;
 mod together;
 
@@ -19,7 +21,7 @@ use clap::Args;
 use serde_json::json;
 use yuan::{
     container::Container,
-    files::{check_output, write_whole},
+    files::check_output,
     model::{GpuPlacement, Model, Options, Placement, Sequence, State, Want, threads::usable_cores},
     pager::{self, Mode, trace::Trace},
     session::{
@@ -40,6 +42,7 @@ use crate::bandwidth::read_bandwidth;
 use drafted::Pairs;
 use form::Form;
 use phases::Recording;
+use simulate::{Recorded, Simulated};
 use together::Together;
 
 /// Measure the speed of prefill and decode
@@ -56,6 +59,7 @@ Examples:
   yuan bench model.gguf -p 128-1024*2 -n 32,64 -pg 512,128 -d 0,4096 -r 5
   yuan bench model.gguf -o sql | sqlite3 speed.sqlite
   yuan bench model.gguf -r 1 --phases phases.json
+  yuan bench model.gguf -r 1 -t 1 --simulate 4,16,64 --simulate-memory 250 --phases phases.svg
 Tokens are random ones: mixture-of-experts models then touch their experts evenly. Figures are medians. \
 With -o, -pg or several values they are a table as llama-bench prints it: each prompt, each answer and each pair behind each depth, which is 0 where none is given, \
 is a test of its own, with the mean and the standard deviation of its repetitions.")]
@@ -102,10 +106,17 @@ pub struct Bench {
     /// Record which experts the last repetition used, for yuan replay
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Run the prompt and eight of the tokens (or of those of all sequences) once more, and write what each thread does when, in Chrome's trace format, which ui.perfetto.dev shows; a table says what of it
-    /// one thread does alone
+    /// Run the prompt and eight of the tokens (or of those of all sequences) once more, and write what each thread does when: as a picture, if the file's name ends with
+    /// .svg, or in Chrome's trace format, which ui.perfetto.dev shows; a table says what of it one thread does alone
     #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "pg", "draft"])]
     phases: Option<PathBuf>,
+    /// Say how long the prompt and tokens behind it would take with so many threads, from the times that one thread (-t 1) needs for each piece of work, the medians of
+    /// the repetitions; --phases then has what those threads would do
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = numbers::other_threads, conflicts_with_all = ["output", "pg", "draft", "sequences", "routing", "trace"])]
+    simulate: Vec<usize>,
+    /// The memory that these threads share, in GB a second (default: as much as they ask for)
+    #[arg(long, value_name = "GB/S", value_parser = numbers::rate, requires = "simulate")]
+    simulate_memory: Option<f64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -140,6 +151,7 @@ impl Bench {
             ("--draft", self.draft.is_some()),
             ("--trace", self.trace.is_some()),
             ("--phases", self.phases.is_some()),
+            ("--simulate", !self.simulate.is_empty()),
         ];
         if let Some((name, _)) = other.iter().find(|(_, given)| *given) {
             bail!(
@@ -176,6 +188,10 @@ impl Bench {
     fn figures(self, shape: Shape) -> anyhow::Result<()> {
         let Shape { prompt, tokens, depth } = shape;
         ensure!(prompt + tokens > 0, "there is nothing to measure: raise -p or -n");
+        ensure!(
+            self.simulate.is_empty() || self.run.threads == 1,
+            "--simulate plays what one thread has done: give -t 1"
+        );
         let inputs: Vec<_> = [self.run.model.path()?].into_iter().chain(self.routing.clone()).collect();
         for (output, example) in [(&self.trace, "NAME.trace"), (&self.phases, "NAME.json")] {
             output.iter().try_for_each(|path| check_output(path, 0, &inputs, example))?;
@@ -249,22 +265,32 @@ impl Bench {
         if let Some(path) = &self.trace {
             model.recorded().write(path)?;
         }
-        let mut recordings = Vec::new();
-        if let Some(path) = &self.phases {
+        let recorded = |cut_for: usize, repeat: usize| -> anyhow::Result<[Recorded; 2]> {
             let mut state = State::new(model.config(), context, self.run.kv)?;
-            model.record_phases();
-            run(&mut state, 0..prompt, model.batch())?;
-            let threads = model.batch_threads();
-            recordings.push(Recording { name: "prompt".into(), threads, passes: model.recorded_phases() });
+            model.record_phases(cut_for);
+            for _ in 0..repeat {
+                state.rewind(0);
+                run(&mut state, 0..prompt, model.batch())?;
+            }
+            let of_prompt = Recorded { name: "prompt", passes: model.recorded_phases() };
             let reached = state.rewind(depth);
             run(&mut state, reached..depth, model.batch())?;
-            model.record_phases();
-            run(&mut state, depth..depth + tokens.min(RECORDED), 1)?;
-            let threads = model.threads();
-            recordings.push(Recording { name: "decode".into(), threads, passes: model.recorded_phases() });
+            model.record_phases(cut_for);
+            run(&mut state, depth..depth + tokens.min(RECORDED * repeat), 1)?;
+            Ok([of_prompt, Recorded { name: "decode", passes: model.recorded_phases() }])
+        };
+        let (mut recordings, mut simulated) = (Vec::new(), Vec::new());
+        if !self.simulate.is_empty() {
+            (recordings, simulated) = self.simulated(&model, |cut_for| recorded(cut_for, self.repeat))?;
+        } else if self.phases.is_some() {
+            for (Recorded { name, passes }, threads) in
+                recorded(0, 1)?.into_iter().zip([model.batch_threads(), model.threads()])
+            {
+                recordings.push(Recording::new(name.into(), threads, passes));
+            }
             recordings.retain(|recording| !recording.passes.is_empty());
-            write_whole(path, 0, |out| phases::write(out, &recordings))?;
         }
+        self.phases.iter().try_for_each(|path| phases::save(path, &recordings))?;
         let rate = |n: usize, times: Vec<Duration>| n as f64 / median(times).as_secs_f64().max(1e-9);
         let (prefill, decode) = (rate(prompt, prefill), rate(tokens, decode));
         let bytes = model.bytes_per_token();
@@ -278,9 +304,12 @@ impl Bench {
                 "drive_gb_per_second": drive, "throttle_gb_per_second": self.throttle, "token_ms": stats::token_times(&times),
                 "paging": stats::placement(&model), "prefill": laps[0].json(), "decode": laps[1].json(),
             });
-            if self.phases.is_some() {
+            if !recordings.is_empty() {
                 let of = |recording: &Recording| (recording.name.clone(), recording.json());
                 object["phases"] = recordings.iter().map(of).collect();
+            }
+            if !simulated.is_empty() {
+                object["simulated"] = simulated.iter().map(Simulated::json).collect();
             }
             return say!("{object}");
         }
@@ -304,7 +333,8 @@ impl Bench {
                 100.0 * weights / memory
             )?;
         }
-        recordings.iter().try_for_each(|recording| say!("{}", recording.describe()))
+        recordings.iter().try_for_each(|recording| say!("{}", recording.describe()))?;
+        simulated.iter().try_for_each(|simulated| say!("{}", simulated.describe()))
     }
 }
 
@@ -362,9 +392,7 @@ impl Bench {
             }
             speeds.push(speed.json());
         }
-        if let Some(path) = &self.phases {
-            write_whole(path, 0, |out| phases::write(out, &recordings))?;
-        }
+        self.phases.iter().try_for_each(|path| phases::save(path, &recordings))?;
         if !self.json {
             return recordings.iter().try_for_each(|recording| say!("{}", recording.describe()));
         }

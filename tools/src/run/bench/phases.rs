@@ -2,14 +2,23 @@
 
 use std::{
     io::{self, Write},
+    path::Path,
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use yuan::model::phases::{Phase, RecordedPass, Span};
+use yuan::{
+    files::write_whole,
+    model::phases::{Phase, RecordedPass, Span},
+};
+
+use super::picture;
 
 /// Waits that are shorter are none.
 const SHORT: Duration = Duration::from_micros(1);
+
+/// Pieces of a thread's work with no more than this between them are one.
+const GAP: Duration = Duration::from_nanos(200);
 
 /// Passes of one kind, by so many threads.
 pub struct Recording {
@@ -35,6 +44,18 @@ struct Shares {
 }
 
 impl Recording {
+    /// Of passes whose pieces of work are spans of their own.
+    pub fn new(name: String, threads: usize, mut passes: Vec<RecordedPass>) -> Self {
+        passes.iter_mut().flat_map(|pass| &mut pass.work).for_each(|work| *work = joined(work, GAP));
+        Self { name, threads, passes }
+    }
+
+    /// The mean time of a pass.
+    pub fn time(&self) -> Duration {
+        let all: Duration = self.passes.iter().flat_map(|pass| &pass.phases).map(Span::time).sum();
+        all / self.passes.len().max(1) as u32
+    }
+
     /// By phase, in their order.
     fn shares(&self) -> [Shares; Phase::ALL.len()] {
         let mut all = [Shares::default(); Phase::ALL.len()];
@@ -135,8 +156,20 @@ fn part(of: Duration, whole: Duration) -> f64 {
     of.as_secs_f64() / whole.as_secs_f64().max(1e-9)
 }
 
+/// Spans in their order, those of one phase with no more than `gap` between them as one.
+pub fn joined(spans: &[Span], gap: Duration) -> Vec<Span> {
+    let mut all: Vec<Span> = Vec::new();
+    for span in spans {
+        match all.last_mut() {
+            Some(last) if last.phase == span.phase && span.begin <= last.end + gap => last.end = span.end,
+            _ => all.push(*span),
+        }
+    }
+    all
+}
+
 /// What the pass's own thread does between what it shares out.
-fn alone(pass: &RecordedPass) -> Vec<Span> {
+pub fn alone(pass: &RecordedPass) -> Vec<Span> {
     let mut shared = pass.shared.iter().peekable();
     let mut found = Vec::new();
     for span in &pass.phases {
@@ -149,6 +182,19 @@ fn alone(pass: &RecordedPass) -> Vec<Span> {
     }
     found.retain(|span| !span.time().is_zero());
     found
+}
+
+/// Writes recordings into a file: as a picture where its name ends with `.svg`, or else as Chrome's trace events.
+///
+/// # Errors
+/// As [`write_whole`].
+pub fn save(path: &Path, recordings: &[Recording]) -> yuan::Result<()> {
+    let is_picture = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("svg"));
+    write_whole(
+        path,
+        0,
+        |out| if is_picture { picture::write(out, recordings) } else { write(out, recordings) },
+    )
 }
 
 /// Writes recordings one behind another as Chrome's trace events: the phases of passes, and of each thread what it works on, what it does alone, and when it waits.
@@ -201,7 +247,7 @@ pub fn write(out: &mut impl Write, recordings: &[Recording]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use yuan::model::phases::Shared;
 
     use super::*;
@@ -211,7 +257,7 @@ mod tests {
     }
 
     /// A pass of 100 µs: the router shares nothing out, the norm one piece; of the experts two threads do 10 and 40 µs, of which the first 5 are waking.
-    fn recording() -> Recording {
+    pub fn recording() -> Recording {
         let experts = span(Phase::Experts, 50, 95);
         let pass = RecordedPass {
             rows: 1,
@@ -222,15 +268,15 @@ mod tests {
                 span(Phase::Experts, 50, 100),
             ],
             shared: vec![
-                Shared { span: span(Phase::Norm, 4, 20), pieces: 1 },
-                Shared { span: experts, pieces: 9 },
+                Shared { span: span(Phase::Norm, 4, 20), pieces: 1, in_turn: false },
+                Shared { span: experts, pieces: 9, in_turn: true },
             ],
             work: vec![
                 vec![span(Phase::Experts, 60, 70)],
                 vec![span(Phase::Norm, 5, 20), span(Phase::Experts, 55, 95)],
             ],
         };
-        Recording { name: "decode".into(), threads: 2, passes: vec![pass] }
+        Recording::new("decode".into(), 2, vec![pass])
     }
 
     #[test]

@@ -100,11 +100,11 @@ impl Together<'_> {
             0 => None,
             tokens => {
                 prompts(&mut states)?;
-                self.model.record_phases();
+                self.model.record_phases(0);
                 answers(&mut states, tokens)?;
                 let threads = self.model.batch_threads();
                 let passes = self.model.recorded_phases();
-                Some(Recording { name: format!("sequences {sequences}"), threads, passes })
+                Some(Recording::new(format!("sequences {sequences}"), threads, passes))
             }
         };
         Ok((Speed { sequences, total }, recording))
