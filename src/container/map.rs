@@ -170,6 +170,14 @@ impl Bytes {
         false
     }
 
+    /// Tells the system to read no more of these bytes than the pages that are touched.
+    pub fn read_as_asked(&self) {
+        #[cfg(target_os = "linux")]
+        if let Owner::Mapped(Mapping { map, .. }) = &*self.owner {
+            let _ = map.advise_range(Advice::Random, self.range.start, self.range.len());
+        }
+    }
+
     /// Tells the system that these bytes will not be needed soon.
     pub fn cool(&self) {
         #[cfg(target_os = "linux")]

@@ -61,9 +61,10 @@ impl Embedding {
         Ok(())
     }
 
-    /// The table, to be read once from its first byte to its last.
+    /// The table, which is in memory as far as the system can have it there: to be read once from its first byte to its last.
     #[cfg(feature = "gpu")]
     pub fn table(&self) -> &Matrix {
+        self.table.bring_in();
         &self.table
     }
 }

@@ -276,7 +276,14 @@ impl<'c> Weights<'c> {
                 self.arrive(&view)?;
                 Embedding::streamed(view, self.container.path())
             }
-            Mode::Mapped | Mode::Plain => Embedding::new(self.bring_in(view)?),
+            // A token reads one row of it, which comes when it does.
+            Mode::Mapped => {
+                self.arrive(&view)?;
+                view.bytes.read_as_asked();
+                self.tell(view.bytes.len())?;
+                Embedding::new(view)
+            }
+            Mode::Plain => Embedding::new(self.bring_in(view)?),
         }
     }
 
