@@ -115,6 +115,11 @@ fn sums_are_those_of_the_inputs() {
         near(&diagonal, &values) && near(&[gram[3 * 256 + 200], gram[200 * 256 + 3]], &[products; 2]),
         "moments"
     );
+    let routing = &sums.entries["blk.1.routing"];
+    let gram = routing.gram.as_ref().unwrap().block(0, 0);
+    let diagonal: Vec<f64> = (0..256).map(|i| f64::from(gram[i * 257])).collect();
+    assert_eq!((routing.counts[0], routing.cols), (tokens as f32, 256));
+    assert!(near(&routing.sums, &diagonal) && diagonal.iter().all(|d| *d > 0.0), "what decides on experts");
     let conv = &sums.entries["blk.1.conv1.weight"];
     assert!(near(&conv.sums[..256], &previous) && near(&conv.sums[256..], &values), "pairs");
     assert_eq!(sums.entries["blk.1.ffn_gate_exps.weight"].counts, chosen);

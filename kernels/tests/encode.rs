@@ -1,7 +1,7 @@
 //! The encoders of every instruction set give the same bytes.
 
 use proptest::prelude::*;
-use yuan_kernels::encode::{ByImportance, Encoder, Encoders, best_encoders, encoders};
+use yuan_kernels::encode::{ByImportance, Columns, Encoder, Encoders, best_encoders, encoders};
 use yuan_kernels::{DType, dequantize};
 
 fn all(e: &Encoders) -> [(DType, Encoder); 5] {
@@ -87,6 +87,17 @@ fn inputs() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
     (prop::collection::vec(1e-3_f32..10.0, 256), prop::collection::vec(-0.2_f32..0.2, 256 * 256))
 }
 
+/// What errors of 256 columns cost together, by what they are worth and what is above the diagonal of `factor`.
+fn costs(worth: &[f32], factor: &[f32]) -> Vec<f32> {
+    let unit = |i: usize, k: usize| match k.cmp(&i) {
+        std::cmp::Ordering::Less => 0.0,
+        std::cmp::Ordering::Equal => 1.0,
+        std::cmp::Ordering::Greater => factor[i * 256 + k],
+    };
+    let cost = |i: usize, j: usize| (i.max(j)..256).map(|k| unit(i, k) * worth[k] * unit(j, k)).sum::<f32>();
+    (0..256 * 256).map(|at| cost(at / 256, at % 256)).collect()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
     #[test]
@@ -94,12 +105,14 @@ proptest! {
         // What extreme weights lose may be no number, whose bits are nobody's concern.
         let row: Vec<f32> = row[..256].iter().map(|w| w.clamp(-1e18, 1e18)).collect();
         let row = &row[..];
+        let cost = costs(&importance, &factor);
         let of = |table: &Encoders| {
             by_importance(table).map(|(dtype, way)| {
                 let mut out = vec![vec![0; dtype.row_bytes(256).unwrap()]; 2];
                 (way.weighted)(row, &importance, &mut out[0]);
                 let (mut moved, mut errors) = (row.to_vec(), vec![0.0; 256]);
-                (way.feedback)(row, &mut moved, &importance, &factor, 256, &mut errors, &mut out[1]);
+                let columns = Columns { worth: &importance, factor: &factor, stride: 256, cost: &cost };
+                (way.feedback)(row, &mut moved, &columns, &mut errors, &mut out[1]);
                 let mut sums = moved.clone();
                 (table.accumulate)(&errors, 64, &factor, 64, &mut sums, 60);
                 (dtype.name(), out, sums.into_iter().map(f32::to_bits).collect::<Vec<_>>())
@@ -143,7 +156,10 @@ fn feedback_of_nothing_loses_as_little_as_the_plain_encoders() {
     for ((dtype, plain), (_, way)) in all(best_encoders()).into_iter().zip(by_importance(best_encoders())) {
         let (mut moved, mut errors) = (weights.clone(), vec![0.0; 256]);
         let mut out = vec![0; dtype.row_bytes(256).unwrap()];
-        (way.feedback)(&weights, &mut moved, &[1.0; 256], &[0.0; 256 * 256], 256, &mut errors, &mut out);
+        let (worth, factor) = ([1.0; 256], [0.0; 256 * 256]);
+        let cost = costs(&worth, &factor);
+        let columns = Columns { worth: &worth, factor: &factor, stride: 256, cost: &cost };
+        (way.feedback)(&weights, &mut moved, &columns, &mut errors, &mut out);
         let mut found = vec![0.0; 256];
         dequantize(dtype, &out, &mut found);
         let square = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>();

@@ -1,5 +1,6 @@
 //! Calibration: text goes through a model, and what its matrices are multiplied with is summed up, for conversions by importance.
 
+mod routing;
 mod sums;
 mod work;
 mod write;
@@ -15,7 +16,7 @@ use crate::{
     config::ModelConfig,
     container::imatrix::Imatrix,
     error::Result,
-    model::{KvType, Model, Sequence, Want},
+    model::{KvType, Model, Sequence, Want, WideRouter},
 };
 
 /// Second moments of what the experts of a layer take.
@@ -43,12 +44,15 @@ pub struct Wanted {
 pub struct Calibration<'m> {
     model: &'m Model,
     sums: Sums,
+    /// Of each layer, where it has one.
+    routers: Vec<Option<WideRouter>>,
 }
 
 impl<'m> Calibration<'m> {
     /// Begins with nothing, or goes on with the sums of another run of the same model.
     pub fn new(model: &'m Model, before: Imatrix) -> Self {
-        Self { model, sums: Sums::new(model.config(), before) }
+        let routers = (0..model.config().layers).map(|layer| model.router(layer)).collect();
+        Self { model, sums: Sums::new(model.config(), before), routers }
     }
 
     /// Runs some pieces of text in one pass, each by itself from an empty state, and adds what is wanted of them.
@@ -64,7 +68,7 @@ impl<'m> Calibration<'m> {
             .collect();
         let mut ends = Vec::new();
         pieces.iter().for_each(|piece| ends.push(ends.last().unwrap_or(&0) + piece.len()));
-        let mut pass = self.sums.pass(&ends, wanted);
+        let mut pass = self.sums.pass(&ends, wanted, &self.routers);
         let results = self.model.forward_watched(&mut sequences, &mut |stage, layer, rows| {
             pass.see(stage, layer, rows);
         });
@@ -94,6 +98,10 @@ pub fn moments_bytes(config: &ModelConfig, moments: Moments) -> (u64, u64) {
             None if name.starts_with("blk.") => {}
             None => head += bytes,
         }
+    }
+    if config.experts > 0 {
+        let shape = sums::shape(&names::routing(0), config, moments, config.hidden);
+        layer += shape.map_or(0, |(width, blocks, n)| (width * width * blocks * n * 4) as u64);
     }
     (layer, head)
 }

@@ -5,12 +5,12 @@ use std::collections::btree_map;
 use rayon::prelude::*;
 use yuan_kernels::{blocks::QK, encode::best_encoders};
 
-use super::{Moments, Wanted};
+use super::{Moments, Wanted, routing::directions};
 use crate::{
     checkpoint::names,
     config::ModelConfig,
     container::imatrix::{Entry, Gram, Imatrix},
-    model::Stage,
+    model::{Stage, WideRouter},
 };
 
 /// Columns of second moments at most: beyond them, blocks of columns are taken for independent.
@@ -27,9 +27,14 @@ pub struct Sums {
 
 impl Sums {
     pub fn new(config: &ModelConfig, mut imatrix: Imatrix) -> Self {
-        for spec in names::tensors(config) {
-            let Some((name, matrix)) = names::importance(&spec, config) else { continue };
-            let cols = spec.shape[1..].iter().product();
+        let matrices = names::tensors(config);
+        let matrices = matrices.iter().filter_map(|spec| {
+            let (name, matrix) = names::importance(spec, config)?;
+            Some((name, matrix, spec.shape[1..].iter().product()))
+        });
+        let routers = (0..config.layers).filter(|_| config.experts > 0);
+        let routers = routers.map(|layer| (names::routing(layer), 0, config.hidden));
+        for (name, matrix, cols) in matrices.chain(routers) {
             let entry = match imatrix.entries.entry(name) {
                 btree_map::Entry::Vacant(place) => place.insert(Entry { cols, ..Entry::default() }),
                 btree_map::Entry::Occupied(there) => there.into_mut(),
@@ -50,8 +55,13 @@ impl Sums {
     }
 
     /// What is to be added of a pass whose sequences end behind these rows.
-    pub fn pass<'s>(&'s mut self, ends: &'s [usize], wanted: &'s Wanted) -> Pass<'s> {
-        Pass { sums: self, ends, wanted, weights: Vec::new() }
+    pub fn pass<'s>(
+        &'s mut self,
+        ends: &'s [usize],
+        wanted: &'s Wanted,
+        routers: &'s [Option<WideRouter>],
+    ) -> Pass<'s> {
+        Pass { sums: self, ends, wanted, routers, weights: Vec::new(), hidden: Vec::new() }
     }
 }
 
@@ -60,8 +70,11 @@ pub struct Pass<'s> {
     sums: &'s mut Sums,
     ends: &'s [usize],
     wanted: &'s Wanted,
+    routers: &'s [Option<WideRouter>],
     /// Of the tokens of the expert that is shown.
     weights: Vec<f32>,
+    /// The hidden state so far, [T, H].
+    hidden: Vec<f32>,
 }
 
 impl Pass<'_> {
@@ -96,8 +109,12 @@ impl Pass<'_> {
                 self.squares(&blk("ffn_up"), 0, 0, rows, hidden);
                 self.moments(&blk("ffn_gate"), layer, 0, 0, rows, hidden);
             }
-            Stage::PostNorm if self.wanted.moments == Moments::ByExpert => {}
-            Stage::PostNorm => self.moments(&blk("ffn_gate_exps"), layer, 0, 0, rows, hidden),
+            Stage::PostNorm => {
+                self.routing(layer, rows);
+                if self.wanted.moments == Moments::ByLayer {
+                    self.moments(&blk("ffn_gate_exps"), layer, 0, 0, rows, hidden);
+                }
+            }
             Stage::Chosen(_) => self.weights = rows.to_vec(),
             Stage::ExpertInput(expert) => {
                 self.squares(&blk("ffn_gate_exps"), expert, 0, rows, hidden);
@@ -121,15 +138,26 @@ impl Pass<'_> {
                 self.squares(&head, 0, 0, rows, hidden);
                 self.moments(&head, behind, 0, 0, rows, hidden);
             }
-            Stage::Embedding
-            | Stage::Query
-            | Stage::Key
-            | Stage::Value
-            | Stage::Attention
-            | Stage::RouterLogits
-            | Stage::FeedForward
-            | Stage::Hidden => {}
+            Stage::Embedding | Stage::Hidden => self.hidden = rows.to_vec(),
+            Stage::Attention => self.hidden.iter_mut().zip(rows).for_each(|(x, o)| *x += o),
+            Stage::Query | Stage::Key | Stage::Value | Stage::RouterLogits | Stage::FeedForward => {}
         }
+    }
+
+    /// Adds what of the hidden state decides on the experts of the tokens whose rows `m` the router takes.
+    fn routing(&mut self, layer: usize, m: &[f32]) {
+        let Some(Some(router)) = self.routers.get(layer) else { return };
+        if !self.wanted.squares && !self.wanted.layers.contains(&layer) {
+            return;
+        }
+        let (hidden, eps) = (self.sums.config.hidden, self.sums.config.rms_eps);
+        let mean = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>() / hidden as f32;
+        let scales: Vec<f32> =
+            self.hidden.chunks_exact(hidden).map(|row| 1.0 / (mean(row) + eps).sqrt()).collect();
+        let directions = directions(router, m, &scales);
+        let name = names::routing(layer);
+        self.squares(&name, 0, 0, &directions, hidden);
+        self.moments(&name, layer, 0, 0, &directions, hidden);
     }
 
     /// Adds the squares of rows of `width` inputs, which are those of a matrix from column `first` on.

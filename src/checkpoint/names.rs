@@ -160,6 +160,16 @@ pub fn importance(spec: &TensorSpec, config: &ModelConfig) -> Option<(String, us
     }
 }
 
+/// Under which name a file of importances has what decides on the experts of a layer.
+pub fn routing(layer: usize) -> String {
+    format!("blk.{layer}.routing")
+}
+
+/// The layer of an attention's output projection, by its name in a GGUF file.
+pub fn layer_of_output(gguf: &str) -> Option<usize> {
+    gguf.strip_prefix("blk.")?.strip_suffix(".attn_output.weight")?.parse().ok()
+}
+
 /// Name in our containers of an expert that is stored as neuron tiles.
 pub fn tiled_expert(layer: usize, expert: usize) -> String {
     format!("blk.{layer}.ffn_expert.{expert}")

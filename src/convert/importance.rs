@@ -7,6 +7,7 @@ use std::{
 };
 
 use rayon::prelude::*;
+use yuan_kernels::tile::TILE_NEURONS;
 
 use crate::{
     checkpoint::names::{self, Role},
@@ -26,8 +27,12 @@ const DAMPING: f64 = 0.01;
 const DAMPING_OF_NEURONS: f64 = 0.03;
 /// An expert with fewer tokens is told of.
 const FEW: f32 = 64.0;
+/// What errors of the hidden state cost in the directions that decide on experts, of all that they cost: as a multiple of the rest, each over its size.
+const ROUTING: f64 = 10.0;
 /// Second moments that are kept taken apart: those of a layer's experts are the same.
 const KEPT: usize = 4;
+/// The same of what is asked of rows.
+const KEPT_OUTPUTS: usize = 2;
 
 /// Of a model, what a file of importances knows of the inputs of its matrices.
 pub struct ImportanceFile {
@@ -39,6 +44,10 @@ pub struct ImportanceFile {
     factors: Mutex<Vec<(FactorName, Arc<Factor>)>>,
     /// Second moments of the experts of a layer together, by entry and block.
     layer: Mutex<Option<(LayerName, Arc<Vec<f32>>)>>,
+    /// What the routers from a layer on ask of what is added to the hidden state, by that layer: the last two, of the attention and of the experts of a layer.
+    outputs: Mutex<Vec<(usize, Arc<Factor>)>>,
+    /// Weights of the largest matrix whose rows are encoded together.
+    together: usize,
 }
 
 /// Where second moments are: an entry, a matrix of it, and a block of its columns.
@@ -54,6 +63,8 @@ struct Place {
     matrix: usize,
     /// The entry with the second moments, where it is another one, and how many times as many columns the matrix has.
     moments: (String, usize),
+    /// The first layer whose router sees what it adds to the hidden state; `None` where it adds nothing.
+    seen: Option<usize>,
 }
 
 impl ImportanceFile {
@@ -76,7 +87,7 @@ impl ImportanceFile {
             problem: format!("{problem}: it is of another model"),
             remedy: "calibrate this model (yuan-quant calibrate), or leave out --importance",
         };
-        let (mut places, mut matched) = (HashMap::new(), 0);
+        let (mut places, mut matched, mut together) = (HashMap::new(), 0, 0);
         for spec in names::tensors(config) {
             let Some((entry, matrix)) = names::importance(&spec, config) else { continue };
             // The authors' names for the experts, each by itself.
@@ -98,13 +109,40 @@ impl ImportanceFile {
             }
             matched += 1;
             let moments = moments_of(spec.role, &entry);
-            places.insert(spec.hf, Place { entry, matrix, moments });
+            let seen = match spec.role {
+                Role::ExpertOut { layer, .. } => Some(layer + 1),
+                Role::Attention => names::layer_of_output(&spec.gguf),
+                _ => None,
+            };
+            if seen.is_some() {
+                together = together.max(spec.shape[0] * cols.next_multiple_of(TILE_NEURONS));
+            }
+            places.insert(spec.hf, Place { entry, matrix, moments, seen });
+        }
+        for layer in 0..config.layers {
+            let entry = names::routing(layer);
+            let cols = imatrix.entries.get(&entry).map_or(config.hidden, |found| found.cols);
+            if cols != config.hidden {
+                let hidden = config.hidden;
+                return Err(other(
+                    &entry,
+                    format!("it has {cols} columns, and the model's hidden state {hidden}"),
+                ));
+            }
         }
         if matched == 0 {
             let first = imatrix.entries.keys().next().cloned().unwrap_or_default();
             return Err(other(&first, "the model has no such tensor, nor any other of the file".into()));
         }
-        Ok(Self { path: path.into(), imatrix, places, factors: Mutex::default(), layer: Mutex::default() })
+        Ok(Self {
+            path: path.into(),
+            imatrix,
+            places,
+            factors: Mutex::default(),
+            layer: Mutex::default(),
+            outputs: Mutex::default(),
+            together,
+        })
     }
 
     /// The file's path.
@@ -112,12 +150,14 @@ impl ImportanceFile {
         &self.path
     }
 
-    /// Bytes of memory that a conversion takes for it at most, about, beside the file's pages: second moments taken apart, and those that are being taken.
+    /// Bytes of memory that a conversion takes for it at most, about, beside the file's pages: second moments taken apart, and those that are being taken; the
+    /// weights of a matrix whose rows are encoded together, as read and as stored.
     pub fn memory(&self, threads: usize) -> u64 {
         let grams = self.imatrix.entries.values().filter_map(|entry| entry.gram.as_ref());
         let of = |width: u64, n: u64| n * width * width * 8;
-        let each = grams.map(|gram| of(gram.width as u64, (KEPT + threads).max(gram.blocks) as u64));
-        each.max().unwrap_or(0)
+        let each =
+            grams.map(|gram| of(gram.width as u64, (KEPT + KEPT_OUTPUTS + threads).max(gram.blocks) as u64));
+        each.max().unwrap_or(0) + 8 * self.together as u64
     }
 
     /// A digest of all that it says, so that a conversion is continued with the same only.
@@ -137,7 +177,9 @@ impl ImportanceFile {
     /// What a user should know of it: of how much text it is, whether it has second moments, and which experts few tokens have reached.
     pub fn summary(&self) -> Vec<String> {
         let Imatrix { datasets, chunks, chunk_size, entries, .. } = &self.imatrix;
-        let moments = entries.values().filter(|entry| entry.gram.is_some()).count();
+        let of_inputs =
+            entries.iter().filter(|(name, entry)| name.ends_with(".weight") && entry.gram.is_some());
+        let moments = of_inputs.count();
         let kind = match moments {
             0 => "a weighted search for scales".into(),
             n => format!(
@@ -164,6 +206,48 @@ impl ImportanceFile {
             ));
         }
         told
+    }
+
+    /// What the routers of the layers from `first` on ask of the rows of a matrix that adds to the hidden state.
+    fn outputs(&self, first: usize) -> Result<Option<Arc<Factor>>> {
+        let kept = || self.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, factor)) = kept().iter().find(|(layer, _)| *layer == first) {
+            return Ok(Some(factor.clone()));
+        }
+        let mut sum: Option<Vec<f32>> = None;
+        let mut last = String::new();
+        for layer in first.. {
+            last = names::routing(layer);
+            let Some(Entry { cols, counts, gram: Some(gram), .. }) = self.imatrix.entries.get(&last) else {
+                break;
+            };
+            if gram.width != *cols {
+                return Ok(None);
+            }
+            let sum = sum.get_or_insert_with(|| vec![0.0; cols * cols]);
+            let tokens = counts.iter().sum::<f32>().max(1.0);
+            sum.par_iter_mut().zip(gram.block(0, 0)).for_each(|(sum, own)| *sum += own / tokens);
+        }
+        let Some(sum) = sum else { return Ok(None) };
+        let width = sum.len().isqrt();
+        // Experts that are all used are not chosen.
+        if (0..width).all(|i| sum[i * (width + 1)] == 0.0) {
+            return Ok(None);
+        }
+        let factor = Factor::of(&sum, width, 1.0 / ROUTING).ok_or_else(|| {
+            Error::bad_file(
+                &self.path,
+                format!("{last}.in_gram"),
+                "it holds no second moments: it is damaged",
+            )
+        })?;
+        let factor = Arc::new(factor);
+        let mut kept = kept();
+        kept.push((first, factor.clone()));
+        if kept.len() > KEPT_OUTPUTS {
+            kept.remove(0);
+        }
+        Ok(Some(factor))
     }
 
     /// The second moments of all experts of a layer together.
@@ -260,12 +344,13 @@ impl Importance for ImportanceFile {
         let (moments, times) = &place.moments;
         let blocks = match self.imatrix.entries.get(moments).and_then(|e| e.gram.as_ref()) {
             Some(gram) => gram.blocks,
-            None => return Ok(Some(Inputs { columns, factors: Vec::new() })),
+            None => return Ok(Some(Inputs { columns, factors: Vec::new(), outputs: None })),
         };
         let blocks: Vec<usize> = (0..*times).flat_map(|_| 0..blocks).collect();
         let factors = blocks.into_par_iter().map(|block| self.factor(moments, place.matrix, block));
         let factors = factors.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        Ok(Some(Inputs { columns, factors }))
+        let outputs = place.seen.map(|layer| self.outputs(layer)).transpose()?.flatten();
+        Ok(Some(Inputs { columns, factors, outputs }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A matrix of weights as it lies in the container.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use bytemuck::pod_read_unaligned;
 use yuan_kernels::{
@@ -10,7 +10,7 @@ use yuan_kernels::{
 };
 
 use crate::{
-    container::{Bytes, TensorView},
+    container::{Bytes, TensorView, panels},
     error::{Error, Result},
 };
 
@@ -96,5 +96,16 @@ impl Matrix {
     /// Writes row `r` of a matrix in rows to `out` as f32.
     pub fn dequantize_row(&self, r: usize, out: &mut [f32]) {
         yuan_kernels::dequantize(self.dtype, self.row(r), out);
+    }
+
+    /// All weights as f32, row by row.
+    pub fn dequantized(&self) -> Vec<f32> {
+        let bytes = match self.panels {
+            true => panels::unpack(self.dtype, self.cols, &self.bytes).into(),
+            false => Cow::from(&self.bytes[..]),
+        };
+        let mut out = vec![0.0; self.rows * self.cols];
+        yuan_kernels::dequantize(self.dtype, &bytes, &mut out);
+        out
     }
 }

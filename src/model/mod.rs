@@ -57,6 +57,7 @@ use feed_forward::FeedForward;
 use filter::Filter;
 use matrix::Matrix;
 use rope::Rope;
+pub(crate) use router::WideRouter;
 use script::Script;
 
 /// A model that is ready to run. Shared by any number of sessions, each with a [`State`] of its own.
@@ -109,6 +110,17 @@ impl Model {
     /// The shape of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The router of a layer, widened; `None` where it has none.
+    pub(crate) fn router(&self, layer: usize) -> Option<WideRouter> {
+        let Layer { post_norm, feed_forward: FeedForward::Moe { router, .. }, .. } =
+            self.layers.get(layer)?
+        else {
+            return None;
+        };
+        let projections = router.projections.matrices().iter().map(Matrix::dequantized).collect();
+        Some(WideRouter { norm: post_norm.clone(), projections, used: router.used })
     }
 
     /// Integer or float products.

@@ -48,6 +48,17 @@ impl Projections {
     }
 }
 
+/// A router and the norm before it in f32, for those that ask what decides on experts.
+#[derive(Clone, Debug)]
+pub struct WideRouter {
+    /// Weights of the norm, \[H\].
+    pub norm: Vec<f32>,
+    /// Projections [E, H], row by row, in the order of [`Projections::matrices`].
+    pub projections: Vec<Vec<f32>>,
+    /// Experts that a token uses.
+    pub used: usize,
+}
+
 /// The routing of T tokens.
 #[derive(Debug)]
 pub struct Routing {

@@ -197,7 +197,9 @@ fn encode_matrix(
         _ => None,
     };
     let mut out = vec![0; m.rows * row_bytes];
-    let rows = (CHUNK_WEIGHTS / m.cols).max(1);
+    // Rows that make up for each other's errors are encoded together.
+    let joined = inputs.as_ref().is_some_and(|inputs| inputs.joins_rows(m.rows));
+    let rows = if joined { m.rows } else { (CHUNK_WEIGHTS / m.cols).max(1) };
     let pieces = out.par_chunks_mut(rows * row_bytes).enumerate().map_init(
         || (Vec::new(), Vec::new()),
         |(read, row), (i, out)| -> Result<Change> {
@@ -226,7 +228,10 @@ fn encode_matrix(
                     m.store(weights, row);
                     row.resize(row.len().next_multiple_of(m.padded), 0.0);
                 }
-                inputs.encode(m.dtype, row, out);
+                match joined {
+                    true => inputs.encode_whole(m.dtype, row, out),
+                    false => inputs.encode(m.dtype, row, out),
+                }
                 if packed.is_some() {
                     let mut found = vec![0.0; row.len()];
                     dequantize(m.dtype, out, &mut found);

@@ -11,6 +11,7 @@ mod small;
 use bytemuck::{Pod, bytes_of};
 
 use crate::hadamard::rotate;
+pub use grid::Columns;
 use grid::{accumulate, feedback, weighted};
 use q4_k::GridQ4K;
 use sixteens::{GridOf, Q3K, Q6K};
@@ -26,12 +27,11 @@ pub type Encoder = fn(weights: &[f32], out: &mut [u8]);
 pub type Weighted = fn(weights: &[f32], importance: &[f32], out: &mut [u8]);
 
 /// An encoder of 256 weights of a row, column by column: what a column loses is made up for in those behind it. Its arguments are
-/// `(weights, moved, importance, factor, stride, errors, out)`.
+/// `(weights, moved, columns, errors, out)`.
 ///
-/// `moved` are the weights of the row from the block's first on, with what the columns before have asked for; the rows of `factor`, `stride` apart, one for
-/// each of the 256 columns, say what an error in it asks of the columns from the block's first on. `errors` receives `weights` less the values
+/// `moved` are the weights of the row from the block's first on, with what the columns before have asked for. `errors` receives `weights` less the values
 /// of the blocks in `out`.
-pub type Feedback = fn(&[f32], &mut [f32], &[f32], &[f32], usize, &mut [f32], &mut [u8]);
+pub type Feedback = fn(&[f32], &mut [f32], &Columns<'_>, &mut [f32], &mut [u8]);
 
 /// `c += a b`, of `(a, depth, b, stride, c, width)`: rows of `depth` numbers in `a`, of `width` in `b` and `c`, `stride` apart in both. Added up in the order of the
 /// rows of `b`, on every machine.
@@ -102,8 +102,8 @@ pub fn best_encoders() -> &'static Encoders {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use super::{
-        ByImportance, Encoders, GridQ3K, GridQ4_0, GridQ4K, GridQ6K, GridQ8_0, Q3K, Q6K, each, grid, q4_k,
-        sixteens, small,
+        ByImportance, Columns, Encoders, GridQ3K, GridQ4_0, GridQ4K, GridQ6K, GridQ8_0, Q3K, Q6K, each, grid,
+        q4_k, sixteens, small,
     };
     use crate::hadamard;
 
@@ -121,9 +121,9 @@ mod avx2 {
                 ByImportance {
                     // SAFETY: `table` gives `TABLE` away only where this CPU has AVX2.
                     weighted: |weights, importance, out| unsafe { $way::weighted(weights, importance, out) },
-                    feedback: |weights, moved, importance, factor, stride, errors, out| {
-                        // SAFETY: as above.
-                        unsafe { $way::feedback(weights, moved, importance, factor, stride, errors, out) }
+                    // SAFETY: as above.
+                    feedback: |weights, moved, columns, errors, out| unsafe {
+                        $way::feedback(weights, moved, columns, errors, out)
                     },
                 }
             };
@@ -187,13 +187,11 @@ mod avx2 {
                 pub fn feedback(
                     weights: &[f32],
                     moved: &mut [f32],
-                    importance: &[f32],
-                    factor: &[f32],
-                    stride: usize,
+                    columns: &Columns<'_>,
                     errors: &mut [f32],
                     out: &mut [u8],
                 ) {
-                    grid::feedback::<$grid, _>(weights, moved, importance, factor, stride, errors, out);
+                    grid::feedback::<$grid, _>(weights, moved, columns, errors, out);
                 }
             }
         )*};

@@ -97,15 +97,21 @@ pub(super) struct GridQ4K {
     mins: Lanes,
 }
 
+impl GridQ4K {
+    #[inline(always)]
+    fn of(form: Form) -> Self {
+        let (inverses, mins) = form.inverses_and_mins();
+        let d = form.d.to_f32();
+        Self { scales: lanes(|s| d * form.scales[s]), inverses, mins, form }
+    }
+}
+
 impl Grid<256> for GridQ4K {
     type Block = BlockQ4K;
 
     #[inline(always)]
     fn fit(weights: &[f32; 256], importance: &[f32; 256]) -> Self {
-        let form = find(weights, &side_by_side::<8, COLUMNS>(importance));
-        let (inverses, mins) = form.inverses_and_mins();
-        let d = form.d.to_f32();
-        Self { scales: lanes(|s| d * form.scales[s]), inverses, mins, form }
+        Self::of(find(weights, &side_by_side::<8, COLUMNS>(importance)))
     }
 
     #[inline(always)]
@@ -113,6 +119,17 @@ impl Grid<256> for GridQ4K {
         let s = column / COLUMNS;
         let q = quant((weight + self.mins[s]) * self.inverses[s]);
         (q, self.scales[s] * q - self.mins[s])
+    }
+
+    #[inline(always)]
+    fn value(&self, column: usize, quant: f32) -> f32 {
+        let s = column / COLUMNS;
+        self.scales[s] * quant - self.mins[s]
+    }
+
+    #[inline(always)]
+    fn refit(&self, quants: &[f32; 256], target: &[f32; 256], cost: &[f32]) -> Option<Self> {
+        Some(Self::of(suit(self.form, quants, target, cost)))
     }
 
     #[inline(always)]
@@ -252,6 +269,85 @@ fn refit(block: &Block<'_, impl Worth<8, COLUMNS>>, grid: Form) -> Form {
     let dmin = (d.to_f32() * ab - bx) / bb;
     let dmin = if dmin > 0.0 { to_f16(dmin) } else { grid.dmin };
     Form { d, dmin, ..grid }
+}
+
+/// The form that suits the quants best, the errors E of the block from `target` costing `E cost Eᵀ`: a quadratic function of the 16 codes, of `d` and of `dmin`. Each code in
+/// turn takes its best value with all others as they are, then `d` and `dmin` take theirs.
+#[inline(always)]
+fn suit(form: Form, quants: &[f32; 256], target: &[f32; 256], cost: &[f32]) -> Form {
+    // What a step of each sub-block's scale, and of its minimum with the other sign, asks of all columns.
+    let (mut by_scale, mut by_min) = ([[0.0; 256]; 8], [[0.0; 256]; 8]);
+    for (k, (quant, cost)) in quants.iter().zip(cost.as_chunks::<256>().0).enumerate() {
+        let (by_scale, by_min) = (&mut by_scale[k / COLUMNS], &mut by_min[k / COLUMNS]);
+        for j in 0..256 {
+            by_scale[j] += quant * cost[j];
+            by_min[j] += cost[j];
+        }
+    }
+    // The products of the steps of scales, then of minimums, with each other, and with the target.
+    let (mut products, mut wanted) = ([[0.0; 16]; 16], [0.0; 16]);
+    for s in 0..8 {
+        wanted[s] = dot(&by_scale[s], target);
+        wanted[8 + s] = -dot(&by_min[s], target);
+        for t in 0..8 {
+            let columns = COLUMNS * t..COLUMNS * (t + 1);
+            let ones = [1.0; COLUMNS];
+            products[s][t] = dot(&by_scale[s][columns.clone()], &quants[columns.clone()]);
+            let both = -dot(&by_scale[s][columns.clone()], &ones);
+            (products[s][8 + t], products[8 + t][s]) = (both, both);
+            products[8 + s][8 + t] = dot(&by_min[s][columns], &ones);
+        }
+    }
+    let Form { mut d, mut dmin, .. } = form;
+    let mut codes = [0.0; 16];
+    codes[..8].copy_from_slice(&form.scales);
+    codes[8..].copy_from_slice(&form.mins);
+    for _ in 0..2 {
+        for _ in 0..2 {
+            for p in 0..16 {
+                let sizes = [d.to_f32(), dmin.to_f32()];
+                let mut left = wanted[p];
+                for (c, code) in codes.iter().enumerate() {
+                    left -= products[p][c] * (sizes[c / 8] * code);
+                }
+                let step = left / products[p][p] * inverse(sizes[p / 8]);
+                // A sub-block whose quants are all 0 has any scale.
+                if step.is_finite() {
+                    codes[p] = code(codes[p] + step);
+                }
+            }
+        }
+        // Of a, the codes of the scales, and b, those of the minimums.
+        let (mut aa, mut ab, mut bb, mut ax, mut bx) = (0.0, 0.0, 0.0, 0.0, 0.0);
+        for p in 0..8 {
+            for c in 0..8 {
+                aa += codes[p] * codes[c] * products[p][c];
+                ab += codes[p] * codes[8 + c] * products[p][8 + c];
+                bb += codes[8 + p] * codes[8 + c] * products[8 + p][8 + c];
+            }
+            ax += codes[p] * wanted[p];
+            bx += codes[8 + p] * wanted[8 + p];
+        }
+        let determinant = aa * bb - ab * ab;
+        let distinct = determinant > 1e-3 * aa * bb;
+        let both = if distinct { (ax * bb - ab * bx) / determinant } else { (ax - dmin.to_f32() * ab) / aa };
+        d = if both > 0.0 { to_f16(both) } else { d };
+        let left = (bx - d.to_f32() * ab) / bb;
+        dmin = if left > 0.0 { to_f16(left) } else { dmin };
+    }
+    Form { d, dmin, scales: lanes(|s| codes[s]), mins: lanes(|s| codes[8 + s]) }
+}
+
+/// The dot product of whole eights, added up in lanes.
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums: Lanes = [0.0; 8];
+    for (a, b) in a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0) {
+        for s in 0..8 {
+            sums[s] += a[s] * b[s];
+        }
+    }
+    sums.iter().sum()
 }
 
 /// The nearest of the 16 quants.

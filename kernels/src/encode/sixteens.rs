@@ -124,6 +124,11 @@ impl<F: Sixteens> Grid<256> for GridOf<F> {
     }
 
     #[inline(always)]
+    fn value(&self, column: usize, quant: f32) -> f32 {
+        self.scales[column / 16] * quant
+    }
+
+    #[inline(always)]
     fn pack(&self, quants: &[f32; 256]) -> F::Block {
         let mut q = [0; 256];
         for (q, quant) in q.iter_mut().zip(quants) {

@@ -121,6 +121,11 @@ impl Grid<32> for GridQ4_0 {
     }
 
     #[inline(always)]
+    fn value(&self, _: usize, quant: f32) -> f32 {
+        self.0.value * quant
+    }
+
+    #[inline(always)]
     fn pack(&self, quants: &[f32; 32]) -> BlockQ4_0 {
         let mut qs = [0; 16];
         for k in 0..16 {
@@ -146,6 +151,11 @@ impl Grid<32> for GridQ8_0 {
     fn nearest(&self, _: usize, weight: f32) -> (f32, f32) {
         let q = max(min(round(weight * self.0.inverse), 127.0), -127.0);
         (q, self.0.value * q)
+    }
+
+    #[inline(always)]
+    fn value(&self, _: usize, quant: f32) -> f32 {
+        self.0.value * quant
     }
 
     #[inline(always)]

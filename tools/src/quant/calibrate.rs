@@ -46,7 +46,7 @@ pub struct Calibrate {
     /// The file to write
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// Gather second moments, too, by which a conversion lets columns make up for the errors of others: better by more, and a larger file. By layer (8.6 GB for
+    /// Gather second moments, too, by which a conversion lets columns make up for the errors of others: better by more, and a larger file. By layer (9 GB for
     /// Yuan2.0-M32), or also of what each expert takes (by expert: 21 GB, and better). What does not fit into the memory together is gathered in several rounds through
     /// the texts
     #[arg(long, value_name = "layer|expert", value_parser = moments)]
@@ -116,7 +116,7 @@ impl Calibrate {
         say!(
             "{}: {tokens} tokens, {} matrices, {}",
             self.output.display(),
-            sums.entries.len(),
+            sums.entries.keys().filter(|name| name.ends_with(".weight")).count(),
             size(written)
         )?;
         let experts = sums.entries.iter().filter(|(name, _)| name.ends_with("ffn_gate_exps.weight"));
