@@ -109,9 +109,10 @@ mod tests {
     #[test]
     fn directions_are_the_derivatives() {
         let number = |i: usize| ((i * 7919 % 1000) as f32 / 500.0 - 1.0) * 0.5;
-        for projections in [1, 3] {
+        // Such sizes that the two logits are near each other.
+        for (projections, size) in [(1, 0.2), (3, 1.0)] {
             let projections =
-                (0..projections).map(|p| (0..3 * 8).map(|i| number(31 * p + i)).collect()).collect();
+                (0..projections).map(|p| (0..3 * 8).map(|i| size * number(31 * p + i)).collect()).collect();
             let router = WideRouter { norm: (0..8).map(|i| 1.0 + number(i)).collect(), projections, used: 2 };
             let x: Vec<f32> = (0..8).map(|i| number(100 + 3 * i)).collect();
             let scale = 1.0 / (x.iter().map(|x| x * x).sum::<f32>() / 8.0).sqrt();
