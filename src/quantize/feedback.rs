@@ -354,12 +354,12 @@ mod tests {
         let weights: Vec<f32> = (0..ROWS_OF * QK).map(|i| number(7 * i + 1)).collect();
         let gram = moments(QK, 5);
         // Errors matter in three directions of the outputs most of all.
-        let mut outputs = vec![0.0; ROWS_OF * ROWS_OF];
-        for at in 0..outputs.len() {
+        let output = |at: usize| {
             let (i, j) = (at / ROWS_OF, at % ROWS_OF);
             let along = |d: usize| number(11 * i + 100 * d) * number(11 * j + 100 * d);
-            outputs[at] = (0..3).map(|d| 10.0 * along(d)).sum::<f32>() + if i == j { 1.0 } else { 0.0 };
-        }
+            (0..3).map(|d| 10.0 * along(d)).sum::<f32>() + if i == j { 1.0 } else { 0.0 }
+        };
+        let outputs: Vec<f32> = (0..ROWS_OF * ROWS_OF).map(output).collect();
         let alone = Inputs {
             columns: vec![1.0; QK],
             factors: vec![Arc::new(Factor::of(&gram, QK, 0.01).unwrap())],
