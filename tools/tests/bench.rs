@@ -209,3 +209,32 @@ fn phases_are_written_for_chrome_and_say_what_one_thread_does_alone() {
     assert!(over.contains("written over"), "{over}");
     assert!(complaint("yuan", &["bench", &model, "-p", "1,2", "--phases", &file]).contains("--phases"));
 }
+
+#[test]
+fn more_threads_than_there_are_can_be_simulated_and_drawn() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let file = folder.path("phases.svg");
+    let bench = ["bench", &model, "-p", "40", "-n", "10", "-r", "2", "-t", "1", "--simulate", "1,5"];
+    let object =
+        json("yuan", &[&bench[..], &["--simulate-memory", "100", "--phases", &file, "--json"]].concat());
+    let simulated = object["simulated"].as_array().unwrap();
+    let of = |i: usize| (simulated[i]["name"].as_str().unwrap(), simulated[i]["threads"].as_u64().unwrap());
+    assert_eq!([0, 1, 2, 3].map(of), [("prompt", 1), ("decode", 1), ("prompt", 5), ("decode", 5)]);
+    for simulated in simulated {
+        let number = |key: &str| simulated[key].as_f64().unwrap();
+        // The pieces' times are the same, and nobody gains more than there are threads.
+        assert!(number("gain") > 0.1 && number("gain") <= number("threads") + 1e-6, "{simulated}");
+        assert!(number("ms") > 0.0 && number("weights_gb_per_second") > 0.0, "{simulated}");
+    }
+    for (name, passes) in [("prompt on 5 simulated threads", 2), ("decode on 5 simulated threads", 10)] {
+        assert_eq!(object["phases"][name]["passes"], passes, "{object}");
+    }
+    let svg = std::fs::read_to_string(&file).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.contains("decode on 5 simulated threads"));
+    assert_eq!(svg.matches(">thread ").count(), 2 * (1 + 5));
+    let shown = text("yuan", &bench);
+    assert!(shown.contains("simulated  decode on 5 threads: "), "{shown}");
+    let two = ["bench", &model, "-t", "2", "--simulate", "16"];
+    assert!(complaint("yuan", &two).contains("give -t 1"));
+}
