@@ -556,6 +556,7 @@ fn help_has_examples() {
         ("yuan", &["tokenize"]),
         ("yuan", &["logits"]),
         ("yuan", &["perplexity"]),
+        ("yuan", &["compare"]),
         ("yuan", &["inspect"]),
         ("yuan", &["bench"]),
         ("yuan", &["plan"]),
