@@ -145,6 +145,27 @@ fn perplexity_compares_with_another_model() {
     assert_eq!(report["documents"], 4);
     assert!((of("loss").exp() - of("perplexity")).abs() < 1e-9 && of("perplexity") > 10.0);
     assert!(of("kl_divergence") > 0.0 && of("kl_divergence") < 0.05, "{report}");
+    let percentiles = &report["kl_divergence_percentiles"];
+    let mut before = of("kl_divergence_median");
+    for percent in ["90", "95", "99", "99.9"] {
+        let next = percentiles[percent].as_f64().unwrap();
+        assert!(next >= before, "{report}");
+        before = next;
+    }
+    assert!(of("kl_divergence_max") >= before && of("kl_divergence_max") > of("kl_divergence"));
+    // The difference of two models that are near to each other is surer than each of them.
+    assert!(of("ln_perplexity_ratio_error") < 0.2 * of("loss_error"), "{report}");
+    let ratio = of("ln_perplexity_ratio").exp() * of("reference_perplexity");
+    assert!((ratio - of("perplexity")).abs() < 1e-9 * ratio, "{report}");
+    assert!((of("perplexity_error") - of("perplexity") * of("loss_error")).abs() < 1e-9);
+    let positions = report["positions"].as_array().unwrap();
+    assert_eq!((&positions[0]["first"], &positions[0]["last"]), (&0.into(), &63.into()));
+    let tokens: u64 = positions.iter().map(|range| range["tokens"].as_u64().unwrap()).sum();
+    assert_eq!(report["tokens"], tokens);
+    let people = text("yuan", &[&args[..6], &["--against", &exact]].concat());
+    for part in ["perplexity  ", " ± ", "ln ratio", "of 99.9 %", "same top-1", "0-63 "] {
+        assert!(people.contains(part), "no {part:?} in {people}");
+    }
     let same = json("yuan", &[&args[..1], &[&exact], &args[2..], &["--against", &exact]].concat());
     assert_eq!((same["kl_divergence"].as_f64(), same["top1_agreement"].as_f64()), (Some(0.0), Some(1.0)));
 }
@@ -535,6 +556,7 @@ fn help_has_examples() {
         ("yuan", &["tokenize"]),
         ("yuan", &["logits"]),
         ("yuan", &["perplexity"]),
+        ("yuan", &["compare"]),
         ("yuan", &["inspect"]),
         ("yuan", &["bench"]),
         ("yuan", &["plan"]),

@@ -38,6 +38,9 @@ fn numbers_outside_their_limits_are_refused_before_anything_is_done() {
         &["demo", "-n", "100000000"],
         &["demo", "--threads", "100000"],
         &["trace", nothing, "-p", "x", "-o", "y", "-n", "100000000"],
+        &["perplexity", nothing, "--file", "x", "--documents", "0-3"],
+        &["compare", nothing, nothing, "--text", "x", "--documents", "3-2"],
+        &["compare", nothing, nothing, "--text", "x", "--memory-speed", "0"],
         &["replay", nothing, "--drive", "0"],
         &["replay", nothing, "--compute", "-1"],
         &["replay", nothing, "--idle", "inf"],
@@ -288,7 +291,7 @@ fn a_context_that_the_model_was_not_made_for_is_not_taken_in_silence() {
 
 #[test]
 fn help_keeps_options_under_the_headings_that_they_belong_to() {
-    for command in ["generate", "chat", "bench", "plan", "perplexity", "logits", "trace"] {
+    for command in ["generate", "chat", "bench", "plan", "perplexity", "compare", "logits", "trace"] {
         let help = text("yuan", &[command, "--help"]);
         let sections: Vec<&str> = help.split("\n\n").collect();
         let of = |heading: &str| {
@@ -322,6 +325,7 @@ fn an_output_that_nobody_takes_is_no_panic() {
         ("yuan", &["plan", &model, "--context", "64"]),
         ("yuan", &["bench", &model, "-p", "4", "-n", "1", "-r", "1"]),
         ("yuan", &["perplexity", &model, "--file", &heldout]),
+        ("yuan", &["compare", &model, &model, "--text", &heldout, "--memory-speed", "10"]),
         ("yuan", &["replay", &trace]),
         ("yuan", &["replay", &trace, "--json"]),
         ("yuan", &["tokenize", &model, "In the beginning"]),

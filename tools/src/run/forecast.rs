@@ -3,6 +3,7 @@
 use yuan::{
     config::ModelConfig,
     model::{GpuPlacement, Placement, Sizes},
+    pager::Mode,
 };
 
 use crate::fits::{Reads, Speeds};
@@ -27,6 +28,12 @@ pub struct Forecast {
 }
 
 impl Forecast {
+    /// [`Forecast::of`] a model that uses its experts evenly, which is the worst case where they are streamed.
+    pub fn evenly(config: &ModelConfig, sizes: &Sizes, p: &Placement, speeds: Speeds) -> Self {
+        let rate = if p.mode == Mode::Streamed { p.resident as f64 / p.experts.max(1) as f64 } else { 1.0 };
+        Self::of(config, sizes, p, speeds, rate)
+    }
+
     /// Of a model that is placed so, whose experts are found in memory at that `rate`, from 0 to 1.
     pub fn of(config: &ModelConfig, sizes: &Sizes, p: &Placement, speeds: Speeds, rate: f64) -> Self {
         let Reads { weights, experts } = Reads::of(config, sizes, p);

@@ -8,6 +8,7 @@ mod answer;
 mod bandwidth;
 mod bench;
 mod chat;
+mod compare;
 mod config;
 mod demo;
 mod doctor;
@@ -75,6 +76,8 @@ enum Command {
     Logits(logits::Logits),
     /// Measure how well a model predicts a text, and how far it is from another model
     Perplexity(perplexity::Perplexity),
+    /// Say in one table what smaller containers of a model cost and gain
+    Compare(Box<compare::Compare>),
     /// Show what a container holds
     Inspect(inspect::Inspect),
     /// Measure the speed of prefill and decode
@@ -140,6 +143,7 @@ fn main() -> ExitCode {
         Command::Tokenize(c) => c.run(),
         Command::Logits(c) => c.run(),
         Command::Perplexity(c) => c.run(),
+        Command::Compare(c) => c.run(),
         Command::Inspect(c) => c.run(),
         Command::Bench(c) => c.run(),
         Command::Plan(c) => c.run(),

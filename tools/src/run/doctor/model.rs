@@ -116,8 +116,7 @@ fn fits(doctor: &Doctor, here: &Machine, container: &Container, drive: Option<f6
         return Finding::ok("fits", says).with(facts);
     };
     let speeds = Speeds { memory, drive: drive.filter(|_| p.expert_bytes > 0) };
-    let rate = if p.mode == Mode::Streamed { p.resident as f64 / p.experts.max(1) as f64 } else { 1.0 };
-    let forecast = Forecast::of(container.config(), &Sizes::of(container), p, speeds, rate);
+    let forecast = Forecast::evenly(container.config(), &Sizes::of(container), p, speeds);
     facts["tokens_per_second"] = json!(forecast.speed);
     facts["bytes_per_token"] = json!(forecast.weights);
     let says = format!(
