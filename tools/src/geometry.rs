@@ -35,6 +35,7 @@ pub fn sizes(config: &ModelConfig) -> anyhow::Result<Sizes> {
         data: plan.data_bytes(),
         expert: tiles.map_or(0, |item| item.bytes()),
         embedding: embedding.filter(|_| !config.tied_embeddings).map_or(0, |item| item.bytes()),
+        unused: 0,
         streams: tiles.is_some(),
     })
 }

@@ -29,6 +29,8 @@ pub struct Sizes {
     pub expert: u64,
     /// Bytes of the embedding, where it is not the head, too: streamed, its rows are read when they are needed, and not kept.
     pub embedding: u64,
+    /// Bytes of the experts that a token does not use, where they are not in tiles: they count as trunk, and are not read with each token.
+    pub unused: u64,
     /// Whether experts can be streamed.
     pub streams: bool,
 }
@@ -41,10 +43,12 @@ impl Sizes {
             Some(view) if !container.config().tied_embeddings => view.bytes.len() as u64,
             _ => 0,
         };
+        let unused = if tiles.is_some() { 0 } else { unused_bytes(container) };
         Self {
             data: container.data_bytes(),
             expert: tiles.map_or(0, |t| t.expert_bytes() as u64),
             embedding,
+            unused,
             streams: tiles.is_some() && is_mapped(container),
         }
     }
@@ -126,7 +130,7 @@ impl Placement {
     /// [`Error::Memory`] as there.
     pub fn of(config: &ModelConfig, sizes: &Sizes, budget: Budget, options: &Options) -> Result<Self> {
         let experts = config.layers * config.experts;
-        let Sizes { data, expert: expert_bytes, embedding, streams: can_stream } = *sizes;
+        let Sizes { data, expert: expert_bytes, embedding, streams: can_stream, .. } = *sizes;
         let trunk = data - expert_bytes * experts as u64;
         let kv = (State::kv_bytes(config, options.kv) as u64).saturating_mul(options.context as u64);
         let (transient, token) =
@@ -234,6 +238,17 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
     let neurons = if config.experts == 0 { 4 * config.ffn } else { config.experts_used * config.ffn / 3 };
     let values = 8 * config.projection + (10 + 2 * config.experts_used) * config.hidden + neurons;
     2 * 4 * values as u64
+}
+
+/// [`Sizes::unused`].
+fn unused_bytes(container: &Container) -> u64 {
+    let ModelConfig { layers, experts, experts_used, .. } = *container.config();
+    let bytes = |layer: usize| match container.expert(layer, 0) {
+        Ok(ExpertView::Rows { w1, w2 }) => (w1.bytes.len() + w2.bytes.len()) as u64,
+        _ => 0,
+    };
+    // All experts of a layer are alike.
+    (0..layers).map(bytes).sum::<u64>() * experts.saturating_sub(experts_used) as u64
 }
 
 fn is_mapped(container: &Container) -> bool {

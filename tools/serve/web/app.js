@@ -217,14 +217,16 @@ function show(one) {
   if (!middle.matches) side(false);
 }
 
-async function remove(one) {
+function remove(one) {
   if (running?.chat === one) running.stop.abort();
   chats = chats.filter((other) => other !== one);
-  await store.remove(one.id).catch(() => {});
   if (chat === one) chat = tree.newChat();
+  const gone = store.remove(one.id).catch(() => {});
+  // At once: what is said meanwhile would be said over.
   draw();
   $('search').focus();
-  say(t('deleted'), t('undo'), () => {
+  say(t('deleted'), t('undo'), async () => {
+    await gone;
     chats.push(one);
     keep(one);
     show(one);

@@ -33,11 +33,11 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// A token reads one row of the embedding, and the experts that it uses; a trunk that is streamed is counted without the embedding.
+    /// A token reads one row of the embedding, and the experts that it uses; a trunk that is streamed is counted without the embedding, one of experts in rows with all of them.
     pub fn of(config: &ModelConfig, sizes: &Sizes, p: &Placement) -> Self {
         let experts = (config.layers * config.experts_used) as u64 * p.expert_bytes;
         let beside = if p.mode == Mode::Streamed { 0 } else { sizes.embedding };
-        Self { weights: p.trunk - beside + experts, experts }
+        Self { weights: (p.trunk - beside).saturating_sub(sizes.unused) + experts, experts }
     }
 }
 

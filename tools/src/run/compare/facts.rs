@@ -57,7 +57,7 @@ impl Facts {
             read_bandwidth(threads, Budget::of(run.paging.memory).bytes / 2).ok()
         });
         let of = |(path, container): (&PathBuf, &Container)| {
-            Self::of(path, container, |experts| speed(container, experts, run, memory, drive))
+            Self::of(path, container, || speed(container, run, memory, drive))
         };
         let mut all = paths.iter().zip(&containers).map(of).collect::<anyhow::Result<Vec<_>>>()?;
         let names: Vec<String> = all.iter().map(|facts| facts.name.clone()).collect();
@@ -69,11 +69,7 @@ impl Facts {
         Ok(all)
     }
 
-    fn of(
-        path: &Path,
-        container: &Container,
-        speed: impl FnOnce(u64) -> Option<f64>,
-    ) -> anyhow::Result<Self> {
+    fn of(path: &Path, container: &Container, speed: impl FnOnce() -> Option<f64>) -> anyhow::Result<Self> {
         let bytes = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?.len();
         let [mut all, mut experts] = [Bits::default(); 2];
         for tensor in container.tensors() {
@@ -90,7 +86,7 @@ impl Facts {
             bytes,
             bits: all.each().unwrap_or(0.0),
             expert_bits: experts.each(),
-            speed: speed(experts.bytes),
+            speed: speed(),
         })
     }
 
@@ -129,16 +125,10 @@ fn is_expert(name: &str) -> bool {
     part.starts_with("ffn_") && !matches!(part, "ffn_norm" | "ffn_gate_inp")
 }
 
-/// Tokens a second at most, if all that it takes is known; `experts` are the bytes of all experts.
-fn speed(
-    container: &Container,
-    experts: u64,
-    run: &RunArgs,
-    memory: Option<f64>,
-    drive: Option<f64>,
-) -> Option<f64> {
+/// Tokens a second at most, if all that it takes is known.
+fn speed(container: &Container, run: &RunArgs, memory: Option<f64>, drive: Option<f64>) -> Option<f64> {
     let options = run.options(CONTEXT.min(container.config().context));
-    let mut placement = Placement::new(container, &options).ok()?;
+    let placement = Placement::new(container, &options).ok()?;
     let drive = match placement.mode {
         Mode::Mapped | Mode::Plain => None,
         Mode::Streamed => {
@@ -151,11 +141,6 @@ fn speed(
     };
     let speeds = Speeds { memory: memory?, drive };
     let (config, sizes) = (container.config(), Sizes::of(container));
-    if placement.expert_bytes == 0 {
-        // Experts that are not in tiles count as trunk there, of which a token reads those that it uses alone.
-        let read = experts as f64 * config.experts_used as f64 / config.experts.max(1) as f64;
-        placement.trunk = placement.trunk.saturating_sub(experts - (read as u64).min(experts));
-    }
     Some(Forecast::evenly(config, &sizes, &placement, speeds).speed)
 }
 
