@@ -88,6 +88,12 @@ impl Matrix {
         &self.bytes
     }
 
+    /// Brings the whole matrix into memory, where it is mapped. What cannot be read is for the check of the file to tell.
+    #[cfg(feature = "gpu")]
+    pub fn bring_in(&self) {
+        let _ = self.bytes.populate(0..self.bytes.len());
+    }
+
     /// Bytes of the whole matrix.
     pub fn len_bytes(&self) -> usize {
         self.bytes.len()
