@@ -18,6 +18,8 @@ pub const MOST_EXPERTS_IN_ALL: usize = 1 << 16;
 pub const MOST_DRAFTED: usize = 3;
 /// Tokens of a text that answers are drafted from.
 pub const MOST_HINT: usize = 1 << 17;
+/// Threads of another machine, for which a recording cuts work.
+pub const MOST_SIMULATED: usize = 1024;
 /// Threads that read experts.
 pub const MOST_READERS: usize = 256;
 /// Penalties, temperatures and biases: logits that are divided or multiplied by it stay finite.

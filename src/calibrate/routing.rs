@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::model::WideRouter;
+use crate::model::{WideRouter, softmax};
 
 /// Logits that are this much apart hardly trade places.
 const NEAR: f32 = 0.1;
@@ -59,10 +59,8 @@ fn direction(router: &WideRouter, m: &[f32], scale: f32, experts: usize, out: &m
 
 /// The softmax of an expert's query over the keys of all.
 fn attention(q: f32, k: &[f32]) -> Vec<f32> {
-    let most = k.iter().map(|k| q * k).fold(f32::NEG_INFINITY, f32::max);
-    let mut p: Vec<f32> = k.iter().map(|k| yuan_kernels::exp(q * k - most)).collect();
-    let sum: f32 = p.iter().sum();
-    p.iter_mut().for_each(|p| *p /= sum);
+    let mut p: Vec<f32> = k.iter().map(|k| q * k).collect();
+    softmax(&mut p);
     p
 }
 

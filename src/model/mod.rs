@@ -57,7 +57,7 @@ use feed_forward::FeedForward;
 use filter::Filter;
 use matrix::Matrix;
 use rope::Rope;
-pub(crate) use router::WideRouter;
+pub(crate) use router::{WideRouter, softmax};
 use script::Script;
 
 /// A model that is ready to run. Shared by any number of sessions, each with a [`State`] of its own.

@@ -17,7 +17,10 @@ use std::{
 use rayon::{current_thread_index, prelude::*};
 
 use super::{Model, compute::Compute};
-use crate::pager::sync::{Mutex, lock};
+use crate::{
+    limits::MOST_SIMULATED,
+    pager::sync::{Mutex, lock},
+};
 
 /// A part of a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,9 +138,6 @@ pub struct RecordedPass {
     /// Of every thread, when it worked on what was shared out: a span for each piece.
     pub work: Vec<Vec<Span>>,
 }
-
-/// Threads at most that work is cut for.
-const MOST_CUT: usize = 1024;
 
 /// Spans of a thread in a pass at most, 40 bytes each; later ones are left out.
 const MOST: usize = 1 << 20;
@@ -319,9 +319,9 @@ impl Compute {
 
 impl Model {
     /// Records the phases of the passes on the CPU from now on, which costs some hundredths of a microsecond for each piece of work. Work is cut as for `cut_for` threads,
-    /// where those that run are fewer (0: as for those, 1024 at most): a recording of one thread then has the pieces that so many would share.
+    /// where those that run are fewer (0: as for those; at most [`MOST_SIMULATED`]): a recording of one thread then has the pieces that so many would share.
     pub fn record_phases(&self, cut_for: usize) {
-        self.compute.phases.cut_for.store(cut_for.min(MOST_CUT), SeqCst);
+        self.compute.phases.cut_for.store(cut_for.min(MOST_SIMULATED), SeqCst);
         let threads = self.threads().max(self.batch_threads());
         *lock(&self.compute.phases.recorder) = Some(Arc::new(Recorder {
             start: Instant::now(),

@@ -156,7 +156,8 @@ fn choose(logits: &mut [f32], chosen: &mut [(usize, f32)], normalize: bool) {
     }
 }
 
-fn softmax(x: &mut [f32]) {
+/// The softmax of `x` in its place.
+pub fn softmax(x: &mut [f32]) {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     x.iter_mut().for_each(|x| *x = yuan_kernels::exp(*x - max));
     let sum: f32 = x.iter().sum();

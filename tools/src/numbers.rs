@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use yuan::limits::{MOST_BATCH, MOST_CONTEXT, MOST_READERS, MOST_VOCAB, most_threads};
+use yuan::limits::{MOST_BATCH, MOST_CONTEXT, MOST_READERS, MOST_SIMULATED, MOST_VOCAB, most_threads};
 
 /// Tokens to generate at most: a number, or -1 for as many as the context has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +131,7 @@ pub fn threads(text: &str) -> Result<usize, String> {
 
 /// Threads of another machine.
 pub fn other_threads(text: &str) -> Result<usize, String> {
-    number(text, 1, 1024)
+    number(text, 1, MOST_SIMULATED)
 }
 
 /// Threads that read experts.
