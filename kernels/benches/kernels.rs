@@ -62,8 +62,29 @@ fn bench(c: &mut Criterion) {
         op!(panels_q3_k, PanelQ3K, COLUMNS / 256, |w| PanelQ3K::product(k, black_box(&w), &blocks, &mut acc));
         op!(panels_q4_k, PanelQ4K, COLUMNS / 256, |w| PanelQ4K::product(k, black_box(&w), &blocks, &mut acc));
         op!(panels_q6_k, PanelQ6K, COLUMNS / 256, |w| PanelQ6K::product(k, black_box(&w), &blocks, &mut acc));
-        // Four queries against 64 positions of a head of 256.
-        let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 64], vec![0.0; 4 * 256]);
+        // Four queries against 64 positions of a head of 256, and against those of a page.
+        let (q, mut scores, mut y) = (vec![0.5; 4 * 256], vec![0.5; 4 * 512], vec![0.0; 4 * 256]);
+        op!(scores_f16_page, f16, 512 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));
+        op!(mix_f16_page, f16, 512 * 256, |values| (k.mix_f16)(black_box(&scores), 256, &values, &mut y));
+        op!(scores_f32_page, f32, 512 * 256, |keys| (k.scores_f32)(black_box(&q), 256, &keys, &mut scores));
+        op!(mix_f32_page, f32, 512 * 256, |values| (k.mix_f32)(black_box(&scores), 256, &values, &mut y));
+        op!(mix_q8_0_page, BlockQ8_0, 512 * 8, |values| (k.mix_q8_0)(
+            black_box(&scores),
+            256,
+            &values,
+            &mut y
+        ));
+        // Sixteen, as in a prompt.
+        let (qs, mut scores, mut ys) = (vec![0.5; 16 * 256], vec![0.5; 16 * 512], vec![0.0; 16 * 256]);
+        op!(scores_f16_many, f16, 512 * 256, |keys| (k.scores_f16)(black_box(&qs), 256, &keys, &mut scores));
+        op!(mix_f16_many, f16, 512 * 256, |values| (k.mix_f16)(black_box(&scores), 256, &values, &mut ys));
+        op!(mix_q8_0_many, BlockQ8_0, 512 * 8, |values| (k.mix_q8_0)(
+            black_box(&scores),
+            256,
+            &values,
+            &mut ys
+        ));
+        let mut scores = vec![0.5; 4 * 64];
         op!(scores_f16, f16, 64 * 256, |keys| (k.scores_f16)(black_box(&q), 256, &keys, &mut scores));
         op!(mix_f16, f16, 64 * 256, |values| (k.mix_f16)(black_box(&scores), 256, &values, &mut y));
         op!(mix_q8_0, BlockQ8_0, 64 * 8, |values| (k.mix_q8_0)(black_box(&scores), 256, &values, &mut y));

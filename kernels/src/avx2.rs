@@ -17,7 +17,7 @@
 //!    next; `vnni.rs` keeps the eight vectors of half a sub-block instead.
 //! 4. Tails, and what is left of a row after its last 256 columns, go through the scalar code.
 
-mod floats;
+pub(crate) mod floats;
 mod maddubs;
 pub(crate) mod panels;
 mod quantize;

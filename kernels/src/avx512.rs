@@ -1,5 +1,5 @@
-//! The operations of `scalar` on 512-bit vectors (AVX-512 F, BW and VNNI), where they are faster than `avx2`: the panels.
-//! Rows of weights are bound by memory either way and stay with `avx2`.
+//! The operations of `scalar` on 512-bit vectors (AVX-512 F, BW and VNNI), where they are faster than `avx2`: the panels,
+//! and the attention of many queries (`attention`). Rows of weights are bound by memory either way and stay with `avx2`.
 //!
 //! Registers: a line is a vector, 16 rows x 4 columns, beside one word of 4 activations broadcast to all rows.
 //! `vpdpbusd` adds the four products of each row to its `i32` lane; sums, scales and results stay in that lane.
@@ -10,12 +10,15 @@
 //! 2. `Q3_K` and `Q6_K` stay unsigned too: their sums begin at -4 and -32 times those of sixteen activations.
 //! 3. The eight vectors of a sub-block stay in registers while up to eight rows of activations pass.
 
+mod attention;
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use bytemuck::cast;
 use half::f16;
 
+use self::attention::{mix_f16, mix_f32, mix_q4_0, mix_q8_0, scores_f16, scores_f32};
 use crate::Kernels;
 use crate::avx2::panels::{Walk, prefetch, prefetch_header, product, starts, unpack_scales_q3_k};
 use crate::blocks::{BlockQ8, BlockQ8x8};
@@ -40,6 +43,18 @@ pub(crate) fn table() -> Option<&'static Kernels> {
             panels_q4_k: |panels, x, acc, ahead| unsafe { panels_q4_k(panels, x, acc, ahead) },
             // SAFETY: as above.
             panels_q6_k: |panels, x, acc, ahead| unsafe { panels_q6_k(panels, x, acc, ahead) },
+            // SAFETY: as above.
+            scores_f32: |q, dim, keys, scores| unsafe { scores_f32(q, dim, keys, scores) },
+            // SAFETY: as above.
+            scores_f16: |q, dim, keys, scores| unsafe { scores_f16(q, dim, keys, scores) },
+            // SAFETY: as above.
+            mix_f32: |p, dim, values, y| unsafe { mix_f32(p, dim, values, y) },
+            // SAFETY: as above.
+            mix_f16: |p, dim, values, y| unsafe { mix_f16(p, dim, values, y) },
+            // SAFETY: as above.
+            mix_q8_0: |p, dim, values, y| unsafe { mix_q8_0(p, dim, values, y) },
+            // SAFETY: as above.
+            mix_q4_0: |p, dim, values, y| unsafe { mix_q4_0(p, dim, values, y) },
             ..*avx2
         })
     });

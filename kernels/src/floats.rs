@@ -1,7 +1,7 @@
 //! The operations on floats over vectors of eight: the rows of quantization, products of rows in floats, SwiGLU and attention, once for AVX2 and NEON.
 //!
 //! Scores: the four vectors of a query's 32 lanes stay in registers; two queries share a key that is widened once.
-//! Mixing: two vectors of each of four queries' sums stay in registers while all positions pass.
+//! Mixing: two vectors of each of four queries' sums stay in registers while some positions pass, which are in the nearest cache.
 //!
 //! What differs is in each set's `vector.rs` and `quantize.rs`. A macro joins the two and not a trait: a function that is compiled for some instructions cannot
 //! be generic over them.
@@ -153,36 +153,36 @@ macro_rules! floats {
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
+        pub(crate) fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
             let pair = |key: &[f32], q: [&[f32]; 2]| dots(key, q, |w: [f32; 8]| cast(w), |w| w);
             let one = |key: &[f32], q: [&[f32]; 1]| dots(key, q, |w: [f32; 8]| cast(w), |w| w);
             all_scores(q, dim, keys, scores, pair, one);
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
+        pub(crate) fn scores_f16(q: &[f32], dim: usize, keys: &[f16], scores: &mut [f32]) {
             let pair = |key: &[f16], q: [&[f32]; 2]| dots(key, q, |w: [f16; 8]| of_f16(w), f16::to_f32);
             let one = |key: &[f16], q: [&[f32]; 1]| dots(key, q, |w: [f16; 8]| of_f16(w), f16::to_f32);
             all_scores(q, dim, keys, scores, pair, one);
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
+        pub(crate) fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
             mix(p, dim, values, y, |w: [f32; 8]| cast(w), |w| w);
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
+        pub(crate) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
             mix(p, dim, values, y, |w: [f16; 8]| of_f16(w), f16::to_f32);
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
+        pub(crate) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
             mix_blocks(p, dim, values, y, |block| (block.d, quants_q8_0(block)));
         }
 
         #[target_feature(enable = $features)]
-        pub(super) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+        pub(crate) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
             mix_blocks(p, dim, values, y, |block| (block.d, quants_q4_0(block)));
         }
 
@@ -200,13 +200,30 @@ macro_rules! floats {
             let (queries, positions) = (y.len() / dim, values.len() / dim);
             assert_eq!(queries * positions, p.len(), "weights of positions");
             let (whole, by_16, by_8, by_64) = (queries / 4 * 4, dim / 16 * 16, dim / 8 * 8, dim / 64 * 64);
-            for t in (0..whole).step_by(4) {
-                (0..by_16).step_by(16).for_each(|k| mix_block::<W, 4, 2>(p, dim, values, y, t, k, &eight));
-                (by_16..by_8).step_by(8).for_each(|k| mix_block::<W, 4, 1>(p, dim, values, y, t, k, &eight));
+            for (first, near) in (0..positions).step_by(NEAR).zip(values.chunks(NEAR * dim)) {
+                for t in (0..whole).step_by(4) {
+                    let mut weights = [&[][..]; 4];
+                    for i in 0..4 {
+                        weights[i] = &p[(t + i) * positions + first..][..near.len() / dim];
+                    }
+                    let y = &mut y[t * dim..][..4 * dim];
+                    for k in (0..by_16).step_by(16) {
+                        mix_block::<W, 4, 2>(weights, dim, near, y, k, &eight);
+                    }
+                    for k in (by_16..by_8).step_by(8) {
+                        mix_block::<W, 4, 1>(weights, dim, near, y, k, &eight);
+                    }
+                }
             }
+            // One query alone is bound by memory: its values pass once, without coming back for the sums.
             for t in whole..queries {
-                (0..by_64).step_by(64).for_each(|k| mix_block::<W, 1, 8>(p, dim, values, y, t, k, &eight));
-                (by_64..by_8).step_by(8).for_each(|k| mix_block::<W, 1, 1>(p, dim, values, y, t, k, &eight));
+                let (weights, y) = ([&p[t * positions..][..positions]], &mut y[t * dim..][..dim]);
+                for k in (0..by_64).step_by(64) {
+                    mix_block::<W, 1, 8>(weights, dim, values, y, k, &eight);
+                }
+                for k in (by_64..by_8).step_by(8) {
+                    mix_block::<W, 1, 1>(weights, dim, values, y, k, &eight);
+                }
             }
             for t in 0..queries {
                 for k in by_8..dim {
@@ -217,37 +234,35 @@ macro_rules! floats {
             }
         }
 
-        /// Dims `k..k + 8 V` of queries `t..t + T`.
+        /// Dims `k..k + 8 V` of `T` queries.
         #[target_feature(enable = $features)]
         #[inline]
         fn mix_block<W: Copy, const T: usize, const V: usize>(
-            p: &[f32],
+            p: [&[f32]; T],
             dim: usize,
             values: &[W],
             y: &mut [f32],
-            t: usize,
             k: usize,
             eight: &impl Fn([W; 8]) -> Eight,
         ) {
-            let positions = values.len() / dim;
-            let at = |i: usize, v: usize| (t + i) * dim + k + 8 * v;
+            let at = |i: usize, v: usize| i * dim + k + 8 * v;
             let mut sums = [[splat(0.0); V]; T];
             for i in 0..T {
                 for v in 0..V {
                     sums[i][v] = cast::<[f32; 8], _>(*y[at(i, v)..].first_chunk().expect("eight sums"));
                 }
             }
-            for position in 0..positions {
+            for (position, values) in values.chunks_exact(dim).enumerate() {
+                let values = values[k..][..8 * V].as_chunks::<8>().0;
                 let mut here = [splat(0.0); V];
                 for (v, here) in here.iter_mut().enumerate() {
-                    let from = position * dim + k + 8 * v;
-                    *here = eight(*values[from..].first_chunk().expect("eight values of a position"));
+                    *here = eight(values[v]);
                     if T == 1 && v % 2 == 0 {
-                        prefetch(&values[from], 4096);
+                        prefetch(&values[v], 4096);
                     }
                 }
                 for i in 0..T {
-                    let p = splat(p[(t + i) * positions + position]);
+                    let p = splat(p[i][position]);
                     for v in 0..V {
                         sums[i][v] = add(sums[i][v], mul(p, here[v]));
                     }
@@ -263,7 +278,10 @@ macro_rules! floats {
         /// Positions whose values pass while they are in the nearest cache.
         const NEAR: usize = 16;
 
-        /// A few sums of one or four queries stay in registers while [`NEAR`] positions pass.
+        /// Blocks that are widened at a time.
+        const NEAR_BLOCKS: usize = 128;
+
+        /// Queries pass by fours over quants that are widened once for all of them; what is left of them goes alone, without coming back for its values.
         #[target_feature(enable = $features)]
         #[inline]
         fn mix_blocks<B>(
@@ -277,56 +295,82 @@ macro_rules! floats {
             let (queries, blocks) = (y.len() / dim, dim / 32);
             let positions = values.len() / blocks;
             assert_eq!(queries * positions, p.len(), "weights of positions");
-            let whole = queries / 4 * 4;
+            let whole = if blocks <= NEAR_BLOCKS { queries / 4 * 4 } else { 0 };
+            if whole > 0 && positions > 0 {
+                let (p, y) = (&p[..whole * positions], &mut y[..whole * dim]);
+                mix_widened(p, blocks, values, y, &quants);
+            }
             for start in (0..positions).step_by(NEAR) {
                 let near = &values[start * blocks..positions.min(start + NEAR) * blocks];
-                for t in (0..whole).step_by(4) {
-                    mix_near::<B, 4, 2>(p, (start, positions), near, blocks, t, y, &quants);
-                }
                 for t in whole..queries {
-                    mix_near::<B, 1, 4>(p, (start, positions), near, blocks, t, y, &quants);
+                    mix_near(
+                        &p[t * positions + start..][..near.len() / blocks],
+                        near,
+                        &mut y[t * dim..][..dim],
+                        &quants,
+                    );
                 }
             }
         }
 
-        /// Adds the values `near`, positions from `start` on, to the sums of queries `t..t + T`, of which `8 V` dims stay in registers.
+        /// A position's weight times the block's scale is one factor; scales and factors are by block and position.
         #[target_feature(enable = $features)]
         #[inline]
-        fn mix_near<B, const T: usize, const V: usize>(
+        fn mix_widened<B>(
             p: &[f32],
-            (start, positions): (usize, usize),
-            near: &[B],
             blocks: usize,
-            t: usize,
+            values: &[B],
             y: &mut [f32],
             quants: &impl Fn(&B) -> (f16, [Eights; 4]),
         ) {
-            let dim = 32 * blocks;
-            for (b, first) in (0..blocks).flat_map(|b| (0..4).step_by(V).map(move |first| (b, first))) {
-                let at = |i: usize, v: usize| (t + i) * dim + 32 * b + 8 * (first + v);
-                let mut sums = [[splat(0.0); V]; T];
-                for i in 0..T {
-                    for v in 0..V {
-                        sums[i][v] = cast::<[f32; 8], _>(*y[at(i, v)..].first_chunk().expect("eight sums"));
+            let (dim, positions) = (32 * blocks, values.len() / blocks);
+            let mut near = [[0.0; 32]; NEAR_BLOCKS];
+            let (mut scales, mut factors) = ([0.0; NEAR_BLOCKS], [[0.0; NEAR_BLOCKS]; 4]);
+            let together = NEAR_BLOCKS / blocks;
+            for (first, values) in (0..positions).step_by(together).zip(values.chunks(together * blocks)) {
+                let n = values.len() / blocks;
+                for (i, block) in values.iter().enumerate() {
+                    let (d, q) = quants(block);
+                    scales[i % blocks * n + i / blocks] = to_f32(d);
+                    let to = near[i].as_chunks_mut::<8>().0;
+                    for v in 0..4 {
+                        to[v] = cast(of_i32(q[v]));
                     }
                 }
-                for (position, values) in near.chunks_exact(blocks).enumerate() {
-                    prefetch(&values[b], size_of::<B>() * NEAR * blocks);
-                    let (d, q) = quants(&values[b]);
-                    let d = to_f32(d);
-                    for i in 0..T {
-                        let weight = splat(p[(t + i) * positions + start + position] * d);
-                        for v in 0..V {
-                            sums[i][v] = add(sums[i][v], mul(weight, of_i32(q[first + v])));
+                let near = near[..values.len()].as_flattened();
+                for (p, y) in p.chunks_exact(4 * positions).zip(y.chunks_exact_mut(4 * dim)) {
+                    for (p, factors) in p.chunks_exact(positions).zip(&mut factors) {
+                        for (factors, scales) in
+                            factors.chunks_exact_mut(n).zip(scales.chunks_exact(n)).take(blocks)
+                        {
+                            let products = p[first..][..n].iter().zip(scales).map(|(p, d)| p * d);
+                            factors.iter_mut().zip(products).for_each(|(factor, product)| *factor = product);
                         }
                     }
-                }
-                for i in 0..T {
-                    for v in 0..V {
-                        *y[at(i, v)..].first_chunk_mut().expect("eight sums") =
-                            cast::<_, [f32; 8]>(sums[i][v]);
+                    for k in (0..dim).step_by(16) {
+                        let of_block = factors.each_ref().map(|factors| &factors[k / 32 * n..][..n]);
+                        mix_block::<f32, 4, 2>(of_block, dim, near, y, k, &|w: [f32; 8]| cast(w));
                     }
                 }
+            }
+        }
+
+        /// Adds the values `near` to the sums of one query, of which those of a block stay in registers.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn mix_near<B>(p: &[f32], near: &[B], y: &mut [f32], quants: &impl Fn(&B) -> (f16, [Eights; 4])) {
+            let blocks = y.len() / 32;
+            for (b, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let mut sums: [Eight; 4] = cast(*y);
+                for (values, p) in near.chunks_exact(blocks).zip(p) {
+                    prefetch(&values[b], size_of::<B>() * NEAR * blocks);
+                    let (d, q) = quants(&values[b]);
+                    let weight = splat(p * to_f32(d));
+                    for v in 0..4 {
+                        sums[v] = add(sums[v], mul(weight, of_i32(q[v])));
+                    }
+                }
+                *y = cast(sums);
             }
         }
     };

@@ -262,9 +262,9 @@ impl PanelQ4_0 {
         for (r, row) in rows.iter().enumerate() {
             for (s, block) in row.iter().enumerate() {
                 panel.d[s][r] = block.d;
-                // A byte of Q4_0 pairs columns k and k + 16, as a byte of the panel does.
-                for k in 0..16 {
-                    panel.qs[nibbles_at(s, r, k)] = block.qs[k];
+                // A byte of Q4_0 pairs columns k and k + 16, as a byte of the panel does. Four of them lie together.
+                for (g, four) in block.qs.as_chunks::<4>().0.iter().enumerate() {
+                    panel.qs.as_chunks_mut().0[nibbles_at(s, r, 4 * g) / 4] = *four;
                 }
             }
         }
@@ -300,8 +300,8 @@ impl PanelQ8_0 {
         for (r, row) in rows.iter().enumerate() {
             for (s, block) in row.iter().enumerate() {
                 panel.d[s][r] = block.d;
-                for (k, &q) in block.qs.iter().enumerate() {
-                    panel.qs[weight_at(s, r, k)] = q;
+                for (g, four) in block.qs.as_chunks::<4>().0.iter().enumerate() {
+                    panel.qs.as_chunks_mut().0[weight_at(s, r, 4 * g) / 4] = *four;
                 }
             }
         }

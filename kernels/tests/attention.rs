@@ -84,9 +84,9 @@ fn swiglu_is_close_and_agrees() {
 
 /// Queries, positions and dims around every width of a vector.
 fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
-    let dims = [1, 8, 24, 32, 64, 72, 128, 256];
-    (0..7).flat_map(move |queries| {
-        [0, 1, 3, 64].into_iter().flat_map(move |n| dims.map(|dim| (queries, n, dim)))
+    let dims = [1, 8, 24, 32, 64, 72, 128, 256, 288];
+    (0..10).flat_map(move |queries| {
+        [0, 1, 3, 37, 64].into_iter().flat_map(move |n| dims.map(|dim| (queries, n, dim)))
     })
 }
 

@@ -16,8 +16,12 @@ use super::{
     state::{KvCache, SPAN},
 };
 
-/// Queries of one head that share the keys and values.
-const QUERIES: usize = 4;
+/// Queries of one head that share the keys and values: so many that what is read of them for each is little, and so few that a prompt has work for
+/// many threads.
+const QUERIES: usize = 16;
+
+/// Rows of a sequence that are so few that its spans are shared out too.
+const FEW: usize = 4;
 
 /// Numbers that one thread puts together sooner than two.
 const JOINED_TOGETHER: usize = 32 << 10;
@@ -57,18 +61,18 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     let rotated = rotated(compute, sequences, queries);
     let queries = rotated.as_deref().unwrap_or(queries);
 
-    // In the order of rows, heads and spans.
-    let blocks = sequences.iter().enumerate().flat_map(|(sequence, (kv, rows))| {
-        rows.clone().step_by(QUERIES).flat_map(move |start| {
+    // Head by head, since the keys and values of one head of a long context fit in a processor's caches, and those of all do not.
+    let of_head = sequences.iter().enumerate().flat_map(|(sequence, (kv, rows))| {
+        rows.clone().step_by(QUERIES).map(move |start| {
             let end = rows.end.min(start + QUERIES);
             let spans = (kv.len() - (rows.end - end)).div_ceil(SPAN);
-            // Few queries: spans are shared out too.
-            let together = if rows.len() <= QUERIES { 1 } else { spans };
-            let of = Block { sequence, start, rows: end - start, spans, together, ..Block::zeroed() };
-            (0..heads).map(move |head| Block { head, ..of })
+            let together = if rows.len() <= FEW { 1 } else { spans };
+            Block { sequence, start, rows: end - start, spans, together, ..Block::zeroed() }
         })
     });
+    let blocks = (0..heads).flat_map(|head| of_head.clone().map(move |block| Block { head, ..block }));
     let mut blocks = compute.scratch.list(blocks);
+    let blocks_of_head = blocks.len() / heads;
     let (mut pieces, mut place) = (0, 0);
     for block in blocks.iter_mut() {
         (block.first, block.place) = (pieces, place);
@@ -105,7 +109,7 @@ pub fn attend(compute: &Compute, sequences: &[(&KvCache, Range<usize>)], queries
     compute.each_columns(&mut out, width, dim, heads_together, |out| {
         let head = out.range().start / dim;
         let mut joined = compute.scratch.buffer::<f32>(QUERIES * dim);
-        for block in blocks.iter().skip(head).step_by(heads) {
+        for block in &blocks[head * blocks_of_head..][..blocks_of_head] {
             let size = block.rows * dim;
             let joined = &mut joined[..size];
             joined.copy_from_slice(&mixed[block.place..][..size]);
@@ -209,20 +213,36 @@ fn attend_span(
     let mut totals = Totals::NONE;
     for t in 0..tokens {
         let scores = &mut scores[t * n..][..seen(t)];
-        totals.max[t] = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        totals.max[t] = largest(scores);
         totals.sums[t] = if scores.is_empty() { 0.0 } else { (kernels.exp_sum)(scores, totals.max[t]) };
     }
-    // What all queries see is mixed for all of them; the rest, at most three positions, one by one.
+    // What all queries see is mixed for all of them; the rest, fewer positions than queries, one by one.
     mixed.fill(0.0);
     let common = seen(0);
-    let weights = &mut work.weights[..tokens * common];
-    (0..tokens).for_each(|t| weights[t * common..][..common].copy_from_slice(&scores[t * n..][..common]));
+    let mut weights = &*scores;
+    if common < n {
+        let of_common = &mut work.weights[..tokens * common];
+        let rows = of_common.chunks_exact_mut(common.max(1)).zip(scores.chunks_exact(n));
+        rows.for_each(|(of_common, all)| of_common.copy_from_slice(&all[..common]));
+        weights = of_common;
+    }
     kv.mix(kernels, head, start..start + common, weights, mixed);
     for (t, mixed) in mixed.chunks_exact_mut(dim).enumerate() {
         let weights = &scores[t * n..][common..seen(t)];
         kv.mix(kernels, head, start + common..start + seen(t), weights, mixed);
     }
     totals
+}
+
+/// The largest score, or minus infinity. Sixteen at a time, since one after the other would wait for each.
+fn largest(scores: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (sixteens, rest) = scores.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for scores in sixteens {
+        lanes.iter_mut().zip(scores).for_each(|(lane, score)| *lane = larger(*lane, *score));
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 #[cfg(test)]

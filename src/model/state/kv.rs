@@ -3,12 +3,13 @@
 use std::{ops::Range, sync::Arc};
 
 use bytemuck::cast_slice;
-use yuan_kernels::{Kernels, blocks::QK, panel::ActivationBlock};
+use yuan_kernels::{Kernels, PanelQ4_0, PanelQ8_0};
 
 use super::{
     kv_type::{KvType, Stored},
     page::{Page, STEP},
     pool::Lease,
+    scores::quantized_scores,
     store::Rows,
 };
 
@@ -242,8 +243,12 @@ impl KvCache {
         match self.kv.keys {
             Stored::F16 => (kernels.scores_f16)(q, dim, cast_slice(keys), scores),
             Stored::F32 => (kernels.scores_f32)(q, dim, cast_slice(keys), scores),
-            Stored::Q8_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q8_0),
-            Stored::Q4_0 => quantized_scores(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q4_0),
+            Stored::Q8_0 => {
+                quantized_scores::<PanelQ8_0, _>(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q8_0)
+            }
+            Stored::Q4_0 => {
+                quantized_scores::<PanelQ4_0, _>(kernels, dim, cast_slice(keys), q, scores, kernels.dot_q4_0)
+            }
         }
     }
 
@@ -292,25 +297,6 @@ fn stripes(
     let (key_stripes, value_stripes) = own(page).split_at_mut(heads * SPAN * keys);
     let keys = key_stripes.chunks_exact_mut(SPAN * keys).map(move |stripe| (keys, stripe));
     keys.chain(value_stripes.chunks_exact_mut(SPAN * values).map(move |stripe| (values, stripe)))
-}
-
-/// Scores of quantized keys with queries that are quantized as other activations are.
-fn quantized_scores<B, X: ActivationBlock>(
-    kernels: &Kernels,
-    dim: usize,
-    keys: &[B],
-    q: &[f32],
-    scores: &mut [f32],
-    dot: fn(&[B], &[X]) -> f32,
-) {
-    let blocks = dim / 32;
-    let mut quantized = vec![X::zeroed(); dim.div_ceil(QK)];
-    for (q, scores) in q.chunks_exact(dim).zip(scores.chunks_exact_mut((keys.len() / blocks).max(1))) {
-        X::quantize(kernels, q, &mut quantized);
-        for (key, score) in keys.chunks_exact(blocks).zip(scores) {
-            *score = dot(key, &quantized);
-        }
-    }
 }
 
 #[cfg(test)]

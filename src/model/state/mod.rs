@@ -12,6 +12,7 @@ mod kv_type;
 mod page;
 mod pool;
 mod saved;
+mod scores;
 mod shelf;
 mod store;
 
