@@ -74,6 +74,20 @@ fn bench(c: &mut Criterion) {
             &values,
             &mut y
         ));
+        // One, as in an answer.
+        let (qa, mut scores, mut ya) = (vec![0.5; 256], vec![0.5; 512], vec![0.0; 256]);
+        op!(scores_f16_alone, f16, 512 * 256, |keys| (k.scores_f16)(black_box(&qa), 256, &keys, &mut scores));
+        op!(scores_q8_0_alone, BlockQ8_0, 512 * 8, |keys| {
+            let of_each = keys.chunks_exact(8).zip(&mut scores);
+            of_each.for_each(|(key, score)| *score = (k.dot_q8_0)(key, black_box(&eights[..1])));
+        });
+        op!(mix_f16_alone, f16, 512 * 256, |values| (k.mix_f16)(black_box(&scores), 256, &values, &mut ya));
+        op!(mix_q8_0_alone, BlockQ8_0, 512 * 8, |values| (k.mix_q8_0)(
+            black_box(&scores),
+            256,
+            &values,
+            &mut ya
+        ));
         // Sixteen, as in a prompt.
         let (qs, mut scores, mut ys) = (vec![0.5; 16 * 256], vec![0.5; 16 * 512], vec![0.0; 16 * 256]);
         op!(scores_f16_many, f16, 512 * 256, |keys| (k.scores_f16)(black_box(&qs), 256, &keys, &mut scores));

@@ -1,9 +1,10 @@
-//! Attention of many queries on 512-bit vectors; fewer than four are bound by memory and stay with `avx2`.
+//! Attention on 512-bit vectors. Scores of fewer than four queries are bound by memory and stay with `avx2`.
 //!
 //! Keys and values are widened a few positions at a time, once for all queries, and stay in the nearest cache while these pass by fours.
 //! Scores: two vectors hold the 32 lanes of a product; four queries meet two keys. Eight sums of lanes become one vector, by the additions of
 //! `scalar::sum_lanes`.
-//! Mixing: 64 dims of four queries stay in registers while the positions pass.
+//! Mixing: 64 dims of four queries stay in registers while the positions pass; 256 dims of one that is alone, so that its values pass in the order in
+//! which they lie in memory.
 
 use std::arch::x86_64::*;
 
@@ -18,6 +19,9 @@ const QUERIES: usize = 4;
 
 /// Numbers that are widened at a time: half of the nearest cache.
 const NEAR: usize = 4096;
+
+/// Dims of one query that stay in registers: half of these.
+const ALONE: usize = 256;
 
 #[target_feature(enable = "avx512f")]
 pub(super) fn scores_f32(q: &[f32], dim: usize, keys: &[f32], scores: &mut [f32]) {
@@ -53,7 +57,13 @@ pub(super) fn mix_f32(p: &[f32], dim: usize, values: &[f32], y: &mut [f32]) {
             mix_near(of_fours, dim, values, fours, positions, first);
         }
     }
-    floats::mix_f32(of_rest, dim, values, rest);
+    if dim.is_multiple_of(ALONE) && positions > 0 {
+        for (p, y) in of_rest.chunks_exact(positions).zip(rest.chunks_exact_mut(dim)) {
+            mix_alone(p, values, y, |w: &[f32; 16]| cast(*w));
+        }
+    } else {
+        floats::mix_f32(of_rest, dim, values, rest);
+    }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -68,32 +78,52 @@ pub(super) fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
             mix_near(of_fours, dim, widened(values, &mut near), fours, positions, first);
         }
     }
-    floats::mix_f16(of_rest, dim, values, rest);
+    if dim.is_multiple_of(ALONE) && positions > 0 {
+        for (p, y) in of_rest.chunks_exact(positions).zip(rest.chunks_exact_mut(dim)) {
+            mix_alone(p, values, y, |w: &[f16; 16]| _mm512_cvtph_ps(cast(*w)));
+        }
+    } else {
+        floats::mix_f16(of_rest, dim, values, rest);
+    }
 }
 
 #[target_feature(enable = "avx512f")]
 pub(super) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
     let (fours, rest) = y.split_at_mut(by_fours(y, dim, 32));
-    let (of_fours, of_rest) = p.split_at(fours.len() / dim * (values.len() / (dim / 32)));
+    let positions = values.len() / (dim / 32);
+    let (of_fours, of_rest) = p.split_at(fours.len() / dim * positions);
     let quants = |block: &BlockQ8_0| {
         let halves: [__m128i; 2] = cast(block.qs);
         (block.d, [_mm512_cvtepi8_epi32(halves[0]), _mm512_cvtepi8_epi32(halves[1])])
     };
     mix_blocks(of_fours, dim, values, fours, quants);
-    floats::mix_q8_0(of_rest, dim, values, rest);
+    if dim.is_multiple_of(ALONE) && positions > 0 {
+        for (p, y) in of_rest.chunks_exact(positions).zip(rest.chunks_exact_mut(dim)) {
+            mix_blocks_alone(p, values, y, quants);
+        }
+    } else {
+        floats::mix_q8_0(of_rest, dim, values, rest);
+    }
 }
 
 #[target_feature(enable = "avx512f")]
 pub(super) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
     let (fours, rest) = y.split_at_mut(by_fours(y, dim, 32));
-    let (of_fours, of_rest) = p.split_at(fours.len() / dim * (values.len() / (dim / 32)));
+    let positions = values.len() / (dim / 32);
+    let (of_fours, of_rest) = p.split_at(fours.len() / dim * positions);
     let quants = |block: &BlockQ4_0| {
         let bytes = _mm512_cvtepu8_epi32(cast(block.qs));
         let nibbles = [_mm512_and_si512(bytes, _mm512_set1_epi32(15)), _mm512_srli_epi32::<4>(bytes)];
         (block.d, nibbles.map(|q| _mm512_sub_epi32(q, _mm512_set1_epi32(8))))
     };
     mix_blocks(of_fours, dim, values, fours, quants);
-    floats::mix_q4_0(of_rest, dim, values, rest);
+    if dim.is_multiple_of(ALONE) && positions > 0 {
+        for (p, y) in of_rest.chunks_exact(positions).zip(rest.chunks_exact_mut(dim)) {
+            mix_blocks_alone(p, values, y, quants);
+        }
+    } else {
+        floats::mix_q4_0(of_rest, dim, values, rest);
+    }
 }
 
 /// Numbers in the rows of `x` that pass by fours: none where a row is not so many whole vectors, or does not fit in the nearest cache.
@@ -233,8 +263,7 @@ fn mix_blocks<B>(
         let n = values.len() / blocks;
         for (i, block) in values.iter().enumerate() {
             let (d, q) = quants(block);
-            scales[i % blocks * n + i / blocks] =
-                _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(d.to_bits().into())));
+            scales[i % blocks * n + i / blocks] = to_f32(d);
             near.as_chunks_mut::<32>().0[i] = cast(q.map(|q| _mm512_cvtepi32_ps(q)));
         }
         let near = &near[..n * dim];
@@ -280,4 +309,48 @@ fn mix_dims<const V: usize>(p: [&[f32]; QUERIES], dim: usize, values: &[f32], y:
             y[v] = cast(sums[t][v]);
         }
     }
+}
+
+/// Adds the values of all positions to the sums of one query.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn mix_alone<W>(p: &[f32], values: &[W], y: &mut [f32], sixteen: impl Fn(&[W; 16]) -> __m512) {
+    let dim = y.len();
+    for (k, y) in (0..dim).step_by(ALONE).zip(y.as_chunks_mut::<ALONE>().0) {
+        let mut sums: [__m512; ALONE / 16] = cast(*y);
+        for (values, p) in values.chunks_exact(dim).zip(p) {
+            let (values, p) = (values[k..][..ALONE].as_chunks::<16>().0, _mm512_set1_ps(*p));
+            for v in 0..ALONE / 16 {
+                sums[v] = _mm512_add_ps(sums[v], _mm512_mul_ps(p, sixteen(&values[v])));
+            }
+        }
+        *y = cast(sums);
+    }
+}
+
+/// The same of blocks of 32.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn mix_blocks_alone<B>(p: &[f32], values: &[B], y: &mut [f32], quants: impl Fn(&B) -> (f16, [__m512i; 2])) {
+    let blocks = y.len() / 32;
+    for (b, y) in (0..blocks).step_by(ALONE / 32).zip(y.as_chunks_mut::<ALONE>().0) {
+        let mut sums: [[__m512; 2]; ALONE / 32] = cast(*y);
+        for (values, p) in values.chunks_exact(blocks).zip(p) {
+            let values = &values[b..][..ALONE / 32];
+            for i in 0..ALONE / 32 {
+                let (d, q) = quants(&values[i]);
+                let weight = _mm512_set1_ps(p * to_f32(d));
+                for v in 0..2 {
+                    sums[i][v] = _mm512_add_ps(sums[i][v], _mm512_mul_ps(weight, _mm512_cvtepi32_ps(q[v])));
+                }
+            }
+        }
+        *y = cast(sums);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn to_f32(x: f16) -> f32 {
+    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x.to_bits().into())))
 }
