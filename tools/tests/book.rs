@@ -222,6 +222,24 @@ fn commands_of_the_book_run() {
 }
 
 #[test]
+fn the_demo_says_what_the_readmes_show() {
+    let folder = Folder::new();
+    let said = text("yuan", &["demo", "--cache", &folder.path("cache")]);
+    for page in ["README.md", "README.zh.md"] {
+        let page = fs::read_to_string(root().join(page)).unwrap();
+        let shown = page
+            .split("```text\n")
+            .nth(1)
+            .and_then(|rest| rest.split("```").next())
+            .expect("what the demo says");
+        assert!(shown.lines().count() > 4);
+        for line in shown.lines() {
+            assert!(said.lines().any(|l| l == line), "the demo does not say {line:?}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_command_that_is_not_there_is_found_out() {
     let folder = Folder::new();
     let page = "text\n\n    yuan --version   # a comment\n\n<!-- parsed: no network -->\n\n    yuan pull m32\n\n```\n    not this\n```\n\n<!-- elsewhere: demo -->\n\n    cargo run\n";
