@@ -158,6 +158,11 @@ pub fn tokens(text: &str) -> Result<usize, String> {
     number(text, 0, MOST_CONTEXT)
 }
 
+/// Tokens of a chunk, whose second half has one that is predicted: 3 or more.
+pub fn chunk(text: &str) -> Result<usize, String> {
+    number(text, 3, MOST_CONTEXT)
+}
+
 /// Repetitions of a measurement.
 pub fn repetitions(text: &str) -> Result<usize, String> {
     number(text, 1, 1_000_000)

@@ -108,6 +108,13 @@ fn tokens_of_a_container_equal_those_of_its_checkpoint() {
     }
 }
 
+/// What a NumPy file has.
+fn floats(file: &str) -> Vec<f32> {
+    let npy = fs::read(file).unwrap();
+    let header = 10 + u16::from_le_bytes([npy[8], npy[9]]) as usize;
+    npy[header..].chunks_exact(4).map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect()
+}
+
 #[test]
 fn logits_are_the_goldens() {
     let folder = Folder::new();
@@ -121,14 +128,71 @@ fn logits_are_the_goldens() {
         words("p2.input_ids").into_iter().map(|w| i32::from_le_bytes(w).to_string()).collect();
     let npy = folder.path("logits.npy");
     text("yuan", &["logits", &model, "--tokens", &ids.join(","), "--output", &npy, "--kv", "f32"]);
-    let npy = fs::read(npy).unwrap();
-    let header = 10 + u16::from_le_bytes([npy[8], npy[9]]) as usize;
-    let found: Vec<f32> =
-        npy[header..].chunks_exact(4).map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect();
+    let found = floats(&npy);
     let golden: Vec<f32> = words("f32.p2.logits").into_iter().map(f32::from_le_bytes).collect();
     assert_eq!(found.len(), golden.len());
     let error = found.iter().zip(&golden).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(error < 1e-3, "logits differ by {error}");
+}
+
+/// As llama-perplexity does: the whole text in chunks, and of each the tokens behind its first half.
+#[test]
+fn perplexity_in_chunks_is_that_of_the_second_halves() {
+    let folder = Folder::new();
+    let model = folder.converted("m.gguf", &[]);
+    let heldout = demo_model().join("heldout.txt");
+    let text: String = fs::read_to_string(&heldout).unwrap().chars().take(1500).collect();
+    let file = folder.path("text.txt");
+    fs::write(&file, &text).unwrap();
+    let ids = json("yuan", &["tokenize", &model, &text, "--special", "--json"])["ids"].clone();
+    let ids: Vec<u64> = serde_json::from_value(ids).unwrap();
+    let args = ["perplexity", &model, "--file", &file, "-c", "64", "--json"];
+    let report = json("yuan", &args);
+    let chunks = ids.len() / 64;
+    assert!(chunks >= 4, "{chunks}");
+    assert_eq!(report["chunks"], chunks);
+    assert_eq!(report["tokens"], chunks * 31);
+    let so_far = report["perplexity_so_far"].as_array().unwrap();
+    assert_eq!(so_far.len(), chunks);
+    assert_eq!(so_far[chunks - 1], report["perplexity"]);
+
+    // By hand: the logits of each chunk from an empty state.
+    let (mut loss, mut count) = (0.0, 0);
+    for chunk in ids.chunks_exact(64) {
+        let list = chunk.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let npy = folder.path("logits.npy");
+        self::text("yuan", &["logits", &model, "--tokens", &list, "--output", &npy]);
+        let logits = floats(&npy);
+        let vocab = logits.len() / 64;
+        for position in 32..63 {
+            let row = &logits[position * vocab..][..vocab];
+            let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+            loss += sum.ln() - f64::from(row[chunk[position + 1] as usize]);
+            count += 1;
+        }
+    }
+    let wanted = (loss / f64::from(count)).exp();
+    let found = report["perplexity"].as_f64().unwrap();
+    assert!((found - wanted).abs() < 1e-5 * wanted, "{found} {wanted}");
+
+    let first = json("yuan", &[&args[..], &["--chunks", "2"]].concat());
+    assert_eq!(first["perplexity"], so_far[1]);
+    let shown = self::text("yuan", &args[..args.len() - 1]);
+    assert!(
+        shown.starts_with("chunk ") && shown.contains("\nchunks      ") && shown.contains("\nperplexity  "),
+        "{shown}"
+    );
+    assert!(
+        shown.lines().nth(2).is_some_and(|line| line.starts_with("2 ") && line.contains(" ± ")),
+        "{shown}"
+    );
+    for (wrong, part) in [(&["-c", "4096"][..], "made for 1024"), (&["-c", "1024"], "fewer than a chunk")] {
+        let said = complaint("yuan", &[&["perplexity", &model, "--file", &file], wrong].concat());
+        assert!(said.contains(part), "{said}");
+    }
+    for wrong in [&["-c", "2"][..], &["--chunks", "2"], &["-c", "64", "--documents", "1"]] {
+        usage("yuan", &[&["perplexity", &model, "--file", &file], wrong].concat());
+    }
 }
 
 #[test]

@@ -283,6 +283,24 @@ fn a_conversation_with_a_server_is_the_one_without() {
     let wanted = common::out(&common::chat(&model, &greedy, &questions));
     assert_eq!(common::out(&talked(&address, &greedy, &questions)), wanted);
 
+    // Asked again with other settings, as by hand.
+    let lines = [
+        "Psalms 151:1",
+        "/regenerate",
+        "/set n 8",
+        "/set temp 0.9",
+        "/set seed 3",
+        "/regen",
+        "/edit Ruth 1:1",
+    ];
+    let again = common::out(&talked(&address, &greedy, &lines));
+    let by_hand = |question| {
+        let options = ["-n", "8", "--ignore-eod", "--temp", "0.9", "--seed", "3"];
+        common::out(&talked(&address, &options, &[question]))
+    };
+    let first = common::out(&talked(&address, &greedy, &lines[..1]));
+    assert_eq!(again, first.repeat(2) + &by_hand("Psalms 151:1") + &by_hand("Ruth 1:1"));
+
     let more = talked(
         &address,
         &["-n", "8", "--json", "--json-schema", r#"{"enum": ["x"]}"#],

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Command, Error};
+use clap::{Arg, Command, Error};
 use yuan_tools::tell;
 
 /// Names of llama.cpp for options of ours, by ours.
@@ -54,10 +54,15 @@ pub fn allowed(command: Command) -> Command {
                 Some(long) if long == CONTEXT.0 && arg.get_short().is_none() => arg.short(CONTEXT.1),
                 _ => arg,
             };
-            let theirs = ALIASES.iter().find(|(ours, _)| arg.get_long() == Some(ours));
-            theirs.map_or(arg.clone(), |(_, theirs)| arg.aliases(*theirs))
+            named(arg)
         })
     })
+}
+
+/// The option with the names that mean the same.
+pub fn named(arg: Arg) -> Arg {
+    let theirs = ALIASES.iter().find(|(ours, _)| arg.get_long() == Some(ours));
+    theirs.map_or(arg.clone(), |(_, theirs)| arg.aliases(*theirs))
 }
 
 /// Ends the program as clap does, with a word of advice where what was asked is known from elsewhere.

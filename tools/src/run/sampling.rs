@@ -84,6 +84,39 @@ impl Sampling {
         }
     }
 
+    /// Names and values of the settings, for people.
+    pub fn named(&self) -> Vec<(&'static str, String)> {
+        let count = |n: usize| if n == usize::MAX { "-1".to_owned() } else { n.to_string() };
+        let mut all = vec![
+            ("temp", self.temp.to_string()),
+            ("top_k", self.top_k.to_string()),
+            ("top_p", self.top_p.to_string()),
+            ("min_p", self.min_p.to_string()),
+            ("seed", self.seed.0.map_or("-1".into(), |seed| seed.to_string())),
+            ("repeat_penalty", self.repeat_penalty.to_string()),
+            ("presence_penalty", self.presence_penalty.to_string()),
+            ("frequency_penalty", self.frequency_penalty.to_string()),
+            ("repeat_last_n", count(self.repeat_last_n)),
+        ];
+        all.extend(self.logit_bias.iter().map(|(id, bias)| ("logit_bias", format!("{id}{bias:+}"))));
+        all.extend(self.stop.iter().map(|text| ("stop", text.clone())));
+        all
+    }
+
+    /// Whether an answer that is asked for again is another one.
+    pub fn is_random(&self) -> bool {
+        self.temp > 0.0
+    }
+
+    /// Gives a sampler these settings; its random choices go on, unless there is another seed.
+    ///
+    /// # Errors
+    /// The settings make no sense.
+    pub fn change(&self, engine: &Engine, sampler: &mut Sampler) -> anyhow::Result<()> {
+        self.sampler(engine)?;
+        Ok(sampler.set(self.settings())?)
+    }
+
     /// The same as fields of a request to a server.
     pub fn request(&self) -> Map<String, Value> {
         let bias = |&(id, bias): &(u32, f32)| match bias.is_finite() {

@@ -13,7 +13,7 @@ use yuan::{
 };
 use yuan_tools::{draft::Drafting, stats::describe_drafts};
 
-use super::talk::{Show, Talk, Told};
+use super::talk::{Show, Talk, Told, Turn};
 use crate::{
     answer::{answer, to_json},
     sampling::Sampling,
@@ -169,10 +169,21 @@ impl Talk for Conversation {
         Ok(())
     }
 
-    fn undo(&mut self) -> Option<String> {
+    fn undo(&mut self) -> Option<Turn> {
         let question = self.messages.iter().rposition(|m| m.role == "user")?;
-        let undone = self.messages.drain(question..).next();
-        undone.map(|m| m.content)
+        Some(Turn(self.messages.drain(question..).map(|m| (m.role, m.content)).collect()))
+    }
+
+    fn redo(&mut self, turn: Turn) {
+        self.messages.extend(turn.0.into_iter().map(|(role, content)| Message::new(role, content)));
+    }
+
+    fn set(&mut self, sampling: &Sampling) -> anyhow::Result<()> {
+        sampling.change(&self.engine, &mut self.sampler)?;
+        let of_sampling = sampling.limits(0);
+        (self.limits.stop_texts, self.limits.ignore_eod) = (of_sampling.stop_texts, of_sampling.ignore_eod);
+        self.sampling = sampling.clone();
+        Ok(())
     }
 
     fn save(&mut self, file: &Path) -> anyhow::Result<()> {

@@ -1,11 +1,13 @@
 //! `yuan chat`: talk with a model.
 
+mod complete;
 mod conversation;
 mod input;
 mod remote;
+mod settings;
 mod talk;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use yuan::{
@@ -26,25 +28,27 @@ use yuan_tools::{
     tell,
 };
 
-use crate::{
-    grammar::{Form, constraint},
-    sampling::Sampling,
-};
+use crate::grammar::{Form, constraint};
 use conversation::Conversation;
-use input::{Input, Line};
+use input::{EDIT, Input, Line};
 use remote::Remote;
+use settings::Settings;
 use talk::Talk;
 
 const COMMANDS: &str = "\
-/help          this list
-/system TEXT   give the model instructions, from the next question on (no text: remove them)
-/undo          take the last question back
-/reset         forget the conversation, but keep the instructions
-/save FILE     write the conversation and its state to a file
-/load FILE     continue the conversation of a file
-/stats         tokens, speed, experts
-/exit          leave (or Ctrl-D)
-A line that ends with \\ continues in the next one. //text asks \"/text\". Ctrl-C stops an answer.";
+/help            this list
+/system TEXT     give the model instructions, from the next question on (no text: remove them)
+/set             show the settings; /set temp 0.7 changes one (tokens, temp, top_k, top_p, min_p, seed, stop, ...)
+/regenerate      ask the last question again
+/edit TEXT       ask this in place of the last question (without a text, change it in the line)
+/undo            take the last question back
+/reset           forget the conversation, but keep the instructions
+/save FILE       write the conversation and its state to a file
+/load FILE       continue the conversation of a file
+/stats           tokens, speed, experts
+/bye             leave (or /exit, or Ctrl-D)
+A line that ends with \\ continues in the next one, and a text between \"\"\" and \"\"\" has as many lines as it likes. //text asks \"/text\". \
+Ctrl-C stops an answer, and Tab completes commands.";
 
 /// Hold a conversation with a model, in its chat template
 #[derive(Args)]
@@ -66,11 +70,8 @@ pub struct Chat {
     /// Talk with the model of a running server instead, such as http://127.0.0.1:8080; YUAN_API_KEY holds its key
     #[arg(long, value_name = "URL", conflicts_with = "while_pulling")]
     server: Option<String>,
-    /// The most tokens of an answer (-1: what the context has room for)
-    #[arg(long = "tokens", short = 'n', value_name = "N", default_value_t = Most::Room)]
-    most: Most,
     #[command(flatten)]
-    sampling: Sampling,
+    settings: Settings,
     #[command(flatten)]
     drafting: Drafting,
     #[command(flatten)]
@@ -99,9 +100,11 @@ pub struct Chat {
     json: bool,
 }
 
-/// Whether the conversation goes on.
+/// Whether the conversation goes on, and how.
 enum Next {
     Go,
+    /// With this question, which the user changes first.
+    Edit(String),
     Exit,
 }
 
@@ -122,7 +125,7 @@ impl Chat {
     pub fn run(self) -> anyhow::Result<()> {
         let grammar = self.form.grammar()?;
         if let Some(url) = &self.server {
-            let remote = Remote::new(url, &self.sampling, grammar.as_ref(), self.thinking)?;
+            let remote = Remote::new(url, &self.settings.sampling, grammar.as_ref(), self.thinking)?;
             let greeting = format!("{} at {url}. /help lists the commands.", remote.model());
             return self.talk(remote, &greeting);
         }
@@ -137,7 +140,7 @@ impl Chat {
             context = if self.context == 0 { config.context } else { self.context }.max(saved);
             Ok((context, context))
         })?;
-        let sampling = self.sampling.clone();
+        let sampling = self.settings.sampling.clone();
         let constraint = constraint(&engine, grammar)?;
         let limits = Limits { shift: self.context_shift, constraint, ..sampling.limits(0) };
         check_thinking(engine.tokenizer(), self.thinking, grammar.is_some())?;
@@ -159,9 +162,14 @@ impl Chat {
         if input.is_terminal() {
             tell!("{greeting}");
         }
-        let (mut failed, mut was_full) = (0, false);
+        let mut settings = self.settings.clone();
+        let (mut failed, mut was_full, mut edited) = (0, false, None::<String>);
         loop {
-            let line = match input.line()? {
+            let came = match edited.take() {
+                Some(question) => input.edited(&question)?,
+                None => input.line()?,
+            };
+            let line = match came {
                 Line::Text(line) => line,
                 Line::Interrupted => {
                     tell!("Leave with /exit or Ctrl-D.");
@@ -169,8 +177,17 @@ impl Chat {
                 }
                 Line::End => break,
             };
-            was_full = match self.obey(&line, &mut talk) {
+            was_full = match self.obey(&line, &mut talk, &mut settings) {
                 Ok(Next::Go) => false,
+                Ok(Next::Edit(_)) if !input.is_terminal() => {
+                    failed += 1;
+                    tell!("error: give the question: /edit TEXT");
+                    false
+                }
+                Ok(Next::Edit(question)) => {
+                    edited = Some(format!("{EDIT}{question}"));
+                    false
+                }
                 Ok(Next::Exit) => break,
                 Err(error) if error.downcast_ref::<std::io::Error>().is_some() => return Err(error),
                 Err(error) => {
@@ -197,26 +214,27 @@ impl Chat {
         Ok(())
     }
 
-    fn obey(&self, line: &str, talk: &mut impl Talk) -> anyhow::Result<Next> {
+    fn obey(&self, line: &str, talk: &mut impl Talk, settings: &mut Settings) -> anyhow::Result<Next> {
         let line = line.trim();
         let question = match line.strip_prefix('/') {
             Some(text) if text.starts_with('/') => text,
-            Some(command) => return command_of(command, talk),
+            Some(command) => return self.command(command, talk, settings),
             None => line,
         };
         if !question.is_empty() {
-            self.ask(question, talk)?;
+            self.ask(question, talk, settings.most)?;
         }
         Ok(Next::Go)
     }
 
-    fn ask(&self, question: &str, talk: &mut impl Talk) -> anyhow::Result<()> {
-        let most = if let Most::Tokens(n) = self.most { n } else { usize::MAX };
-        let reply = talk.ask(question, most, &mut |text| if self.json { Ok(()) } else { print(&text) });
+    /// Asks, and says what came of it. Whether there is an answer: a question whose reading is stopped is taken back.
+    fn ask(&self, question: &str, talk: &mut impl Talk, most: Most) -> anyhow::Result<bool> {
+        let room = if let Most::Tokens(n) = most { n } else { usize::MAX };
+        let reply = talk.ask(question, room, &mut |text| if self.json { Ok(()) } else { print(&text) });
         let reply = match reply {
             Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => {
                 tell!("[stopped; the question is taken back]");
-                return Ok(());
+                return Ok(false);
             }
             reply => reply?,
         };
@@ -241,43 +259,94 @@ impl Chat {
         } else if reply.finish == Finish::Length {
             tell!("[cut off by -n {most}]");
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Asks the last question again, or another in its place. Where that has no answer, what was there stays.
+    fn again(&self, question: Option<&str>, talk: &mut impl Talk, settings: &Settings) -> anyhow::Result<()> {
+        let Some(turn) = talk.undo() else {
+            tell!("[there is no question to ask again]");
+            return Ok(());
+        };
+        if question.is_none() && !settings.sampling.is_random() {
+            tell!("[the best token is always chosen, so the answer is the same: /set temp 0.7 makes others]");
+        }
+        let answered = self.ask(question.unwrap_or(turn.question()), talk, settings.most);
+        if !matches!(answered, Ok(true)) {
+            talk.redo(turn);
+        }
+        answered.map(|_| ())
+    }
+
+    /// Does what stands behind the slash.
+    fn command(&self, command: &str, talk: &mut impl Talk, settings: &mut Settings) -> anyhow::Result<Next> {
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+        let rest = rest.trim();
+        let file = || {
+            anyhow::ensure!(!rest.is_empty(), "give a file: /{name} FILE");
+            Ok(at_home(rest))
+        };
+        match name {
+            "help" | "?" => tell!("{COMMANDS}"),
+            "system" => system(rest, talk),
+            "set" => match rest.split_once(char::is_whitespace) {
+                // As in ollama.
+                Some(("system", text)) => system(text.trim(), talk),
+                _ if rest.is_empty() => settings.lines().iter().for_each(|line| tell!("[{line}]")),
+                _ => {
+                    let changed = settings.with(rest)?;
+                    talk.set(&changed.sampling)?;
+                    *settings = changed;
+                    tell!("[set]");
+                }
+            },
+            "regenerate" | "regen" => self.again(None, talk, settings)?,
+            "edit" if !rest.is_empty() => self.again(Some(rest), talk, settings)?,
+            "edit" => match talk.undo() {
+                Some(turn) => {
+                    let question = turn.question().to_owned();
+                    talk.redo(turn);
+                    return Ok(Next::Edit(question));
+                }
+                None => tell!("[there is no question to change]"),
+            },
+            "undo" => match talk.undo() {
+                Some(turn) => tell!("[taken back: {}]", turn.question()),
+                None => tell!("[there is no question to take back]"),
+            },
+            "reset" | "clear" => {
+                talk.reset()?;
+                tell!("[a new conversation]");
+            }
+            "save" => {
+                talk.save(&file()?)?;
+                tell!("[saved: {rest}]");
+            }
+            "load" => {
+                talk.load(&file()?)?;
+                tell!("[loaded: {} questions]", talk.questions());
+            }
+            "stats" => talk.stats().iter().for_each(|line| tell!("[{line}]")),
+            "bye" | "exit" | "quit" => return Ok(Next::Exit),
+            _ => {
+                anyhow::bail!("there is no command /{name}; /help lists them, and //{name} asks \"/{name}\"")
+            }
+        }
+        Ok(Next::Go)
     }
 }
 
-/// Does what stands behind the slash.
-fn command_of(command: &str, talk: &mut impl Talk) -> anyhow::Result<Next> {
-    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
-    let rest = rest.trim();
-    let file = || {
-        anyhow::ensure!(!rest.is_empty(), "give a file: /{name} FILE");
-        Ok(Path::new(rest))
-    };
-    match name {
-        "help" => tell!("{COMMANDS}"),
-        "system" => {
-            talk.set_system(rest);
-            tell!("[{}]", if rest.is_empty() { "no system text" } else { "the system text is set" });
-        }
-        "undo" => match talk.undo() {
-            Some(question) => tell!("[taken back: {question}]"),
-            None => tell!("[there is no question to take back]"),
-        },
-        "reset" => {
-            talk.reset()?;
-            tell!("[a new conversation]");
-        }
-        "save" => {
-            talk.save(file()?)?;
-            tell!("[saved: {rest}]");
-        }
-        "load" => {
-            talk.load(file()?)?;
-            tell!("[loaded: {} questions]", talk.questions());
-        }
-        "stats" => talk.stats().iter().for_each(|line| tell!("[{line}]")),
-        "exit" | "quit" => return Ok(Next::Exit),
-        _ => anyhow::bail!("there is no command /{name}; /help lists them, and //{name} asks \"/{name}\""),
+fn system(text: &str, talk: &mut impl Talk) {
+    talk.set_system(text);
+    tell!("[{}]", if text.is_empty() { "no system text" } else { "the system text is set" });
+}
+
+/// The path, in which `~/` stands for the user's home, as a shell has it.
+fn at_home(path: &str) -> PathBuf {
+    let home = || etcetera::home_dir().ok();
+    match path.strip_prefix("~/").and_then(|rest| Some(home()?.join(rest))) {
+        Some(path) => path,
+        None if path == "~" => home().unwrap_or_else(|| path.into()),
+        None => path.into(),
     }
-    Ok(Next::Go)
 }

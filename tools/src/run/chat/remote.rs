@@ -15,7 +15,7 @@ use ureq::{Agent, Body, RequestBuilder, http::Response};
 use yuan::{Error, files, grammar::Grammar, session::Finish};
 use yuan_tools::console::stopped;
 
-use super::talk::{Show, Talk, Told};
+use super::talk::{Show, Talk, Told, Turn};
 use crate::{answer::finish_name, sampling::Sampling};
 
 /// Where the key of a server stands.
@@ -34,6 +34,8 @@ pub struct Remote {
     key: Option<String>,
     /// The fields of every request.
     request: Map<String, Value>,
+    /// Those of them that say how tokens are chosen.
+    sampling: Map<String, Value>,
     messages: Vec<Value>,
     /// What the server said of the last answer.
     last: Value,
@@ -53,7 +55,8 @@ impl Remote {
             url.starts_with("http://"),
             "--server {url}: give an address that begins with http://; another than that of this machine is reached through a tunnel"
         );
-        let mut request = sampling.request();
+        let sampling = sampling.request();
+        let mut request = sampling.clone();
         request.insert("stream".into(), json!(true));
         request.insert("stream_options".into(), json!({ "include_usage": true }));
         request.extend(form.map(asked));
@@ -61,10 +64,10 @@ impl Remote {
         request.extend(chosen.map(|chosen| ("chat_template_kwargs".to_owned(), chosen)));
         let agent = Agent::config_builder().http_status_as_error(false).build().into();
         let key = env::var(KEY).ok().filter(|key| !key.trim().is_empty());
-        let mut remote =
-            Self { agent, url: url.to_owned(), key, request, messages: Vec::new(), last: Value::Null };
+        let (url, messages, last) = (url.to_owned(), Vec::new(), Value::Null);
+        let mut remote = Self { agent, url, key, request, sampling, messages, last };
         let models: Value = serde_json::from_str(&read(remote.get("/v1/models")?)?)
-            .with_context(|| format!("{url} is no server of models"))?;
+            .with_context(|| format!("{} is no server of models", remote.url))?;
         let name = models["data"][0]["id"].as_str().unwrap_or("model").to_owned();
         remote.request.insert("model".into(), json!(name));
         Ok(remote)
@@ -193,10 +196,25 @@ impl Talk for Remote {
         Ok(())
     }
 
-    fn undo(&mut self) -> Option<String> {
+    fn undo(&mut self) -> Option<Turn> {
         let question = self.messages.iter().rposition(|message| message["role"] == "user")?;
-        let undone = self.messages.drain(question..).next();
-        undone.and_then(|message| message["content"].as_str().map(str::to_owned))
+        let text = |message: &Value, name: &str| message[name].as_str().unwrap_or_default().to_owned();
+        let undone = self.messages.drain(question..);
+        Some(Turn(undone.map(|message| (text(&message, "role"), text(&message, "content"))).collect()))
+    }
+
+    fn redo(&mut self, turn: Turn) {
+        let messages = turn.0.into_iter().map(|(role, content)| json!({ "role": role, "content": content }));
+        self.messages.extend(messages);
+    }
+
+    fn set(&mut self, sampling: &Sampling) -> anyhow::Result<()> {
+        for name in self.sampling.keys() {
+            self.request.remove(name);
+        }
+        self.sampling = sampling.request();
+        self.request.extend(self.sampling.clone());
+        Ok(())
     }
 
     fn save(&mut self, file: &Path) -> anyhow::Result<()> {

@@ -5,6 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 use yuan::session::Finish;
 
+use crate::sampling::Sampling;
+
 /// Shows a piece of an answer.
 pub type Show<'a> = &'a mut dyn FnMut(&str) -> anyhow::Result<()>;
 
@@ -21,6 +23,16 @@ pub struct Told {
     pub shifted: bool,
 }
 
+/// A question that was taken back, with what was said to it: who said it, and what.
+pub struct Turn(pub Vec<(String, String)>);
+
+impl Turn {
+    /// The question.
+    pub fn question(&self) -> &str {
+        self.0.first().map_or("", |(_, text)| text)
+    }
+}
+
 /// What the commands of `yuan chat` do.
 pub trait Talk {
     /// Asks `question` for up to `most` tokens, and streams the answer to `show`. A question that does not fit, or whose reading is stopped, is as if it
@@ -33,8 +45,14 @@ pub trait Talk {
     /// Forgets all questions and answers.
     fn reset(&mut self) -> anyhow::Result<()>;
 
-    /// Takes the last question back, with its answer, and returns it.
-    fn undo(&mut self) -> Option<String>;
+    /// Takes the last question back, with its answer, and returns both.
+    fn undo(&mut self) -> Option<Turn>;
+
+    /// Puts back what was taken back last.
+    fn redo(&mut self, turn: Turn);
+
+    /// Chooses tokens so from the next answer on.
+    fn set(&mut self, sampling: &Sampling) -> anyhow::Result<()>;
 
     /// Writes the conversation to a file.
     fn save(&mut self, file: &Path) -> anyhow::Result<()>;

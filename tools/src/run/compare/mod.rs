@@ -122,7 +122,9 @@ impl Compare {
                 path.display()
             );
             let [model, beside] = [&other, &reference].map(|engine| Side { model: engine.model(), kv });
-            let score = pair::run(used, &self.text, model, Some(beside), "comparing")?;
+            let context = [model, beside].map(|side| side.model.config().context).into_iter().min();
+            let windows = pair::of_documents(used, context.unwrap_or(usize::MAX));
+            let score = pair::run(&windows, &self.text, model, Some(beside), "comparing", &mut |_| Ok(()))?;
             if let Some(facts) = reference_facts.take() {
                 let row =
                     Row { facts, a_token: a_token(&reference), likelihood: score.reference, score: None };

@@ -76,6 +76,12 @@ impl Likelihood {
         (perplexity, self.loss.error().map(|e| perplexity * e))
     }
 
+    /// The perplexity and its error: `14.316 ± 0.317`.
+    pub fn perplexity_text(&self) -> String {
+        let (perplexity, error) = self.perplexity();
+        with_error(perplexity, error, 3)
+    }
+
     /// The figures for programs.
     pub fn json(&self) -> Map<String, Value> {
         let (perplexity, error) = self.perplexity();
@@ -204,18 +210,16 @@ impl Score {
 
     /// The figures for people.
     pub fn text(&self) -> String {
-        let (perplexity, error) = self.model.perplexity();
         let mut lines = vec![
             format!("tokens      {}", self.model.tokens()),
             format!("loss        {}", self.model.loss.text(1.0, 4)),
-            format!("perplexity  {}", with_error(perplexity, error, 3)),
+            format!("perplexity  {}", self.model.perplexity_text()),
             format!("top-1       {} %", self.model.hits.text(100.0, 2)),
         ];
         let distance = self.distance();
         if let Some([median, p90, p95, p99, p999, most]) = distance.percentiles() {
-            let (perplexity, error) = self.reference.perplexity();
             lines.extend([
-                format!("against     perplexity {}", with_error(perplexity, error, 3)),
+                format!("against     perplexity {}", self.reference.perplexity_text()),
                 format!("ln ratio    {} (of the perplexities)", self.lost.text(1.0, 6)),
                 format!("KL          {} (mean, from the predictions of --against)", distance.kl.text(1.0, 6)),
                 format!("            {median:.6} median, {p90:.6} of 90 %, {p95:.6} of 95 %, {p99:.6} of 99 %, {p999:.6} of 99.9 %, {most:.6} most"),
