@@ -226,8 +226,8 @@ fn create_beside(path: &Path) -> Result<(PathBuf, File)> {
         };
         // A file system without locks has no others that clean up either.
         let locked = file.lock().is_ok();
-        // Another process may have taken it for abandoned before it was locked.
-        if !locked || partial.exists() {
+        // Another process may have taken it for abandoned before it was locked. Where the system does not say, it was not.
+        if !locked || !matches!(partial.try_exists(), Ok(false)) {
             return Ok((partial, file));
         }
     }

@@ -9,6 +9,7 @@ pub mod files;
 pub mod limits;
 mod list;
 pub mod vocab;
+mod workers;
 
 pub mod checkpoint;
 pub mod quantize;

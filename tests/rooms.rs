@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 14] = [
     ("session", &["container", "tokenizer", "grammar", "machine", "pager", "model", "sampler"]),
     ("capi", &["machine", "pager", "gpu", "tokenizer", "grammar", "model", "sampler", "session"]),
 ];
-const COMMON: [&str; 6] = ["config", "error", "files", "limits", "list", "vocab"];
+const COMMON: [&str; 7] = ["config", "error", "files", "limits", "list", "vocab", "workers"];
 
 /// Files that may say `unsafe`, by the beginning of their path.
 const UNSAFE: [&str; 12] = [

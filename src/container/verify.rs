@@ -9,7 +9,10 @@ use super::{
     value::damaged,
     write::{DIGESTS, HEADER_DIGEST},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    workers,
+};
 
 /// Bytes that are hashed between two reports of progress.
 const PIECE: usize = 16 << 20;
@@ -102,6 +105,7 @@ pub(super) fn tensor(
     bytes: &[u8],
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<()> {
+    workers::start()?;
     let mut hasher = blake3::Hasher::new();
     for piece in bytes.chunks(PIECE) {
         hasher.update_rayon(piece);

@@ -15,6 +15,7 @@ use crate::{
     container::imatrix::{Entry, Gram, Imatrix},
     error::{Error, Result},
     quantize::{Factor, Importance, Inputs},
+    workers,
 };
 
 /// What is believed of a matrix before its first token, in tokens: the mean of its layer's experts, or of its columns.
@@ -81,6 +82,7 @@ impl ImportanceFile {
     /// # Errors
     /// As [`ImportanceFile::open`].
     pub fn new(imatrix: Imatrix, path: &Path, config: &ModelConfig) -> Result<Self> {
+        workers::start()?;
         let other = |entry: &str, problem: String| Error::BadFile {
             path: path.into(),
             place: format!("{entry}.in_sum2"),

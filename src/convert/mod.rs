@@ -30,6 +30,7 @@ use crate::{
     error::{Error, Result},
     quantize::{Encoded, Importance, Item, Loss, Options, Plan, SourceOf, Weights, encode_item, synth},
     vocab::Vocab,
+    workers,
 };
 
 /// A file that is ready to be written.
@@ -162,6 +163,7 @@ impl<'a> Conversion<'a> {
     ) -> Result<Conversion<'a>> {
         let config = plan.config.clone();
         let tiles = plan.tiles.and_then(|dtype| TileLayout::new(config.hidden, config.ffn, dtype));
+        workers::start()?;
         if plan.tiles.is_some() && tiles.is_none() {
             return Err(Error::Argument(format!("a hidden size of {} has no neuron tiles", config.hidden)));
         }
@@ -194,6 +196,7 @@ impl<'a> Conversion<'a> {
         alignment: u64,
         pieces: Vec<Piece>,
     ) -> Result<Conversion<'a>> {
+        workers::start()?;
         let tensors: Vec<NewTensor> = pieces.iter().map(|p| p.tensor.clone()).collect();
         let mut metadata = write_config(config, layout);
         write_vocab(&container.vocab()?, &mut metadata);

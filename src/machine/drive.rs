@@ -43,7 +43,12 @@ pub fn speed(
         Ok(())
     };
     let done: io::Result<Vec<()>> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(read)).collect();
+        let start = |_| {
+            let started = thread::Builder::new().spawn_scoped(scope, read);
+            // Those that have started end at once.
+            started.inspect_err(|_| failed.store(true, Relaxed))
+        };
+        let threads = (0..threads).map(start).collect::<io::Result<Vec<_>>>()?;
         threads.into_iter().map(|t| t.join().unwrap_or(Ok(()))).collect()
     });
     done?;

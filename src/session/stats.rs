@@ -97,8 +97,9 @@ impl<'m> Meter<'m> {
             drive_time: since(new.drive_time, old.drive_time),
             stall: since(new.waited, old.waited) / self.model.threads().max(1) as u32,
             retries: new.retries - old.retries,
-            major_faults: now.process.major_faults - self.process.major_faults,
-            storage_read: now.process.storage_read - self.process.storage_read,
+            // Nothing where the system did not tell this time.
+            major_faults: now.process.major_faults.saturating_sub(self.process.major_faults),
+            storage_read: now.process.storage_read.saturating_sub(self.process.storage_read),
         };
         *self = now;
         lap

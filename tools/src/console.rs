@@ -9,6 +9,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    thread,
     time::Duration,
 };
 
@@ -114,8 +115,8 @@ pub fn run_with(log: Option<Log>, main: impl FnOnce() -> anyhow::Result<()>) -> 
         Some(Log::Text) => lines.init(),
         Some(Log::Json) => lines.json().flatten_event(true).with_span_list(false).init(),
     }
-    static ONCE: OnceLock<()> = OnceLock::new();
-    ONCE.get_or_init(|| {
+    static ONCE: OnceLock<Result<(), ctrlc::Error>> = OnceLock::new();
+    let heard = ONCE.get_or_init(|| {
         let handler = || {
             if STOP.swap(true, Relaxed) || IDLE.load(Relaxed) {
                 std::process::exit(INTERRUPTED.into());
@@ -127,10 +128,13 @@ pub fn run_with(log: Option<Log>, main: impl FnOnce() -> anyhow::Result<()>) -> 
                 tell();
             }
         };
-        if let Err(e) = ctrlc::set_handler(handler) {
-            tracing::warn!("Ctrl-C will kill at once: {e}");
-        }
+        ctrlc::set_handler(handler)
     });
+    if let Err(error) = heard {
+        // It may have taken the signals by then, so that nothing would stop the program.
+        tell!("error: nobody would hear Ctrl-C: {error}; the system may have no more threads");
+        return ExitCode::FAILURE;
+    }
     match main() {
         Err(e) if is_broken_pipe(&e) => ExitCode::SUCCESS,
         Ok(()) if stopped() => ExitCode::from(INTERRUPTED),
@@ -182,7 +186,7 @@ pub fn busy(what: impl Into<std::borrow::Cow<'static, str>>) -> impl Drop {
     }
     let style = ProgressStyle::with_template("{spinner} {msg}").expect("a sound template");
     let sign = ProgressBar::new_spinner().with_style(style).with_message(what);
-    sign.enable_steady_tick(Duration::from_millis(200));
+    keep_moving(&sign);
     Busy(sign)
 }
 
@@ -194,8 +198,26 @@ fn bar(total: u64, what: &'static str, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("the templates above are sound");
     let style = style.with_key("rate", rate);
     let bar = ProgressBar::new(total).with_style(style.progress_chars("=> ")).with_message(what);
-    bar.enable_steady_tick(Duration::from_millis(200));
+    keep_moving(&bar);
     bar
+}
+
+/// Draws a bar again from time to time, as long as it is there. indicatif's own way panics where there is no thread to be had; a bar does without.
+fn keep_moving(bar: &ProgressBar) {
+    if bar.is_hidden() {
+        return;
+    }
+    let bar = bar.downgrade();
+    let draw = move || {
+        while let Some(bar) = bar.upgrade().filter(|bar| !bar.is_finished()) {
+            bar.tick();
+            drop(bar);
+            thread::sleep(Duration::from_millis(200));
+        }
+    };
+    if let Err(error) = thread::Builder::new().name("yuan-bar".into()).spawn(draw) {
+        tracing::debug!("the bar stands still between two steps: {error}");
+    }
 }
 
 /// `1234567` as `1.23 MB`.

@@ -2,7 +2,8 @@
 
 use std::{
     env,
-    fs::{self, File, TryLockError},
+    fs::{self, File, Metadata, TryLockError},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -74,7 +75,7 @@ pub fn resolve(text: &Path) -> anyhow::Result<PathBuf> {
     bail!(
         "{text:?} is neither a file nor a model of {}: {}; `yuan pull NAME` fetches one",
         folder.display(),
-        there(&list()?)
+        names(&list()?)
     )
 }
 
@@ -88,12 +89,23 @@ fn only() -> anyhow::Result<PathBuf> {
         Err(models) => bail!(
             "name a model, as a file or by its name; in {}: {}; `yuan pull NAME` fetches one",
             folder()?.display(),
-            there(&models)
+            names(&models)
         ),
     }
 }
 
-fn there(models: &[Entry]) -> String {
+/// What the system says of a file or folder, `None` where there is none.
+///
+/// # Errors
+/// It does not say.
+fn there(path: &Path) -> anyhow::Result<Option<Metadata>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        said => said.map(Some).with_context(|| format!("cannot look at {}", path.display())),
+    }
+}
+
+fn names(models: &[Entry]) -> String {
     match models {
         [] => "there is none".into(),
         models => {
@@ -132,8 +144,7 @@ pub fn folder() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// The folder cannot be read. One that is not there has no models.
 pub fn list() -> anyhow::Result<Vec<Entry>> {
-    let is_model = |path: &Path| path.extension().is_some_and(|ending| ending == ENDING) && path.is_file();
-    entries(&is_model)
+    entries(ENDING, &Metadata::is_file)
 }
 
 /// Models that are still coming, and their folders.
@@ -141,21 +152,20 @@ pub fn list() -> anyhow::Result<Vec<Entry>> {
 /// # Errors
 /// As [`list`].
 pub fn coming() -> anyhow::Result<Vec<Entry>> {
-    let is_coming = |path: &Path| path.extension().is_some_and(|ending| ending == COMING) && path.is_dir();
-    entries(&is_coming)
+    entries(COMING, &Metadata::is_dir)
 }
 
-fn entries(wanted: &dyn Fn(&Path) -> bool) -> anyhow::Result<Vec<Entry>> {
+fn entries(ending: &str, wanted: &dyn Fn(&Metadata) -> bool) -> anyhow::Result<Vec<Entry>> {
     let folder = folder()?;
     let cannot = || format!("cannot read the folder of models, {}", folder.display());
     let found = match fs::read_dir(&folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         found => found.with_context(cannot)?,
     };
     let mut entries = Vec::new();
     for entry in found {
         let path = entry.with_context(cannot)?.path();
-        if wanted(&path) {
+        if path.extension().is_some_and(|its| its == ending) && there(&path)?.is_some_and(|it| wanted(&it)) {
             entries.push(Entry { name: shown(&path), path });
         }
     }
@@ -171,19 +181,20 @@ pub fn remove(name: &str) -> anyhow::Result<u64> {
     let folder = folder()?;
     let file = file_of(name, &folder).with_context(|| format!("{name:?} is not the name of a model"))?;
     let coming = file.with_added_extension(COMING);
-    if !file.is_file() && !coming.is_dir() {
-        bail!("there is no model {name:?} in {}: {}", folder.display(), there(&list()?));
+    let is_coming = there(&coming)?.is_some_and(|it| it.is_dir());
+    if !is_coming && !there(&file)?.is_some_and(|it| it.is_file()) {
+        bail!("there is no model {name:?} in {}: {}", folder.display(), names(&list()?));
     }
     // A run that is at work would go on in a folder that is gone.
-    let _lock = if coming.is_dir() { Some(lock(&coming)?) } else { None };
+    let _lock = if is_coming { Some(lock(&coming)?) } else { None };
     let mut bytes = 0;
     for path in [&file, &file.with_added_extension("partial"), &file.with_added_extension("journal")] {
-        if let Ok(there) = fs::metadata(path) {
+        if let Some(it) = there(path)? {
             fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-            bytes += there.len();
+            bytes += it.len();
         }
     }
-    if coming.is_dir() {
+    if is_coming {
         bytes += fs::read_dir(&coming)?
             .flatten()
             .filter_map(|file| Some(file.metadata().ok()?.len()))

@@ -1,10 +1,15 @@
 //! What a shell and `man` are told of a program: completions, manual pages.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use clap::{Args, Command};
 use clap_complete::{Shell, generate};
+use yuan::files::write_whole;
 
 use crate::say::print;
 
@@ -51,6 +56,19 @@ impl Man {
     pub fn run(self, command: Command) -> anyhow::Result<()> {
         let cannot = || format!("cannot write manual pages into {}", self.folder.display());
         fs::create_dir_all(&self.folder).with_context(cannot)?;
-        clap_mangen::generate_to(command, &self.folder).with_context(cannot)
+        let mut command = command.disable_help_subcommand(true);
+        command.build();
+        write_pages(command, &self.folder).with_context(cannot)
     }
+}
+
+/// A page for each command below this one, then its own, each of them whole or not at all.
+fn write_pages(command: Command, folder: &Path) -> anyhow::Result<()> {
+    for below in command.get_subcommands().filter(|below| !below.is_hide_set()) {
+        write_pages(below.clone(), folder)?;
+    }
+    let (page, mut text) = (clap_mangen::Man::new(command), Vec::new());
+    page.render(&mut text)?;
+    write_whole(&folder.join(page.get_filename()), text.len() as u64, |file| file.write_all(&text))?;
+    Ok(())
 }

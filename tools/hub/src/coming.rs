@@ -172,7 +172,13 @@ impl Coming {
         thread::scope(|scope| {
             for connection in 0..=connections.max(1) {
                 let work = &work;
-                scope.spawn(move || work(connection == 0));
+                let begin = move || work(connection == 0);
+                if let Err(error) = thread::Builder::new().spawn_scoped(scope, begin) {
+                    stop.store(true, Relaxed);
+                    let error = anyhow::Error::new(error).context("cannot start a thread for a connection");
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    break;
+                }
             }
         });
         ensure!(watch.go_on(), "stopped; run the same again to go on");

@@ -10,6 +10,7 @@ mod calls;
 mod chains;
 mod constraint;
 mod conversation;
+mod crew;
 mod dialect;
 mod drafting;
 mod experts;
@@ -43,14 +44,12 @@ use std::{
 
 use anyhow::{Context, anyhow, ensure};
 use listenfd::ListenFd;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub use options::Options;
 pub use server::Served;
 use server::{Server, Shared};
 
-/// Threads that read requests and write answers.
-const THREADS: usize = 2;
 /// Time that connections have to end, once all requests have.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -128,15 +127,8 @@ impl Bound {
         ready: impl FnOnce(&Served) + Send + 'static,
     ) -> anyhow::Result<()> {
         let router = router::router(self.server.clone())?;
-        let sequences = usize::try_from(self.server.options.sequences).unwrap_or(usize::MAX);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(THREADS)
-            // A thread for each sequence, one that loads, and a few for names of hosts.
-            .max_blocking_threads(sequences.saturating_add(4))
-            .thread_name("yuan-serve")
-            .enable_all()
-            .build()
-            .context("cannot start the server's threads")?;
+        let runtime = crew::runtime()?;
+        let crew = self.server.crew.clone();
         let stop = self.server.ending.subscribe();
         let server = self.server;
         let served = runtime.block_on(async move {
@@ -145,7 +137,8 @@ impl Bound {
             let until = async move { drop(stopped.wait_for(|stop| *stop).await) };
             let serving = axum::serve(listener, router).with_graceful_shutdown(until).into_future();
             let serving = tokio::spawn(serving);
-            let loading = tokio::task::spawn_blocking({
+            let (sender, loaded) = oneshot::channel();
+            let loading = {
                 let server = server.clone();
                 move || {
                     let served = load()?;
@@ -153,12 +146,16 @@ impl Bound {
                     ready(&served);
                     anyhow::Ok(())
                 }
-            });
-            loading.await.map_err(|e| anyhow!("loading the model has failed: {e}"))??;
+            };
+            // Nobody waits for it any more where the server has failed.
+            let begin = move || drop(sender.send(loading()));
+            server.crew.run(begin).context("cannot start a thread")?;
+            loaded.await.map_err(|_| anyhow!("loading the model has failed"))??;
             end(&server, stop, serving).await
         });
         // Threads of sequences end with their next token.
         runtime.shutdown_timeout(GOODBYE);
+        crew.end(GOODBYE);
         served
     }
 }

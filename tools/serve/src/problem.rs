@@ -119,6 +119,12 @@ impl Problem {
         Self::new(StatusCode::REQUEST_TIMEOUT, Some("cut_off"), message)
     }
 
+    /// The system has no thread for the request.
+    pub fn crowded() -> Self {
+        let message = "this machine has no more threads now; try again soon";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("crowded"), message)
+    }
+
     /// A mistake in the server.
     pub fn internal() -> Self {
         let message = "the server has made a mistake with this request; its log says more";

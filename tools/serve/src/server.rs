@@ -15,7 +15,7 @@ use yuan::{
 };
 
 use crate::{
-    gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem,
+    crew::Crew, gate::Gate, metrics::Metrics, openai::stored::Responses, options::Options, problem::Problem,
     slots::Slots, work::Stop,
 };
 
@@ -74,6 +74,8 @@ pub struct Server {
     pub options: Options,
     /// Who is let in.
     pub gate: Gate,
+    /// Who runs sequences.
+    pub crew: Crew,
     /// What runs.
     pub slots: Slots,
     /// What is counted.
@@ -103,6 +105,7 @@ impl Server {
         let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         Ok(Arc::new(Self {
             gate: Gate::new(number(options.sequences), number(options.queue)),
+            crew: Crew::default(),
             slots: Slots::new(number(options.sequences)),
             options,
             is_local,

@@ -9,7 +9,10 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    sync::mpsc::{Receiver, Sender, channel, error::TrySendError},
+    sync::{
+        mpsc::{Receiver, Sender, channel, error::TrySendError},
+        oneshot,
+    },
 };
 use tracing::{Instrument, Span};
 use yuan::{
@@ -182,7 +185,7 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
     let (sender, events) = channel(EVENTS);
     let stop = server.stop();
     let answers = Answers { events, guard: Guard(stop.clone()), left: jobs.len() };
-    let (server, model) = (server.clone(), model.clone());
+    let (server, model, crew) = (server.clone(), model.clone(), server.crew.clone());
     let span = Span::current();
     let begin = async move {
         let ticket = Arc::new(ticket);
@@ -207,7 +210,8 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
             };
             let (server, model, stop, ticket) = (server.clone(), model.clone(), stop.clone(), ticket.clone());
             let span = Span::current();
-            tokio::task::spawn_blocking(move || {
+            let place = chain[0].0;
+            let work = move || {
                 let _inside = (ticket, permit, span.entered());
                 let last = match run_all(&server, &model, &stop, &chain, &mut line) {
                     Ok((finish, figures)) => Event::End(finish, figures),
@@ -220,7 +224,12 @@ pub fn start(server: &Shared, model: &Arc<Loaded>, ticket: Ticket, jobs: Vec<Job
                     // As above.
                     let _ = line.send(last);
                 }
-            });
+            };
+            if let Err(error) = crew.run(work) {
+                tracing::warn!("no thread for a sequence: {error}");
+                let _ = sender.send((place, Event::Failed(Problem::crowded()))).await;
+                return;
+            }
         }
     };
     tokio::spawn(begin.instrument(span));
@@ -382,9 +391,15 @@ pub async fn as_sequence<T: Send + 'static>(
 ) -> Result<T, Problem> {
     let permit = server.gate.sequence().await.ok_or_else(Problem::stopping)?;
     let model = model.clone();
-    let acted = tokio::task::spawn_blocking(move || {
+    let (sender, acted) = oneshot::channel();
+    let work = move || {
         let _inside = (ticket, permit);
-        act(&model)
-    });
+        // Whoever has asked may have gone away.
+        let _ = sender.send(act(&model));
+    };
+    server.crew.run(work).map_err(|error| {
+        tracing::warn!("no thread for a request: {error}");
+        Problem::crowded()
+    })?;
     acted.await.unwrap_or_else(|_| Err(Problem::internal()))
 }

@@ -158,9 +158,10 @@ pub fn run(
         !stopped()
     };
     let (written, failed) = thread::scope(|scope| {
-        scope.spawn(|| {
-            shards.fetch(|place| pull.bring(hub, folder, remotes[order.files[place]], &fetched));
-        });
+        let fetch = || shards.fetch(|place| pull.bring(hub, folder, remotes[order.files[place]], &fetched));
+        if let Err(error) = thread::Builder::new().spawn_scoped(scope, fetch) {
+            return (Err(error).context("cannot start a thread that fetches"), None);
+        }
         let written = job.write(pull.output, &progress);
         (written, shards.end())
     });

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Args;
 use yuan::{
+    Error,
     calibrate::{Moments, Work, Writing, calibrate, moments_bytes, write},
     config::ModelConfig,
     container::Container,
@@ -112,7 +113,7 @@ impl Calibrate {
         bar.finish_and_clear();
         let sums = sums?;
         let tokens: usize = work.documents.iter().map(Vec::len).sum();
-        let written = fs::metadata(&self.output).map_or(0, |m| m.len());
+        let written = fs::metadata(&self.output).map_err(Error::io("read", &self.output))?.len();
         say!(
             "{}: {tokens} tokens, {} matrices, {}",
             self.output.display(),

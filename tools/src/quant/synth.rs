@@ -2,9 +2,10 @@
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     ops::Range,
     path::{Path, PathBuf},
+    thread,
 };
 
 use anyhow::{Context, bail, ensure};
@@ -185,7 +186,7 @@ fn write_shard(
 
 /// A piece of a tensor in bf16, made by two threads a core's worth at a time.
 fn bf16(source: &dyn Weights, name: &str, range: Range<usize>) -> anyhow::Result<Vec<u8>> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = range.len().div_ceil(threads).max(1);
     let parts: Vec<_> = range.clone().step_by(share).map(|s| s..range.end.min(s + share)).collect();
     let make = |part: Range<usize>| -> yuan::Result<Vec<u8>> {
@@ -193,10 +194,12 @@ fn bf16(source: &dyn Weights, name: &str, range: Range<usize>) -> anyhow::Result
         source.read_f32(name, part, &mut weights)?;
         Ok(weights.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect())
     };
-    let made: Vec<_> = std::thread::scope(|scope| {
-        let workers: Vec<_> = parts.into_iter().map(|part| scope.spawn(move || make(part))).collect();
-        workers.into_iter().map(|w| w.join().expect("making weights does not panic")).collect()
-    });
+    let made: Vec<_> = thread::scope(|scope| {
+        let start = |part| thread::Builder::new().spawn_scoped(scope, move || make(part));
+        let workers = parts.into_iter().map(start).collect::<io::Result<Vec<_>>>();
+        let workers = workers.context("cannot start a thread")?;
+        anyhow::Ok(workers.into_iter().map(|w| w.join().expect("making weights does not panic")).collect())
+    })?;
     Ok(made.into_iter().collect::<yuan::Result<Vec<_>>>()?.concat())
 }
 

@@ -1,6 +1,6 @@
 //! `yuan list`: the models of this machine.
 
-use std::{fs, path::Path};
+use std::{fs, io, path::Path};
 
 use clap::Args;
 use serde_json::json;
@@ -31,7 +31,7 @@ impl List {
         if self.json {
             let there = models.iter().map(|model| {
                 let what = what(&model.path);
-                json!({ "name": model.name, "file": model.path, "bytes": bytes(&model.path), "model": what.ok(), "complete": true })
+                json!({ "name": model.name, "file": model.path, "bytes": bytes(&model.path).ok(), "model": what.ok(), "complete": true })
             });
             let unfinished = coming
                 .iter()
@@ -43,8 +43,9 @@ impl List {
         }
         let width = models.iter().chain(&coming).map(|model| model.name.chars().count()).max().unwrap_or(0);
         for model in &models {
+            let size = bytes(&model.path).map_or_else(|_| "?".into(), size);
             let what = what(&model.path).unwrap_or_else(|error| error.to_string());
-            say!("{:<width$}  {:>10}  {what}", model.name, size(bytes(&model.path)))?;
+            say!("{:<width$}  {size:>10}  {what}", model.name)?;
         }
         for model in &coming {
             say!(
@@ -57,8 +58,8 @@ impl List {
     }
 }
 
-fn bytes(path: &Path) -> u64 {
-    fs::metadata(path).map_or(0, |file| file.len())
+fn bytes(path: &Path) -> io::Result<u64> {
+    fs::metadata(path).map(|file| file.len())
 }
 
 /// `Yuan2.0-M32, neuron tiles`, for people.

@@ -120,10 +120,11 @@ impl Remote {
         let response = self.post("/v1/chat/completions", &body)?;
         // Reading waits for the server, and Ctrl-C does not. Without a receiver the thread ends with the next line, and the connection with it.
         let (sender, lines) = sync_channel(64);
-        thread::spawn(move || {
+        let read = move || {
             let lines = BufReader::new(response.into_body().into_reader()).lines();
             lines.map(|line| sender.send(line)).find(Result::is_err)
-        });
+        };
+        thread::Builder::new().spawn(read).context("cannot start a thread")?;
         let (mut text, mut finish, mut is_done) = (String::new(), None, false);
         self.last = Value::Null;
         loop {
