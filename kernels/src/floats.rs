@@ -15,7 +15,7 @@ macro_rules! floats {
 
         use crate::blocks::{BlockQ4_0, BlockQ8, BlockQ8_0, BlockQ8x8, QK};
         use crate::scalar::{
-            EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, all_scores, exp, sum_lanes,
+            self, EXP_SERIES, LN_2_LOWER, LN_2_UPPER, WEIGHT_LEAST, add_to_lanes, all_scores, exp, sum_lanes,
             weight,
         };
 
@@ -178,13 +178,22 @@ macro_rules! floats {
 
         #[target_feature(enable = $features)]
         pub(crate) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
+            if dim > 32 * NEAR_BLOCKS {
+                return scalar::mix_q8_0(p, dim, values, y);
+            }
             mix_blocks(p, dim, values, y, |block| (block.d, quants_q8_0(block)));
         }
 
         #[target_feature(enable = $features)]
         pub(crate) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+            if dim > 32 * NEAR_BLOCKS {
+                return scalar::mix_q4_0(p, dim, values, y);
+            }
             mix_blocks(p, dim, values, y, |block| (block.d, quants_q4_0(block)));
         }
+
+        /// Positions whose values pass while they are in the nearest cache.
+        const NEAR: usize = 16;
 
         /// Queries by four and alone, dims by sixteen, by eight and alone.
         #[target_feature(enable = $features)]
@@ -275,13 +284,11 @@ macro_rules! floats {
             }
         }
 
-        /// Positions whose values pass while they are in the nearest cache.
-        const NEAR: usize = 16;
-
-        /// Blocks that are widened at a time.
+        /// Blocks that pass together, and are widened once for all queries.
         const NEAR_BLOCKS: usize = 128;
 
-        /// Queries pass by fours over quants that are widened once for all of them; what is left of them goes alone, without coming back for its values.
+        /// Queries pass by fours over quants that are widened once for all of them; what is left of them goes alone. A position's weight times the block's
+        /// scale is one factor; scales and factors are by block and position.
         #[target_feature(enable = $features)]
         #[inline]
         fn mix_blocks<B>(
@@ -295,62 +302,62 @@ macro_rules! floats {
             let (queries, blocks) = (y.len() / dim, dim / 32);
             let positions = values.len() / blocks;
             assert_eq!(queries * positions, p.len(), "weights of positions");
-            let whole = if blocks <= NEAR_BLOCKS { queries / 4 * 4 } else { 0 };
-            if whole > 0 && positions > 0 {
-                let (p, y) = (&p[..whole * positions], &mut y[..whole * dim]);
-                mix_widened(p, blocks, values, y, &quants);
-            }
-            for start in (0..positions).step_by(NEAR) {
-                let near = &values[start * blocks..positions.min(start + NEAR) * blocks];
+            let (whole, together) = (queries / 4 * 4, NEAR_BLOCKS / blocks);
+            let mut near = [[0.0; 32]; NEAR_BLOCKS];
+            let (mut scales, mut factors) = ([0.0; NEAR_BLOCKS], [[0.0; NEAR_BLOCKS]; 4]);
+            for (first, values) in (0..positions).step_by(together).zip(values.chunks(together * blocks)) {
+                let n = values.len() / blocks;
+                for (i, values) in values.chunks_exact(blocks).enumerate() {
+                    for (b, block) in values.iter().enumerate() {
+                        scales[b * n + i] = to_f32(quants(block).0);
+                    }
+                }
+                let weights = |t: usize| &p[t * positions + first..][..n];
+                if whole > 0 {
+                    widen(values, &mut near, &quants);
+                }
+                let widened = near[..values.len()].as_flattened();
+                for t in (0..whole).step_by(4) {
+                    for (i, factors) in factors.iter_mut().enumerate() {
+                        scale(weights(t + i), &scales[..n * blocks], factors);
+                    }
+                    let y = &mut y[t * dim..][..4 * dim];
+                    for k in (0..dim).step_by(16) {
+                        let of_block = factors.each_ref().map(|factors| &factors[k / 32 * n..][..n]);
+                        mix_block::<f32, 4, 2>(of_block, dim, widened, y, k, &|w: [f32; 8]| cast(w));
+                    }
+                }
                 for t in whole..queries {
-                    mix_near(
-                        &p[t * positions + start..][..near.len() / blocks],
-                        near,
-                        &mut y[t * dim..][..dim],
-                        &quants,
-                    );
+                    scale(weights(t), &scales[..n * blocks], &mut factors[0]);
+                    mix_near(&factors[0], values, &mut y[t * dim..][..dim], &quants);
                 }
             }
         }
 
-        /// A position's weight times the block's scale is one factor; scales and factors are by block and position.
         #[target_feature(enable = $features)]
         #[inline]
-        fn mix_widened<B>(
-            p: &[f32],
-            blocks: usize,
+        fn widen<B>(
             values: &[B],
-            y: &mut [f32],
+            near: &mut [[f32; 32]; NEAR_BLOCKS],
             quants: &impl Fn(&B) -> (f16, [Eights; 4]),
         ) {
-            let (dim, positions) = (32 * blocks, values.len() / blocks);
-            let mut near = [[0.0; 32]; NEAR_BLOCKS];
-            let (mut scales, mut factors) = ([0.0; NEAR_BLOCKS], [[0.0; NEAR_BLOCKS]; 4]);
-            let together = NEAR_BLOCKS / blocks;
-            for (first, values) in (0..positions).step_by(together).zip(values.chunks(together * blocks)) {
-                let n = values.len() / blocks;
-                for (i, block) in values.iter().enumerate() {
-                    let (d, q) = quants(block);
-                    scales[i % blocks * n + i / blocks] = to_f32(d);
-                    let to = near[i].as_chunks_mut::<8>().0;
-                    for v in 0..4 {
-                        to[v] = cast(of_i32(q[v]));
-                    }
+            for (block, near) in values.iter().zip(near) {
+                let q = quants(block).1;
+                let near = near.as_chunks_mut::<8>().0;
+                for v in 0..4 {
+                    near[v] = cast(of_i32(q[v]));
                 }
-                let near = near[..values.len()].as_flattened();
-                for (p, y) in p.chunks_exact(4 * positions).zip(y.chunks_exact_mut(4 * dim)) {
-                    for (p, factors) in p.chunks_exact(positions).zip(&mut factors) {
-                        for (factors, scales) in
-                            factors.chunks_exact_mut(n).zip(scales.chunks_exact(n)).take(blocks)
-                        {
-                            let products = p[first..][..n].iter().zip(scales).map(|(p, d)| p * d);
-                            factors.iter_mut().zip(products).for_each(|(factor, product)| *factor = product);
-                        }
-                    }
-                    for k in (0..dim).step_by(16) {
-                        let of_block = factors.each_ref().map(|factors| &factors[k / 32 * n..][..n]);
-                        mix_block::<f32, 4, 2>(of_block, dim, near, y, k, &|w: [f32; 8]| cast(w));
-                    }
+            }
+        }
+
+        /// The weights of some positions times the scales of each block in turn.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn scale(weights: &[f32], scales: &[f32], factors: &mut [f32; NEAR_BLOCKS]) {
+            let n = weights.len();
+            for (scales, factors) in scales.chunks_exact(n).zip(factors.chunks_exact_mut(n)) {
+                for ((factor, weight), scale) in factors.iter_mut().zip(weights).zip(scales) {
+                    *factor = weight * scale;
                 }
             }
         }
@@ -358,16 +365,21 @@ macro_rules! floats {
         /// Adds the values `near` to the sums of one query, of which those of a block stay in registers.
         #[target_feature(enable = $features)]
         #[inline]
-        fn mix_near<B>(p: &[f32], near: &[B], y: &mut [f32], quants: &impl Fn(&B) -> (f16, [Eights; 4])) {
+        fn mix_near<B>(
+            factors: &[f32],
+            near: &[B],
+            y: &mut [f32],
+            quants: &impl Fn(&B) -> (f16, [Eights; 4]),
+        ) {
             let blocks = y.len() / 32;
+            let n = near.len() / blocks;
             for (b, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
                 let mut sums: [Eight; 4] = cast(*y);
-                for (values, p) in near.chunks_exact(blocks).zip(p) {
-                    prefetch(&values[b], size_of::<B>() * NEAR * blocks);
-                    let (d, q) = quants(&values[b]);
-                    let weight = splat(p * to_f32(d));
+                for (values, factor) in near.chunks_exact(blocks).zip(&factors[b * n..][..n]) {
+                    prefetch(&values[b], size_of_val(near));
+                    let (factor, q) = (splat(*factor), quants(&values[b]).1);
                     for v in 0..4 {
-                        sums[v] = add(sums[v], mul(weight, of_i32(q[v])));
+                        sums[v] = add(sums[v], mul(factor, of_i32(q[v])));
                     }
                 }
                 *y = cast(sums);

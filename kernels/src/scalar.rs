@@ -402,11 +402,11 @@ fn mix_f16(p: &[f32], dim: usize, values: &[f16], y: &mut [f32]) {
     mix(p, dim, values.len() / dim, y, |i, k| values[i * dim + k].to_f32());
 }
 
-fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
+pub(crate) fn mix_q8_0(p: &[f32], dim: usize, values: &[BlockQ8_0], y: &mut [f32]) {
     mix_blocks(p, dim, values, y, |block| (block.d, block.qs));
 }
 
-fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
+pub(crate) fn mix_q4_0(p: &[f32], dim: usize, values: &[BlockQ4_0], y: &mut [f32]) {
     mix_blocks(p, dim, values, y, |block| (block.d, block.quants()));
 }
 

@@ -235,8 +235,12 @@ fn mix_near(p: &[f32], dim: usize, values: &[f32], y: &mut [f32], positions: usi
         for t in 0..QUERIES {
             weights[t] = &p[t * positions + first..][..values.len() / dim];
         }
-        (0..by_64).step_by(64).for_each(|k| mix_dims::<4>(weights, dim, values, y, k));
-        (by_64..dim).step_by(16).for_each(|k| mix_dims::<1>(weights, dim, values, y, k));
+        for k in (0..by_64).step_by(64) {
+            mix_dims::<4>(weights, dim, values, y, k);
+        }
+        for k in (by_64..dim).step_by(16) {
+            mix_dims::<1>(weights, dim, values, y, k);
+        }
     }
 }
 
@@ -261,22 +265,28 @@ fn mix_blocks<B>(
     let together = NEAR / dim;
     for (first, values) in (0..positions).step_by(together).zip(values.chunks(together * blocks)) {
         let n = values.len() / blocks;
-        for (i, block) in values.iter().enumerate() {
-            let (d, q) = quants(block);
-            scales[i % blocks * n + i / blocks] = to_f32(d);
-            near.as_chunks_mut::<32>().0[i] = cast(q.map(|q| _mm512_cvtepi32_ps(q)));
+        for (i, (values, near)) in values.chunks_exact(blocks).zip(near.chunks_exact_mut(dim)).enumerate() {
+            for (b, (block, near)) in values.iter().zip(near.as_chunks_mut::<32>().0).enumerate() {
+                let (d, q) = quants(block);
+                scales[b * n + i] = to_f32(d);
+                *near = cast([_mm512_cvtepi32_ps(q[0]), _mm512_cvtepi32_ps(q[1])]);
+            }
         }
         let near = &near[..n * dim];
         for (p, y) in p.chunks_exact(QUERIES * positions).zip(y.chunks_exact_mut(QUERIES * dim)) {
             for (p, factors) in p.chunks_exact(positions).zip(&mut factors) {
                 let by_block = factors.chunks_exact_mut(n).zip(scales.chunks_exact(n)).take(blocks);
                 for (factors, scales) in by_block {
-                    let products = p[first..][..n].iter().zip(scales).map(|(p, d)| p * d);
-                    factors.iter_mut().zip(products).for_each(|(factor, product)| *factor = product);
+                    for ((factor, weight), scale) in factors.iter_mut().zip(&p[first..][..n]).zip(scales) {
+                        *factor = weight * scale;
+                    }
                 }
             }
             for b in 0..blocks {
-                let of_block = factors.each_ref().map(|factors| &factors[b * n..][..n]);
+                let mut of_block = [&[][..]; QUERIES];
+                for t in 0..QUERIES {
+                    of_block[t] = &factors[t][b * n..][..n];
+                }
                 mix_dims::<2>(of_block, dim, near, y, 32 * b);
             }
         }
@@ -332,16 +342,26 @@ fn mix_alone<W>(p: &[f32], values: &[W], y: &mut [f32], sixteen: impl Fn(&[W; 16
 #[target_feature(enable = "avx512f")]
 #[inline]
 fn mix_blocks_alone<B>(p: &[f32], values: &[B], y: &mut [f32], quants: impl Fn(&B) -> (f16, [__m512i; 2])) {
+    const BLOCKS: usize = ALONE / 32;
     let blocks = y.len() / 32;
-    for (b, y) in (0..blocks).step_by(ALONE / 32).zip(y.as_chunks_mut::<ALONE>().0) {
-        let mut sums: [[__m512; 2]; ALONE / 32] = cast(*y);
-        for (values, p) in values.chunks_exact(blocks).zip(p) {
-            let values = &values[b..][..ALONE / 32];
-            for i in 0..ALONE / 32 {
-                let (d, q) = quants(&values[i]);
-                let weight = _mm512_set1_ps(p * to_f32(d));
-                for v in 0..2 {
-                    sums[i][v] = _mm512_add_ps(sums[i][v], _mm512_mul_ps(weight, _mm512_cvtepi32_ps(q[v])));
+    // Factors of some positions before their sums: made between these, each would be made in a register that still waits for one.
+    let mut factors = [[0.0; BLOCKS]; 16];
+    for (b, y) in (0..blocks).step_by(BLOCKS).zip(y.as_chunks_mut::<ALONE>().0) {
+        let mut sums: [[__m512; 2]; BLOCKS] = cast(*y);
+        for (values, p) in values.chunks(factors.len() * blocks).zip(p.chunks(factors.len())) {
+            for ((values, p), factors) in values.chunks_exact(blocks).zip(p).zip(&mut factors) {
+                for (block, factor) in values[b..].iter().zip(factors) {
+                    *factor = p * to_f32(quants(block).0);
+                }
+            }
+            for (values, factors) in values.chunks_exact(blocks).zip(&factors) {
+                let values: &[B; BLOCKS] = values[b..].first_chunk().expect("blocks of 256 dims");
+                for i in 0..BLOCKS {
+                    let (factor, q) = (_mm512_set1_ps(factors[i]), quants(&values[i]).1);
+                    for v in 0..2 {
+                        sums[i][v] =
+                            _mm512_add_ps(sums[i][v], _mm512_mul_ps(factor, _mm512_cvtepi32_ps(q[v])));
+                    }
                 }
             }
         }
