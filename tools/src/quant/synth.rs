@@ -88,7 +88,29 @@ impl Synth {
             bail!("{} is there already: remove it or choose another folder", self.output.display());
         }
         let folder = self.output.with_added_extension("partial");
+        let was_there = folder.exists();
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let written = self.write_folder(&folder, config, vocab).and_then(|written| {
+            fs::rename(&folder, &self.output)
+                .with_context(|| format!("cannot make {}", self.output.display()))?;
+            Ok(written)
+        });
+        if written.is_err() && !was_there {
+            // The error that comes first says more than one of this.
+            let _ = fs::remove_dir_all(&folder);
+        }
+        let (total, files) = written?;
+        tell!("{}: {} in {files} files", self.output.display(), size(total));
+        Ok(())
+    }
+
+    /// The files of the checkpoint. Bytes of its weights, and in how many files they are.
+    fn write_folder(
+        &self,
+        folder: &Path,
+        config: &ModelConfig,
+        vocab: &Vocab,
+    ) -> anyhow::Result<(u64, usize)> {
         let write = |name: &str, bytes: &[u8]| {
             let path = folder.join(name);
             fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
@@ -116,10 +138,7 @@ impl Synth {
             let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
             write("model.safetensors.index.json", &serde_json::to_vec_pretty(&index)?)?;
         }
-        fs::rename(&folder, &self.output)
-            .with_context(|| format!("cannot make {}", self.output.display()))?;
-        tell!("{}: {} in {} files", self.output.display(), size(total), shards.len());
-        Ok(())
+        Ok((total, shards.len()))
     }
 }
 
