@@ -1,5 +1,5 @@
 //! The operations of `scalar` on 512-bit vectors (AVX-512 F, BW and VNNI), where they are faster than `avx2`: the panels,
-//! and the attention of many queries (`attention`). Rows of weights are bound by memory either way and stay with `avx2`.
+//! and attention (`attention`). Rows of weights are bound by memory either way and stay with `avx2`.
 //!
 //! Registers: a line is a vector, 16 rows x 4 columns, beside one word of 4 activations broadcast to all rows.
 //! `vpdpbusd` adds the four products of each row to its `i32` lane; sums, scales and results stay in that lane.
