@@ -19,9 +19,8 @@ import tempfile
 import time
 
 import commands
-import hub
-from room import Room, look, stamps
-from shim import KINDS, PLENTY, WAYS, Shim, name_of, run
+from room import House, look
+from shim import KINDS, PLENTY, WAYS, name_of, run
 
 # Not a call: a disk that is full behind so many bytes.
 FULL = "full"
@@ -127,19 +126,12 @@ def main():
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--exactly", metavar="KIND:NUMBER:HOW", help="this fault alone, and what the program says")
     asked = parser.parse_args()
-    assets = pathlib.Path(__file__).resolve().parents[2] / "assets/demo-model"
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        inputs = folder / "inputs"
-        inputs.mkdir()
-        commands.prepare(asked.programs, inputs, assets)
-        untouched = stamps(inputs), stamps(assets)
-        address = hub.serve(inputs / "tiny")
-        shim, wrong = Shim(folder), []
+        house, wrong = House(folder, asked.programs), []
         chosen = [c for c in commands.commands() if not asked.only or c.name in asked.only]
         until = time.monotonic() + asked.seconds if asked.seconds else None
         for place, command in enumerate(chosen):
-            trial = Trial(Room(command, folder / "work", inputs, asked.programs.resolve(), assets, address), shim)
+            trial = Trial(house.room(command), house.shim)
             if asked.exactly:
                 kind, number, how = asked.exactly.split(":")
                 print(*trial.fail(kind, int(number), int(how)), sep="\n")
@@ -161,7 +153,7 @@ def main():
             took = time.monotonic() - began
             calls = ", ".join(f"{count} {kind}" for kind, count in trial.counts.items() if count)
             print(f"{command.name}: {sum(seen.values())} faults in {took:.0f} s, {dict(seen)}; calls: {calls}", flush=True)
-            if (stamps(inputs), stamps(assets)) != untouched:
+            if not house.is_untouched():
                 raise SystemExit(f"{command.name} has changed its inputs")
         print(f"{len(wrong)} wrong")
         sys.exit(bool(wrong))

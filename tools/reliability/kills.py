@@ -18,10 +18,9 @@ import tempfile
 import time
 
 import commands
-import hub
 from faults import Trial
-from room import Room, look, stamps
-from shim import Shim, run
+from room import House, look
+from shim import run
 
 KILLED = ["convert", "convert_over", "importance", "requantize", "export", "pull", "save", "save_over", "calibrate", "synth"]
 # After so many kills it says how it stands.
@@ -50,20 +49,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--only", type=lambda text: text.split(","), default=KILLED)
     asked = parser.parse_args()
-    assets = pathlib.Path(__file__).resolve().parents[2] / "assets/demo-model"
     chance = random.Random(1)
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        inputs = folder / "inputs"
-        inputs.mkdir()
-        commands.prepare(asked.programs, inputs, assets)
-        untouched = stamps(inputs), stamps(assets)
-        address = hub.serve(inputs / "tiny")
-        shim, trials = Shim(folder), []
-        for command in commands.commands():
-            if command.name in asked.only:
-                work = folder / f"work-{command.name}"
-                trials.append(Kills(Room(command, work, inputs, asked.programs.resolve(), assets, address), shim))
+        house = House(folder, asked.programs)
+        chosen = [command for command in commands.commands() if command.name in asked.only]
+        trials = [Kills(house.room(command, f"work-{command.name}"), house.shim) for command in chosen]
         until = time.monotonic() + asked.seconds
         kills, wrong, told = collections.Counter(), [], 0
         # In a mixed order, so that a short run has some of each.
@@ -87,7 +77,7 @@ def main():
             for problem in problems:
                 wrong.append(f"{name}, killed at {', '.join(said)}: {problem}")
                 print(wrong[-1], flush=True)
-        if (stamps(inputs), stamps(assets)) != untouched:
+        if not house.is_untouched():
             raise SystemExit("inputs have changed")
         calls = {trial.room.command.name: trial.all for trial in trials}
         print(f"{sum(kills.values())} kills: {dict(kills)}; calls of a run: {calls}")

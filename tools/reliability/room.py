@@ -2,7 +2,14 @@
 
 import hashlib
 import os
+import pathlib
 import shutil
+
+import commands
+import hub
+from shim import Shim
+
+ASSETS = pathlib.Path(__file__).resolve().parents[2] / "assets/demo-model"
 
 # Files that may be there or not, with any bytes: what was measured before, what was typed.
 KEPT = ("cache/", "history", "home/")
@@ -34,7 +41,7 @@ def stamps(folder):
 class Room:
     """The folder of a command, and the variables that its program has."""
 
-    def __init__(self, command, folder, inputs, programs, assets, hub=None):
+    def __init__(self, command, folder, inputs, programs, assets, hub):
         self.command, self.folder, self.inputs = command, folder, inputs
         places = {"{work}": folder, "{inputs}": inputs, "{assets}": assets, "{hub}": hub}
 
@@ -65,3 +72,23 @@ class Room:
 
     def may_leave(self, name):
         return name in self.command.partly or any(part in name for part in self.command.resumes)
+
+
+class House:
+    """Of a whole check, in `folder`: the inputs of all commands, which nobody may change, a hub that has them, and the library that is preloaded."""
+
+    def __init__(self, folder, programs):
+        self.folder, self.programs, self.inputs = pathlib.Path(folder), programs.resolve(), pathlib.Path(folder) / "inputs"
+        self.inputs.mkdir()
+        commands.prepare(self.programs, self.inputs, ASSETS)
+        self.before = self.stamps()
+        self.hub, self.shim = hub.serve(self.inputs / "tiny"), Shim(self.folder)
+
+    def stamps(self):
+        return stamps(self.inputs), stamps(ASSETS)
+
+    def room(self, command, name="work"):
+        return Room(command, self.folder / name, self.inputs, self.programs, ASSETS, self.hub)
+
+    def is_untouched(self):
+        return self.stamps() == self.before

@@ -21,8 +21,8 @@ import time
 import random
 
 import commands
-from room import Room, look
-from shim import KINDS, PATIENCE, WAYS, Shim, name_of
+from room import House, look
+from shim import KINDS, PATIENCE, WAYS, name_of
 
 BODY = {"prompt": "Psalms", "max_tokens": 6, "temperature": 1, "seed": 1, "ignore_eos": True}
 REQUESTS = [
@@ -134,14 +134,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=KINDS)
     asked = parser.parse_args()
-    assets = pathlib.Path(__file__).resolve().parents[2] / "assets/demo-model"
     with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        inputs = folder / "inputs"
-        inputs.mkdir()
-        commands.prepare(asked.programs, inputs, assets)
-        shim = Shim(folder)
-        room = Room(SERVE, folder / "work", inputs, asked.programs.resolve(), assets)
+        house = House(folder, asked.programs)
+        room, shim = house.room(SERVE), house.shim
         environment = {**room.environment, **shim.environment()}
         shim.ask()
         room.empty()

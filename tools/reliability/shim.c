@@ -66,7 +66,7 @@ static void tell(const char *call, int file, const char *path) {
     snprintf(page->what, sizeof page->what, "%s %d %s", call, file, path ? path : "");
 }
 
-// Counts a call. Whether it is to fail: 0, an errno, or SHORT. `torn` is done before the program is killed in it.
+// Counts a call. Whether it is to fail: 0, an errno, SHORT, or, where the program is to be killed in it, more than 16 bits.
 static int fault(enum kind kind, const char *call, int file, const char *path) {
     if (!page) return 0;
     uint64_t number = __atomic_add_fetch(&page->counts[kind], 1, __ATOMIC_RELAXED);
@@ -211,7 +211,6 @@ ssize_t writev(int file, const struct iovec *pieces, int count) {
 static mode_t mode_of(int flags, va_list rest) {
     return flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
 }
-
 
 int open(const char *path, int flags, ...) {
     NEXT(open);
